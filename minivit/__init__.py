@@ -1,0 +1,39 @@
+"""minivit: a Vision Transformer in NumPy and CuPy, every backward pass by hand and proved.
+
+    import minivit
+
+    model = minivit.create_model("vit_tiny_patch4_32", depth=2, dtype="float64")
+    logits, cache = model.forward(images)
+    dimages = model.backward(dlogits, cache)
+"""
+
+from minivit import layers, ops
+from minivit.engine import Engine
+from minivit.errors import RunError, UserError
+from minivit.keys import Key
+from minivit.layer import Layer
+from minivit.parameters import Parameter
+from minivit.presets import PRESETS, create_model, get_config
+from minivit.train.optim import SGD, Adam, AdamW
+from minivit.vit import ViT, ViTConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Engine",
+    "Key",
+    "Layer",
+    "Parameter",
+    "RunError",
+    "UserError",
+    "ViT",
+    "ViTConfig",
+    "create_model",
+    "get_config",
+    "layers",
+    "ops",
+]

@@ -1,0 +1,211 @@
+"""What a gradient check found: one row a gradient, a table for people, a dictionary for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Verdict = Literal["ok", "zero", "vacuous", "skipped", "FAILED"]
+Slope = float | Literal["linear"] | None
+
+_HEADERS = ("layer", "gradient of", "shape", "norm", "error", "slope", "by", "verdict", "worst index")
+_RIGHT = {"norm", "error", "slope"}
+_STYLES = {"ok": "green", "zero": "cyan", "vacuous": "yellow", "skipped": "yellow", "FAILED": "bold red"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The verdict on one gradient.
+
+    Attributes
+    ----------
+    layer, name, shape
+        Where the array is and what it is called; ``weight[q]`` is a named part of ``weight``.
+    norm
+        Euclidean norm of the gradient that the backward pass returned.
+    error
+        Largest |difference| over the random directions / max(`norm`, 1e-3 of the norm of all gradients of the case);
+        infinite where there was nothing that could be measured.
+    slope
+        Order at which the Taylor remainder falls; "linear" where it is rounding alone; None where it was not judged.
+    worst_index
+        Index of the element that is furthest off, searched only where the row fails.
+    verdict
+        "ok"; "zero", the gradient and its numeric value are both zero up to rounding; "vacuous", the tolerance is
+        larger than the gradient, so that anything would pass; "skipped", backward returned None; "FAILED".
+    method
+        "complex" step, "taylor" remainder, "central" differences, or "float32" gradients against float64 ones.
+    note
+        What a person should know about this row; empty where all is well.
+    """
+
+    layer: str
+    name: str
+    shape: tuple[int, ...]
+    norm: float
+    error: float
+    slope: Slope
+    worst_index: tuple[int, ...] | None
+    verdict: Verdict
+    method: str
+    note: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """The layer and the name, joined by a dot."""
+        return f"{self.layer}.{self.name}" if self.layer else self.name
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as it is printed, in the order of the table's columns."""
+        slope = "-" if self.slope is None else self.slope if isinstance(self.slope, str) else f"{self.slope:.2f}"
+        measured = self.verdict != "skipped"
+        return (
+            self.layer,
+            self.name,
+            _dimensions(self.shape),
+            f"{self.norm:.2e}" if measured else "-",
+            f"{self.error:.1e}" if measured else "-",
+            slope,
+            self.method if measured else "-",
+            self.verdict,
+            "" if self.worst_index is None else str(self.worst_index),
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of one gradient check, and the contracts that forward or backward broke.
+
+    Attributes
+    ----------
+    title
+        What was checked.
+    rows
+        One for each array, parameter or named part, and one more for each that is compared in float32.
+    findings
+        Broken contracts, in words: an argument written to, a second backward pass that differs, a leaked dtype.
+    tolerance
+        The error that a complex-step row may have.
+    advice
+        Where to begin, if that can be said.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    findings: tuple[str, ...] = ()
+    tolerance: float = 1e-11
+    advice: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether no row failed and no contract was broken."""
+        return not self.findings and all(row.verdict != "FAILED" for row in self.rows)
+
+    @property
+    def max_error(self) -> float:
+        """The largest error of the proofs in float64; comparisons in float32 have a tolerance of their own."""
+        return max((row.error for row in self.rows if row.method != "float32"), default=0.0)
+
+    def raise_if_failed(self) -> None:
+        """Raise AssertionError with the whole table if the check did not pass."""
+        __tracebackhide__ = True
+        if not self.passed:
+            raise AssertionError(f"the gradients are not right\n\n{self}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold; a number that is not finite becomes None."""
+        rows = [{key: _plain(value) for key, value in asdict(row).items()} for row in self.rows]
+        summary = {"title": self.title, "passed": self.passed, "max_error": _plain(self.max_error)}
+        return summary | {"findings": list(self.findings), "rows": rows}
+
+    def summary(self) -> str:
+        """Return the last line: what passed and how well, or what is wrong."""
+        failed = [row.full_name for row in self.rows if row.verdict == "FAILED"]
+        warned = sum(1 for row in self.rows if row.note and row.verdict != "FAILED")
+        warnings = f"; {_count(warned, 'note')} above" if warned else ""
+        if self.passed:
+            proved = [row for row in self.rows if row.verdict in ("ok", "zero") and row.method != "float32"]
+            zero = sum(row.verdict == "zero" for row in proved)
+            zeros = f" ({zero} of them zero)" if zero else ""
+            bar = f" (tolerance {self.tolerance:.0e})" if all(row.method == "complex" for row in proved) else ""
+            return f"passed: {_count(len(proved), 'gradient')}{zeros}, largest error {self.max_error:.1e}{bar}{warnings}"
+        wrong = f"{len(failed)} of {_count(len(self.rows), 'gradient')} wrong" if failed else ""
+        broken = f"{_count(len(self.findings), 'contract')} broken" if self.findings else ""
+        return f"FAILED: {', '.join(filter(None, (wrong, broken)))}{warnings}"
+
+    def print(self, console: Console | None = None) -> None:
+        """Print the table with colours on a terminal, plain in a pipe."""
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+        from rich.text import Text
+
+        console = console or Console()
+        table = Table(title=self.title, title_justify="left", title_style="bold", box=None, pad_edge=False, expand=False)
+        headers, shown = self._columns()
+        for header in headers:
+            table.add_column(header, justify="right" if header in _RIGHT else "left", no_wrap=True, header_style="dim")
+        notes = []
+        for row, cells in shown:
+            style = _STYLES[row.verdict]
+            styled = [Text(cell, style=style if cell == row.verdict else "") for cell in cells]
+            table.add_row(*styled)
+            if row.note:
+                notes.append(f"[{style}]{escape(row.full_name)}[/]: {escape(row.note)}")
+        console.print(table)
+        for line in (*notes, *(f"[bold red]contract[/]: {escape(finding)}" for finding in self.findings)):
+            console.print(line, highlight=False)
+        if self.advice:
+            console.print(escape(self.advice), highlight=False)
+        console.print(escape(self.summary()), style="bold green" if self.passed else "bold red", highlight=False)
+
+    def __str__(self) -> str:
+        headers, shown = self._columns()
+        widths = [max(map(len, column)) for column in zip(headers, *(cells for _, cells in shown), strict=True)]
+
+        def line(cells: tuple[str, ...]) -> str:
+            aligned = (
+                cell.rjust(width) if header in _RIGHT else cell.ljust(width)
+                for header, cell, width in zip(headers, cells, widths, strict=True)
+            )
+            return "  ".join(aligned).rstrip()
+
+        lines = [self.title, "", line(headers), "  ".join("-" * width for width in widths)]
+        for row, cells in shown:
+            lines.append(line(cells))
+            lines.extend(f"    {part}" for part in row.note.split("; ") if part)
+        lines += ["", *(f"contract: {finding}" for finding in self.findings)]
+        return "\n".join([*lines, *filter(None, [self.advice]), self.summary()])
+
+    def _columns(self) -> tuple[tuple[str, ...], list[tuple[Row, tuple[str, ...]]]]:
+        """Leave out the columns that say nothing, and a layer's name on all its rows but the first."""
+        table = [_HEADERS, *(cells for _, cells in self._rows())]
+        told = [any(line[k] for line in table[1:]) for k in range(len(_HEADERS))]
+        kept = [tuple(cell for cell, tell in zip(line, told, strict=True) if tell) for line in table]
+        return kept[0], list(zip(self.rows, kept[1:], strict=True))
+
+    def _rows(self) -> Iterator[tuple[Row, tuple[str, ...]]]:
+        previous = None
+        for row in self.rows:
+            layer, *rest = row.cells()
+            yield row, ("" if layer == previous else layer, *rest)
+            previous = layer
+
+
+def _dimensions(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) if shape else "scalar"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return list(value) if isinstance(value, tuple) else value

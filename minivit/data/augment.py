@@ -1,0 +1,96 @@
+"""Normalisation, random crop and random flip, on the library and the device of the images.
+
+What happens to an image depends on its key alone, (seed, step, sample), so it is the same in any micro-batch. Both
+random operations keep the dtype, and cost least on uint8, before `normalize`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivit.arrays import Array, namespace
+from minivit.keys import Key
+
+
+def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> Array:
+    """Return (images / 255 - mean) / std.
+
+    Parameters
+    ----------
+    images : Array
+        uint8 (B, height, width, C).
+    mean, std : tuple of float
+        One number a channel, in the scale of 0 to 1.
+    dtype : dtype
+        The float type of the result and of the computation.
+
+    Raises
+    ------
+    TypeError
+        `images` are not uint8.
+    ValueError
+        `mean` or `std` has not one number a channel.
+    """
+    xp = namespace(images)
+    if images.dtype != xp.uint8:
+        raise TypeError(f"normalize got images of {images.dtype}; expected uint8, 0 to 255")
+    if not len(mean) == len(std) == images.shape[-1]:
+        raise ValueError(f"images have {images.shape[-1]} channels, but mean {len(mean)} and std {len(std)} numbers")
+    scale = xp.asarray([1.0 / (255.0 * s) for s in std], dtype=dtype)
+    shift = xp.asarray([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype)
+    result: Array = images.astype(dtype)
+    result *= scale
+    result += shift
+    return result
+
+
+def random_crop(images: Array, padding: int, key: Key) -> Array:
+    """Pad each image with `padding` zeros on every side and cut one of the same size out of it at random.
+
+    Parameters
+    ----------
+    images : Array
+        (B, height, width, C) of any dtype; not changed.
+    padding : int
+        The largest shift, up, down, left or right; less than the height and the width.
+    key : Key
+        Of the B samples.
+
+    Raises
+    ------
+    ValueError
+        `padding` is negative, or so large that an image could vanish.
+    """
+    xp = namespace(images, key.sample_ids)
+    B, height, width, C = images.shape
+    if not 0 <= padding < min(height, width):
+        raise ValueError(
+            f"a crop padding of {padding} for images of {height} x {width}; "
+            f"expected 0 to {min(height, width) - 1}, so that some of the image stays"
+        )
+    padded = xp.zeros((B, height + 2 * padding, width + 2 * padding, C), dtype=images.dtype)
+    padded[:, padding : padding + height, padding : padding + width] = images
+    # The upper 16 bits times the number of choices, over 2^16: uniform to 1 in 2^16 / choices, in 32 bits.
+    offsets = ((key.bits((B, 2)) >> 16) * (2 * padding + 1)) >> 16
+    offsets = offsets.astype(xp.int64)
+    rows = offsets[:, 0, None] + xp.arange(height)  # (B, height)
+    columns = offsets[:, 1, None] + xp.arange(width)  # (B, width)
+    cropped: Array = padded[xp.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return cropped
+
+
+def random_flip(images: Array, key: Key) -> Array:
+    """Mirror each image left to right with probability one half; `images` (B, height, width, C) are not changed."""
+    xp = namespace(images, key.sample_ids)
+    flipped = (key.bits((len(images),)) >> 31).astype(bool)
+    result: Array = xp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+    return result
+
+
+def augment(images: Array, key: Key, *, crop_padding: int, flip: bool) -> Array:
+    """Return `images` (B, height, width, C) cropped at random with `crop_padding` and, with `flip`, flipped as well."""
+    if crop_padding:
+        images = random_crop(images, crop_padding, key.fold("augment.crop"))
+    if flip:
+        images = random_flip(images, key.fold("augment.flip"))
+    return images

@@ -1,0 +1,196 @@
+"""`Layer`: what every layer and the whole model are: parameters, a forward pass and a backward pass.
+
+A layer of your own declares its parameters as attributes and wires ops (docs/your_own_layer.md):
+
+    class Scale(Layer):
+        def __init__(self, dim):
+            self.weight = Parameter((dim,), initializers.ones)
+
+        def forward(self, x, rng=None, keep=True):
+            return x * self.weight.value, x
+
+        def backward(self, dy, cache):
+            self.weight.add_grad((dy * cache).sum(axis=tuple(range(dy.ndim - 1))))
+            return dy * self.weight.value
+
+    layer = Scale(7).initialize(seed=0, dtype="float64")
+
+Nothing is kept in the layer between the two passes: the cache holds it all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from minivit.arrays import Array, backend, library_name, namespace, to_backend, to_host
+from minivit.errors import UserError
+from minivit.keys import Key
+from minivit.parameters import FlatStore, Parameter, Parameters, first_value, plan
+
+
+class Layer:
+    """Parameters and wiring. Subclasses set parameters, layers and lists of layers as attributes."""
+
+    _parameters: Parameters | None = None
+
+    def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+        """Return the layer's result for `x`, and the cache that `backward` reads, or None with ``keep=False``.
+
+        ``rng=None`` means evaluation: nothing random happens.
+        """
+        raise NotImplementedError
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        """Add to the gradients of all parameters for the gradient `dy` of the result, and return that of `x`."""
+        raise NotImplementedError
+
+    def __call__(self, x: Array) -> Array:
+        """Return the layer's result for `x` in evaluation."""
+        return self.forward(x, keep=False)[0]
+
+    def _members(self) -> Iterator[tuple[str, Parameter | Layer]]:
+        for name, member in vars(self).items():
+            if isinstance(member, (Parameter, Layer)):
+                yield name, member
+            elif isinstance(member, list):
+                for i, item in enumerate(member):
+                    if isinstance(item, (Parameter, Layer)):
+                        yield f"{name}.{i}", item
+
+    def named_layers(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+        """Yield every layer in this one, itself first, under its dotted name."""
+        yield prefix, self
+        for name, member in self._members():
+            if isinstance(member, Layer):
+                yield from member.named_layers(f"{prefix}.{name}" if prefix else name)
+
+    def _declared(self) -> dict[str, Parameter]:
+        named: dict[str, Parameter] = {}
+        for prefix, layer in self.named_layers():
+            for name, member in layer._members():
+                if isinstance(member, Parameter) and all(member is not known for known in named.values()):
+                    named[f"{prefix}.{name}" if prefix else name] = member
+        return named
+
+    def _twin(self, known: dict[int, Any]) -> Self:
+        """Return a copy of the tree of layers with the parameters of `known`, by the id of what they replace."""
+        if id(self) in known:
+            twin: Self = known[id(self)]
+            return twin
+        twin = known[id(self)] = copy.copy(self)
+        twin._parameters = None
+
+        def replaced(member: Any) -> Any:
+            if isinstance(member, Parameter):
+                return known[id(member)]
+            if isinstance(member, Layer):
+                return member._twin(known)
+            return [replaced(item) for item in member] if isinstance(member, list) else member
+
+        for name, member in vars(self).items():
+            setattr(twin, name, replaced(member))
+        return twin
+
+    def _on_store(self, declared: Mapping[str, Parameter], starts: Mapping[str, int], store: FlatStore) -> Self:
+        bound = {name: parameter.bound(store, name, starts[name]) for name, parameter in declared.items()}
+        twin = self._twin({id(declared[name]): parameter for name, parameter in bound.items()})
+        twin._parameters = Parameters(bound, store)
+        return twin
+
+    def initialize(self, seed: int = 0, dtype: Any = "float32", backend: str = "numpy") -> Self:
+        """Give all parameters their first values, functions of `seed` and their names alone; return the layer.
+
+        Parameters
+        ----------
+        seed : int
+            Not negative.
+        dtype : dtype
+            Of all parameters, and so of what the layer takes and returns.
+        backend : str
+            "numpy" or "cupy".
+        """
+        self._adopt(_initialized(self, seed, dtype, backend))
+        return self
+
+    def _adopt(self, twin: Self) -> None:
+        vars(self).clear()
+        vars(self).update(vars(twin))
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters of this layer and of those in it, by name."""
+        if self._parameters is None:
+            declared = self._declared()
+            stores = [parameter.store for parameter in declared.values()]
+            self._parameters = Parameters(declared, stores[0] if stores else FlatStore(np.zeros(0, np.float32)))
+        return self._parameters
+
+    def zero_grad(self) -> None:
+        """Set the gradients of this layer's parameters to zero."""
+        for parameter in self.parameters.values():
+            parameter.grad[...] = 0
+
+    def replica(self) -> Self:
+        """Return a copy that shares the values of all parameters and has gradients of its own."""
+        named = self.parameters
+        starts = {name: parameter.span.start for name, parameter in named.items()}
+        return self._on_store(named, starts, FlatStore(named.store.values))
+
+    def astype(self, dtype: Any) -> Self:
+        """Return a copy with its parameters converted to `dtype`."""
+        return self._moved(np.dtype(dtype), namespace(self.parameters.store.values))
+
+    def to(self, backend_name: str) -> Self:
+        """Return a copy with its parameters on the backend "numpy" or "cupy"."""
+        return self._moved(self.parameters.store.values.dtype, backend(backend_name))
+
+    def _moved(self, dtype: Any, xp: Any) -> Self:
+        twin = _initialized(self, 0, dtype, library_name(xp), draw=False)
+        for name, parameter in self.parameters.items():
+            twin.parameters[name].value[...] = to_backend(parameter.value.astype(dtype), xp)
+        return twin
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of all values by name, on the host, in minivit's own layout."""
+        return {name: to_host(parameter.value).copy() for name, parameter in self.parameters.items()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Set all values from `state`, which has this layer's names and shapes.
+
+        Raises
+        ------
+        UserError
+            A name is missing or unknown, or a shape differs; nothing is changed then.
+        """
+        named = self.parameters
+        for name, value in state.items():
+            if name == "patch_embed.proj.weight" and np.ndim(value) == 4:
+                raise UserError("these are weights in timm's layout; minivit.load_model reads them from their file")
+            if name in named and np.shape(value) != named[name].shape:
+                raise UserError(f"{name} has shape {np.shape(value)}; this model has {named[name].shape}")
+        missing = [name for name in named if name not in state]
+        unknown = [name for name in state if name not in named]
+        if missing or unknown:
+            words = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                     for what, names in (("missing", missing), ("unknown", unknown)) if names]  # fmt: skip
+            raise UserError(f"the weights belong to another model: {' and '.join(words)}")
+        xp = namespace(named.store.values)
+        for name, parameter in named.items():
+            parameter.value[...] = to_backend(np.asarray(to_host(state[name]), dtype=parameter.value.dtype), xp)
+
+
+def _initialized(layer: Any, seed: int, dtype: Any, backend_name: str, *, draw: bool = True) -> Any:
+    xp = backend(backend_name)
+    dtype = np.dtype(dtype)
+    declared = layer._declared()
+    starts, length = plan({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
+    store = FlatStore(xp.zeros(length, dtype=dtype))
+    twin = layer._on_store(declared, starts, store)
+    if draw:
+        for name, parameter in twin._parameters.items():
+            parameter.value[...] = first_value(parameter, name, seed, dtype, xp)
+    return twin

@@ -1,0 +1,55 @@
+"""What the step engine asks of the machine: cores, single-threaded BLAS, and an allocator that keeps its pages."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import threadpoolctl
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
+_LARGEST = 1 << 30
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def keep_freed_pages() -> bool:
+    """Tell glibc to keep freed memory, since fresh pages cost faults; return whether it agreed. Elsewhere: nothing."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    controller = threadpoolctl.ThreadpoolController().select(user_api="blas")
+    if not controller.lib_controllers:
+        warnings.warn(
+            "the threads of this NumPy's BLAS cannot be limited, so the engine's own threads may crowd each other and "
+            "results may depend on the number of processors; set the BLAS library's thread count to 1 in the environment",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return controller
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Let every matrix product run on the thread that calls it, while the block lasts."""
+    with _blas().limit(limits=1):
+        yield

@@ -1,0 +1,78 @@
+"""Softmax cross-entropy, the mean over a batch, with label smoothing (Szegedy et al. 2016) or soft targets.
+
+    log_p = logits - log(sum(exp(logits)))
+    targets = (1 - label_smoothing) * one_hot(labels) + label_smoothing / C
+    loss = -sum(targets * log_p) / B
+
+    dlogits = dloss * (p * sum(targets) - targets) / B
+
+where sum(targets) runs over the classes: it is 1 for labels, and may differ for soft targets. The steps are in
+docs/derivations/softmax_cross_entropy.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from minivit.arrays import Array, namespace, real_dtype
+from minivit.ops.registry import op, op_backward
+from minivit.ops.shapes import expect, same_dtype
+
+
+class CrossEntropyCache(NamedTuple):
+    """What the backward pass of `cross_entropy` reads."""
+
+    p: Array  # (B, C)
+    targets: Array  # (B, C)
+
+
+@op
+def cross_entropy(
+    logits: Array, labels: Array, label_smoothing: float = 0.0, *, keep: bool = True
+) -> tuple[Array, CrossEntropyCache | None]:
+    """Return the mean cross-entropy of `logits` against `labels`.
+
+    Parameters
+    ----------
+    logits : Array
+        (B, C), floating.
+    labels : Array
+        (B,) integers below C, or (B, C) soft targets of the dtype of `logits`. Their values are the caller's to check.
+    label_smoothing : float
+        The share of the target that is spread over all classes, in [0, 1).
+    keep : bool
+        Whether to return the cache that `cross_entropy_backward` reads.
+
+    Returns
+    -------
+    loss : Array
+        0-d, of the dtype of `logits`.
+    cache : CrossEntropyCache or None
+    """
+    xp = namespace(logits, labels)
+    expect("cross_entropy", "logits", logits, ("B", "C"))
+    same_dtype("cross_entropy", logits=logits)
+    B, C = logits.shape
+    dtype = real_dtype(logits.dtype)
+    if labels.dtype.kind in "iu":
+        expect("cross_entropy", "labels", labels, (B,))
+        targets = (labels[:, None] == xp.arange(C)).astype(dtype)
+    else:
+        expect("cross_entropy", "labels", labels, (B, C))
+        if labels.dtype != dtype:
+            raise TypeError(f"cross_entropy: labels have dtype {labels.dtype}; expected integers or {dtype}")
+        targets = labels
+    if label_smoothing:
+        targets = targets * (1.0 - label_smoothing) + label_smoothing / C
+    shifted = logits - logits.real.max(axis=-1, keepdims=True)
+    log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+    loss = xp.asarray((targets * log_p).sum() / -B)
+    return loss, CrossEntropyCache(xp.exp(log_p), targets) if keep else None
+
+
+@op_backward
+def cross_entropy_backward(dloss: Array | float, cache: CrossEntropyCache) -> Array:
+    """Return ``dlogits`` (B, C) for the gradient `dloss`, a number or a 0-d array, of the loss."""
+    p, targets = cache
+    dlogits = p * targets.sum(axis=-1, keepdims=True) - targets
+    return dlogits * (dloss / p.shape[0])

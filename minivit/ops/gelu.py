@@ -1,0 +1,77 @@
+"""GELU, exact and by tanh (Hendrycks and Gimpel 2016).
+
+    exact:  y = x * Phi(x)              dx = dy * (Phi(x) + x * phi(x))
+    tanh:   y = x * (1 + t) / 2         dx = dy * ((1 + t) / 2 + x * (1 - t**2) / 2 * inner')
+            t = tanh(inner)             inner = c * (x + a * x**3),  c = sqrt(2 / pi),  a = 0.044715
+
+Phi is the normal distribution's integral and phi its density; exp(-x**2 / 2) serves both (erf.py). The two forms
+differ by up to 5e-4, and so do their derivatives: each has its own. The steps are in docs/derivations/gelu.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from minivit.arrays import Array, namespace
+from minivit.ops.erf import normal_cdf
+from minivit.ops.registry import op, op_backward
+from minivit.ops.shapes import same_dtype
+
+_C = math.sqrt(2.0 / math.pi)
+_A = 0.044715
+_DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
+
+
+class GELUCache(NamedTuple):
+    """What the backward pass of `gelu` reads."""
+
+    slope: Array  # dy/dx, the shape of x
+
+
+@op
+def gelu(x: Array, approximate: str = "none", *, keep: bool = True) -> tuple[Array, GELUCache | None]:
+    """Return GELU of each element of `x`.
+
+    Parameters
+    ----------
+    x : Array
+        Any shape, floating.
+    approximate : str
+        "none" for the exact form, "tanh" for the form of the original code of many models.
+    keep : bool
+        Whether to return the cache that `gelu_backward` reads.
+    """
+    namespace(x)
+    same_dtype("gelu", x=x)
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate is {approximate!r}; expected 'none' or 'tanh'")
+    return (_gelu_exact if approximate == "none" else _gelu_tanh)(x, keep)
+
+
+def _gelu_exact(x: Array, keep: bool) -> tuple[Array, GELUCache | None]:
+    cdf, gauss = normal_cdf(x)
+    y = x * cdf
+    return y, GELUCache(_exact_derivative(x, cdf, gauss)) if keep else None
+
+
+def _exact_derivative(x: Array, cdf: Array, gauss: Array) -> Array:
+    return cdf + x * gauss * _DENSITY
+
+
+def _gelu_tanh(x: Array, keep: bool) -> tuple[Array, GELUCache | None]:
+    xp = namespace(x)
+    square = x * x
+    t = xp.tanh(x * (_C + _C * _A * square))
+    y = x * (0.5 + 0.5 * t)
+    return y, GELUCache(_tanh_derivative(x, square, t)) if keep else None
+
+
+def _tanh_derivative(x: Array, square: Array, t: Array) -> Array:
+    return 0.5 + 0.5 * t + x * (0.5 - 0.5 * t * t) * (_C + 3.0 * _C * _A * square)
+
+
+@op_backward
+def gelu_backward(dy: Array, cache: GELUCache) -> Array:
+    """Return ``dx`` for the gradient `dy` of `gelu`'s result."""
+    return dy * cache.slope

@@ -1,0 +1,63 @@
+"""Cutting images into patches (Dosovitskiy et al. 2020, section 3.1).
+
+    y[b, n] = the n-th patch of image b, row by row, flattened in the order row, column, channel
+
+    dx = dy put back where each pixel came from
+
+Patches do not overlap and every pixel is in one: the map is a permutation, so its backward pass is the inverse one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from minivit.arrays import Array, namespace
+from minivit.ops.registry import op, op_backward
+from minivit.ops.shapes import expect, same_dtype
+
+
+class PatchesCache(NamedTuple):
+    """What the backward pass of `patches` reads: sizes alone."""
+
+    grid: tuple[int, int]  # patches in a column and in a row
+    patch_size: tuple[int, int]  # height and width of a patch
+
+
+@op
+def patches(x: Array, patch_size: tuple[int, int], *, keep: bool = True) -> tuple[Array, PatchesCache | None]:
+    """Return the patches of images.
+
+    Parameters
+    ----------
+    x : Array
+        (B, height, width, C), floating.
+    patch_size : tuple of int
+        Height and width of a patch; they divide those of the images.
+    keep : bool
+        Whether to return the cache that `patches_backward` reads.
+
+    Returns
+    -------
+    y : Array
+        (B, N, P * P * C), of the dtype of `x`.
+    cache : PatchesCache or None
+    """
+    namespace(x)
+    same_dtype("patches", x=x)
+    expect("patches", "x", x, ("B", "height", "width", "C"))
+    B, height, width, C = x.shape
+    P, Q = patch_size
+    if height % P or width % Q:
+        raise ValueError(f"patches: images of {height} x {width} pixels cannot be cut into patches of {P} x {Q}")
+    grid = height // P, width // Q
+    y = x.reshape(B, grid[0], P, grid[1], Q, C).transpose(0, 1, 3, 2, 4, 5)  # (B, row, column, P, Q, C)
+    return y.reshape(B, grid[0] * grid[1], P * Q * C), PatchesCache(grid, (P, Q)) if keep else None
+
+
+@op_backward
+def patches_backward(dy: Array, cache: PatchesCache) -> Array:
+    """Return ``dx`` (B, height, width, C) for the gradient `dy` (B, N, P * P * C) of `patches`' result."""
+    (rows, columns), (P, Q) = cache
+    B = dy.shape[0]
+    dx = dy.reshape(B, rows, columns, P, Q, -1).transpose(0, 1, 3, 2, 4, 5)  # (B, row, P, column, Q, C)
+    return dx.reshape(B, rows * P, columns * Q, -1)

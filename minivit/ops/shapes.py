@@ -1,0 +1,34 @@
+"""Checks of shapes and dtypes that every op makes, with messages for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def same_dtype(op: str, **arrays: Any) -> None:
+    """Raise TypeError unless all `arrays` have one floating dtype."""
+    dtypes = {name: x.dtype for name, x in arrays.items() if x is not None}
+    first = next(iter(dtypes.values()))
+    if first.kind not in "fc":
+        name = next(iter(dtypes))
+        raise TypeError(f"{op}: {name} has dtype {first}; expected floating point, say {name}.astype('float32')")
+    if any(dtype != first for dtype in dtypes.values()):
+        listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(f"{op}: the arguments differ in dtype ({listed}); convert them to one with astype")
+
+
+def expect(op: str, name: str, array: Any, expected: tuple[int | str | None, ...]) -> None:
+    """Raise ValueError unless `array` has the shape `expected`, in which a string or None stands for any size."""
+    shape = array.shape
+    fits = len(shape) == len(expected) and all(
+        not isinstance(want, int) or want == size for size, want in zip(shape, expected, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("..." if want is None else str(want) for want in expected)
+        raise ValueError(f"{op}: {name} has shape {shape}; expected ({wanted})")
+
+
+def expect_last(op: str, name: str, array: Any, size: int, of: str) -> None:
+    """Raise ValueError unless the last axis of `array` has `size`, which comes from `of`."""
+    if array.ndim == 0 or array.shape[-1] != size:
+        raise ValueError(f"{op}: {name} has shape {array.shape}; expected (..., {size}), the size that {of} has")

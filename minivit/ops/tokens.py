@@ -1,0 +1,111 @@
+"""From patches to tokens and back to one vector an image (Dosovitskiy et al. 2020, equations 1 and 4).
+
+    embed:  y = [cls_token; x] + pos_embed          (equation 1; without a class token, y = x + pos_embed)
+            dx = dy[1:],  dcls_token = sum of dy[0],  dpos_embed = sum of dy,  sums over the batch
+
+    pool:   y = x[0], the class token (equation 4), or y = mean of the patch tokens
+            dx = dy at the class token, or dy / count at every patch token, and 0 elsewhere
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from minivit.arrays import Array, namespace
+from minivit.ops.registry import op, op_backward
+from minivit.ops.shapes import expect, same_dtype
+
+
+class EmbedCache(NamedTuple):
+    """What the backward pass of `embed` reads."""
+
+    has_cls_token: bool
+
+
+@op
+def embed(
+    x: Array, pos_embed: Array, cls_token: Array | None = None, *, keep: bool = True
+) -> tuple[Array, EmbedCache | None]:
+    """Return tokens with a class token in front and a learned position added to each.
+
+    Parameters
+    ----------
+    x : Array
+        (B, N, D), the projected patches.
+    pos_embed : Array
+        (1, N, D), or (1, N + 1, D) with a class token.
+    cls_token : Array, optional
+        (1, 1, D).
+    keep : bool
+        Whether to return the cache that `embed_backward` reads.
+
+    Returns
+    -------
+    y : Array
+        (B, N, D) or (B, N + 1, D).
+    cache : EmbedCache or None
+    """
+    xp = namespace(x, pos_embed) if cls_token is None else namespace(x, pos_embed, cls_token)
+    same_dtype("embed", x=x, pos_embed=pos_embed, cls_token=cls_token)
+    expect("embed", "x", x, ("B", "N", "D"))
+    B, N, D = x.shape
+    start = 0 if cls_token is None else 1
+    expect("embed", "pos_embed", pos_embed, (1, N + start, D))
+    y = xp.empty((B, N + start, D), dtype=x.dtype)
+    if cls_token is not None:
+        expect("embed", "cls_token", cls_token, (1, 1, D))
+        y[:, :1] = cls_token
+    y[:, start:] = x
+    y += pos_embed
+    return y, EmbedCache(cls_token is not None) if keep else None
+
+
+@op_backward
+def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array, Array | None]:
+    """Return ``dx, dpos_embed, dcls_token`` for the gradient `dy` of `embed`'s result; without a token, None for it."""
+    dpos_embed = dy.sum(axis=0, keepdims=True)
+    if not cache.has_cls_token:
+        return dy, dpos_embed, None
+    return dy[:, 1:], dpos_embed, dy[:, :1].sum(axis=0, keepdims=True)
+
+
+class PoolCache(NamedTuple):
+    """What the backward pass of `pool` reads."""
+
+    shape: tuple[int, int, int]  # (B, N, D)
+    first: int
+    stop: int
+
+
+@op
+def pool(x: Array, mode: str, num_prefix_tokens: int, *, keep: bool = True) -> tuple[Array, PoolCache | None]:
+    """Return one vector (B, D) an image from its tokens `x` (B, N, D).
+
+    Parameters
+    ----------
+    x : Array
+        (B, N, D), floating.
+    mode : str
+        "token" for the first token, "avg" for the mean of the tokens after the first `num_prefix_tokens`.
+    num_prefix_tokens : int
+        How many tokens are no patches: 1 with a class token, else 0.
+    keep : bool
+        Whether to return the cache that `pool_backward` reads.
+    """
+    namespace(x)
+    same_dtype("pool", x=x)
+    expect("pool", "x", x, ("B", "N", "D"))
+    if mode not in ("token", "avg"):
+        raise ValueError(f"pool: mode is {mode!r}; expected 'token' or 'avg'")
+    B, N, D = x.shape
+    first, stop = (0, 1) if mode == "token" else (num_prefix_tokens, N)
+    return x[:, first:stop].mean(axis=1), PoolCache((B, N, D), first, stop) if keep else None
+
+
+@op_backward
+def pool_backward(dy: Array, cache: PoolCache) -> Array:
+    """Return ``dx`` (B, N, D) for the gradient `dy` (B, D) of `pool`'s result."""
+    xp = namespace(dy)
+    dx = xp.zeros(cache.shape, dtype=dy.dtype)
+    dx[:, cache.first : cache.stop] = (dy / (cache.stop - cache.first))[:, None]
+    return dx

@@ -1,0 +1,155 @@
+"""Parameters: one flat vector of values, one flat vector of gradients, and named views into both.
+
+The optimiser, the gradient norm, the sum over micro-batches and checkpoints are operations on whole vectors, while a
+layer sees a `Parameter` with a `value` and a `grad` of its own shape. Views start at multiples of 256 bytes; the gaps
+between them are zero in both vectors and stay so. Two stores may share one value vector, each with gradients of its
+own: that is how threads work on replicas of a model.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from minivit.arrays import Array, namespace, to_backend
+
+Initializer: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], Array]
+
+ALIGNMENT = 256  # bytes
+
+
+class FlatStore:
+    """A vector of values and, once asked for, a vector of gradients of the same size."""
+
+    def __init__(self, values: Array) -> None:
+        self.values = values
+        self._gradients: Array | None = None
+
+    @property
+    def gradients(self) -> Array:
+        """The flat gradient vector, allocated as zeros on first use."""
+        if self._gradients is None:
+            xp = namespace(self.values)
+            self._gradients = xp.zeros(self.values.shape, dtype=self.values.dtype)
+        return self._gradients
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the gradient vector has been allocated."""
+        return self._gradients is not None
+
+
+class Parameter:
+    """A named tensor that is trained.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Its shape.
+    init : callable
+        ``init(generator, shape)`` returns its first value, a host array of any floating dtype.
+    decay : bool
+        Whether weight decay acts on it: yes for matrices, no for biases, norms, tokens and positions.
+    parts : tuple of str
+        Names of equal parts along the last axis, such as ``("q", "k", "v")``, for checks and reports.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], init: Initializer, *, decay: bool = False, parts: tuple[str, ...] = ()
+    ) -> None:
+        self.shape = tuple(shape)
+        self.init = init
+        self.decay = decay
+        self.parts = parts
+        self.name = ""
+        self.span = slice(0, 0)
+        self._store: FlatStore | None = None
+        self._value: Array | None = None
+        self._grad: Array | None = None
+
+    def __repr__(self) -> str:
+        return f"Parameter({self.name or 'unnamed'}, shape={self.shape})"
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def bound(self, store: FlatStore, name: str, start: int) -> Parameter:
+        """Return a twin of this parameter that views `store` from element `start` on."""
+        twin = Parameter(self.shape, self.init, decay=self.decay, parts=self.parts)
+        twin.name, twin.span, twin._store = name, slice(start, start + self.size), store
+        return twin
+
+    @property
+    def store(self) -> FlatStore:
+        """The store that it views."""
+        if self._store is None:
+            raise RuntimeError("this parameter has no value yet: call initialize() on the layer that holds it")
+        return self._store
+
+    @property
+    def value(self) -> Array:
+        """The tensor, a view that can be written to and not rebound."""
+        if self._value is None:
+            self._value = self.store.values[self.span].reshape(self.shape)
+        return self._value
+
+    @property
+    def grad(self) -> Array:
+        """The gradient, a view that can be written to and not rebound."""
+        if self._grad is None:
+            self._grad = self.store.gradients[self.span].reshape(self.shape)
+        return self._grad
+
+    def add_grad(self, dvalue: Array) -> None:
+        """Add `dvalue`, which has the parameter's own shape, to the gradient."""
+        grad = self.grad
+        if dvalue.shape != grad.shape:
+            raise ValueError(f"{self.name}: a gradient of shape {dvalue.shape} was added to a {grad.shape} parameter")
+        grad += dvalue
+
+
+class Parameters(Mapping[str, Parameter]):
+    """The parameters of a layer and of all layers in it, by name, in the order of the forward pass."""
+
+    def __init__(self, named: Mapping[str, Parameter], store: FlatStore) -> None:
+        self._named = dict(named)
+        self.store = store
+
+    def __getitem__(self, name: str) -> Parameter:
+        return self._named[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._named)
+
+    def __len__(self) -> int:
+        return len(self._named)
+
+    @property
+    def count(self) -> int:
+        """How many numbers the parameters hold, gaps between views not counted."""
+        return sum(parameter.size for parameter in self.values())
+
+
+def plan(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> tuple[dict[str, int], int]:
+    """Return where in the flat vector each view starts, and the vector's length, in elements."""
+    step = max(1, ALIGNMENT // itemsize)
+    starts, end = {}, 0
+    for name, shape in shapes.items():
+        starts[name] = end
+        size = int(np.prod(shape, dtype=np.int64))
+        end += -(-size // step) * step
+    return starts, end
+
+
+def first_value(parameter: Parameter, name: str, seed: int, dtype: Any, xp: Any) -> Array:
+    """Return the initial value of a parameter: a function of the seed and the name alone, for any array library."""
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    value = np.asarray(parameter.init(generator, parameter.shape))
+    if value.shape != parameter.shape:
+        raise ValueError(f"{name}: its initialiser returned shape {value.shape}; expected {parameter.shape}")
+    return to_backend(value.astype(dtype), xp)

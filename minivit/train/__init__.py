@@ -1,0 +1,6 @@
+"""Training: the loop, the optimisers, the schedules and the recipes."""
+
+from minivit.train.optim import SGD, Adam, AdamW, Group
+from minivit.train.schedules import learning_rate
+
+__all__ = ["SGD", "Adam", "AdamW", "Group", "learning_rate"]

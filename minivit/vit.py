@@ -1,0 +1,284 @@
+"""The Vision Transformer (Dosovitskiy et al. 2020): its configuration and its wiring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from minivit import ops
+from minivit.arrays import Array, namespace
+from minivit.errors import UserError
+from minivit.initializers import SCHEMES
+from minivit.keys import Key, fold
+from minivit.layer import Layer
+from minivit.layers import Dropout, EncoderBlock, LayerNorm, Linear, PatchEmbed
+from minivit.parameters import Parameter
+
+ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """What a Vision Transformer is made of; the names are timm's.
+
+    Parameters
+    ----------
+    img_size, patch_size : int or tuple of int
+        Pixels, one number for a square or (height, width).
+    in_chans, num_classes : int
+        Channels of an image; classes of the head.
+    embed_dim, depth, num_heads : int
+        Width D, number of blocks L, heads H of each block.
+    mlp_ratio : float
+        Width F of the MLP, as a multiple of D.
+    class_token : bool
+        Whether a learned token stands before the patches.
+    global_pool : str
+        "token" reads the class token after `norm`; "avg" the mean of the patch tokens, then `fc_norm`.
+    act_layer : str
+        "gelu" or "gelu_tanh".
+    norm_eps : float
+        Added to the variance in every layer norm.
+    drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate : float
+        Dropout before the head, after the positions, after the maps of attention and MLP, on the attention weights.
+    drop_path_rate : float
+        Stochastic depth of the last block; it grows linearly from 0 at the first.
+    init : str
+        "timm" or "jax": how parameters start.
+
+    Raises
+    ------
+    UserError
+        The sizes do not fit together or a value is out of range.
+    """
+
+    img_size: int | tuple[int, int] = 224
+    patch_size: int | tuple[int, int] = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    class_token: bool = True
+    global_pool: str = "token"
+    act_layer: str = "gelu"
+    norm_eps: float = 1e-6
+    drop_rate: float = 0.0
+    pos_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    init: str = "timm"
+
+    def __post_init__(self) -> None:
+        for name in ("img_size", "patch_size"):
+            object.__setattr__(self, name, _pair(name, getattr(self, name)))
+        for name in ("in_chans", "num_classes", "embed_dim", "depth", "num_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name} is {value!r}; expected a whole number of at least 1")
+        for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"{name} is {getattr(self, name)!r}; expected at least 0 and below 1")
+        _one_of("global_pool", self.global_pool, ("token", "avg"))
+        _one_of("act_layer", self.act_layer, tuple(ACTIVATIONS))
+        _one_of("init", self.init, tuple(SCHEMES))
+        if self.height % self.patch_height or self.width % self.patch_width:
+            raise UserError(
+                f"images of {self.height} x {self.width} pixels cannot be cut into patches of "
+                f"{self.patch_height} x {self.patch_width}; choose a patch_size that divides img_size"
+            )
+        if self.embed_dim % self.num_heads:
+            raise UserError(f"embed_dim {self.embed_dim} cannot be split evenly among num_heads {self.num_heads}")
+        if self.hidden_dim < 1:
+            raise UserError(f"mlp_ratio {self.mlp_ratio} leaves the MLP without units")
+        if self.norm_eps <= 0:
+            raise UserError(f"norm_eps is {self.norm_eps}; expected more than 0")
+        if self.global_pool == "token" and not self.class_token:
+            raise UserError("global_pool 'token' reads the class token; set class_token=True or global_pool='avg'")
+
+    @property
+    def height(self) -> int:
+        """Pixels in a column of an image."""
+        return _pair("img_size", self.img_size)[0]
+
+    @property
+    def width(self) -> int:
+        """Pixels in a row of an image."""
+        return _pair("img_size", self.img_size)[1]
+
+    @property
+    def patch_height(self) -> int:
+        """Pixels in a column of a patch."""
+        return _pair("patch_size", self.patch_size)[0]
+
+    @property
+    def patch_width(self) -> int:
+        """Pixels in a row of a patch."""
+        return _pair("patch_size", self.patch_size)[1]
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.height // self.patch_height) * (self.width // self.patch_width)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens N: the patches, and the class token if there is one."""
+        return self.num_patches + int(self.class_token)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width F of the MLP."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def micro_batch(self) -> int:
+        """How many images a thread takes through the model at a time: as many as fit its cache, by the model alone."""
+        fitting = 16 * 65 * 192 / (self.num_tokens * self.embed_dim)
+        return 2 ** min(6, max(0, round(math.log2(fitting))))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for a file."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ViTConfig:
+        """Return the configuration that `to_dict` wrote.
+
+        Raises
+        ------
+        UserError
+            A field is unknown or its value is not allowed.
+        """
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise UserError(f"unknown fields of a model: {', '.join(sorted(unknown))}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):
+        raise UserError(f"{name} is {value!r}; expected pixels, one whole number or (height, width)")
+    return pair[0], pair[1]
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}")
+
+
+class ViT(Layer):
+    """A Vision Transformer: (B, height, width, C) images to (B, num_classes) logits.
+
+    Parameters
+    ----------
+    config : ViTConfig
+        Its sizes.
+    seed : int
+        Of the first values of its parameters.
+    dtype : dtype
+        "float32" or "float64" ("complex128" for the complex step): of parameters, images and logits.
+    backend : str
+        "numpy" or "cupy".
+    """
+
+    def __init__(self, config: ViTConfig, seed: int = 0, dtype: Any = "float32", backend: str = "numpy") -> None:
+        scheme = SCHEMES[config.init]
+        D = config.embed_dim
+        self.config = config
+        self.patch_embed = PatchEmbed((config.patch_height, config.patch_width), config.in_chans, D, config.init)
+        self.cls_token = Parameter((1, 1, D), scheme.cls_token) if config.class_token else None
+        self.pos_embed = Parameter((1, config.num_tokens, D), scheme.pos_embed)
+        self.pos_drop = Dropout(config.pos_drop_rate)
+        self.blocks = [
+            EncoderBlock(
+                D,
+                config.num_heads,
+                config.hidden_dim,
+                eps=config.norm_eps,
+                approximate=ACTIVATIONS[config.act_layer],
+                attn_drop_rate=config.attn_drop_rate,
+                proj_drop_rate=config.proj_drop_rate,
+                drop_path_rate=config.drop_path_rate * i / max(1, config.depth - 1),
+                init=config.init,
+            )
+            for i in range(config.depth)
+        ]
+        if config.global_pool == "token":
+            self.norm = LayerNorm(D, config.norm_eps)
+        else:
+            self.fc_norm = LayerNorm(D, config.norm_eps)
+        self.head_drop = Dropout(config.drop_rate)
+        self.head = Linear(D, config.num_classes, scheme.head_weight, scheme.bias)
+        self.initialize(seed, dtype, backend)
+
+    def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+        """Return logits (B, num_classes) for images `x` (B, height, width, C), and the cache for `backward`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The images' shape or dtype is not the model's.
+        """
+        self.check_images(x)
+        config = self.config
+        cls_token = None if self.cls_token is None else self.cls_token.value
+        caches: list[Any] = []
+
+        def through(step: Callable[..., tuple[Array, Any]], *args: Any) -> Array:
+            y, cache = step(*args, keep=keep)
+            caches.append(cache)
+            return y
+
+        x = through(self.patch_embed.forward, x)
+        x = through(ops.embed, x, self.pos_embed.value, cls_token)
+        x = through(self.pos_drop.forward, x, fold(rng, "pos_drop"))
+        for i, block in enumerate(self.blocks):
+            x = through(block.forward, x, fold(rng, f"blocks.{i}"))
+        x = through(ops.pool, x, config.global_pool, int(config.class_token))
+        x = through(self._final_norm().forward, x)
+        x = through(self.head_drop.forward, x, fold(rng, "head_drop"))
+        logits = through(self.head.forward, x)
+        return logits, caches if keep else None
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        """Add to all gradients for the gradient `dy` (B, num_classes) of the logits; return that of the images."""
+        if cache is None:
+            raise ValueError("ViT.backward needs a cache, but the forward pass ran with keep=False")
+        caches = list(cache)
+        dx = self.head.backward(dy, caches.pop())
+        dx = self.head_drop.backward(dx, caches.pop())
+        dx = self._final_norm().backward(dx, caches.pop())
+        dx = ops.pool_backward(dx, caches.pop())
+        for block in reversed(self.blocks):
+            dx = block.backward(dx, caches.pop())
+        dx = self.pos_drop.backward(dx, caches.pop())
+        dx, dpos_embed, dcls_token = ops.embed_backward(dx, caches.pop())
+        self.pos_embed.add_grad(dpos_embed)
+        if self.cls_token is not None and dcls_token is not None:
+            self.cls_token.add_grad(dcls_token)
+        return self.patch_embed.backward(dx, caches.pop())
+
+    def _final_norm(self) -> LayerNorm:
+        # Tokens are normalised one by one, so that of the class token alone is needed, after pooling.
+        return self.norm if self.config.global_pool == "token" else self.fc_norm
+
+    def check_images(self, x: Array) -> None:
+        """Raise ValueError or TypeError unless `x` are images that the model takes."""
+        namespace(x, self.pos_embed.value)
+        config = self.config
+        expected = (config.height, config.width, config.in_chans)
+        if x.ndim != 4 or x.shape[1:] != expected:
+            raise ValueError(
+                f"images have shape {x.shape}; this model takes (B, {', '.join(map(str, expected))}): "
+                "batch, height, width, channels"
+            )
+        if x.dtype != self.pos_embed.value.dtype:
+            raise TypeError(
+                f"images have dtype {x.dtype}; this model computes in {self.pos_embed.value.dtype}: convert with astype"
+            )
