@@ -36,11 +36,14 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dt
         raise TypeError(f"normalize got images of {images.dtype}; expected uint8, 0 to 255")
     if not len(mean) == len(std) == images.shape[-1]:
         raise ValueError(f"images have {images.shape[-1]} channels, but mean {len(mean)} and std {len(std)} numbers")
-    scale = xp.asarray([1.0 / (255.0 * s) for s in std], dtype=dtype)
-    shift = xp.asarray([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype)
-    result: Array = images.astype(dtype)
-    result *= scale
-    result += shift
+    # Each channel's numbers are repeated along the width: long rows are five times as fast as a last axis of 3.
+    width = images.shape[-2]
+    scale = xp.asarray([1.0 / (255.0 * s) for s in std] * width, dtype=dtype)
+    shift = xp.asarray([-m / s for m, s in zip(mean, std, strict=True)] * width, dtype=dtype)
+    rows = images.reshape(-1, len(scale)).astype(dtype)
+    rows *= scale
+    rows += shift
+    result: Array = rows.reshape(images.shape)
     return result
 
 
@@ -72,19 +75,28 @@ def random_crop(images: Array, padding: int, key: Key) -> Array:
     padded[:, padding : padding + height, padding : padding + width] = images
     # The upper 16 bits times the number of choices, over 2^16: uniform to 1 in 2^16 / choices, in 32 bits.
     offsets = ((key.bits((B, 2)) >> 16) * (2 * padding + 1)) >> 16
-    offsets = offsets.astype(xp.int64)
-    rows = offsets[:, 0, None] + xp.arange(height)  # (B, height)
-    columns = offsets[:, 1, None] + xp.arange(width)  # (B, width)
-    cropped: Array = padded[xp.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return cropped
+    rows = offsets[:, 0, None].astype(xp.int64) + xp.arange(height)
+    columns = offsets[:, 1, None].astype(xp.int64) + xp.arange(width)
+    return _pick(padded, rows, columns)
 
 
 def random_flip(images: Array, key: Key) -> Array:
     """Mirror each image left to right with probability one half; `images` (B, height, width, C) are not changed."""
     xp = namespace(images, key.sample_ids)
-    flipped = (key.bits((len(images),)) >> 31).astype(bool)
-    result: Array = xp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
-    return result
+    B, height, width, _ = images.shape
+    flipped = key.bits((B, 1)) >> 31 == 1
+    rows = xp.zeros((B, 1), dtype=xp.int64) + xp.arange(height)
+    columns = xp.where(flipped, xp.arange(width)[::-1], xp.arange(width))
+    return _pick(images, rows, columns)
+
+
+def _pick(images: Array, rows: Array, columns: Array) -> Array:
+    """Return images[b, rows[b, i], columns[b, j]] for rows (B, height) and columns (B, width): one gather of pixels."""
+    xp = namespace(images, rows, columns)
+    B, height, width, C = images.shape
+    first = xp.arange(B)[:, None, None] * (height * width)
+    picked: Array = xp.take(images.reshape(-1, C), first + rows[:, :, None] * width + columns[:, None, :], axis=0)
+    return picked
 
 
 def augment(images: Array, key: Key, *, crop_padding: int, flip: bool) -> Array:

@@ -1,0 +1,275 @@
+"""The gradient check that explains itself: is a backward pass the gradient of its forward pass?
+
+`gradcheck` takes any pair of functions, `gradcheck_layer` a layer, `gradcheck_model` a whole model with its loss. Each
+gradient is proved in float64 by the complex step along random directions and by the order of the Taylor remainder;
+code that is not analytic is judged by central differences. float32 gradients are then compared with the proved ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+
+from minivit.arrays import to_host
+from minivit.checking.case import MISSING, Backward, Case, Forward, align, as_tuple, flaw, same
+from minivit.checking.judge import Method, Place, Settings, compare_float32, judge
+from minivit.checking.methods import Probe
+from minivit.checking.report import Report, Row
+
+__all__ = ["Options", "Report", "Row", "gradcheck", "gradcheck_layer", "gradcheck_model"]
+
+
+class Options(TypedDict, total=False):
+    """What every check takes; `gradcheck` describes them."""
+
+    seed: int
+    tolerance: float
+    method: Method
+    directions: int
+    central_tolerance: float
+    float32_tolerance: float
+    on_row: Callable[[Row, int], None]
+
+
+def gradcheck(
+    forward: Forward,
+    backward: Backward,
+    *arrays: Any,
+    names: Sequence[str] | None = None,
+    **options: Unpack[Options],
+) -> Report:
+    """Check that `backward` is the gradient of `forward` at `arrays`.
+
+    Parameters
+    ----------
+    forward
+        ``y, cache = forward(*arrays)`` with one real array `y`.
+    backward
+        ``gradients = backward(dy, cache)`` in the order of the arrays: one array or a tuple. Arrays of integers and
+        booleans have no gradient and may be left out; None says that a gradient is not computed, and is not judged.
+    arrays
+        Where to check: float64 or float32. float32 arrays are checked in float64, and their float32 gradients are then
+        compared with the float64 ones in rows of their own.
+    names
+        What the arrays are called in the table; the parameter names of `forward` by default.
+    seed : int, default 0
+        Of the upstream gradient and the directions.
+    tolerance : float, default 1e-11
+        Largest relative error by the complex step; `Row.error` defines it.
+    method : {"auto", "complex", "taylor", "central"}
+        One method alone; "auto" judges by complex step and Taylor slope, and by central differences where `forward` is
+        not analytic.
+    directions : int, default 3
+        Random directions for each array.
+    central_tolerance, float32_tolerance : float, default 1e-6 and 1e-4
+        Largest relative error by central differences, and of float32 gradients against float64 ones.
+    on_row
+        Called with each row when it is known, and with the number of rows, for a progress bar.
+
+    Returns
+    -------
+    Report
+        ``report.passed``, ``report.max_error``, ``print(report)``. A wrong gradient never raises: it is a row.
+
+    Raises
+    ------
+    TypeError
+        An argument is not an array of floats, integers or booleans, or forward does not return ``y, cache``.
+    ValueError
+        An array or the result holds NaN or infinity, the names do not fit, or a method is unknown.
+    """
+    settings = Settings(**options)
+    names = _argument_names(forward, len(arrays)) if names is None else names
+    if len(names) != len(arrays):
+        raise ValueError(f"got {len(names)} names for {len(arrays)} arrays; give one name for each")
+    title = f"gradient check of {getattr(forward, '__name__', type(forward).__name__)}"
+    places = [Place("", name, k) for k, name in enumerate(names)]
+    return _check(title, Case(forward, backward, arrays, names), places, settings)
+
+
+def gradcheck_layer(
+    layer: Any, *inputs: Any, rng: Any = None, names: Sequence[str] | None = None, **options: Unpack[Options]
+) -> Report:
+    """Check one layer: the gradients of its inputs and of each of its parameters.
+
+    The layer is left as it is: copies of it are run. A parameter with named parts has a row for each part.
+
+    Parameters
+    ----------
+    layer
+        Has ``y, cache = layer.forward(*inputs, rng=rng)``, ``layer.backward(dy, cache)``, ``parameters``,
+        ``zero_grad()`` and ``astype(dtype)``.
+    inputs
+        What forward is given, in the layer's dtype.
+    rng
+        None for evaluation, or a Key: the same dropout in every run.
+    names, options
+        As for `gradcheck`.
+    """
+    names = _argument_names(layer.forward, len(inputs)) if names is None else names
+    title = f"gradient check of {type(layer).__name__}"
+    return _Copies(layer).check(
+        title, inputs, names, lambda copy, *x: copy.forward(*x, rng=rng), lambda copy, dy, cache: copy.backward(dy, cache), options
+    )
+
+
+def gradcheck_model(model: Any, images: Any, labels: Any, rng: Any = None, **options: Unpack[Options]) -> Report:
+    """Check a model with its cross-entropy loss: the gradients of the images and of every parameter.
+
+    Parameters
+    ----------
+    model
+        As for `gradcheck_layer`. A float32 model is proved on a float64 copy, and its float32 gradients are then
+        compared with the proved ones.
+    images
+        (B, height, width, C), of the model's dtype.
+    labels
+        (B,) integers or (B, C) floats.
+    rng
+        None for evaluation, or a Key for training mode.
+    options
+        As for `gradcheck`.
+    """
+    from minivit.ops import cross_entropy, cross_entropy_backward
+
+    def forward(copy: Any, images: Any) -> tuple[Any, Any]:
+        logits, cache = copy.forward(images, rng=rng)
+        targets = labels.astype(logits.real.dtype) if labels.dtype.kind == "f" else labels
+        loss, loss_cache = cross_entropy(logits, targets)
+        return loss, (cache, loss_cache)
+
+    def backward(copy: Any, dloss: Any, caches: Any) -> Any:
+        cache, loss_cache = caches
+        return copy.backward(cross_entropy_backward(dloss, loss_cache), cache)
+
+    title = f"gradient check of {type(model).__name__} with cross-entropy, {len(images)} images"
+    return _Copies(model).check(title, (images,), ("images",), forward, backward, options)
+
+
+class _Copies:
+    """Copies of a layer, one for each dtype, that make it a function of its inputs and its parameters."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.by_dtype: dict[np.dtype[Any], Any] = {}
+        self.replaced: list[str] = []
+
+    def check(
+        self,
+        title: str,
+        inputs: Sequence[Any],
+        names: Sequence[str],
+        run: Callable[..., tuple[Any, Any]],
+        run_back: Callable[[Any, Any, Any], Any],
+        options: Options,
+    ) -> Report:
+        """Check ``run(copy, *inputs)`` and ``run_back(copy, dy, cache)``."""
+
+        def forward(*arrays: Any) -> tuple[Any, Any]:
+            copy = self._copy(np.result_type(*(a.dtype for a in arrays if a.dtype.kind in "fc")))
+            for parameter, value in zip(copy.parameters.values(), arrays[len(inputs) :], strict=True):
+                parameter.value[...] = value
+            y, cache = run(copy, *arrays[: len(inputs)])
+            return y, (copy, cache)
+
+        def backward(dy: Any, state: Any) -> tuple[Any, ...]:
+            copy, cache = state
+            copy.zero_grad()
+            returned = align(as_tuple(run_back(copy, dy, cache)), [x.dtype for x in inputs])
+            dinputs = [_kept(returned.get(k)) for k in range(len(inputs))]
+            gradients = [_kept(parameter.grad) for parameter in copy.parameters.values()]
+            run_back(copy, dy, cache)
+            pairs = zip(copy.parameters.items(), gradients, strict=True)
+            self.replaced = [name for (name, parameter), once in pairs if not same(to_host(parameter.grad), 2 * once)]
+            return (*dinputs, *gradients)
+
+        parameters = self.layer.parameters
+        values = [parameter.value for parameter in parameters.values()]
+        case = Case(forward, backward, (*inputs, *values), (*names, *parameters))
+        places = [Place("", name, k) for k, name in enumerate(names)]
+        for k, (name, parameter) in enumerate(parameters.items(), start=len(inputs)):
+            places.extend(_parts(name, k, parameter))
+        return _check(title, case, places, Settings(**options), self)
+
+    def _copy(self, dtype: np.dtype[Any]) -> Any:
+        if dtype not in self.by_dtype:
+            self.by_dtype[dtype] = self.layer.astype(dtype)
+        return self.by_dtype[dtype]
+
+
+def _kept(gradient: Any) -> Any:
+    return gradient if gradient is None or gradient is MISSING else np.array(to_host(gradient))
+
+
+def _parts(name: str, array: int, parameter: Any) -> list[Place]:
+    """Return the place of a parameter, or those of its named parts along the last axis."""
+    layer, _, last = name.rpartition(".")
+    parts = tuple(getattr(parameter, "parts", ()))
+    if not parts:
+        return [Place(layer, last, array)]
+    width, rest = divmod(parameter.value.shape[-1], len(parts))
+    if rest:
+        raise ValueError(f"{name} has the parts {parts}, which do not divide its last axis in {parameter.value.shape}")
+    return [
+        Place(layer, f"{last}[{part}]", array, (..., slice(k * width, (k + 1) * width))) for k, part in enumerate(parts)
+    ]
+
+
+def _check(title: str, case: Case, places: Sequence[Place], settings: Settings, copies: _Copies | None = None) -> Report:
+    """Judge the gradients of `places`, first in float64, then those that were given in float32."""
+    proof = case.run(case.points, settings.seed)
+    flaws = {k: flaw(gradient, case.points[k], proof.y) for k, gradient in proof.gradients.items()}
+    sound = [proof.gradients[k] for k, words in flaws.items() if not words]
+    total = float(np.sqrt(sum(float(np.sum(np.square(gradient))) for gradient in sound)))
+    places = [place for place in places if place.array in case.floats]
+    low = [place for place in places if case.given[place.array].dtype == np.float32]
+    findings = list(proof.findings)
+    rows: list[Row] = []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        settings.on_row(row, len(places) + len(low))
+
+    for place in places:
+        k, point = place.array, case.points[place.array]
+        part = point[place.where]
+        if flaws[k] or part.size == 0:
+            add(place.unmeasured(part.shape, flaws[k], proof.gradients[k], settings.method))
+        else:
+            probe = Probe(lambda value, k=k: case.evaluate(k, value), point, proof.y, proof.upstream, place.where)
+            add(judge(probe, proof.gradients[k][place.where], total, place, settings))
+    if low:
+        points = [np.array(a) for a in case.given]
+        run = case.run(points, settings.seed)
+        findings += [f"in float32: {finding}" for finding in run.findings if finding not in findings]
+        for place in low:
+            k = place.array
+            words = flaws[k] or flaw(run.gradients[k], points[k], run.y)
+            if words or points[k].size == 0:
+                add(place.unmeasured(points[k][place.where].shape, words, run.gradients[k], "float32"))
+            else:
+                pair = run.gradients[k][place.where], proof.gradients[k][place.where]
+                add(compare_float32(*pair, total, place, settings))
+    if copies and copies.replaced:
+        findings.append(f"backward sets a gradient instead of adding to it: {', '.join(copies.replaced)}")
+    return Report(title, tuple(rows), tuple(findings), settings.tolerance, _advice(rows, total, copies is not None))
+
+
+def _advice(rows: Sequence[Row], total: float, ordered: bool) -> str:
+    wrong = [row.full_name for row in rows if row.verdict == "FAILED"]
+    if ordered and len(wrong) > 1:
+        return f"The wrong gradient nearest to the output is that of {wrong[-1]}: begin there."
+    return "Every gradient is zero here, which proves little: check at another point." if total == 0 and not wrong else ""
+
+
+def _argument_names(function: Callable[..., Any], count: int) -> list[str]:
+    """Return what a function calls its first `count` arguments, as far as that can be known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
+    return [*names, *(f"argument {k}" for k in range(len(names), count))]

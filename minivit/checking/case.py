@@ -1,0 +1,175 @@
+"""One case of a gradient check: functions at a point, run with care for what they may break.
+
+What forward and backward promise, and what is looked for here: they write neither to their arguments nor to dy; a
+second backward pass on the same cache gives the same answer, also after forward has run elsewhere; every array of
+floats gets a finite gradient of its own shape and dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minivit.arrays import Array, namespace, to_backend, to_host
+
+Forward = Callable[..., tuple[Any, Any]]
+Backward = Callable[[Any, Any], Any]
+
+MISSING = object()  # in place of a gradient that backward does not return
+
+
+@dataclass(frozen=True)
+class Run:
+    """The result of forward, the random upstream gradient, and what backward returned for each array of floats."""
+
+    y: Array
+    upstream: Array
+    gradients: dict[int, Any]
+    findings: tuple[str, ...]
+
+
+class Case:
+    """A forward and a backward function, and the arrays at which they are checked.
+
+    The functions see arrays of the library that they were given in; everything here lives on the host.
+    """
+
+    def __init__(self, forward: Forward, backward: Backward, arrays: Sequence[Any], names: Sequence[str]) -> None:
+        self.forward, self.backward, self.library = forward, backward, namespace(*arrays)
+        self.names = names
+        self.given = [to_host(a) for a in arrays]
+        for name, a in zip(names, self.given, strict=True):
+            if a.dtype not in (np.float64, np.float32) and a.dtype.kind not in "iub":
+                raise TypeError(f"{name} is {a.dtype}; gradients are checked for float64 and float32 arrays")
+            if not np.all(np.isfinite(a)):
+                raise ValueError(f"{name} holds NaN or infinity; gradients are checked at finite values")
+        self.floats = [k for k, a in enumerate(self.given) if a.dtype.kind == "f"]
+        if not self.floats:
+            raise TypeError("none of the arguments is an array of floats: there is no gradient to check")
+        self.points = self._cast(np.float64)
+        self._complex_points: list[Array] = []
+
+    def evaluate(self, k: int, value: Array) -> Array:
+        """Return forward's result with array `k` replaced; where that is complex, every array of floats is."""
+        if np.iscomplexobj(value):
+            self._complex_points = self._complex_points or self._cast(np.complex128)
+            points = list(self._complex_points)
+        else:
+            points = list(self.points)
+        points[k] = value
+        return self._call(points)[0]
+
+    def run(self, points: Sequence[Array], seed: int) -> Run:
+        """Run forward, and backward with a random upstream gradient, once with care and for what they break."""
+        dtype = np.result_type(*(points[k].dtype for k in self.floats))
+        points, before, findings = list(points), [np.array(point) for point in points], list[str]()
+        result, cache = self._call(points)
+        if result.dtype.kind != "f":
+            raise TypeError(f"forward must return an array of floats for arrays of {dtype}, got {result.dtype}")
+        if not np.all(np.isfinite(result)):
+            raise ValueError("forward returns NaN or infinity here; gradients are checked where it is finite")
+        if result.dtype != dtype:
+            findings.append(f"forward returns {result.dtype} for {dtype} arguments")
+        y = np.array(result)
+        upstream = np.random.default_rng(seed).standard_normal(y.shape)
+        dy = np.asarray(upstream, y.dtype)
+
+        def backward() -> tuple[Any, ...]:
+            passed = to_backend(np.array(dy), self.library)
+            gradients = tuple(_to_host(gradient) for gradient in as_tuple(self.backward(passed, cache)))
+            if not np.array_equal(to_host(passed), dy) and "backward writes to dy" not in findings:
+                findings.append("backward writes to dy")
+            return gradients
+
+        gradients = backward()
+        if not all(map(np.array_equal, points, before)):
+            findings.append("forward or backward writes to its arguments")
+            for point, value in zip(points, before, strict=True):
+                point[...] = value
+        if not np.array_equal(self._call(points)[0], y):
+            findings.append("forward gives another result for the same arguments: fix its randomness to check it")
+            return Run(y, upstream, self._align(gradients, findings), tuple(findings))
+        try:
+            if not all(map(same, gradients, backward())):
+                findings.append("a second backward pass on the same cache differs: backward writes to its cache")
+            elif points[0].dtype.kind == "f":
+                self._call([points[0] * points[0].dtype.type(1 + 2.0**-10), *points[1:]])
+                if not all(map(same, gradients, backward())):
+                    findings.append("backward differs once forward has run elsewhere: it reads state outside its cache")
+        except Exception as error:
+            findings.append(f"a second backward pass on the same cache raises {type(error).__name__}: {error}")
+        return Run(y, upstream, self._align(gradients, findings), tuple(findings))
+
+    def _cast(self, dtype: Any) -> list[Array]:
+        return [np.asarray(a, dtype) if a.dtype.kind == "f" else a for a in self.given]
+
+    def _call(self, points: Sequence[Array]) -> tuple[Array, Any]:
+        result = self.forward(*(to_backend(point, self.library) for point in points))
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"forward must return (y, cache), got {type(result).__name__}")
+        return to_host(result[0]), result[1]
+
+    def _align(self, gradients: tuple[Any, ...], findings: list[str]) -> dict[int, Any]:
+        if len(gradients) not in (len(self.floats), len(self.given)):
+            findings.append(f"backward returns {len(gradients)} gradients for {len(self.floats)} arrays of floats")
+        return align(gradients, [a.dtype for a in self.given])
+
+
+def align(gradients: Sequence[Any], dtypes: Sequence[np.dtype[Any]]) -> dict[int, Any]:
+    """Give each array of floats its gradient, whether or not the other arrays have a place among the gradients."""
+    floats = [k for k, dtype in enumerate(dtypes) if dtype.kind == "f"]
+    if len(gradients) == len(dtypes):
+        return {k: gradients[k] for k in floats}
+    return dict(zip(floats, (*gradients, *(MISSING for _ in floats)), strict=False))
+
+
+def as_tuple(gradients: Any) -> tuple[Any, ...]:
+    """Return what backward returned as a tuple."""
+    return tuple(gradients) if isinstance(gradients, tuple | list) else (gradients,)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Tell whether two gradients are equal up to rounding."""
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
+        return a is b or a == b
+    if a.shape != b.shape or a.dtype.kind != "f":
+        return np.array_equal(a, b)
+    with np.errstate(invalid="ignore"):
+        near = 100 * np.finfo(a.dtype).eps * np.max(np.abs(a), initial=0)
+        return bool(np.all((np.abs(a - b) <= near) | (a == b) | (np.isnan(a) & np.isnan(b))))
+
+
+def flaw(gradient: Any, point: Array, y: Array) -> str:
+    """Say why a gradient cannot be judged, or nothing."""
+    if gradient is MISSING:
+        return "backward returns no gradient for this array"
+    if gradient is None:
+        return "backward returns None for this array: not judged"
+    if not isinstance(gradient, np.ndarray):
+        return f"backward returns a {type(gradient).__name__}, not an array"
+    if gradient.shape != point.shape:
+        words = f"the gradient has shape {gradient.shape}, the array {point.shape}"
+        missed = [axis for axis in range(gradient.ndim) if np.delete(gradient.shape, axis).tolist() == list(point.shape)]
+        if missed:
+            words += f"; looks not summed over its axis {missed[0]}"
+        elif gradient.shape == point.shape[::-1]:
+            words += "; looks transposed"
+        elif gradient.shape == y.shape:
+            words += "; it has the shape of the output: not summed over what was broadcast?"
+        return words
+    if gradient.dtype != point.dtype:
+        return f"the gradient is {gradient.dtype}, the array {point.dtype}"
+    if not np.all(np.isfinite(gradient)):
+        where = tuple(int(k) for k in np.argwhere(~np.isfinite(gradient))[0])
+        return f"the gradient is {gradient[where]} at {list(where)}"
+    return ""
+
+
+def _to_host(gradient: Any) -> Any:
+    try:
+        return gradient if gradient is None or gradient is MISSING else np.array(to_host(gradient))
+    except TypeError:
+        return gradient

@@ -1,0 +1,150 @@
+"""The error function and the normal distribution function, by one approximation for each precision.
+
+    erf(x) = 2 / sqrt(pi) * integral of exp(-t²) from 0 to x
+    Phi(x) = (1 + erf(x / sqrt(2))) / 2        gauss(x) = exp(-x² / 2)        Phi'(x) = gauss(x) / sqrt(2 pi)
+
+With z = |x|, the tail is gauss times a function that varies slowly. One rational function is that factor on the whole
+half line, and one exponential serves Phi and its derivative (the form of Cody 1969, "Rational Chebyshev approximations
+for the error function", on one interval; erfcx(z) = exp(z²) erfc(z)):
+
+    Phi(-z) = gauss(z) * r(z)        r(z) = erfcx(z / sqrt(2)) / 2 ≈ p(z) / q(z)        Phi(z) = 1 - Phi(-z)
+
+Every coefficient of p and q is positive, so nothing cancels. They are fitted by minimax, error 8.6e-8 in float32 and
+4.9e-18 in float64, relative to 1 + z² / 4, since gauss itself loses z² / 2 roundings. Below 1, where 1 - 2 Phi(-z)
+would cancel, erf(x) ≈ x + x s(x²), error 1.2e-9 and 7.3e-18. benchmarks/fit_erf.py prints every digit.
+
+complex128 runs through the same arithmetic. Signs and branches look at the real part alone and no derivative is used,
+so the complex step f(x + ih).imag / h is the slope of this approximation; it is within 1e-14 of the true one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from minivit.arrays import Array, namespace
+
+
+class _Fit(NamedTuple):
+    """Coefficients, highest power first."""
+
+    p: tuple[float, ...]
+    q: tuple[float, ...]
+    s: tuple[float, ...]
+
+
+_SINGLE = _Fit(
+    p=(0.398831383, 2.96211465, 9.29608844, 13.4574033),
+    q=(1.0, 7.41540371, 24.4369513, 40.0669486, 26.9148089),
+    s=(7.85384677e-5, -0.000801018896, 0.00518832711, -0.0268538116, 0.112835851, -0.376126258, 0.128379166),
+)
+_DOUBLE = _Fit(
+    p=(
+        0.39894228039541331, 11.154121251483727, 151.60316550682358, 1299.3256112673346, 7690.5003680123014,
+        32516.393856911131, 98287.746668767221, 205784.25980681492, 273710.919805666, 180486.57041749882,
+    ),
+    q=(
+        1.0, 27.959235704870956, 381.01278141011688, 3284.8855396174417, 19655.238828046251, 84707.510802977328,
+        264898.21807377763, 591094.35483151932, 897664.02201751631, 835436.73554809457, 360973.14083499764,
+    ),
+    s=(
+        -7.779452641602147e-10, 1.3710971335429075e-8, -1.6206311503241484e-7, 1.6447131251092506e-6,
+        -1.4924712273441257e-5, 0.00012055293575237291, -0.00085483259292509687, 0.0052239776061169155,
+        -0.026866170643111234, 0.11283791670944183, -0.37612638903183519, 0.12837916709551257,
+    ),
+)  # fmt: skip
+_FITS = {"float32": _SINGLE, "float64": _DOUBLE, "complex128": _DOUBLE}
+
+# exp(-39² / 2) is 0 in float64 and float32 alike; without a limit z² would overflow.
+_LIMIT = 39.0
+
+
+def erf(x: Array) -> Array:
+    """Return the error function of `x`.
+
+    Parameters
+    ----------
+    x
+        Any shape; float32 (within 2 ulp), float64 (1e-15 relative) or complex128 with an imaginary part so small that
+        its square vanishes (for the complex step, not for the complex plane).
+
+    Returns
+    -------
+    y
+        Shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        `x` is not an array, or has another dtype.
+    """
+    xp, fit, flat = _prepare(x)
+    bounded = _clip(xp, flat, _LIMIT / math.sqrt(2))
+    z = _magnitude(xp, bounded)
+    near = bounded + bounded * _polynomial(fit.s, z * z)
+    far = 1.0 - 2.0 * normal_cdf(-math.sqrt(2) * z)[0]
+    y: Array = xp.where(z.real < 1, near, xp.where(flat.real < 0, -far, far))
+    return y.reshape(x.shape)
+
+
+def normal_cdf(x: Array) -> tuple[Array, Array]:
+    """Return the normal distribution function of `x` and the exponential it is made of.
+
+    Parameters
+    ----------
+    x
+        Any shape; float32, float64 or complex128, as for `erf`.
+
+    Returns
+    -------
+    cdf
+        Phi(x), shape and dtype of `x`; relatively accurate in the lower tail too.
+    gauss
+        exp(-x² / 2), likewise; the derivative of cdf is gauss / sqrt(2 pi).
+
+    Raises
+    ------
+    TypeError
+        `x` is not an array, or has another dtype.
+    """
+    xp, fit, flat = _prepare(x)
+    z = _magnitude(xp, _clip(xp, flat, _LIMIT))
+    tail = _polynomial(fit.p, z)
+    tail /= _polynomial(fit.q, z)
+    gauss = xp.multiply(z, z, out=z)
+    gauss *= -0.5
+    xp.exp(gauss, out=gauss)
+    tail *= gauss
+    # |1 - tail| above 0 and |0 - tail| below: on random signs a tenth of the time that xp.where takes.
+    cdf = _magnitude(xp, xp.subtract(flat.real >= 0, tail, out=tail))
+    return cdf.reshape(x.shape), gauss.reshape(x.shape)
+
+
+def _prepare(x: Array) -> tuple[Any, _Fit, Array]:
+    xp = namespace(x)
+    fit = _FITS.get(x.dtype.name)
+    if fit is None:
+        raise TypeError(f"erf and normal_cdf take float32, float64 or complex128, got {x.dtype}; use x.astype first")
+    # In-place steps need an array, and those of 0-d arrays return scalars.
+    return xp, fit, x.reshape(x.shape or (1,))
+
+
+def _clip(xp: Any, x: Array, limit: float) -> Array:
+    """Return a new array with the real part within +-limit; the function is constant to the last bit beyond."""
+    if x.dtype.kind != "c":
+        return xp.clip(x, -limit, limit)  # type: ignore[no-any-return]
+    return xp.where(x.real > limit, limit, xp.where(x.real < -limit, -limit, x))  # type: ignore[no-any-return]
+
+
+def _magnitude(xp: Any, x: Array) -> Array:
+    """Return x with the sign of its real part removed: |x| where x is real, and analytic where it is not."""
+    return xp.where(x.real < 0, -x, x) if x.dtype.kind == "c" else xp.abs(x)  # type: ignore[no-any-return]
+
+
+def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:
+    value = coefficients[0] * z
+    for coefficient in coefficients[1:-1]:
+        value += coefficient
+        value *= z
+    value += coefficients[-1]
+    return value
