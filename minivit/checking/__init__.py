@@ -1,4 +1,4 @@
-"""The gradient check that explains itself: is a backward pass the gradient of its forward pass?
+"""The gradient check that explains itself.
 
 `gradcheck` takes any pair of functions, `gradcheck_layer` a layer, `gradcheck_model` a whole model with its loss. Each
 gradient is proved in float64 by the complex step along random directions and by the order of the Taylor remainder;
@@ -7,14 +7,15 @@ code that is not analytic is judged by central differences. float32 gradients ar
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from minivit.arrays import to_host
-from minivit.checking.case import MISSING, Backward, Case, Forward, align, as_tuple, flaw, same
+from minivit.checking.case import Backward, Case, Forward, flaw
+from minivit.checking.copies import LayerCase
 from minivit.checking.judge import Method, Place, Settings, compare_float32, judge
 from minivit.checking.methods import Probe
 from minivit.checking.report import Report, Row
@@ -111,9 +112,16 @@ def gradcheck_layer(
     """
     names = _argument_names(layer.forward, len(inputs)) if names is None else names
     title = f"gradient check of {type(layer).__name__}"
-    return _Copies(layer).check(
-        title, inputs, names, lambda copy, *x: copy.forward(*x, rng=rng), lambda copy, dy, cache: copy.backward(dy, cache), options
-    )
+
+    def forward(copy: Any, *arrays: Any) -> tuple[Any, Any]:
+        y, cache = copy.forward(*arrays, rng=rng)
+        return y, cache
+
+    def backward(copy: Any, dy: Any, cache: Any) -> Any:
+        return copy.backward(dy, cache)
+
+    case = LayerCase(layer, inputs, names, forward, backward)
+    return _check(title, case, case.places, Settings(**options))
 
 
 def gradcheck_model(model: Any, images: Any, labels: Any, rng: Any = None, **options: Unpack[Options]) -> Report:
@@ -146,79 +154,11 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: Any = None, **opt
         return copy.backward(cross_entropy_backward(dloss, loss_cache), cache)
 
     title = f"gradient check of {type(model).__name__} with cross-entropy, {len(images)} images"
-    return _Copies(model).check(title, (images,), ("images",), forward, backward, options)
+    case = LayerCase(model, (images,), ("images",), forward, backward)
+    return _check(title, case, case.places, Settings(**options))
 
 
-class _Copies:
-    """Copies of a layer, one for each dtype, that make it a function of its inputs and its parameters."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-        self.by_dtype: dict[np.dtype[Any], Any] = {}
-        self.replaced: list[str] = []
-
-    def check(
-        self,
-        title: str,
-        inputs: Sequence[Any],
-        names: Sequence[str],
-        run: Callable[..., tuple[Any, Any]],
-        run_back: Callable[[Any, Any, Any], Any],
-        options: Options,
-    ) -> Report:
-        """Check ``run(copy, *inputs)`` and ``run_back(copy, dy, cache)``."""
-
-        def forward(*arrays: Any) -> tuple[Any, Any]:
-            copy = self._copy(np.result_type(*(a.dtype for a in arrays if a.dtype.kind in "fc")))
-            for parameter, value in zip(copy.parameters.values(), arrays[len(inputs) :], strict=True):
-                parameter.value[...] = value
-            y, cache = run(copy, *arrays[: len(inputs)])
-            return y, (copy, cache)
-
-        def backward(dy: Any, state: Any) -> tuple[Any, ...]:
-            copy, cache = state
-            copy.zero_grad()
-            returned = align(as_tuple(run_back(copy, dy, cache)), [x.dtype for x in inputs])
-            dinputs = [_kept(returned.get(k)) for k in range(len(inputs))]
-            gradients = [_kept(parameter.grad) for parameter in copy.parameters.values()]
-            run_back(copy, dy, cache)
-            pairs = zip(copy.parameters.items(), gradients, strict=True)
-            self.replaced = [name for (name, parameter), once in pairs if not same(to_host(parameter.grad), 2 * once)]
-            return (*dinputs, *gradients)
-
-        parameters = self.layer.parameters
-        values = [parameter.value for parameter in parameters.values()]
-        case = Case(forward, backward, (*inputs, *values), (*names, *parameters))
-        places = [Place("", name, k) for k, name in enumerate(names)]
-        for k, (name, parameter) in enumerate(parameters.items(), start=len(inputs)):
-            places.extend(_parts(name, k, parameter))
-        return _check(title, case, places, Settings(**options), self)
-
-    def _copy(self, dtype: np.dtype[Any]) -> Any:
-        if dtype not in self.by_dtype:
-            self.by_dtype[dtype] = self.layer.astype(dtype)
-        return self.by_dtype[dtype]
-
-
-def _kept(gradient: Any) -> Any:
-    return gradient if gradient is None or gradient is MISSING else np.array(to_host(gradient))
-
-
-def _parts(name: str, array: int, parameter: Any) -> list[Place]:
-    """Return the place of a parameter, or those of its named parts along the last axis."""
-    layer, _, last = name.rpartition(".")
-    parts = tuple(getattr(parameter, "parts", ()))
-    if not parts:
-        return [Place(layer, last, array)]
-    width, rest = divmod(parameter.value.shape[-1], len(parts))
-    if rest:
-        raise ValueError(f"{name} has the parts {parts}, which do not divide its last axis in {parameter.value.shape}")
-    return [
-        Place(layer, f"{last}[{part}]", array, (..., slice(k * width, (k + 1) * width))) for k, part in enumerate(parts)
-    ]
-
-
-def _check(title: str, case: Case, places: Sequence[Place], settings: Settings, copies: _Copies | None = None) -> Report:
+def _check(title: str, case: Case, places: Sequence[Place], settings: Settings) -> Report:
     """Judge the gradients of `places`, first in float64, then those that were given in float32."""
     proof = case.run(case.points, settings.seed)
     flaws = {k: flaw(gradient, case.points[k], proof.y) for k, gradient in proof.gradients.items()}
@@ -239,7 +179,7 @@ def _check(title: str, case: Case, places: Sequence[Place], settings: Settings, 
         if flaws[k] or part.size == 0:
             add(place.unmeasured(part.shape, flaws[k], proof.gradients[k], settings.method))
         else:
-            probe = Probe(lambda value, k=k: case.evaluate(k, value), point, proof.y, proof.upstream, place.where)
+            probe = Probe(functools.partial(case.evaluate, k), point, proof.y, proof.upstream, place.where)
             add(judge(probe, proof.gradients[k][place.where], total, place, settings))
     if low:
         points = [np.array(a) for a in case.given]
@@ -253,23 +193,25 @@ def _check(title: str, case: Case, places: Sequence[Place], settings: Settings, 
             else:
                 pair = run.gradients[k][place.where], proof.gradients[k][place.where]
                 add(compare_float32(*pair, total, place, settings))
-    if copies and copies.replaced:
-        findings.append(f"backward sets a gradient instead of adding to it: {', '.join(copies.replaced)}")
-    return Report(title, tuple(rows), tuple(findings), settings.tolerance, _advice(rows, total, copies is not None))
+    ordered = isinstance(case, LayerCase)
+    findings += case.findings if isinstance(case, LayerCase) else ()
+    return Report(title, tuple(rows), tuple(findings), settings.tolerance, _advice(rows, total, ordered))
 
 
 def _advice(rows: Sequence[Row], total: float, ordered: bool) -> str:
     wrong = [row.full_name for row in rows if row.verdict == "FAILED"]
     if ordered and len(wrong) > 1:
         return f"The wrong gradient nearest to the output is that of {wrong[-1]}: begin there."
-    return "Every gradient is zero here, which proves little: check at another point." if total == 0 and not wrong else ""
+    if total == 0 and not wrong:
+        return "Every gradient is zero here, which proves little: check at another point."
+    return ""
 
 
 def _argument_names(function: Callable[..., Any], count: int) -> list[str]:
     """Return what a function calls its first `count` arguments, as far as that can be known."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        parameters = ()
+        parameters = []
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
     return [*names, *(f"argument {k}" for k in range(len(names), count))]

@@ -152,7 +152,8 @@ def flaw(gradient: Any, point: Array, y: Array) -> str:
         return f"backward returns a {type(gradient).__name__}, not an array"
     if gradient.shape != point.shape:
         words = f"the gradient has shape {gradient.shape}, the array {point.shape}"
-        missed = [axis for axis in range(gradient.ndim) if np.delete(gradient.shape, axis).tolist() == list(point.shape)]
+        shape = gradient.shape
+        missed = [k for k in range(gradient.ndim) if (*shape[:k], *shape[k + 1 :]) == point.shape]
         if missed:
             words += f"; looks not summed over its axis {missed[0]}"
         elif gradient.shape == point.shape[::-1]:

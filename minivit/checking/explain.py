@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.checking.methods import NotAnalyticError, Probe
+from minivit.checking.methods import EPS, NotAnalyticError, Probe
 
 ELEMENTWISE = 256  # an array up to this size is searched element by element, a larger one by halving
 _SAMPLES = 24  # elements that a larger array is judged by
 
 
-def explain(
-    probe: Probe, gradient: Array, analytic: bool, rng: np.random.Generator
-) -> tuple[tuple[int, ...], str]:
+def explain(probe: Probe, gradient: Array, analytic: bool, rng: np.random.Generator) -> tuple[tuple[int, ...], str]:
     """Find the worst element of a wrong `gradient`, and say what the error looks like.
 
     `analytic` says that the complex step can be trusted; central differences are used otherwise.
@@ -44,7 +41,9 @@ def explain(
     worst = int(np.argmax(np.abs(claimed - numeric)))
     index = tuple(int(k) for k in np.unravel_index(indices[worst], gradient.shape))
     place = f"worst at {list(index)}: " if index else ""
-    note = f"{place}backward gives {claimed[worst]:.6g}, the derivative of forward is {numeric[worst]:.6g}"
+    apart = np.abs(claimed - numeric)[worst] / np.max(np.abs([claimed[worst], numeric[worst]]))
+    shown = int(np.clip(3 - np.log10(max(apart, EPS)), 6, 17))
+    note = f"{place}backward gives {claimed[worst]:.{shown}g}, the derivative of forward is {numeric[worst]:.{shown}g}"
     hint = _hint(probe, gradient, indices, numeric, digits, rng)
     return index, f"{note}; {hint}" if hint else note
 
@@ -110,5 +109,5 @@ def _one_slice(probe: Probe, gradient: Array, digits: float, rng: np.random.Gene
         claims = np.array([[np.sum(gradient * d)] for d in directions])
         match = np.all(np.abs(slices - claims) <= digits * np.max(np.abs(slices)), axis=0)
         if length > 1 and np.sum(match) == 1:
-            return f"the gradient of slice {int(np.argmax(match))} of the output's axis {axis} alone: not summed over it"
+            return f"only from index {int(np.argmax(match))} of the output's axis {axis}: not summed over that axis"
     return ""

@@ -82,10 +82,11 @@ def judge(probe: Probe, gradient: Array, total: float, place: Place, settings: S
     def error_of(values: Sequence[float]) -> float:
         return max(relative(abs(value - claim), scale) for value, claim in zip(values, claims, strict=True))
 
+    fall: Taylor | None
     if settings.method == "taylor":
         fall = _fall(probe, gradient, directions)
-        method, values, note, proved, blind = "taylor", claims, "", fall.passed, fall.blind
-        error = relative(fall.gap, scale)
+        method, values, note = "taylor", claims, ""
+        error, proved, blind = relative(fall.gap, scale), fall.passed, fall.blind
     else:
         method, values, note = _measure(probe, directions, claims, error_of, settings)
         error = error_of(values)
@@ -137,9 +138,10 @@ def _fall(probe: Probe, gradient: Array, directions: Sequence[Array]) -> Taylor:
     """Return the best Taylor test of the directions: a wrong gradient has slope 1 along every one."""
     falls = []
     for d in directions:
-        falls.append(taylor(probe, gradient, d))
-        if falls[-1].slope == "linear" or abs(falls[-1].slope - 2) <= SLOPE_MARGIN:
-            return falls[-1]
+        fall = taylor(probe, gradient, d)
+        if fall.slope == "linear" or abs(fall.slope - 2) <= SLOPE_MARGIN:
+            return fall
+        falls.append(fall)
     return next((fall for fall in falls if fall.passed), falls[-1])
 
 

@@ -14,15 +14,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.checking.report import Slope
 
 EPS = float(np.finfo(np.float64).eps)
 SLOPE_MARGIN = 0.05
+_CLIFF = 8  # an order that no smooth function has: beyond a kink, there is nothing but rounding
 _STEP = 1e-20
 _CENTRAL_STEPS = (2.0**-18, 2.0**-14, 2.0**-21, 2.0**-24)
 
@@ -121,7 +121,7 @@ class Taylor:
         Whether the gradient is right as far as this shows.
     """
 
-    slope: Slope
+    slope: float | Literal["linear"]
     gap: float
     blind: float
     passed: bool
@@ -173,8 +173,9 @@ def taylor(probe: Probe, gradient: Array, d: Array) -> Taylor:
     windows = [range(first, first + 4) for first in order if all(k in order for k in range(first, first + 4))]
     slopes = [-float(np.polyfit(window, [order[k] for k in window], 1)[0]) for window in windows]
     slope = min(slopes, key=lambda value: abs(value - 2), default=0.0)
-    if abs(slope - 2) > SLOPE_MARGIN:  # above 2, or a window was not to be had: see how the remainder sinks into the rounding
+    if abs(slope - 2) > SLOPE_MARGIN:  # above 2, or no window: see how the remainder sinks into the rounding
         sinks = float(order[last] - np.log2(remainder(last + 1)[0] or EPS * EPS))
         slope = max(slope, sinks) if sinks > 2 - SLOPE_MARGIN or not slopes else slope
     step = 2.0**-last * probe.rms
-    return Taylor(slope, remainder(last)[0] / step, max(remainder(last)[1], noise) / step, slope > 2 - SLOPE_MARGIN)
+    gap, blind = remainder(last)[0] / step, max(remainder(last)[1], noise) / step
+    return Taylor("linear" if slope > _CLIFF else slope, gap, blind, slope > 2 - SLOPE_MARGIN)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Verdict = Literal["ok", "zero", "vacuous", "skipped", "FAILED"]
 Slope = float | Literal["linear"] | None
 
-_HEADERS = ("layer", "gradient of", "shape", "norm", "error", "slope", "by", "verdict", "worst index")
+_HEADERS = ("layer", "gradient of", "shape", "norm", "error", "slope", "method", "verdict", "worst index")
 _RIGHT = {"norm", "error", "slope"}
 _STYLES = {"ok": "green", "zero": "cyan", "vacuous": "yellow", "skipped": "yellow", "FAILED": "bold red"}
 
@@ -61,7 +61,7 @@ class Row:
         return f"{self.layer}.{self.name}" if self.layer else self.name
 
     def cells(self) -> tuple[str, ...]:
-        """The row as it is printed, in the order of the table's columns."""
+        """Return the row as it is printed, in the order of the table's columns."""
         slope = "-" if self.slope is None else self.slope if isinstance(self.slope, str) else f"{self.slope:.2f}"
         measured = self.verdict != "skipped"
         return (
@@ -133,7 +133,8 @@ class Report:
             zero = sum(row.verdict == "zero" for row in proved)
             zeros = f" ({zero} of them zero)" if zero else ""
             bar = f" (tolerance {self.tolerance:.0e})" if all(row.method == "complex" for row in proved) else ""
-            return f"passed: {_count(len(proved), 'gradient')}{zeros}, largest error {self.max_error:.1e}{bar}{warnings}"
+            gradients = f"{_count(len(proved), 'gradient')}{zeros}"
+            return f"passed: {gradients}, largest error {self.max_error:.1e}{bar}{warnings}"
         wrong = f"{len(failed)} of {_count(len(self.rows), 'gradient')} wrong" if failed else ""
         broken = f"{_count(len(self.findings), 'contract')} broken" if self.findings else ""
         return f"FAILED: {', '.join(filter(None, (wrong, broken)))}{warnings}"
@@ -146,7 +147,7 @@ class Report:
         from rich.text import Text
 
         console = console or Console()
-        table = Table(title=self.title, title_justify="left", title_style="bold", box=None, pad_edge=False, expand=False)
+        table = Table(title=self.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         headers, shown = self._columns()
         for header in headers:
             table.add_column(header, justify="right" if header in _RIGHT else "left", no_wrap=True, header_style="dim")

@@ -17,7 +17,7 @@ from minivit.data.dataset import Dataset, Progress, channel_statistics
 from minivit.errors import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_FILES_A_TASK = 256
+_FILES_A_TASK = 32
 
 
 def load_folder(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,16 @@ for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
     _ADMITTED[f"{_core}.numeric._frombuffer"] = _from_buffer
 
 
+_MOST_OBJECTS = 10**6  # that a pickle may number; the largest real one, CIFAR-100's train, numbers some 50,000
+
+
+def _refuse_bombs(data: bytes) -> None:
+    """Check the lengths and numbers in a pickle, for which the unpickler would allocate gigabytes on faith."""
+    for opcode, argument, _ in pickletools.genops(data):  # itself refuses a length beyond the end of the data
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _MOST_OBJECTS:
+            raise pickle.UnpicklingError(f"it numbers an object {argument}")
+
+
 class _BatchUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -96,6 +107,7 @@ def load_batch(data: bytes, label_key: str, where: str) -> tuple[NDArray[np.uint
         The pickle is damaged, is no batch, or asks for anything but a NumPy array of uint8.
     """
     try:
+        _refuse_bombs(data)
         batch = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
         batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
         pixels, labels = batch["data"].to_numpy(), batch[label_key]

@@ -60,18 +60,13 @@ _LIMIT = 39.0
 
 
 def erf(x: Array) -> Array:
-    """Return the error function of `x`.
+    """Return the error function of `x`, in its shape and dtype.
 
     Parameters
     ----------
-    x
+    x : Array
         Any shape; float32 (within 2 ulp), float64 (1e-15 relative) or complex128 with an imaginary part so small that
         its square vanishes (for the complex step, not for the complex plane).
-
-    Returns
-    -------
-    y
-        Shape and dtype of `x`.
 
     Raises
     ------
@@ -88,19 +83,19 @@ def erf(x: Array) -> Array:
 
 
 def normal_cdf(x: Array) -> tuple[Array, Array]:
-    """Return the normal distribution function of `x` and the exponential it is made of.
+    """Return the normal distribution function of `x` and the exponential it is made of, in the shape and dtype of `x`.
 
     Parameters
     ----------
-    x
+    x : Array
         Any shape; float32, float64 or complex128, as for `erf`.
 
     Returns
     -------
-    cdf
-        Phi(x), shape and dtype of `x`; relatively accurate in the lower tail too.
-    gauss
-        exp(-x² / 2), likewise; the derivative of cdf is gauss / sqrt(2 pi).
+    cdf : Array
+        Phi(x); relatively accurate in the lower tail too.
+    gauss : Array
+        exp(-x² / 2); the derivative of cdf is gauss / sqrt(2 pi).
 
     Raises
     ------
@@ -124,7 +119,7 @@ def _prepare(x: Array) -> tuple[Any, _Fit, Array]:
     xp = namespace(x)
     fit = _FITS.get(x.dtype.name)
     if fit is None:
-        raise TypeError(f"erf and normal_cdf take float32, float64 or complex128, got {x.dtype}; use x.astype first")
+        raise TypeError(f"erf and normal_cdf take float32, float64 or complex128, got {x.dtype}; convert with x.astype")
     # In-place steps need an array, and those of 0-d arrays return scalars.
     return xp, fit, x.reshape(x.shape or (1,))
 

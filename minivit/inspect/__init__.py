@@ -1,0 +1,1 @@
+"""Insight into a model and a run: traces, summaries and figures."""

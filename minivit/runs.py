@@ -1,0 +1,188 @@
+"""A run folder: written and read in one place.
+
+    recipe.json             what the run is to do
+    best/  last/            model.safetensors and config.json: after the best epoch, and at the last checkpoint
+    last/training.safetensors   all that is needed to go on: parameters, the optimiser's vectors, the place in the run
+    metrics.jsonl           a line for each epoch
+    result.json             what came out; it is there when the run is finished
+    curves.png              loss and accuracy by epoch
+
+Every file is written under a temporary name, synced and renamed: a run killed at any moment leaves whole files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from minivit.arrays import namespace, to_backend, to_host
+from minivit.data.dataset import Dataset
+from minivit.errors import UserError
+from minivit.files import atomic_write, read_json, write_json
+from minivit.train.optim import Optimizer
+from minivit.train.recipe import Recipe
+from minivit.vit import ViT
+from minivit.weights import read_tensors, save_model
+
+
+@dataclass
+class Progress:
+    """The place of a run between two steps; with the parameters and the optimiser's vectors, its whole state."""
+
+    step: int = 0
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    epoch_loss: float = 0.0
+    epoch_correct: int = 0
+    epoch_images: int = 0
+
+
+class Run:
+    """A run folder.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; see `create` and `open`.
+    recipe : Recipe
+        What the run is to do.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        self.recipe = recipe
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe) -> Run:
+        """Make a new run folder.
+
+        Raises
+        ------
+        UserError
+            There is a run already, or something that is no folder.
+        RunError
+            The folder cannot be written to.
+        """
+        if cls.exists(path):
+            raise UserError(f"{path} holds a run already; --resume goes on with it, another --run starts a new one")
+        write_json(path / "recipe.json", recipe.to_dict())
+        return cls(path, recipe)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Return the run in a folder.
+
+        Raises
+        ------
+        UserError
+            There is none, or its recipe cannot be read.
+        """
+        if not cls.exists(path):
+            raise UserError(f"{path} is not a run: it has no recipe.json; `minivit train` makes one")
+        return cls(path, Recipe.from_dict(read_json(path / "recipe.json")))
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether the folder holds a run."""
+        return (path / "recipe.json").exists()
+
+    def save_model(self, which: str, model: ViT, dataset: Dataset) -> None:
+        """Write the model as "best" or "last", with what prediction needs: class names, mean and deviation."""
+        about = {"class_names": list(dataset.class_names), "mean": list(dataset.mean), "std": list(dataset.std)}
+        save_model(model, self.path / which / "model.safetensors", extra=about)
+
+    def save_state(self, model: ViT, optimizer: Optimizer, progress: Progress) -> None:
+        """Write all that is needed to go on from here, in one file."""
+        from safetensors.numpy import save
+
+        tensors = {"values": to_host(model.parameters.store.values), **optimizer.state()}
+        about = {"progress": json.dumps(asdict(progress)), "parameters": _layout(model)}
+        payload = save(tensors, metadata=about)
+        atomic_write(self.path / "last" / "training.safetensors", lambda file: file.write(payload))
+
+    def load_state(self, model: ViT, optimizer: Optimizer) -> Progress:
+        """Set the model and the optimiser to the last checkpoint, and return its place in the run.
+
+        Raises
+        ------
+        UserError
+            The file is missing, damaged or belongs to another model.
+        """
+        path = self.path / "last" / "training.safetensors"
+        tensors, about = read_tensors(path)
+        if about.get("parameters") != _layout(model) or "values" not in tensors:
+            raise UserError(f"{path} is the checkpoint of another model than the one in recipe.json")
+        progress = _progress(path, about.get("progress", ""))
+        values = model.parameters.store.values
+        values[...] = to_backend(tensors.pop("values"), namespace(values))
+        optimizer.load_state(tensors, progress.step)
+        return progress
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the metrics of the epochs so far."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+
+    def write_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Write the metrics of all epochs so far."""
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        atomic_write(self.path / "metrics.jsonl", lambda file: file.write(text.encode()))
+
+    def result(self) -> dict[str, Any] | None:
+        """Return what the finished run came to, or None."""
+        path = self.path / "result.json"
+        return read_json(path) if path.exists() else None
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Mark the run as finished."""
+        write_json(self.path / "result.json", dict(result))
+
+
+def _layout(model: ViT) -> str:
+    return json.dumps([[name, list(parameter.shape)] for name, parameter in model.parameters.items()])
+
+
+def _progress(path: Path, text: str) -> Progress:
+    try:
+        values = json.loads(text)
+        return Progress(**{field.name: values[field.name] for field in fields(Progress)})
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not say how far the run was: {error}") from error
+
+
+def next_run_path(dataset: str, root: Path = Path("runs")) -> Path:
+    """Return the first free ``runs/NAME-1``, ``runs/NAME-2``, ... for a data set."""
+    return root / f"{_short(dataset)}-{max(_numbers(dataset, root), default=0) + 1}"
+
+
+def latest_run_path(dataset: str, root: Path = Path("runs")) -> Path:
+    """Return the newest of the folders that `next_run_path` named.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    numbers = _numbers(dataset, root)
+    if not numbers:
+        raise UserError(f"there is no run of {dataset} in {root} to resume; name its folder with --run")
+    return root / f"{_short(dataset)}-{max(numbers)}"
+
+
+def _short(dataset: str) -> str:
+    return Path(dataset).resolve().name.split(".")[0] or "images"
+
+
+def _numbers(dataset: str, root: Path) -> list[int]:
+    folders = root.glob(f"{_short(dataset)}-*")
+    return [int(tail) for folder in folders if (tail := folder.name.rpartition("-")[2]).isdigit()]

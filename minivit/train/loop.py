@@ -1,0 +1,278 @@
+"""The training loop: epochs of steps, a checkpoint now and then, the test set once at the end.
+
+All randomness derives from the recipe's seed, the step and the images' numbers, so a run that was killed and resumed
+ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from minivit import ops
+from minivit.arrays import Array, to_host
+from minivit.data.augment import augment, normalize
+from minivit.data.batches import batches, epoch_order
+from minivit.data.dataset import Dataset, split_validation
+from minivit.engine import Engine
+from minivit.errors import RunError
+from minivit.inspect.trace import first_non_finite
+from minivit.keys import Key
+from minivit.presets import get_config
+from minivit.runs import Progress, Run
+from minivit.train.interrupt import Interrupt
+from minivit.train.optim import SGD, Adam, AdamW, Optimizer, clip_gradients
+from minivit.train.recipe import Recipe
+from minivit.train.schedules import learning_rate
+from minivit.vit import ViT, ViTConfig
+
+EVALUATION_BATCH = 1024
+
+
+class Evaluation(NamedTuple):
+    """What a model does on labelled images, every one counted."""
+
+    accuracy: float
+    loss: float
+    images: int
+
+
+class StepReport(NamedTuple):
+    """What a reporter hears after each step."""
+
+    epoch: int
+    step: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    images_per_second: float
+    seconds_left: float
+
+
+class Reporter(Protocol):
+    """Who is told how training goes: a progress bar, plain lines, a notebook."""
+
+    def started(self, run: Run, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+        """Training begins at `first_step`."""
+
+    def stepped(self, report: StepReport) -> None:
+        """A step is done."""
+
+    def epoch_ended(self, metrics: dict[str, Any]) -> None:
+        """An epoch is done; `metrics` is its line in metrics.jsonl."""
+
+
+class Interrupted(Exception):  # noqa: N818 - it reports no error
+    """The user stopped the run; it was saved and can be resumed."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
+    """Return the recipe's model with the data set's image size, channels and classes."""
+    _, height, width, channels = dataset.train_images.shape
+    fitting = {"img_size": (height, width), "in_chans": channels, "num_classes": len(dataset.class_names)}
+    return get_config(recipe.model, **{**fitting, **recipe.model_options})
+
+
+def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
+    """Return the recipe's optimiser for `model`."""
+    if recipe.optimizer == "sgd":
+        return SGD(model, recipe.lr, recipe.momentum, recipe.weight_decay)
+    kind = AdamW if recipe.optimizer == "adamw" else Adam
+    return kind(model, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay)
+
+
+def evaluate(engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Evaluation:
+    """Return accuracy and mean loss of the engine's model on uint8 `images` (n, height, width, C)."""
+    dtype = engine.model.parameters.store.values.dtype
+    correct, total_loss = 0, 0.0
+    for part in batches(np.arange(len(images)), EVALUATION_BATCH):
+        logits = to_host(engine.predict(normalize(images[part], mean, std, dtype)))
+        total_loss += float(ops.cross_entropy(logits, labels[part], keep=False)[0]) * len(part)
+        correct += int((logits.argmax(axis=1) == labels[part]).sum())
+    return Evaluation(correct / len(images), total_loss / len(images), len(images))
+
+
+class Trainer:
+    """One run: its data, model, optimiser and place."""
+
+    def __init__(self, run: Run, dataset: Dataset, threads: int | None = None) -> None:
+        recipe = run.recipe
+        self.run, self.dataset, self.recipe = run, dataset, recipe
+        self.model = ViT(model_config(recipe, dataset), seed=recipe.seed, dtype=recipe.dtype)
+        self.optimizer = make_optimizer(recipe, self.model)
+        self.engine = Engine(self.model, threads, recipe.micro_batch or None)
+        self.train_index, self.validation_index = split_validation(dataset, recipe.validation, recipe.seed)
+        self.steps_per_epoch = -(-len(self.train_index) // recipe.batch_size)
+        self.total_steps = self.steps_per_epoch * recipe.epochs
+        self.progress = Progress()
+
+    def fit(self, reporter: Reporter, resume: bool, checkpoint_seconds: float) -> dict[str, Any]:
+        """Train from the start, or from the last checkpoint, to the end; return the result."""
+        if resume and (result := self.run.result()) is not None:
+            return result
+        if resume and (self.run.path / "last" / "training.safetensors").exists():
+            self.progress = self.run.load_state(self.model, self.optimizer)
+            done = [m for m in self.run.metrics() if m["step"] <= self.progress.step]
+            self.run.write_metrics(done)
+        else:
+            self._checkpoint()
+        reporter.started(self.run, self.model, self.progress.step, self.total_steps, self.steps_per_epoch)
+        with Interrupt() as interrupt, self.engine:
+            self._train(reporter, interrupt, checkpoint_seconds)
+            return self._finish()
+
+    def _train(self, reporter: Reporter, interrupt: Interrupt, checkpoint_seconds: float) -> None:
+        progress, recipe = self.progress, self.recipe
+        saved = time.monotonic()
+        while progress.step < self.total_steps:
+            epoch, done = divmod(progress.step, self.steps_per_epoch)
+            order = self.train_index[epoch_order(len(self.train_index), recipe.seed, epoch)]
+            for samples in list(batches(order, recipe.batch_size))[done:]:
+                reporter.stepped(self._step(samples))
+                if progress.step % self.steps_per_epoch == 0:
+                    reporter.epoch_ended(self._end_epoch(epoch + 1))
+                    saved = time.monotonic()
+                elif interrupt.asked or time.monotonic() - saved >= checkpoint_seconds:
+                    self._checkpoint()
+                    saved = time.monotonic()
+                if interrupt.asked and progress.step < self.total_steps:
+                    raise Interrupted(progress.step)
+
+    def _step(self, samples: Array) -> StepReport:
+        progress, recipe, dataset = self.progress, self.recipe, self.dataset
+        begun = time.perf_counter()
+        key = Key(recipe.seed, progress.step, samples)
+        pixels = augment(dataset.train_images[samples], key, crop_padding=recipe.crop_padding, flip=recipe.flip)
+        images = normalize(pixels, dataset.mean, dataset.std, recipe.dtype)
+        labels = dataset.train_labels[samples]
+        loss, logits = self.engine.training_step(images, labels, key, recipe.label_smoothing)
+        norm = clip_gradients(self.model.parameters.store, recipe.clip_norm or None)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._stop_not_finite(images, key)
+        warmup_steps = round(recipe.warmup_epochs * self.steps_per_epoch)
+        self.optimizer.lr = learning_rate(progress.step, self.total_steps, recipe.lr, warmup_steps, recipe.schedule)
+        self.optimizer.step()
+        seconds = time.perf_counter() - begun
+        progress.step += 1
+        progress.seconds += seconds
+        progress.epoch_seconds += seconds
+        progress.epoch_images += len(samples)
+        progress.epoch_loss += float(loss) * len(samples)
+        progress.epoch_correct += int((logits.argmax(axis=1) == labels).sum())
+        rate = progress.epoch_images / progress.epoch_seconds
+        return StepReport(
+            epoch=(progress.step - 1) // self.steps_per_epoch + 1,
+            step=progress.step,
+            loss=progress.epoch_loss / progress.epoch_images,
+            accuracy=progress.epoch_correct / progress.epoch_images,
+            learning_rate=self.optimizer.lr,
+            images_per_second=rate,
+            seconds_left=(self.total_steps - progress.step) * recipe.batch_size / rate,
+        )
+
+    def _stop_not_finite(self, images: Array, key: Key) -> None:
+        where = first_non_finite(self.model, images, key)
+        raise RunError(
+            f"the loss or its gradient is not finite at step {self.progress.step + 1}: {where}. The checkpoint of an "
+            f"earlier step is in {self.run.path / 'last'}; a smaller --lr often helps"
+        )
+
+    def _end_epoch(self, epoch: int) -> dict[str, Any]:
+        progress, dataset = self.progress, self.dataset
+        metrics: dict[str, Any] = {
+            "epoch": epoch,
+            "step": progress.step,
+            "learning_rate": self.optimizer.lr,
+            "train_loss": progress.epoch_loss / progress.epoch_images,
+            "train_accuracy": progress.epoch_correct / progress.epoch_images,
+            "images_per_second": progress.epoch_images / progress.epoch_seconds,
+            "seconds": progress.seconds,
+        }
+        accuracy = progress.best_accuracy  # without a validation part every epoch is the best so far
+        if len(self.validation_index):
+            held_out = dataset.train_images[self.validation_index], dataset.train_labels[self.validation_index]
+            measured = evaluate(self.engine, *held_out, dataset.mean, dataset.std)
+            metrics |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
+            accuracy = measured.accuracy
+        if accuracy >= progress.best_accuracy:
+            progress.best_accuracy, progress.best_epoch = accuracy, epoch
+            self.run.save_model("best", self.model, dataset)
+        self.run.write_metrics([*self.run.metrics(), metrics])
+        progress.epoch_loss = progress.epoch_seconds = 0.0
+        progress.epoch_correct = progress.epoch_images = 0
+        self._checkpoint()
+        return metrics
+
+    def _checkpoint(self) -> None:
+        self.run.save_model("last", self.model, self.dataset)
+        self.run.save_state(self.model, self.optimizer, self.progress)
+
+    def _finish(self) -> dict[str, Any]:
+        from minivit.inspect.figures import save_curves
+        from minivit.weights import load_model
+
+        dataset, progress = self.dataset, self.progress
+        best = load_model(self.run.path / "best", dtype=self.recipe.dtype)
+        with Engine(best, self.engine.threads, self.recipe.micro_batch or None) as engine:
+            measured = evaluate(engine, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std)
+        result = {
+            "run": str(self.run.path),
+            "test_accuracy": measured.accuracy,
+            "test_loss": measured.loss,
+            "test_images": measured.images,
+            "best_epoch": progress.best_epoch,
+            "best_val_accuracy": progress.best_accuracy if len(self.validation_index) else None,
+            "seconds": progress.seconds,
+            "images_per_second": len(self.train_index) * self.recipe.epochs / progress.seconds,
+        }
+        result["curves"] = save_curves(self.run.metrics(), self.run.path / "curves.png")
+        self.run.write_result(result)
+        return result
+
+
+def train(
+    run: Run,
+    dataset: Dataset,
+    reporter: Reporter,
+    *,
+    resume: bool = False,
+    threads: int | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> dict[str, Any]:
+    """Train the model of a run's recipe on a data set.
+
+    Parameters
+    ----------
+    run : Run
+        A new run folder, or one to go on with.
+    dataset : Dataset
+        The images that the recipe names.
+    reporter : Reporter
+        Is told of every step and epoch.
+    resume : bool
+        Go on from the last checkpoint; a finished run returns its result again.
+    threads : int, optional
+        Worker threads; they change the time and no bit of the result.
+    checkpoint_seconds : float
+        Longest time between two checkpoints.
+
+    Returns
+    -------
+    dict
+        What result.json holds: `run`, `test_accuracy`, `seconds` of training, `images_per_second` and more.
+
+    Raises
+    ------
+    Interrupted
+        The user asked to stop; the run is saved.
+    RunError
+        The loss is not finite, or a file cannot be written; the last good checkpoint is kept.
+    """
+    return Trainer(run, dataset, threads).fit(reporter, resume, checkpoint_seconds)

@@ -1,0 +1,133 @@
+"""A recipe: everything that decides what a training run computes, but the images themselves."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from typing import Any
+
+from minivit.errors import UserError
+from minivit.train.schedules import SCHEDULES
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run is to do. Two runs of one recipe on one machine end in the same bits.
+
+    Parameters
+    ----------
+    dataset : str
+        "digits", "cifar10", "cifar100" or a path.
+    model : str
+        A preset; the data set's classes, channels and image size replace its own.
+    model_options : dict
+        Other fields of `ViTConfig` that differ from the preset's.
+    epochs, batch_size : int
+        Passes over the training images; images of a step.
+    optimizer : str
+        "adamw", "adam" or "sgd".
+    lr, weight_decay : float
+        Largest learning rate; weight decay of matrices.
+    betas : tuple of float
+        Of Adam and AdamW.
+    momentum : float
+        Of SGD.
+    warmup_epochs : float
+        Epochs over which the learning rate rises from zero.
+    schedule : str
+        "cosine", "linear" or "constant", after the warmup.
+    clip_norm : float
+        Largest global norm of the gradients; 0 for no clipping.
+    label_smoothing : float
+        See `ops.cross_entropy`.
+    crop_padding : int
+        Pixels by which images are shifted at most; 0 for none.
+    flip : bool
+        Whether half of the images are mirrored.
+    validation : float
+        Share of the training images that choose the best epoch and are not trained on.
+    micro_batch : int
+        Images a thread takes at a time; 0 for what the model says. It is part of the recipe, for it decides the bits.
+    dtype : str
+        "float32" or "float64".
+    seed : int
+        Of the first parameters, the validation split, the order and all that is random in a step.
+    """
+
+    dataset: str
+    model: str
+    model_options: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 10
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    warmup_epochs: float = 1.0
+    schedule: str = "cosine"
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    crop_padding: int = 0
+    flip: bool = False
+    validation: float = 0.1
+    micro_batch: int = 0
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("epochs", "batch_size"):
+            _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("lr", "weight_decay", "warmup_epochs", "clip_norm", "crop_padding", "micro_batch", "seed"):
+            _expect(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more")
+        for name in ("validation", "label_smoothing", "momentum"):
+            _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        _expect("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
+        _expect("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        _expect("dtype", self.dtype, self.dtype in ("float32", "float64"), "float32 or float64")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for a file."""
+        return {**asdict(self), "betas": list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Return the recipe that `to_dict` wrote.
+
+        Raises
+        ------
+        UserError
+            A field is unknown, missing or out of range.
+        """
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise UserError(f"unknown fields of a recipe: {', '.join(sorted(unknown))}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"not a recipe: {error}") from error
+
+    def differences(self, options: dict[str, Any]) -> list[str]:
+        """Return a line for each of `options` that is not what this recipe says."""
+        return [
+            f"{name} is {getattr(self, name)!r} in the run, {value!r} was asked for"
+            for name, value in options.items()
+            if getattr(self, name) != value
+        ]
+
+
+def _expect(name: str, value: Any, fits: bool, expected: str) -> None:
+    if not fits:
+        raise UserError(f"{name} is {value!r}; expected {expected}")
+
+
+def load_recipe(dataset: str, **options: Any) -> Recipe:
+    """Return the recipe that comes with minivit for `dataset`, that of `folder` for a path, with `options` replaced."""
+    folder = resources.files("minivit.train") / "recipes"
+    name = dataset if (folder / f"{dataset}.toml").is_file() else "folder"
+    values = tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
+    return replace(Recipe.from_dict({**values, "dataset": dataset}), **options)

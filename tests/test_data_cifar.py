@@ -1,0 +1,361 @@
+"""CIFAR is read from every form in which it is given out, found on disk, downloaded, and refused where damaged."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import pickle
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pooch
+import pytest
+from numpy.typing import NDArray
+
+from minivit.data import Dataset, load_dataset
+from minivit.data.cifar import CLASS_NAMES
+from minivit.data.download import ARCHIVES, Archive
+from minivit.errors import UserError
+
+PER_BATCH = 3
+
+
+def expected(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+    """Return training and test images (n, 32, 32, 3) and labels, each pixel different from its neighbours."""
+    generator = np.random.default_rng(7)
+    train, classes = (5 * PER_BATCH, 10) if name == "cifar10" else (PER_BATCH, 100)
+    images = generator.integers(0, 256, (train + PER_BATCH, 32, 32, 3), dtype=np.uint8)
+    labels = generator.integers(0, classes, train + PER_BATCH)
+    labels[0], labels[-1] = classes - 1, 0
+    return images[:train], labels[:train], images[train:], labels[train:]
+
+
+def files(name: str, version: str) -> dict[str, bytes]:
+    """Return the batch files of one version of one data set, by their names."""
+    train_images, train_labels, test_images, test_labels = expected(name)
+    suffix = ".bin" if version == "binary" else ""
+    write = binary if version == "binary" else python
+    if name == "cifar100":
+        parts = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
+    else:
+        cuts = [slice(i * PER_BATCH, (i + 1) * PER_BATCH) for i in range(5)]
+        parts = {f"data_batch_{i + 1}": (train_images[cut], train_labels[cut]) for i, cut in enumerate(cuts)}
+        parts["test_batch"] = (test_images, test_labels)
+    return {part + suffix: write(name, *content) for part, content in parts.items()}
+
+
+def binary(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> bytes:
+    records = []
+    for image, label in zip(images, labels.tolist(), strict=True):
+        coarse = b"" if name == "cifar10" else b"\xff"
+        records.append(coarse + bytes([label]) + image.transpose(2, 0, 1).tobytes())
+    return b"".join(records)
+
+
+def python(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> bytes:
+    pixels = images.transpose(0, 3, 1, 2).reshape(len(images), 3072)
+    key = b"labels" if name == "cifar10" else b"fine_labels"
+    batch = {b"batch_label": b"some", b"data": pixels, key: labels.tolist(), b"filenames": [b"a.png"] * len(labels)}
+    return pickle.dumps(batch, protocol=2)
+
+
+def archive_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def write_archive(path: Path, name: str, version: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(archive_of({f"some-folder/{file}": data for file, data in files(name, version).items()}))
+    return path
+
+
+def write_folder(path: Path, name: str, version: str) -> Path:
+    path.mkdir(parents=True)
+    for file, data in files(name, version).items():
+        (path / file).write_bytes(data)
+    (path / "readme.html").write_text("something else")
+    return path
+
+
+def assert_is(dataset: Dataset, name: str) -> None:
+    train_images, train_labels, test_images, test_labels = expected(name)
+    assert dataset.name == name
+    assert dataset.class_names == CLASS_NAMES[name]
+    np.testing.assert_array_equal(dataset.train_images, train_images)
+    np.testing.assert_array_equal(dataset.train_labels, train_labels)
+    np.testing.assert_array_equal(dataset.test_images, test_images)
+    np.testing.assert_array_equal(dataset.test_labels, test_labels)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let nothing that is on this machine be found, and no download leave it; return the cache folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINIVIT_DATA", raising=False)
+    monkeypatch.setattr(pooch, "os_cache", lambda _: tmp_path / "cache")
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(variable, "127.0.0.1")
+    for name in ARCHIVES:
+        monkeypatch.setitem(ARCHIVES, name, Archive("http://127.0.0.1:9/cifar-10-binary.tar.gz", "0" * 32))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[dict[str, bytes]], str]]:
+    """Give a function that puts files on a local server and returns its address."""
+    root = tmp_path / "server"
+    root.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+
+    def put(content: dict[str, bytes]) -> str:
+        for file, data in content.items():
+            (root / file).write_bytes(data)
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield put
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+BOTH = pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+VERSIONS = pytest.mark.parametrize("version", ["binary", "python"])
+
+
+@BOTH
+@VERSIONS
+def test_an_archive_is_read(tmp_path: Path, name: str, version: str) -> None:
+    assert_is(load_dataset(write_archive(tmp_path / "any.tar.gz", name, version)), name)
+
+
+@BOTH
+@VERSIONS
+def test_a_folder_of_batch_files_is_read(tmp_path: Path, name: str, version: str) -> None:
+    assert_is(load_dataset(str(write_folder(tmp_path / "any", name, version))), name)
+
+
+def test_normalisation_is_the_published_one(tmp_path: Path) -> None:
+    dataset = load_dataset(write_archive(tmp_path / "any.tar.gz", "cifar10", "binary"))
+    assert dataset.mean == (0.4914, 0.4822, 0.4465)
+    assert dataset.std == (0.2470, 0.2435, 0.2616)
+
+
+def test_the_class_names_are_complete() -> None:
+    assert [len(CLASS_NAMES[name]) for name in ("cifar10", "cifar100")] == [10, 100]
+    assert all(list(names) == sorted(set(names)) for names in CLASS_NAMES.values())
+
+
+@BOTH
+@pytest.mark.parametrize("place", ["data", "cache", "named", "variable"])
+@pytest.mark.parametrize(
+    "form", ["binary archive", "python archive", "binary folder", "python folder", "its own folder"]
+)
+def test_it_is_found_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str, form: str) -> None:
+    folder, number = tmp_path / place, name.removeprefix("cifar")
+    version, kind = form.split()[0], form.split()[-1]
+    if kind == "archive":
+        write_archive(folder / f"cifar-{number}-{version}.tar.gz", name, version)
+    elif version == "its":
+        write_folder(folder, name, "python")
+    else:
+        ends = {"10 binary": "10-batches-bin", "10 python": "10-batches-py"}
+        write_folder(folder / f"cifar-{ends.get(f'{number} {version}', f'{number}-{version}')}", name, version)
+    if place == "variable":
+        monkeypatch.setenv("MINIVIT_DATA", str(folder))
+    assert_is(load_dataset(name, data_dir=folder if place == "named" else None, download=False), name)
+
+
+def test_a_named_folder_is_searched_alone(tmp_path: Path) -> None:
+    write_archive(tmp_path / "data" / "cifar-10-binary.tar.gz", "cifar10", "binary")
+    with pytest.raises(UserError, match=r"cifar10 is not in .*other and download is off"):
+        load_dataset("cifar10", data_dir=tmp_path / "other", download=False)
+
+
+def test_an_archive_under_the_other_name_is_refused(tmp_path: Path) -> None:
+    write_archive(tmp_path / "data" / "cifar-10-binary.tar.gz", "cifar100", "binary")
+    with pytest.raises(UserError, match=r"cifar-10-binary\.tar\.gz holds cifar100, not cifar10"):
+        load_dataset("cifar10")
+
+
+def test_another_image_size_is_refused(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "any.tar.gz", "cifar10", "binary")
+    assert load_dataset(path, image_size=32).train_images.shape[1:] == (32, 32, 3)
+    with pytest.raises(UserError, match="cifar10 has images of 32 x 32; only a folder of images can be resized"):
+        load_dataset(path, image_size=(32, 33))
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -1000])
+def test_a_truncated_archive_is_refused(tmp_path: Path, kept: int) -> None:
+    path = write_archive(tmp_path / "cut.tar.gz", "cifar10", "binary")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"cut\.tar\.gz cannot be read as a tar\.gz archive of CIFAR"):
+        load_dataset(path)
+
+
+def test_an_archive_with_a_damaged_middle_is_refused(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "bad.tar.gz", "cifar10", "binary")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 :][:100] = data[len(data) // 2 : len(data) // 2 + 100] = bytes(100)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"bad\.tar\.gz"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize("content", [b"plain text", gzip.compress(b"not a tar" * 200)])
+def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "foreign.tar.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"foreign\.tar\.gz cannot be read as a tar\.gz archive of CIFAR"):
+        load_dataset(path)
+
+
+def test_an_archive_of_other_files_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.tar.gz"
+    path.write_bytes(archive_of({"cats/cat.jpg": b"..."}))
+    with pytest.raises(UserError, match=r"other\.tar\.gz holds no batches of CIFAR"):
+        load_dataset(path)
+
+
+def test_a_missing_batch_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "any", "cifar10", "binary")
+    (folder / "data_batch_4.bin").unlink()
+    with pytest.raises(UserError, match=r"holds a part of cifar10, but not data_batch_4\.bin"):
+        load_dataset(folder)
+
+
+@BOTH
+def test_a_wrong_record_length_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write_folder(tmp_path / "any", name, "binary")
+    file = folder / ("test_batch.bin" if name == "cifar10" else "test.bin")
+    file.write_bytes(file.read_bytes()[:-1])
+    length = 3073 if name == "cifar10" else 3074
+    with pytest.raises(UserError, match=rf"{file.name} has {3 * length - 1} bytes; expected a multiple of {length}"):
+        load_dataset(folder)
+
+
+@VERSIONS
+def test_a_label_out_of_range_is_named(tmp_path: Path, version: str) -> None:
+    folder = write_folder(tmp_path / "any", "cifar10", version)
+    images, labels = expected("cifar10")[:2]
+    labels[1] = 10
+    write = binary if version == "binary" else python
+    file = folder / ("data_batch_1.bin" if version == "binary" else "data_batch_1")
+    file.write_bytes(write("cifar10", images[:PER_BATCH], labels[:PER_BATCH]))
+    with pytest.raises(UserError, match=rf"{file.name}: record 1 has the label 10; expected 0 to 9"):
+        load_dataset(folder)
+
+
+def test_nothing_is_written_from_an_archive(tmp_path: Path) -> None:
+    members = {f"../../{name}": data for name, data in files("cifar10", "binary").items()}
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    path = folder / "sly.tar.gz"
+    path.write_bytes(archive_of({**members, "../escaped.txt": b"x"}))
+    before = sorted(tmp_path.rglob("*"))
+    assert_is(load_dataset(path), "cifar10")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
+    path = tmp_path / "links.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        link = tarfile.TarInfo("data_batch_1.bin")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with pytest.raises(UserError, match="holds no batches of CIFAR"):
+        load_dataset(path)
+
+
+def test_a_member_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.tar.gz"
+    members = files("cifar10", "binary")
+    path.write_bytes(archive_of({**members, "again/test_batch.bin": members["test_batch.bin"]}))
+    with pytest.raises(UserError, match=r"test_batch\.bin is there twice"):
+        load_dataset(path)
+
+
+@BOTH
+def test_it_is_downloaded_once(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: Path, serve: Callable[[dict[str, bytes]], str], name: str
+) -> None:
+    file = "cifar-10-binary.tar.gz" if name == "cifar10" else "cifar-100-binary.tar.gz"
+    data = archive_of(files(name, "binary"))
+    address = serve({file: data})
+    monkeypatch.setitem(ARCHIVES, name, Archive(f"{address}/{file}", hashlib.md5(data).hexdigest()))
+    seen: list[tuple[str, int, int]] = []
+    assert_is(load_dataset(name, progress=lambda *now: seen.append(now)), name)
+    assert seen[-1] == (f"downloading {file}", len(data), len(data))
+    assert [path.name for path in elsewhere.iterdir()] == [file]
+    monkeypatch.setitem(ARCHIVES, name, Archive("http://127.0.0.1:9/nothing", "0" * 32))
+    assert_is(load_dataset(name), name)
+
+
+def test_a_download_goes_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[dict[str, bytes]], str]
+) -> None:
+    data = archive_of(files("cifar10", "binary"))
+    address = serve({"a.tar.gz": data})
+    monkeypatch.setitem(ARCHIVES, "cifar10", Archive(f"{address}/a.tar.gz", hashlib.md5(data).hexdigest()))
+    load_dataset("cifar10", data_dir=tmp_path / "here")
+    assert (tmp_path / "here" / "a.tar.gz").read_bytes() == data
+
+
+def test_a_download_with_another_checksum_is_thrown_away(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: Path, serve: Callable[[dict[str, bytes]], str]
+) -> None:
+    address = serve({"cifar-10-binary.tar.gz": b"please log in"})
+    monkeypatch.setitem(ARCHIVES, "cifar10", Archive(f"{address}/cifar-10-binary.tar.gz", "0" * 32))
+    with pytest.raises(UserError, match=r"sent is not the archive \(its MD5 checksum is not 0{32}\)"):
+        load_dataset("cifar10")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_offline_says_what_to_put_where(elsewhere: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_dataset("cifar10")
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "cannot be fetched",
+        "cifar-10-binary.tar.gz",
+        "cifar-10-python.tar.gz",
+        str(elsewhere),
+        "MINIVIT_DATA",
+    ):
+        assert part in message
+    assert "`minivit train digits` needs no download" in message
+
+
+def test_a_page_that_is_gone_is_reported(
+    monkeypatch: pytest.MonkeyPatch, serve: Callable[[dict[str, bytes]], str]
+) -> None:
+    monkeypatch.setitem(ARCHIVES, "cifar10", Archive(f"{serve({})}/cifar-10-binary.tar.gz", "0" * 32))
+    with pytest.raises(UserError, match=r"cannot be fetched \(HTTPError\)"):
+        load_dataset("cifar10")
+
+
+def test_a_folder_that_cannot_be_made_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[dict[str, bytes]], str]
+) -> None:
+    monkeypatch.setitem(ARCHIVES, "cifar10", Archive(f"{serve({'a': b''})}/a", "0" * 32))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"a cannot be written into .*file.*: "):
+        load_dataset("cifar10", data_dir=tmp_path / "file" / "below")

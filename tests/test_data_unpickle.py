@@ -1,0 +1,131 @@
+"""The python batches of CIFAR are read, and a pickle that asks for anything else runs nothing."""
+
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minivit.data.unpickle import load_batch
+from minivit.errors import UserError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3072), dtype=np.uint8)
+LABELS = [4, 0, 9]
+
+
+def python2_string(text: bytes) -> bytes:
+    return b"U" + bytes([len(text)]) + text if len(text) < 256 else b"T" + struct.pack("<i", len(text)) + text
+
+
+def python2_batch(pixels: np.ndarray[Any, np.dtype[np.uint8]], labels: list[int]) -> bytes:
+    """Write what Python 2 and NumPy 1 wrote in 2009, opcode by opcode."""
+    minus_one = b"J" + struct.pack("<i", -1)
+    dtype = b"cnumpy\ndtype\n" + python2_string(b"u1") + b"K\x00K\x01\x87R"
+    dtype += b"(K\x03" + python2_string(b"|") + b"NNN" + minus_one + minus_one + b"K\x00tb"
+    shape = b"M" + struct.pack("<H", pixels.shape[0]) + b"M" + struct.pack("<H", pixels.shape[1]) + b"\x86"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + python2_string(b"b") + b"\x87R"
+    array += b"(K\x01" + shape + dtype + b"\x89" + python2_string(pixels.tobytes()) + b"tb"
+    numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    return b"\x80\x02}(" + python2_string(b"data") + array + python2_string(b"labels") + numbers + b"u."
+
+
+class RunsACommand:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+class CallsEval:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, ("1 + 1",)
+
+
+def assert_is_the_batch(data: bytes) -> None:
+    pixels, labels = load_batch(data, "labels", "data_batch_1")
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, PIXELS)
+    assert labels == LABELS
+
+
+def test_the_pickle_that_python_2_wrote_is_read() -> None:
+    data = python2_batch(PIXELS, LABELS)
+    np.testing.assert_array_equal(pickle.loads(data, encoding="bytes")[b"data"], PIXELS)
+    assert_is_the_batch(data)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
+def test_every_protocol_and_both_names_of_numpy_are_read(protocol: int, core: bytes) -> None:
+    data = pickle.dumps({b"data": PIXELS, b"labels": LABELS}, protocol=protocol)
+    if protocol < 4:  # later protocols write the length of the name before it
+        data = data.replace(b"numpy._core", b"numpy.core").replace(b"numpy.core", core)
+    assert_is_the_batch(data)
+
+
+def test_text_keys_and_column_order_are_read() -> None:
+    assert_is_the_batch(pickle.dumps({"data": np.asfortranarray(PIXELS), "labels": LABELS}))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_that_runs_a_command_is_refused_and_runs_nothing(tmp_path: Path, protocol: int) -> None:
+    mark = tmp_path / "mark"
+    batch = {b"data": PIXELS, b"labels": LABELS, b"extra": RunsACommand(f'echo ran > "{mark}"')}
+    data = pickle.dumps(batch, protocol=protocol)
+    with pytest.raises(UserError, match=r"data_batch_1 .*asks for \w+\.system"):
+        load_batch(data, "labels", "data_batch_1")
+    assert not mark.exists()
+    pickle.loads(data)
+    assert mark.exists(), "the payload must be a real one"
+
+
+def test_a_batch_in_which_numpy_itself_is_to_be_called_is_refused() -> None:
+    loads = b"\x80\x02cnumpy\nload\n" + python2_string(b"/etc/passwd") + b"\x85R."
+    with pytest.raises(UserError, match=r"asks for numpy\.load"):
+        load_batch(loads, "labels", "data_batch_1")
+
+
+def test_a_builtin_is_refused() -> None:
+    with pytest.raises(UserError, match=r"asks for builtins\.eval"):
+        load_batch(pickle.dumps(CallsEval()), "labels", "data_batch_1")
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({b"data": PIXELS.astype(np.int64), b"labels": LABELS}, "not of uint8"),
+        ({b"data": PIXELS.astype(object), b"labels": LABELS}, "not of uint8"),
+        ({b"data": PIXELS[:, :-1], b"labels": LABELS}, r"pixels of shape \(3, 3071\)"),
+        ({b"data": PIXELS, b"labels": LABELS[:-1]}, "a list of 3 integers as 'labels'"),
+        ({b"data": PIXELS, b"labels": [1, 2, "3"]}, "a list of 3 integers as 'labels'"),
+        ({b"data": PIXELS}, "labels"),
+        ({b"labels": LABELS}, "data"),
+        ([1, 2, 3], "AttributeError"),
+    ],
+)
+def test_a_pickle_of_something_else_is_refused(batch: object, message: str) -> None:
+    with pytest.raises(UserError, match=f"data_batch_1 is not a python batch of CIFAR: .*{message}"):
+        load_batch(pickle.dumps(batch), "labels", "data_batch_1")
+
+
+@pytest.mark.parametrize("length", [0, 1, 50, 5000, -1])
+def test_a_truncated_pickle_is_refused(length: int) -> None:
+    with pytest.raises(UserError, match="data_batch_1 is not a python batch"):
+        load_batch(python2_batch(PIXELS, LABELS)[:length], "labels", "data_batch_1")
+
+
+def test_a_length_or_number_that_would_take_gigabytes_is_refused() -> None:
+    for bomb in (b"\x80\x02Nr\xff\xff\xff\x7f.", b"Np2000000000\n.", b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f."):
+        with pytest.raises(UserError, match="data_batch_1 is not a python batch"):
+            load_batch(bomb, "labels", "data_batch_1")
+
+
+def test_random_bytes_are_refused() -> None:
+    generator = np.random.default_rng(1)
+    for _ in range(500):
+        with pytest.raises(UserError, match="data_batch_1 is not a python batch"):
+            load_batch(generator.bytes(64), "labels", "data_batch_1")
