@@ -1,10 +1,10 @@
 """minivit: a Vision Transformer in NumPy and CuPy, every backward pass by hand and proved.
 
-    import minivit
+import minivit
 
-    model = minivit.create_model("vit_tiny_patch4_32", depth=2, dtype="float64")
-    logits, cache = model.forward(images)
-    dimages = model.backward(dlogits, cache)
+model = minivit.create_model("vit_tiny_patch4_32", depth=2, dtype="float64")
+logits, cache = model.forward(images)
+dimages = model.backward(dlogits, cache)
 """
 
 from minivit import layers, ops

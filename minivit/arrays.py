@@ -96,7 +96,7 @@ def to_host(x: Any) -> Array:
 def to_backend(x: Any, library: Any) -> Array:
     """Return `x` as an array of `library`, copied only if it lives in another one."""
     if _library(x) is library:
-        return np.asarray(x) if library is np else x  # type: ignore[no-any-return]
+        return np.asarray(x) if library is np else x
     moved: Array = library.asarray(to_host(x))
     return moved
 

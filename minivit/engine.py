@@ -176,7 +176,9 @@ def check_labels(labels: Array, B: int, num_classes: int, dtype: Any) -> None:
         if namespace(labels) is np and not ((labels >= 0) & (labels < num_classes)).all():
             host = to_host(labels)
             at = int(np.argmax((host < 0) | (host >= num_classes)))
-            raise UserError(f"label {host[at]} of image {at} is out of range; this model has classes 0 to {num_classes - 1}")
+            raise UserError(
+                f"label {host[at]} of image {at} is out of range; the model has classes 0 to {num_classes - 1}"
+            )
     elif labels.shape != (B, num_classes) or labels.dtype != real_dtype(dtype):
         raise UserError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}; expected ({B},) integers or "

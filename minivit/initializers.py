@@ -58,23 +58,33 @@ def lecun_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Arra
 class Scheme:
     """One initialiser for each role of a parameter in a Vision Transformer."""
 
-    weight: Initializer = normal(0.02)
-    bias: Initializer = zeros
-    qkv_weight: Initializer = normal(0.02)
-    mlp_bias: Initializer = zeros
-    head_weight: Initializer = normal(0.02)
-    cls_token: Initializer = normal(1e-6)
-    pos_embed: Initializer = normal(0.02)
+    weight: Initializer
+    qkv_weight: Initializer
+    head_weight: Initializer
+    bias: Initializer
+    mlp_bias: Initializer
+    cls_token: Initializer
+    pos_embed: Initializer
 
 
 SCHEMES = {
-    "timm": Scheme(),
+    "timm": Scheme(
+        weight=normal(0.02),
+        qkv_weight=normal(0.02),
+        head_weight=normal(0.02),
+        bias=zeros,
+        mlp_bias=zeros,
+        cls_token=normal(1e-6),
+        pos_embed=normal(0.02),
+    ),
     "jax": Scheme(
         weight=xavier_uniform,
         qkv_weight=xavier_uniform_qkv,
-        mlp_bias=normal(1e-6),
         head_weight=zeros,
+        bias=zeros,
+        mlp_bias=normal(1e-6),
         cls_token=zeros,
+        pos_embed=normal(0.02),
     ),
 }
 

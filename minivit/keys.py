@@ -1,7 +1,7 @@
 """Randomness as keys: the same random bits for the same (seed, step, sample, place).
 
-No generator with a hidden position exists anywhere in training. A `Key` says for which run, step and samples random bits
-are wanted, `fold` says for which place of the model, and `bits` hashes that name and a counter into 32-bit words:
+No generator with a hidden position exists anywhere in training. A `Key` says for which run, step and samples random
+bits are wanted, `fold` says for which place of the model, and `bits` hashes that and a counter into 32-bit words:
 
     h = index * 0x9E3779B9 + s1(sample);  h ^= h >> 16;  h *= 0x21F0AAAD;  h ^= h >> 15
     h += s2(sample);                      h *= 0xD35A2D97;  h ^= h >> 15

@@ -6,10 +6,10 @@ from typing import Any
 
 from minivit import initializers, ops
 from minivit.arrays import Array
-from minivit.initializers import SCHEMES, Initializer, patch_initializers
+from minivit.initializers import SCHEMES, patch_initializers
 from minivit.keys import Key, fold
 from minivit.layer import Layer
-from minivit.parameters import Parameter
+from minivit.parameters import Initializer, Parameter
 
 __all__ = ["GELU", "MLP", "Attention", "DropPath", "Dropout", "EncoderBlock", "LayerNorm", "Linear", "PatchEmbed"]
 

@@ -41,7 +41,7 @@ def _blas() -> threadpoolctl.ThreadpoolController:
     if not controller.lib_controllers:
         warnings.warn(
             "the threads of this NumPy's BLAS cannot be limited, so the engine's own threads may crowd each other and "
-            "results may depend on the number of processors; set the BLAS library's thread count to 1 in the environment",
+            "results may depend on the number of processors; set the BLAS library's thread count to 1 before starting",
             RuntimeWarning,
             stacklevel=4,
         )

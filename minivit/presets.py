@@ -1,4 +1,4 @@
-"""The named models. Sizes are those of Dosovitskiy et al. 2020 (table 1), and of DeiT (Touvron et al. 2021) for tiny."""
+"""The named models, of the sizes in Dosovitskiy et al. 2020 (table 1), and in DeiT (Touvron et al. 2021) for tiny."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from minivit.errors import UserError
 from minivit.vit import ViT, ViTConfig
 
-_TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
-_SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
-_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
-_LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-_HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+_TINY: dict[str, Any] = {"embed_dim": 192, "depth": 12, "num_heads": 3}
+_SMALL: dict[str, Any] = {"embed_dim": 384, "depth": 12, "num_heads": 6}
+_BASE: dict[str, Any] = {"embed_dim": 768, "depth": 12, "num_heads": 12}
+_LARGE: dict[str, Any] = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+_HUGE: dict[str, Any] = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 
 
-def _preset(patch_size: int, img_size: int, sizes: dict[str, int], **fields: Any) -> ViTConfig:
+def _preset(patch_size: int, img_size: int, sizes: dict[str, Any], **fields: Any) -> ViTConfig:
     return ViTConfig(img_size=img_size, patch_size=patch_size, **sizes, **fields)
 
 
@@ -57,9 +57,7 @@ def get_config(name: str, **overrides: Any) -> ViTConfig:
         raise UserError(f"{name}: {error}; the fields are those of minivit.ViTConfig") from error
 
 
-def create_model(
-    name: str, *, seed: int = 0, dtype: Any = "float32", backend: str = "numpy", **overrides: Any
-) -> ViT:
+def create_model(name: str, *, seed: int = 0, dtype: Any = "float32", backend: str = "numpy", **overrides: Any) -> ViT:
     """Return a new model.
 
     Parameters

@@ -139,7 +139,7 @@ class ViTConfig:
     def micro_batch(self) -> int:
         """How many images a thread takes through the model at a time: as many as fit its cache, by the model alone."""
         fitting = 16 * 65 * 192 / (self.num_tokens * self.embed_dim)
-        return 2 ** min(6, max(0, round(math.log2(fitting))))
+        return 1 << min(6, max(0, round(math.log2(fitting))))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for a file."""
@@ -157,7 +157,8 @@ class ViTConfig:
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise UserError(f"unknown fields of a model: {', '.join(sorted(unknown))}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**plain)
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from minivit.arrays import Array
 EPS = float(np.finfo(np.float64).eps)
 SLOPE_MARGIN = 0.05
 _CLIFF = 8  # an order that no smooth function has: beyond a kink, there is nothing but rounding
+_SMALLEST = 43  # halvings of the unit step, after which little but rounding is left
 _STEP = 1e-20
 _CENTRAL_STEPS = (2.0**-18, 2.0**-14, 2.0**-21, 2.0**-24)
 
@@ -151,30 +152,37 @@ def taylor(probe: Probe, gradient: Array, d: Array) -> Taylor:
         return known[halvings]
 
     # Steps of a few units in the last place show how much of a remainder is rounding, whatever the gradient is.
-    noise = 30 * max(remainder(halvings)[0] for halvings in (44, 45, 46))
+    noise = 30 * max(remainder(halvings)[0] for halvings in (_SMALLEST + 1, _SMALLEST + 2))
 
     def stands(halvings: int) -> bool:
         rest, floor = remainder(halvings)
         return np.isfinite(rest) and rest > max(floor, noise)
 
-    last = -1
-    for halvings in range(0, 44, 4):
-        if stands(halvings):
-            last = halvings
-        elif np.isfinite(remainder(halvings)[0]):
-            break
-    if last < 0:
-        rest, floor = remainder(0)
-        return Taylor("linear", rest / probe.rms, max(floor, noise) / probe.rms, True)
-    while last < 43 and stands(last + 1):
-        last += 1
+    first = next((halvings for halvings in range(0, _SMALLEST, 4) if np.isfinite(remainder(halvings)[0])), 0)
+    if not stands(first):
+        rest, floor = remainder(first)
+        step = 2.0**-first * probe.rms
+        return Taylor("linear", rest / step, max(floor, noise) / step, True)
+    # The smallest step that stands above rounding: where slope 2 would have it, then up or down from there.
+    rest, floor = remainder(first)
+    last = min(first + int(np.log2(rest / max(floor, noise)) / 2), _SMALLEST)
+    while not stands(last):
+        last -= 1
+    for stride in (4, 1):
+        while last + stride <= _SMALLEST and stands(last + stride):
+            last += stride
 
-    order = {halvings: np.log2(remainder(halvings)[0]) for halvings in range(last - 8, last + 1) if stands(halvings)}
-    windows = [range(first, first + 4) for first in order if all(k in order for k in range(first, first + 4))]
-    slopes = [-float(np.polyfit(window, [order[k] for k in window], 1)[0]) for window in windows]
+    slopes: list[float] = []
+    for end in range(last, last - 5, -1):
+        window = range(end - 3, end + 1)
+        if not all(map(stands, window)):
+            break
+        slopes.append(-float(np.polyfit(window, [np.log2(remainder(k)[0]) for k in window], 1)[0]))
+        if abs(slopes[-1] - 2) <= SLOPE_MARGIN:
+            break
     slope = min(slopes, key=lambda value: abs(value - 2), default=0.0)
     if abs(slope - 2) > SLOPE_MARGIN:  # above 2, or no window: see how the remainder sinks into the rounding
-        sinks = float(order[last] - np.log2(remainder(last + 1)[0] or EPS * EPS))
+        sinks = float(np.log2(remainder(last)[0]) - np.log2(remainder(last + 1)[0] or EPS * EPS))
         slope = max(slope, sinks) if sinks > 2 - SLOPE_MARGIN or not slopes else slope
     step = 2.0**-last * probe.rms
     gap, blind = remainder(last)[0] / step, max(remainder(last)[1], noise) / step

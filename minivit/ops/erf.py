@@ -127,13 +127,13 @@ def _prepare(x: Array) -> tuple[Any, _Fit, Array]:
 def _clip(xp: Any, x: Array, limit: float) -> Array:
     """Return a new array with the real part within +-limit; the function is constant to the last bit beyond."""
     if x.dtype.kind != "c":
-        return xp.clip(x, -limit, limit)  # type: ignore[no-any-return]
-    return xp.where(x.real > limit, limit, xp.where(x.real < -limit, -limit, x))  # type: ignore[no-any-return]
+        return xp.clip(x, -limit, limit)
+    return xp.where(x.real > limit, limit, xp.where(x.real < -limit, -limit, x))
 
 
 def _magnitude(xp: Any, x: Array) -> Array:
     """Return x with the sign of its real part removed: |x| where x is real, and analytic where it is not."""
-    return xp.where(x.real < 0, -x, x) if x.dtype.kind == "c" else xp.abs(x)  # type: ignore[no-any-return]
+    return xp.where(x.real < 0, -x, x) if x.dtype.kind == "c" else xp.abs(x)
 
 
 def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:

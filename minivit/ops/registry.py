@@ -17,6 +17,8 @@ from minivit.arrays import library_name, namespace
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Dy = TypeVar("Dy")
+Cache = TypeVar("Cache")
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,19 @@ def op(reference: Callable[P, R]) -> Callable[P, R]:
     return forward
 
 
-def op_backward(reference: Callable[P, R]) -> Callable[P, R]:
+def op_backward(reference: Callable[[Dy, Cache], R]) -> Callable[[Dy, Cache | None], R]:
     """Make `reference` the backward pass of the op ``NAME`` that its name ``NAME_backward`` says."""
     rivals = _rivals.setdefault(reference.__name__.removesuffix("_backward"), [])
 
     @functools.wraps(reference)
-    def backward(*args: P.args, **kwargs: P.kwargs) -> R:
-        cache = args[1]
+    def backward(dy: Dy, cache: Cache | None) -> R:
         if cache is None:
             raise ValueError(f"{reference.__name__} needs a cache, but the forward pass ran with keep=False")
         for rival in rivals:
             if type(cache) is rival.cache:
-                result: R = rival.backward(*args, **kwargs)
+                result: R = rival.backward(dy, cache)
                 return result
-        return reference(*args, **kwargs)
+        return reference(dy, cache)
 
     return backward
 

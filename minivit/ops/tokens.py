@@ -1,10 +1,10 @@
 """From patches to tokens and back to one vector an image (Dosovitskiy et al. 2020, equations 1 and 4).
 
-    embed:  y = [cls_token; x] + pos_embed          (equation 1; without a class token, y = x + pos_embed)
-            dx = dy[1:],  dcls_token = sum of dy[0],  dpos_embed = sum of dy,  sums over the batch
+embed:  y = [cls_token; x] + pos_embed          (equation 1; without a class token, y = x + pos_embed)
+        dx = dy[1:],  dcls_token = sum of dy[0],  dpos_embed = sum of dy,  sums over the batch
 
-    pool:   y = x[0], the class token (equation 4), or y = mean of the patch tokens
-            dx = dy at the class token, or dy / count at every patch token, and 0 elsewhere
+pool:   y = x[0], the class token (equation 4), or y = mean of the patch tokens
+        dx = dy at the class token, or dy / count at every patch token, and 0 elsewhere
 """
 
 from __future__ import annotations

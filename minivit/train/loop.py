@@ -88,7 +88,9 @@ def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
     return kind(model, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay)
 
 
-def evaluate(engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Evaluation:
+def evaluate(
+    engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Evaluation:
     """Return accuracy and mean loss of the engine's model on uint8 `images` (n, height, width, C)."""
     dtype = engine.model.parameters.store.values.dtype
     correct, total_loss = 0, 0.0

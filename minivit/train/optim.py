@@ -126,7 +126,8 @@ class Optimizer:
             raise UserError(f"this optimiser's state is {sorted(self._state)}; the file has {sorted(state)}")
         for name, vector in state.items():
             if vector.shape != self._state[name].shape:
-                raise UserError(f"the optimiser's {name} has {vector.size} numbers; this model has {self._state[name].size}")
+                sizes = f"{vector.size} numbers; this model has {self._state[name].size}"
+                raise UserError(f"the optimiser's {name} has {sizes}")
             self._state[name][...] = to_backend(vector, self._xp)
         self.steps = steps
 

@@ -1,8 +1,8 @@
 """Learning rates over a run: a linear warmup, then a cosine or a line down to zero, or no decay.
 
-    warmup   lr * (step + 1) / warmup_steps                              step = 0, 1, ... warmup_steps - 1
-    cosine   lr * (1 + cos(pi * progress)) / 2                           (Loshchilov and Hutter 2017)
-    linear   lr * (1 - progress)                                         progress from 0 to 1 over the other steps
+warmup   lr * (step + 1) / warmup_steps                              step = 0, 1, ... warmup_steps - 1
+cosine   lr * (1 + cos(pi * progress)) / 2                           (Loshchilov and Hutter 2017)
+linear   lr * (1 - progress)                                         progress from 0 to 1 over the other steps
 """
 
 from __future__ import annotations
