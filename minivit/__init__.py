@@ -8,6 +8,8 @@ dimages = model.backward(dlogits, cache)
 """
 
 from minivit import layers, ops
+from minivit.arrays import to_backend, to_host
+from minivit.checking import gradcheck, gradcheck_layer, gradcheck_model
 from minivit.engine import Engine
 from minivit.errors import RunError, UserError
 from minivit.keys import Key
@@ -16,6 +18,7 @@ from minivit.parameters import Parameter
 from minivit.presets import PRESETS, create_model, get_config
 from minivit.train.optim import SGD, Adam, AdamW
 from minivit.vit import ViT, ViTConfig
+from minivit.weights import load_model, save_model
 
 __version__ = "0.1.0"
 
@@ -34,6 +37,13 @@ __all__ = [
     "ViTConfig",
     "create_model",
     "get_config",
+    "gradcheck",
+    "gradcheck_layer",
+    "gradcheck_model",
     "layers",
+    "load_model",
     "ops",
+    "save_model",
+    "to_backend",
+    "to_host",
 ]

@@ -25,7 +25,6 @@ _ADVICE = {
     errno.EACCES: "you may not write to this folder: change its permissions, or write to another one",
     errno.EPERM: "you may not write to this folder: change its permissions, or write to another one",
     errno.EROFS: "this disk is read-only: write to another one",
-    errno.ENOENT: "create the folder first",
     errno.ENOTDIR: "a part of this path is a file and not a folder: write to another path",
     errno.EEXIST: "a part of this path is a file and not a folder: write to another path",
     errno.EISDIR: "there is a folder of this name: write to another path",
@@ -39,7 +38,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     Parameters
     ----------
     path : path
-        The file; its folder exists.
+        The file; its folder is made if it is missing.
     write : callable
         ``write(file)`` writes the content to a binary file.
 
@@ -52,6 +51,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     path = Path(path)
     temporary = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(4)))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "xb") as file:
                 write(file)
@@ -112,21 +112,6 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create a folder, and those above it, where missing, and return its path.
-
-    Raises
-    ------
-    RunError
-        The system refused, or a file is in the way.
-    """
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _refused(path, error) from error
-    return Path(path)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:

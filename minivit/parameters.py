@@ -114,7 +114,7 @@ class Parameter:
 
 
 class Parameters(Mapping[str, Parameter]):
-    """The parameters of a layer and of all layers in it, by name, in the order of the forward pass."""
+    """The parameters of a layer and of all layers in it, by name: its own first, then those of each layer in turn."""
 
     def __init__(self, named: Mapping[str, Parameter], store: FlatStore) -> None:
         self._named = dict(named)

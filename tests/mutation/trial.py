@@ -15,10 +15,9 @@ import io
 import multiprocessing
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FunctionType
@@ -29,29 +28,28 @@ import pytest
 from tests.mutation.operators import Mutant, mutants_of
 
 ROOT = Path(__file__).parent.parent.parent
-TESTS = {
-    "minivit/ops": ("tests/test_ops.py", "tests/test_backward_details.py"),
-    "minivit": ("tests/test_layers.py", "tests/test_model.py", "tests/test_backward_details.py"),
-}
-_FORKS = "fork" in multiprocessing.get_all_start_methods()
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the tests said of a mutant: the one that failed, or none, or that they took too long."""
-
-    killer: str | None
-    seconds: float
-    late: bool = False
+DETAILS = "test_backward_details.py"
+OP_TESTS = ("test_ops.py", DETAILS)
+LAYER_TESTS = ("test_layers.py", "test_model.py", DETAILS)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The tests of one op, run with a mutant or, for the baseline, without."""
+    """The tests of one op, run with a mutant or, as the baseline, without."""
 
     op: str
-    mutant: Mutant | None
-    limit: float
+    path: str  # of the file that holds the op
+    limit: float  # seconds
+    mutant: Mutant | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The test that failed first, or None; `late` says that the time ran out."""
+
+    killer: str | None
+    seconds: float
+    late: bool = False
 
 
 def find_mutants() -> list[Mutant]:
@@ -60,94 +58,175 @@ def find_mutants() -> list[Mutant]:
     return [mutant for path in files for mutant in _mutants_in(path)]
 
 
-def _mutants_in(path: Path) -> Iterator[Mutant]:
-    name = path.relative_to(ROOT).as_posix()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and path.parent.name == "ops":
-            if node.name.endswith("_backward") or node.name.endswith("_derivative"):
-                op = node.name.removesuffix("_backward") if node.name.endswith("_backward") else path.stem
-                yield from mutants_of(node, name, node.name, op)
-        elif isinstance(node, ast.ClassDef):
+def _mutants_in(file: Path) -> Iterator[Mutant]:
+    path = file.relative_to(ROOT).as_posix()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and method.name == "backward":
-                    yield from mutants_of(method, name, f"{node.name}.backward", node.name)
+                    yield from mutants_of(method, path, f"{node.name}.backward", node.name)
+        elif isinstance(node, ast.FunctionDef) and node.name.endswith(("_backward", "_derivative")):
+            op = file.stem if node.name.endswith("_derivative") else node.name.removesuffix("_backward")
+            if file.parent.name == "ops" and node.name != "op_backward":
+                yield from mutants_of(node, path, node.name, op)
 
 
 def install(mutant: Mutant) -> None:
-    """Make the function behave as the mutant, for everyone who has imported it, under whatever decorator."""
+    """Give the function the mutant's code, so that whoever has imported it, under whatever decorator, runs that."""
     module = importlib.import_module(mutant.path.removesuffix(".py").replace("/", "."))
     function: Any = module
     for name in mutant.function.split("."):
         function = getattr(function, name)
-    function = inspect.unwrap(function)
     scope: dict[str, Any] = {}
-    exec(compile(mutant.source, mutant.path, "exec"), vars(module).copy(), scope)
-    changed = next(value for value in scope.values() if isinstance(value, FunctionType))
-    function.__code__ = changed.__code__
+    exec(compile(mutant.source, mutant.path, "exec"), vars(module), scope)
+    (changed,) = (value for value in scope.values() if isinstance(value, FunctionType))
+    inspect.unwrap(function).__code__ = changed.__code__
 
 
-def tests_of(op: str, ops: Sequence[str], names: Sequence[str]) -> list[bool]:
-    """Tell which of the tests called `names` are those of `op`, one of `ops`.
+def belongs(test: str, op: str, known: Sequence[str]) -> bool:
+    """Tell whether the test with the node id `test` is one of `op`, itself one of the `known` names.
 
-    The parameters of a test, as in ``test_gradient[layer_norm-float32]``, say whose it is; where they name no op, its
-    own name does. The tests of a model belong to it though they do not name it.
+    The parameters of a test, as in ``test_gradient[layer_norm-float32]``, say whose it is; where they name nothing
+    known, its own name does. The tests of test_model.py are ViT's though they do not name it.
     """
-    plain = {_plain(name) for name in ops}
-
-    def belongs(name: str) -> bool:
-        function, _, parameters = name.rpartition("::")[2].rstrip("]").partition("[")
-        named = {part for part in map(_plain, parameters.split("-")) if part in plain}
-        return _plain(op) in named if named else _plain(op) in _plain(function)
-
-    return [belongs(name) or (op == "ViT" and "test_model.py" in name) for name in names]
+    file, _, name = test.rpartition("::")
+    function, _, parameters = name.rstrip("]").partition("[")
+    plain = {_plain(name) for name in known}
+    named = {part for part in map(_plain, re.split("[-:.]", parameters)) if part in plain}
+    if op == "ViT" and file.endswith("test_model.py"):
+        return True
+    return _plain(op) in named if named else _plain(op) in _plain(function)
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return name.lower().replace("_", "")
 
 
 def run_trials(trials: Sequence[Trial], workers: int, report: Callable[[Trial, Verdict], None]) -> None:
-    """Run the trials, some at a time, and report each verdict when it is known.
+    """Run the trials, `workers` at a time, and report each verdict when it is known.
 
     Raises
     ------
     RuntimeError
-        The tests cannot be collected, or an op has none.
+        The tests cannot be collected, an op has none, or a process ends without a verdict.
     """
-    if _FORKS:
-        _pytest(_Conductor(trials, workers, report))
+    if "fork" in multiprocessing.get_all_start_methods():
+        _collect(lambda session: _conduct(multiprocessing.get_context("fork"), session, trials, workers, report))
     else:
-        _conduct("spawn", _try_afresh, trials, workers, report)
+        _conduct(multiprocessing.get_context("spawn"), None, trials, workers, report)
 
 
-@dataclass
-class _Player:
-    """A pytest plugin that runs the tests of one trial after collection."""
+def _conduct(
+    context: Any,
+    session: pytest.Session | None,
+    trials: Sequence[Trial],
+    workers: int,
+    report: Callable[[Trial, Verdict], None],
+) -> None:
+    waiting, running = list(reversed(trials)), dict[Any, tuple[Trial, Any, float]]()
+    while waiting or running:
+        while waiting and len(running) < workers:
+            trial = waiting.pop()
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_play, args=(trial, session, theirs))
+            process.start()
+            theirs.close()
+            running[ours] = trial, process, time.perf_counter()
+        for connection in wait(list(running)):
+            trial, process, start = running.pop(connection)
+            try:
+                verdict = connection.recv()
+            except EOFError:
+                verdict = Verdict(None, time.perf_counter() - start, late=True)
+            process.join()
+            if isinstance(verdict, RuntimeError):
+                raise verdict
+            if verdict.late and verdict.seconds < trial.limit:
+                raise RuntimeError(f"the process of a trial died with exit status {process.exitcode}: {trial}")
+            report(trial, verdict)
 
-    trial: Trial
-    failed: str | None = field(default=None, init=False)
-    verdict: Verdict | None = field(default=None, init=False)
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and self.failed is None:
-            self.failed = report.nodeid
+def _play(trial: Trial, session: pytest.Session | None, answer: Connection) -> None:
+    """Run a trial in a process of its own."""
+    try:
+        if session is None:
+            _collect(lambda session: answer.send(_verdict(trial, session)))
+        else:
+            answer.send(_verdict(trial, session))
+    except RuntimeError as error:
+        answer.send(error)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        trial = self.trial
-        items = _items_of(trial.op, session)
-        session.config.pluginmanager.register(self) if not session.config.pluginmanager.is_registered(self) else None
-        faulthandler.dump_traceback_later(trial.limit, exit=True, file=Path(os.devnull).open("w"))
+
+def _verdict(trial: Trial, session: pytest.Session) -> Verdict:
+    from minivit import layers, ops
+
+    known = [*ops.__all__, *layers.__all__, "ViT"]
+    files = OP_TESTS if trial.path.startswith("minivit/ops/") else LAYER_TESTS
+    items = [item for item in session.items if item.path.name in files and belongs(item.nodeid, trial.op, known)]
+    if not items:
+        raise RuntimeError(f"{trial.op} has no test in {' or '.join(files)}")
+    failures = _Failures()
+    session.config.pluginmanager.register(failures)
+    with Path(os.devnull).open("w") as nowhere, ops.reference_only():
         start = time.perf_counter()
+        faulthandler.dump_traceback_later(trial.limit, exit=True, file=nowhere)
         if trial.mutant:
             install(trial.mutant)
-        from minivit.ops import reference_only
-
-        with reference_only():
-            for item, following in zip(items, [*items[1:], None], strict=True):
-                session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-                if self.failed:
-                    break
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if failures.first:
+                break
         faulthandler.cancel_dump_traceback_later()
-        self.verdict = Verdict(self.failed, time.perf_counter() - start)
+    return Verdict(failures.first, time.perf_counter() - start)
+
+
+class _Failures:
+    """A pytest plugin that notes the first test that fails."""
+
+    first: str | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self.first is None:
+            self.first = report.nodeid
+
+
+class _Stage:
+    """A pytest plugin that does something else with the collected tests than running them all."""
+
+    error: Exception | None = None
+
+    def __init__(self, then: Callable[[pytest.Session], None]) -> None:
+        self.then = then
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self) -> None:
+        import hypothesis  # not before pytest, which rewrites its assertions
+
+        # The same examples for every mutant, and the first failing one is enough.
+        phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+        hypothesis.settings.register_profile(
+            "mutants", hypothesis.settings.default, phases=phases, derandomize=True, database=None, deadline=None
+        )
+        hypothesis.settings.load_profile("mutants")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        if session.testsfailed:
+            return None
+        try:
+            self.then(session)
+        except Exception as error:
+            self.error = error
         return True
+
+
+def _collect(then: Callable[[pytest.Session], None]) -> None:
+    stage, output = _Stage(then), io.StringIO()
+    files = [str(file) for name in dict.fromkeys(OP_TESTS + LAYER_TESTS) if (file := ROOT / "tests" / name).exists()]
+    options = ["-n", "0", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-s", "--tb=native", f"--rootdir={ROOT}"]
+    with contextlib.redirect_stdout(output):
+        status = pytest.main([*options, *files], plugins=[stage])
+    if stage.error:
+        raise stage.error
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise RuntimeError(f"pytest cannot collect the tests\n{output.getvalue()}")

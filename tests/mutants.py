@@ -1,0 +1,155 @@
+"""The mutation test: does a test fail for every wrong sign, term, factor, axis and operand of a backward pass?
+
+    python -m tests.mutants                  # all of them, and the score
+    python -m tests.mutants softmax MLP      # those of some ops and layers
+    python -m tests.mutants softmax --list   # what would be tried
+
+A mutant is killed when a test of its op fails within the limit, which counts the tests alone. mutants_equivalent.toml
+lists those that no test can kill, each with a proof. The exit status is 1 when a mutant survives or more than 3 percent
+of all are equivalent, and 2 when there is nothing to judge: an unknown op, tests that fail without a mutant, or an
+entry of that list that fits no mutant or one that is killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.mutation.operators import Mutant
+from tests.mutation.trial import Trial, Verdict, find_mutants, run_trials
+
+EQUIVALENT = Path(__file__).parent / "mutants_equivalent.toml"
+MOST_EQUIVALENT = 3.0  # percent
+BASELINE_LIMIT = 60.0  # seconds
+
+
+class CannotJudgeError(Exception):
+    """The score would mean nothing; the message says why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    # Threads would be lost in a fork, and two processes share the cores.
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    try:
+        everything = find_mutants()
+        proofs = read_equivalent(EQUIVALENT, everything)
+        chosen = _chosen(everything, options.ops)
+        if options.list:
+            _say(*map(str, chosen), f"{len(chosen)} mutants")
+            return 0
+        verdicts = judge(chosen, proofs, options.limit, options.workers)
+    except (CannotJudgeError, RuntimeError) as error:
+        sys.stderr.write(f"mutants: {error}\n")
+        return 2
+    result = summary(verdicts, proofs)
+    _report(verdicts, proofs, result)
+    if options.json:
+        _say(json.dumps(result))
+    return 0 if result["passed"] else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m tests.mutants", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("ops", nargs="*", metavar="OP", help="ops and layers, such as softmax or MLP; all by default")
+    parser.add_argument("--limit", type=float, default=2.0, help="seconds for the tests of a mutant (default: 2)")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes (default: up to 2)")
+    parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
+    return parser
+
+
+def _chosen(mutants: list[Mutant], ops: Sequence[str]) -> list[Mutant]:
+    known = list(dict.fromkeys(mutant.op for mutant in mutants))
+    unknown = [op for op in ops if op not in known]
+    if unknown:
+        raise CannotJudgeError(f"unknown op {', '.join(unknown)}; the ops and layers are {', '.join(known)}")
+    return [mutant for mutant in mutants if not ops or mutant.op in ops]
+
+
+def read_equivalent(path: Path, mutants: Sequence[Mutant]) -> dict[Mutant, str]:
+    """Return the proofs of the mutants that are equivalent to the original."""
+    entries = tomllib.loads(path.read_text(encoding="utf-8")).get("equivalent", [])
+    by_change = {(m.function, m.before, m.after): m for m in mutants}
+    proofs: dict[Mutant, str] = {}
+    for entry in entries:
+        before, after = (ast.unparse(ast.parse(entry[side])) for side in ("before", "after"))
+        mutant = by_change.get((entry["function"], before, after))
+        if mutant is None:
+            raise CannotJudgeError(f"{path.name} is stale: {entry['function']} has no mutant\n    + {entry['after']}")
+        if not entry["proof"] or "\n" in entry["proof"]:
+            raise CannotJudgeError(f"{path.name}: the proof is one line\n    + {entry['after']}")
+        proofs[mutant] = entry["proof"]
+    return proofs
+
+
+def judge(
+    mutants: Sequence[Mutant], proofs: dict[Mutant, str], limit: float, workers: int
+) -> dict[Mutant, Verdict]:
+    """Return what the tests say of each mutant, after they have passed without one."""
+    verdicts: dict[Mutant, Verdict] = {}
+    baseline = [Trial(op, path, BASELINE_LIMIT) for op, path in dict.fromkeys((m.op, m.path) for m in mutants)]
+    trials = [Trial(mutant.op, mutant.path, limit, mutant) for mutant in mutants]
+
+    def note(trial: Trial, verdict: Verdict) -> None:
+        if trial.mutant is None:
+            if verdict.killer or verdict.late:
+                what = verdict.killer or f"they took longer than {trial.limit:.0f} s"
+                raise CannotJudgeError(f"the tests of {trial.op} fail without a mutant: {what}")
+            return
+        verdicts[trial.mutant] = verdict
+        if trial.mutant in proofs and verdict.killer:
+            raise CannotJudgeError(f"{EQUIVALENT.name} lists a mutant that {verdict.killer} kills: {trial.mutant}")
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{len(verdicts)} of {len(trials)} mutants" + "\n" * (len(verdicts) == len(trials)))
+
+    run_trials([*baseline, *trials], workers, note)
+    return verdicts
+
+
+def summary(verdicts: dict[Mutant, Verdict], proofs: dict[Mutant, str]) -> dict[str, object]:
+    """Return the score and its parts as plain values."""
+    survivors = [mutant for mutant, verdict in verdicts.items() if not verdict.killer and mutant not in proofs]
+    equivalent = sum(mutant in proofs for mutant in verdicts)
+    percent = 100.0 * equivalent / len(verdicts)
+    return {
+        "mutants": len(verdicts),
+        "killed": len(verdicts) - equivalent - len(survivors),
+        "equivalent": equivalent,
+        "equivalent_percent": round(percent, 1),
+        "survived": len(survivors),
+        "slowest_kill": round(max((v.seconds for v in verdicts.values() if v.killer), default=0.0), 3),
+        "survivors": [str(mutant) for mutant in survivors],
+        "passed": not survivors and percent <= MOST_EQUIVALENT,
+    }
+
+
+def _report(verdicts: dict[Mutant, Verdict], proofs: dict[Mutant, str], result: dict[str, object]) -> None:
+    for mutant, verdict in verdicts.items():
+        if not verdict.killer and mutant not in proofs:
+            why = "the time ran out" if verdict.late else "all tests passed"
+            _say(f"survived, {why} after {verdict.seconds:.1f} s: {mutant}")
+    _say(f"{'':14}{'mutants':>9}{'killed':>9}{'equivalent':>12}{'survived':>10}{'slowest kill':>14}")
+    for op in dict.fromkeys(mutant.op for mutant in verdicts):
+        of = summary({mutant: verdict for mutant, verdict in verdicts.items() if mutant.op == op}, proofs)
+        counts = f"{of['mutants']:9}{of['killed']:9}{of['equivalent']:12}{of['survived']:10}"
+        _say(f"{op:14}{counts}{of['slowest_kill']:12.2f} s")
+    _say(
+        f"mutation score: {result['killed']} of {result['mutants']} killed, {result['equivalent']} equivalent "
+        f"({result['equivalent_percent']} percent), {result['survived']} survived"
+    )
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

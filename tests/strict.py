@@ -1,0 +1,275 @@
+"""A strict stand-in for a device's array library, on which array-agnostic code is proved without a device.
+
+`StrictArray` wraps a NumPy array and behaves as CuPy's arrays do where they differ: no implicit conversion to NumPy, no
+NumPy function, no host array or NumPy scalar beside it, 0-d arrays instead of scalars. The namespace `strict` offers only
+what NumPy and CuPy both have. What would cross to the host and back, or would wait for the device, is counted by
+`watch`. A float64 result where no float64 went in is an error, and so is an operation that mixes precisions.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minivit.arrays import register_backend
+
+DOUBLE = (np.float64, np.complex128)
+CREATION = {"arange", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like", "zeros",
+            "zeros_like"}  # fmt: skip
+FUNCTIONS = CREATION | {
+    "abs", "absolute", "add", "all", "any", "arccos", "arcsin", "arctan", "arctan2", "argmax", "argmin", "argsort",
+    "ascontiguousarray", "broadcast_to", "ceil", "clip", "concatenate", "conj", "copysign", "copyto", "cos", "cosh",
+    "cumsum", "divide", "dot", "einsum", "equal", "exp", "expand_dims", "expm1", "flip", "floor", "floor_divide",
+    "fmax", "fmin", "greater", "greater_equal", "hypot", "imag", "isfinite", "isinf", "isnan", "less", "less_equal",
+    "log", "log1p", "log2", "logical_and", "logical_not", "logical_or", "matmul", "max", "maximum", "mean", "min",
+    "minimum", "mod", "moveaxis", "multiply", "nan_to_num", "negative", "not_equal", "pad", "power", "prod", "ravel",
+    "real", "reciprocal", "remainder", "repeat", "reshape", "rint", "roll", "rot90", "sign", "sin", "sinh", "split",
+    "sqrt", "square", "squeeze", "stack", "std", "subtract", "sum", "swapaxes", "take", "take_along_axis", "tan",
+    "tanh", "tensordot", "tile", "trace", "transpose", "tril", "triu", "true_divide", "var", "where",
+}  # fmt: skip
+CONSTANTS = {
+    "bool_", "complex64", "complex128", "e", "float16", "float32", "float64", "inf", "int8", "int16", "int32", "int64",
+    "nan", "newaxis", "pi", "uint8", "uint16", "uint32", "uint64",
+}  # fmt: skip
+
+
+class LeakError(AssertionError):
+    """A float64 array came out of an operation into which none went."""
+
+
+class MixError(TypeError):
+    """A host array, a NumPy scalar or an array of another precision met a strict array."""
+
+
+@dataclass
+class Counts:
+    """What happened while `watch` looked on."""
+
+    to_device: int = 0
+    to_host: int = 0
+    synchronisations: int = 0
+
+
+_counts = Counts()
+
+
+@contextmanager
+def watch() -> Iterator[Counts]:
+    """Count the transfers and synchronisations of the block."""
+    global _counts
+    before, _counts = _counts, Counts()
+    try:
+        yield _counts
+    finally:
+        _counts = before
+
+
+def _plain(value: Any) -> Any:
+    """Return the NumPy array or Python number behind an argument; refuse what belongs to the host."""
+    if isinstance(value, StrictArray):
+        return value._array
+    if isinstance(value, np.ndarray | np.generic):
+        raise MixError(f"a NumPy {type(value).__name__} of {value.dtype} and shape {value.shape} met a strict array")
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return value
+
+
+def _arrays(value: Any) -> Iterator[StrictArray]:
+    if isinstance(value, StrictArray):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _arrays(item)
+    elif isinstance(value, dict):
+        yield from _arrays(list(value.values()))
+
+
+def _call(name: str, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """Call a NumPy function on what is behind its arguments, and judge the dtype of what it returns."""
+    floats = {x.dtype for x in _arrays([args, kwargs]) if x.dtype.kind in "fc"}
+    if len(floats) > 1:
+        raise MixError(f"{name} mixes {' and '.join(sorted(str(dtype) for dtype in floats))}")
+    asked = kwargs.get("dtype") is not None and (name in CREATION or not floats)
+    result = function(*_plain(args), **_plain(kwargs))
+    if result is NotImplemented:
+        return result
+    if kwargs.get("out") is not None:
+        return kwargs["out"]
+    wrapped = _wrapped(result)
+    for x in _arrays(wrapped):
+        if x.dtype in DOUBLE and not asked and not any(dtype in DOUBLE for dtype in floats):
+            raise LeakError(f"{name} returns {x.dtype}, but {', '.join(map(str, floats)) or 'no float'} went in")
+    return wrapped
+
+
+def _wrapped(result: Any) -> Any:
+    if isinstance(result, np.ndarray | np.generic):
+        return StrictArray(np.asarray(result))
+    return type(result)(map(_wrapped, result)) if isinstance(result, tuple | list) else result
+
+
+def _key(key: Any) -> Any:
+    """Return an index for NumPy; an index that is a list comes from the host, and a mask waits for the device."""
+    for part in key if isinstance(key, tuple) else (key,):
+        if isinstance(part, list):
+            raise MixError("a list indexes a strict array: make it an array on the device")
+        if isinstance(part, StrictArray) and part.dtype == bool:
+            _counts.synchronisations += 1
+    return _plain(key)
+
+
+class StrictArray:
+    """An array that behaves as if it lived on a device."""
+
+    __array_ufunc__ = None  # so that NumPy's own operators leave the work, and the refusal, to this class
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array = array
+
+    def __repr__(self) -> str:
+        return f"StrictArray(shape={self.shape}, dtype={self.dtype})"
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("implicit conversion of a strict array to NumPy's; call asnumpy")
+
+    def __array_function__(self, function: Any, *args: Any) -> Any:
+        raise TypeError(f"numpy.{function.__name__} was called on a strict array; call that of namespace(x)")
+
+    shape = property(lambda self: self._array.shape)
+    dtype = property(lambda self: self._array.dtype)
+    ndim = property(lambda self: self._array.ndim)
+    size = property(lambda self: self._array.size)
+    nbytes = property(lambda self: self._array.nbytes)
+    itemsize = property(lambda self: self._array.itemsize)
+    strides = property(lambda self: self._array.strides)
+    flags = property(lambda self: self._array.flags)
+    device = property(lambda self: 0)
+    T = property(lambda self: StrictArray(self._array.T))
+    real = property(lambda self: StrictArray(self._array.real))
+    imag = property(lambda self: StrictArray(self._array.imag))
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[StrictArray]:
+        if self.ndim < 2:
+            raise TypeError("iteration over the numbers of a strict array waits for the device at each")
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, key: Any) -> StrictArray:
+        key = _key(key)
+        result = self._array[key]
+        if isinstance(result, np.generic):  # CuPy returns a 0-d view, not a scalar
+            result = self._array[(*key, ...) if isinstance(key, tuple) else (key, ...)]
+        return StrictArray(result)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        _call("assignment", lambda array, item: operator.setitem(array, _key(key), item), (self, value), {})
+
+    def astype(self, dtype: Any, **kwargs: Any) -> Any:
+        return _call("astype", np.ndarray.astype, (self,), {"dtype": dtype, **kwargs})
+
+    def item(self, *args: int) -> Any:
+        _counts.to_host += 1
+        _counts.synchronisations += 1
+        return self._array.item(*args)
+
+    def tolist(self) -> Any:
+        _counts.to_host += 1
+        _counts.synchronisations += 1
+        return self._array.tolist()
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __index__(self) -> int:
+        return operator.index(self.item())
+
+
+def _method(name: str) -> Callable[..., Any]:
+    function = getattr(np.ndarray, name)
+    return lambda self, *args, **kwargs: _call(name, function, (self, *args), kwargs)
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    function = getattr(operator, f"__{name}__")
+
+    def update(self: StrictArray, other: Any) -> StrictArray:
+        _call(name, function, (self, other), {})
+        return self
+
+    return update
+
+
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
+for _name in _BINARY:
+    setattr(StrictArray, f"__{_name}__", _method(f"__{_name}__"))
+    setattr(StrictArray, f"__r{_name}__", _method(f"__r{_name}__"))
+    setattr(StrictArray, f"__i{_name}__", _in_place(f"i{_name}"))
+for _name in ("neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(StrictArray, f"__{_name}__", _method(f"__{_name}__"))
+for _name in ("all", "any", "argmax", "argmin", "argsort", "clip", "conj", "copy", "cumsum", "dot", "fill", "flatten",
+              "max", "mean", "min", "prod", "ravel", "repeat", "reshape", "squeeze", "std", "sum", "swapaxes", "take",
+              "transpose", "var", "view"):  # fmt: skip
+    setattr(StrictArray, _name, _method(_name))
+
+
+class StrictLibrary:
+    """The functions that NumPy and CuPy both have, for strict arrays."""
+
+    ndarray = StrictArray
+
+    def __getattr__(self, name: str) -> Any:
+        if name in CONSTANTS:
+            return getattr(np, name)
+        if name in FUNCTIONS:
+            return functools.partial(self._run, name)
+        raise AttributeError(f"the strict library has no {name!r}: use what NumPy and CuPy both have")
+
+    @staticmethod
+    def _run(name: str, *args: Any, **kwargs: Any) -> Any:
+        return _call(name, getattr(np, name), args, kwargs)
+
+    @staticmethod
+    def asarray(x: Any, dtype: Any = None) -> StrictArray:
+        """Return a strict array; from the host, that is a transfer."""
+        if isinstance(x, StrictArray):
+            return x if dtype is None or x.dtype == dtype else x.astype(dtype)  # type: ignore[no-any-return]
+        _counts.to_device += 1
+        return StrictArray(np.array(x, dtype=dtype))
+
+    array = asarray
+
+    @staticmethod
+    def asnumpy(x: StrictArray) -> np.ndarray[Any, Any]:
+        """Return a copy on the host."""
+        _counts.to_host += 1
+        _counts.synchronisations += 1
+        return x._array.copy()
+
+
+strict = StrictLibrary()
+
+
+def register() -> None:
+    """Make ``backend="strict"`` known to minivit."""
+    register_backend("strict", strict, StrictArray)

@@ -1,0 +1,193 @@
+"""The mutation test itself: it makes the mutants it should, runs them where they count, and misses none of softmax."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minivit import ops
+from minivit.layers import Attention
+from tests.mutants import EQUIVALENT, CannotJudgeError, read_equivalent, summary
+from tests.mutation.operators import Mutant, mutants_of
+from tests.mutation.trial import Verdict, belongs, find_mutants, install
+
+
+def mutated(body: str) -> list[str]:
+    """Return the changed statements of a function with the given body."""
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    (function,) = ast.parse(f'def f(dy, cache):\n    """Return."""\n{lines}').body
+    assert isinstance(function, ast.FunctionDef)
+    return [mutant.after for mutant in mutants_of(function, "f.py", "f", "f")]
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("x = a - b + c", ["x = a - b - c", "x = a - b", "x = a + b + c", "x = a + c", "x = -a - b + c", "x = -b + c"]),
+        ("x = a * b / 2.0", ["x = a * b", "x = 1 / 2.0", "x = a * b / 3.0", "x = a / 2.0", "x = b / 2.0"]),
+        ("x = K ** -0.5", ["x = K", "x = K ** -1.5", "x = K ** 0.5"]),
+        ("x = -a", ["x = a"]),
+        ("dx = f(a)", ["dx = -f(a)"]),
+        ("dx = xp.empty(shape)", []),
+        ("x += a", ["x -= a", "pass"]),
+        ("x *= 3", ["x *= 4", "pass"]),
+        ("x = a @ b.T", ["x = a", "x = b.T", "x = b.T @ a", "x = a @ b"]),
+        ("xp.matmul(a, b, out=c)", ["pass", "xp.matmul(b, a, out=c)", "xp.matmul(-a, b, out=c)"]),
+        ("x = a.transpose(0, 2, 1)", ["x = a.transpose(2, 0, 1)", "x = a.transpose(0, 1, 2)"]),
+        ("x = a.swapaxes(-1, -2)", ["x = a", "x = a.swapaxes(-3, -2)", "x = a.swapaxes(-1, -3)"]),
+        ("x = a.reshape(B, -1)", ["x = a.reshape(-1, B)"]),
+        ("x = a.sum(axis=0)", ["x = a.mean(axis=0)", "x = a.sum()", "x = a.sum(axis=1)", "x = a.sum(axis=-1)"]),
+        ("x = g(a, axis=tokens, keepdims=True)", ["x = g(a, axis=-1, keepdims=True)", "x = g(a, axis=tokens, keepdims=False)"]),
+        ("x = a.shape[-1]", ["x = a.shape[-2]", "x = a.shape[0]"]),
+        ("x = a[:, 1:]", ["x = a[1:, :]", "x = a[:, :1]", "x = a[:, 2:]"]),
+        ("dq, dk = g(cache)", ["dk, dq = g(cache)"]),
+        ("return dx, None", ["return -dx, None", "return None, dx"]),
+        ("return dx", ["return -dx"]),
+        ("self.bias.add_grad(dbias)", ["pass", "self.bias.add_grad(-dbias)"]),
+        ("x = self.drop1.backward(dh, cache3)", ["x = dh"]),
+        ("for block in reversed(blocks):\n    x += 1", ["for block in blocks:\n    x += 1", "x -= 1", "x += 2", "pass"]),
+        ("raise ValueError(1 + 2)", []),
+    ],
+)  # fmt: skip
+def test_a_statement_has_these_mutants(statement: str, expected: list[str]) -> None:
+    assert sorted(mutated(statement)) == sorted(ast.unparse(ast.parse(change)) for change in expected)
+
+
+def test_a_mutant_is_the_whole_function_with_one_change() -> None:
+    function = ast.parse("@op\ndef f(dy: Array) -> Array:\n    y = dy * 2\n    return y").body[0]
+    assert isinstance(function, ast.FunctionDef)
+    first = mutants_of(function, "f.py", "f", "f")[0]
+    assert first == Mutant("f.py", 3, "f", "f", "factor", "y = dy * 2", "y = dy", "def f(dy):\n    y = dy\n    return y")
+
+
+def test_every_backward_pass_has_mutants() -> None:
+    mutants = find_mutants()
+    backward = {name for name in ops.__all__ if name.endswith("_backward")}
+    derivatives = {"_exact_derivative", "_tanh_derivative"}
+    methods = {f"{name}.backward" for name in ("Linear", "LayerNorm", "GELU", "Dropout", "MLP", "Attention",
+                                               "EncoderBlock", "PatchEmbed", "ViT")}  # fmt: skip
+    assert {mutant.function for mutant in mutants} == backward | derivatives | methods
+    assert len({(mutant.function, mutant.source) for mutant in mutants}) == len(mutants)
+
+
+@pytest.fixture
+def softmax_backward_raises() -> Iterator[None]:
+    function = inspect.unwrap(ops.softmax_backward)
+    code = function.__code__
+    install(Mutant("minivit/ops/softmax.py", 1, "softmax_backward", "softmax", "call", "", "", "def f(a, b):\n    1 / 0"))
+    yield
+    function.__code__ = code
+
+
+@pytest.mark.usefixtures("softmax_backward_raises")
+def test_an_installed_mutant_runs_wherever_its_function_is_used() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 12))
+    y, softmax_cache = ops.softmax(x)
+    z, attention_cache = ops.attention(x, 2)
+    layer = Attention(12, 2).initialize(dtype="float64")
+    h, layer_cache = layer.forward(x)
+    for backward, dy, cache in (
+        (ops.softmax_backward, y, softmax_cache),
+        (ops.attention_backward, z, attention_cache),
+        (layer.backward, h, layer_cache),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            backward(dy, cache)
+
+
+def test_every_mutant_can_be_installed() -> None:
+    mutants = find_mutants()
+    originals = {}
+    try:
+        for mutant in mutants:
+            install_remembering(mutant, originals)
+    finally:
+        for function, code in originals.items():
+            function.__code__ = code
+
+
+@pytest.mark.parametrize(
+    ("test", "op", "expected"),
+    [
+        ("tests/test_ops.py::test_gradient[layer_norm]", "layer_norm", True),
+        ("tests/test_ops.py::test_gradient[attention-mask]", "attention", True),
+        ("tests/test_ops.py::test_backward_is_linear_in_dy[softmax]", "linear", False),
+        ("tests/test_ops.py::test_softmax_rows_sum_to_0[float32]", "softmax", True),
+        ("tests/test_layers.py::test_gradient[PatchEmbed]", "PatchEmbed", True),
+        ("tests/test_layers.py::test_patch_embed_takes_images", "PatchEmbed", True),
+        ("tests/test_layers.py::test_gradient[MLP]", "Linear", False),
+        ("tests/test_model.py::test_gradients_of_positions", "ViT", True),
+    ],
+)
+def test_an_op_is_judged_by_its_own_tests(test: str, op: str, expected: bool) -> None:
+    assert belongs(test, op, ["layer_norm", "attention", "softmax", "linear", "MLP", "PatchEmbed", "ViT"]) is expected
+
+
+def equivalent(folder: Path, mutant: Mutant, proof: str = "It is the same.") -> Path:
+    path = folder / "equivalent.toml"
+    entry = {"function": mutant.function, "before": mutant.before, "after": mutant.after, "proof": proof}
+    path.write_text("[[equivalent]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items()))
+    return path
+
+
+def test_an_equivalent_mutant_is_found_by_its_change(tmp_path: Path) -> None:
+    mutants = find_mutants()
+    assert read_equivalent(equivalent(tmp_path, mutants[7]), mutants) == {mutants[7]: "It is the same."}
+
+
+def test_a_stale_entry_is_refused(tmp_path: Path) -> None:
+    mutants = find_mutants()
+    with pytest.raises(CannotJudgeError, match="stale"):
+        read_equivalent(equivalent(tmp_path, replace(mutants[7], after="x = 1")), mutants)
+
+
+@pytest.mark.parametrize("proof", ["", "One line.\nAnd another."])
+def test_a_proof_is_one_line(tmp_path: Path, proof: str) -> None:
+    mutants = find_mutants()
+    with pytest.raises(CannotJudgeError, match="one line"):
+        read_equivalent(equivalent(tmp_path, mutants[7], proof), mutants)
+
+
+def test_the_list_of_equivalent_mutants_is_up_to_date() -> None:
+    read_equivalent(EQUIVALENT, find_mutants())
+
+
+def test_a_survivor_or_too_many_equivalents_fail() -> None:
+    mutants = find_mutants()[:50]
+    killed = {mutant: Verdict("test_it", 0.5) for mutant in mutants}
+    assert summary(killed, {})["passed"]
+    late = summary({**killed, mutants[0]: Verdict(None, 2.0, late=True)}, {})
+    assert (late["killed"], late["survived"], late["passed"]) == (49, 1, False)
+    unkillable = {**killed, mutants[0]: Verdict(None, 0.5), mutants[1]: Verdict(None, 0.5)}
+    assert summary(unkillable, {mutants[0]: "", mutants[1]: ""})["equivalent_percent"] == 4.0
+    assert not summary(unkillable, {mutants[0]: "", mutants[1]: ""})["passed"]
+    one = {**killed, mutants[0]: Verdict(None, 0.5)}
+    assert summary(one, {mutants[0]: ""})["passed"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    root = EQUIVALENT.parent.parent
+    command = [sys.executable, "-m", "tests.mutants", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def test_every_mutant_of_softmax_is_killed() -> None:
+    done = run("softmax", "--json", "--limit", "20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["mutants"] == result["killed"] > 10
+
+
+def test_an_unknown_op_is_one_line_that_names_the_others() -> None:
+    done = run("softmin")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("mutants: unknown op softmin; the ops and layers are attention, cross_entropy")
