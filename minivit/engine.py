@@ -90,6 +90,8 @@ class Engine:
     ) -> tuple[Array, Array]:
         """Do what `loss_and_gradients` does, and return the logits (B, classes) beside the loss."""
         B = self._check(images, labels)
+        if rng is not None and len(rng.sample_ids) != B:
+            raise UserError(f"the key names {len(rng.sample_ids)} samples; expected {B}, one for each image")
         xp = namespace(images)
         losses: list[Array] = []
         logits = xp.empty((B, self.model.config.num_classes), dtype=images.dtype)

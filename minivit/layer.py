@@ -101,24 +101,22 @@ class Layer:
         twin._parameters = Parameters(bound, store)
         return twin
 
-    def initialize(self, seed: int = 0, dtype: Any = "float32", backend: str = "numpy") -> Self:
+    def initialize(self, seed: int | None = 0, dtype: Any = "float32", backend: str = "numpy") -> Self:
         """Give all parameters their first values, functions of `seed` and their names alone; return the layer.
 
         Parameters
         ----------
-        seed : int
-            Not negative.
+        seed : int or None
+            Not negative; None leaves all values at zero, to be loaded.
         dtype : dtype
             Of all parameters, and so of what the layer takes and returns.
         backend : str
             "numpy" or "cupy".
         """
-        self._adopt(_initialized(self, seed, dtype, backend))
-        return self
-
-    def _adopt(self, twin: Self) -> None:
+        twin = _initialized(self, seed, dtype, backend)
         vars(self).clear()
         vars(self).update(vars(twin))
+        return self
 
     @property
     def parameters(self) -> Parameters:
@@ -149,7 +147,7 @@ class Layer:
         return self._moved(self.parameters.store.values.dtype, backend(backend_name))
 
     def _moved(self, dtype: Any, xp: Any) -> Self:
-        twin = _initialized(self, 0, dtype, library_name(xp), draw=False)
+        twin = _initialized(self, None, dtype, library_name(xp))
         for name, parameter in self.parameters.items():
             twin.parameters[name].value[...] = to_backend(parameter.value.astype(dtype), xp)
         return twin
@@ -167,9 +165,9 @@ class Layer:
             A name is missing or unknown, or a shape differs; nothing is changed then.
         """
         named = self.parameters
+        if np.ndim(state.get("patch_embed.proj.weight", 0)) == 4:
+            raise UserError("these are weights in timm's layout; minivit.load_model reads them from their file")
         for name, value in state.items():
-            if name == "patch_embed.proj.weight" and np.ndim(value) == 4:
-                raise UserError("these are weights in timm's layout; minivit.load_model reads them from their file")
             if name in named and np.shape(value) != named[name].shape:
                 raise UserError(f"{name} has shape {np.shape(value)}; this model has {named[name].shape}")
         missing = [name for name in named if name not in state]
@@ -183,14 +181,14 @@ class Layer:
             parameter.value[...] = to_backend(np.asarray(to_host(state[name]), dtype=parameter.value.dtype), xp)
 
 
-def _initialized(layer: Any, seed: int, dtype: Any, backend_name: str, *, draw: bool = True) -> Any:
+def _initialized(layer: Any, seed: int | None, dtype: Any, backend_name: str) -> Any:
     xp = backend(backend_name)
     dtype = np.dtype(dtype)
     declared = layer._declared()
     starts, length = plan({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
     store = FlatStore(xp.zeros(length, dtype=dtype))
     twin = layer._on_store(declared, starts, store)
-    if draw:
+    if seed is not None:
         for name, parameter in twin._parameters.items():
             parameter.value[...] = first_value(parameter, name, seed, dtype, xp)
     return twin

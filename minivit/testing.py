@@ -138,7 +138,8 @@ def strided(array: Array | SearchStrategy[Array]) -> SearchStrategy[Array]:
         steps = [draw(st.sampled_from([1, -1, 2, -2])) for _ in range(x.ndim)]
         filling = np.nan if x.dtype.kind == "f" else 0
         memory = np.full([x.shape[axis] * abs(steps[axis]) for axis in order], filling, x.dtype)
-        view = memory.transpose(np.argsort(order))[tuple(slice(None, None, step) for step in steps)]
+        slices: list[Any] = [slice(None, None, step) for step in steps]
+        view = memory.transpose(np.argsort(order))[(..., *slices)]
         view[...] = x
         return view
 

@@ -95,7 +95,7 @@ class ViTConfig:
             raise UserError(f"embed_dim {self.embed_dim} cannot be split evenly among num_heads {self.num_heads}")
         if self.hidden_dim < 1:
             raise UserError(f"mlp_ratio {self.mlp_ratio} leaves the MLP without units")
-        if self.norm_eps <= 0:
+        if not self.norm_eps > 0:
             raise UserError(f"norm_eps is {self.norm_eps}; expected more than 0")
         if self.global_pool == "token" and not self.class_token:
             raise UserError("global_pool 'token' reads the class token; set class_token=True or global_pool='avg'")
@@ -162,7 +162,7 @@ class ViTConfig:
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):
         raise UserError(f"{name} is {value!r}; expected pixels, one whole number or (height, width)")
     return pair[0], pair[1]
@@ -180,15 +180,15 @@ class ViT(Layer):
     ----------
     config : ViTConfig
         Its sizes.
-    seed : int
-        Of the first values of its parameters.
+    seed : int or None
+        Of the first values of its parameters; None leaves them at zero, to be loaded.
     dtype : dtype
         "float32" or "float64" ("complex128" for the complex step): of parameters, images and logits.
     backend : str
         "numpy" or "cupy".
     """
 
-    def __init__(self, config: ViTConfig, seed: int = 0, dtype: Any = "float32", backend: str = "numpy") -> None:
+    def __init__(self, config: ViTConfig, seed: int | None = 0, dtype: Any = "float32", backend: str = "numpy") -> None:
         scheme = SCHEMES[config.init]
         D = config.embed_dim
         self.config = config

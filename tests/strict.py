@@ -1,9 +1,9 @@
 """A strict stand-in for a device's array library, on which array-agnostic code is proved without a device.
 
 `StrictArray` wraps a NumPy array and behaves as CuPy's arrays do where they differ: no implicit conversion to NumPy, no
-NumPy function, no host array or NumPy scalar beside it, 0-d arrays instead of scalars. The namespace `strict` offers only
-what NumPy and CuPy both have. What would cross to the host and back, or would wait for the device, is counted by
-`watch`. A float64 result where no float64 went in is an error, and so is an operation that mixes precisions.
+NumPy function, no host array or NumPy scalar beside it, 0-d arrays instead of scalars. The namespace `strict` offers
+only what NumPy and CuPy both have. `watch` counts what would cross between host and device or wait for the device. A
+float64 result where no float64 went in is an error, and so is an operation that mixes precisions.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class StrictLibrary:
     def asarray(x: Any, dtype: Any = None) -> StrictArray:
         """Return a strict array; from the host, that is a transfer."""
         if isinstance(x, StrictArray):
-            return x if dtype is None or x.dtype == dtype else x.astype(dtype)  # type: ignore[no-any-return]
+            return x if dtype is None or x.dtype == dtype else x.astype(dtype)
         _counts.to_device += 1
         return StrictArray(np.array(x, dtype=dtype))
 

@@ -14,9 +14,11 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
+from minivit import ops
+from minivit.arrays import Array
 from minivit.checking.case import Backward, Case, Forward, flaw
 from minivit.checking.copies import LayerCase
-from minivit.checking.judge import Method, Place, Settings, compare_float32, judge
+from minivit.checking.judge import Method, Place, Settings, compare_float32, explained, judge
 from minivit.checking.methods import Probe
 from minivit.checking.report import Report, Row
 from minivit.machine import single_threaded_blas
@@ -142,17 +144,16 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: Any = None, **opt
     options
         As for `gradcheck`.
     """
-    from minivit.ops import cross_entropy, cross_entropy_backward
 
     def forward(copy: Any, images: Any) -> tuple[Any, Any]:
         logits, cache = copy.forward(images, rng=rng)
         targets = labels.astype(logits.real.dtype) if labels.dtype.kind == "f" else labels
-        loss, loss_cache = cross_entropy(logits, targets)
+        loss, loss_cache = ops.cross_entropy(logits, targets)
         return loss, (cache, loss_cache)
 
     def backward(copy: Any, dloss: Any, caches: Any) -> Any:
         cache, loss_cache = caches
-        return copy.backward(cross_entropy_backward(dloss, loss_cache), cache)
+        return copy.backward(ops.cross_entropy_backward(dloss, loss_cache), cache)
 
     title = f"gradient check of {type(model).__name__} with cross-entropy, {len(images)} images"
     with single_threaded_blas():  # the products are small, and the report is then the same anywhere
@@ -175,14 +176,21 @@ def _check(title: str, case: Case, places: Sequence[Place], settings: Settings) 
         rows.append(row)
         settings.on_row(row, len(places) + len(low))
 
-    for place in places:
+    probes: dict[int, tuple[Probe, Array]] = {}
+    for number, place in enumerate(places):
         k, point = place.array, case.points[place.array]
         part = point[place.where]
         if flaws[k] or part.size == 0:
             add(place.unmeasured(part.shape, flaws[k], proof.gradients[k], settings.method))
         else:
             probe = Probe(functools.partial(case.evaluate, k), point, proof.y, proof.upstream, place.where)
-            add(judge(probe, proof.gradients[k][place.where], total, place, settings))
+            probes[number] = probe, proof.gradients[k][place.where]
+            add(judge(*probes[number], total, place, settings))
+    wrong = [number for number, row in enumerate(rows) if row.verdict == "FAILED"]
+    for number in wrong:
+        # A wrong gradient spoils all those before it, so in a model only the layer nearest to the loss is explained.
+        if number in probes and rows[number].layer == rows[wrong[-1]].layer:
+            rows[number] = explained(rows[number], *probes[number], settings)
     if low:
         points = [np.array(a) for a in case.given]
         run = case.run(points, settings.seed)
@@ -195,18 +203,14 @@ def _check(title: str, case: Case, places: Sequence[Place], settings: Settings) 
             else:
                 pair = run.gradients[k][place.where], proof.gradients[k][place.where]
                 add(compare_float32(*pair, total, place, settings))
-    ordered = isinstance(case, LayerCase)
     findings += case.findings if isinstance(case, LayerCase) else ()
-    return Report(title, tuple(rows), tuple(findings), settings.tolerance, _advice(rows, total, ordered))
-
-
-def _advice(rows: Sequence[Row], total: float, ordered: bool) -> str:
-    wrong = [row.full_name for row in rows if row.verdict == "FAILED"]
-    if ordered and len(wrong) > 1:
-        return f"The wrong gradient nearest to the output is that of {wrong[-1]}: begin there."
-    if total == 0 and not wrong:
-        return "Every gradient is zero here, which proves little: check at another point."
-    return ""
+    advice = ""
+    if len({rows[number].layer for number in wrong}) > 1:
+        last = rows[wrong[-1]]
+        advice = f"Begin with {last.layer or last.name}: nearest to the output, it may be what spoils those before it."
+    elif total == 0 and not wrong:
+        advice = "Every gradient is zero here, which proves little: check at another point."
+    return Report(title, tuple(rows), tuple(findings), settings.tolerance, advice)
 
 
 def _argument_names(function: Callable[..., Any], count: int) -> list[str]:

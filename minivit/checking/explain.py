@@ -41,8 +41,10 @@ def explain(probe: Probe, gradient: Array, analytic: bool, rng: np.random.Genera
     worst = int(np.argmax(np.abs(claimed - numeric)))
     index = tuple(int(k) for k in np.unravel_index(indices[worst], gradient.shape))
     place = f"worst at {list(index)}: " if index else ""
-    apart = np.abs(claimed - numeric)[worst] / np.max(np.abs([claimed[worst], numeric[worst]]))
-    shown = int(np.clip(3 - np.log10(max(apart, EPS)), 6, 17))
+    if not np.all(np.isfinite(numeric)):
+        return index, f"{place}the derivative of forward is {numeric[worst]}"
+    top = max(abs(claimed[worst]), abs(numeric[worst]), np.finfo(np.float64).tiny)
+    shown = int(np.clip(3 - np.log10(max(abs(claimed[worst] - numeric[worst]) / top, EPS)), 6, 17))
     note = f"{place}backward gives {claimed[worst]:.{shown}g}, the derivative of forward is {numeric[worst]:.{shown}g}"
     hint = _hint(probe, gradient, indices, numeric, digits, rng)
     return index, f"{note}; {hint}" if hint else note

@@ -173,7 +173,7 @@ def taylor(probe: Probe, gradient: Array, d: Array) -> Taylor:
             last += stride
 
     slopes: list[float] = []
-    for end in range(last, last - 5, -1):
+    for end in range(last, last - 3, -1):
         window = range(end - 3, end + 1)
         if not all(map(stands, window)):
             break

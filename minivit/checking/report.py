@@ -142,46 +142,41 @@ class Report:
     def print(self, console: Console | None = None) -> None:
         """Print the table with colours on a terminal, plain in a pipe."""
         from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
         from rich.text import Text
 
         console = console or Console()
-        table = Table(title=self.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        headers, shown = self._columns()
-        for header in headers:
-            table.add_column(header, justify="right" if header in _RIGHT else "left", no_wrap=True, header_style="dim")
-        notes = []
-        for row, cells in shown:
-            style = _STYLES[row.verdict]
-            styled = [Text(cell, style=style if cell == row.verdict else "") for cell in cells]
-            table.add_row(*styled)
-            if row.note:
-                notes.append(f"[{style}]{escape(row.full_name)}[/]: {escape(row.note)}")
-        console.print(table)
-        for line in (*notes, *(f"[bold red]contract[/]: {escape(finding)}" for finding in self.findings)):
-            console.print(line, highlight=False)
-        if self.advice:
-            console.print(escape(self.advice), highlight=False)
-        console.print(escape(self.summary()), style="bold green" if self.passed else "bold red", highlight=False)
+        for line, style, word in self._lines():
+            text = Text(line, style if not word else "")
+            if word:
+                text.stylize(style, start := line.rindex(word), start + len(word))
+            console.print(text, soft_wrap=True, highlight=False)
 
     def __str__(self) -> str:
+        return "\n".join(line for line, _, _ in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str, str]]:
+        """Yield the lines of the table, the style of each, and the word that has it, or "" for the whole line."""
         headers, shown = self._columns()
         widths = [max(map(len, column)) for column in zip(headers, *(cells for _, cells in shown), strict=True)]
 
         def line(cells: tuple[str, ...]) -> str:
-            aligned = (
-                cell.rjust(width) if header in _RIGHT else cell.ljust(width)
-                for header, cell, width in zip(headers, cells, widths, strict=True)
-            )
+            columns = zip(headers, cells, widths, strict=True)
+            aligned = (cell.rjust(n) if header in _RIGHT else cell.ljust(n) for header, cell, n in columns)
             return "  ".join(aligned).rstrip()
 
-        lines = [self.title, "", line(headers), "  ".join("-" * width for width in widths)]
+        yield self.title, "bold", ""
+        yield "", "", ""
+        yield line(headers), "dim", ""
+        yield "  ".join("-" * width for width in widths), "dim", ""
         for row, cells in shown:
-            lines.append(line(cells))
-            lines.extend(f"    {part}" for part in row.note.split("; ") if part)
-        lines += ["", *(f"contract: {finding}" for finding in self.findings)]
-        return "\n".join([*lines, *filter(None, [self.advice]), self.summary()])
+            style = _STYLES[row.verdict]
+            yield line(cells), style, row.verdict
+            yield from ((f"    {part}", style, "") for part in row.note.split("; ") if part)
+        yield "", "", ""
+        yield from ((f"contract: {finding}", "bold red", "") for finding in self.findings)
+        if self.advice:
+            yield self.advice, "", ""
+        yield self.summary(), "bold green" if self.passed else "bold red", ""
 
     def _columns(self) -> tuple[tuple[str, ...], list[tuple[Row, tuple[str, ...]]]]:
         """Leave out the columns that say nothing, and a layer's name on all its rows but the first."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import expect, same_dtype
+from minivit.ops.shapes import expect, same_dtype, same_precision
 from minivit.ops.softmax import SoftmaxCache, softmax, softmax_backward
 
 
@@ -67,6 +67,7 @@ def attention(
         raise ValueError(f"attention: qkv has {D3} columns, which {num_heads} heads of q, k and v cannot share evenly")
     if mask is not None:
         expect("attention", "mask", mask, (B, num_heads, N, N))
+        same_precision("attention", "mask", mask, qkv)
     q, k, v = _heads(qkv, num_heads)
     scores = q @ k.swapaxes(-1, -2)
     scores *= (D3 // (3 * num_heads)) ** -0.5

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import same_dtype
+from minivit.ops.shapes import same_dtype, same_precision
 
 
 class DropoutCache(NamedTuple):
@@ -37,6 +37,7 @@ def dropout(x: Array, mask: Array, *, keep: bool = True) -> tuple[Array, Dropout
     same_dtype("dropout", x=x)
     if mask.ndim != x.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
         raise ValueError(f"dropout: mask has shape {mask.shape}; expected {x.shape}, or 1 on axes that share it")
+    same_precision("dropout", "mask", mask, x)
     return x * mask, DropoutCache(mask) if keep else None
 
 

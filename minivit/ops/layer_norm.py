@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import expect_last, same_dtype
+from minivit.ops.shapes import expect, expect_last, same_dtype
 
 
 class LayerNormCache(NamedTuple):
@@ -53,8 +53,9 @@ def layer_norm(
     """
     xp = namespace(x, weight, bias)
     same_dtype("layer_norm", x=x, weight=weight, bias=bias)
-    for name, vector in (("weight", weight), ("bias", bias)):
-        expect_last("layer_norm", name, vector, x.shape[-1], "the last axis of x")
+    expect("layer_norm", "weight", weight, ("D",))
+    expect("layer_norm", "bias", bias, weight.shape)
+    expect_last("layer_norm", "x", x, weight.shape[0], "weight")
     x_hat = x - x.mean(axis=-1, keepdims=True)
     inv_std = 1.0 / xp.sqrt((x_hat * x_hat).mean(axis=-1, keepdims=True) + eps)
     x_hat *= inv_std

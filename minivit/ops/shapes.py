@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from minivit.arrays import real_dtype
+
 
 def same_dtype(op: str, **arrays: Any) -> None:
     """Raise TypeError unless all `arrays` have one floating dtype."""
@@ -24,7 +26,7 @@ def expect(op: str, name: str, array: Any, expected: tuple[int | str | None, ...
         not isinstance(want, int) or want == size for size, want in zip(shape, expected, strict=True)
     )
     if not fits:
-        wanted = ", ".join("..." if want is None else str(want) for want in expected)
+        wanted = ", ".join("..." if want is None else str(want) for want in expected) + "," * (len(expected) == 1)
         raise ValueError(f"{op}: {name} has shape {shape}; expected ({wanted})")
 
 
@@ -32,3 +34,12 @@ def expect_last(op: str, name: str, array: Any, size: int, of: str) -> None:
     """Raise ValueError unless the last axis of `array` has `size`, which comes from `of`."""
     if array.ndim == 0 or array.shape[-1] != size:
         raise ValueError(f"{op}: {name} has shape {array.shape}; expected (..., {size}), the size that {of} has")
+
+
+def same_precision(op: str, name: str, array: Any, x: Any) -> None:
+    """Raise TypeError unless `array` has the real dtype of the precision of `x`."""
+    expected = real_dtype(x.dtype)
+    if array.dtype != expected:
+        raise TypeError(
+            f"{op}: {name} has dtype {array.dtype}; expected {expected}, the precision of the other arguments"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 Change: TypeAlias = tuple[str, ast.AST]  # the kind of mutation and what stands in the place of the node
@@ -94,9 +95,9 @@ def _changes(node: ast.AST) -> Iterator[Change]:
             yield from (("number", ast.AugAssign(target, operator, new)) for new in _other_numbers(value))
             yield "statement", ast.Pass()
         case ast.Assign(targets=[target], value=value):
-            if isinstance(target, ast.Name | ast.Subscript) and ast.unparse(target).startswith("d"):
-                if not (isinstance(value, ast.Call) and ast.unparse(value.func).rpartition(".")[2] in _FRESH):
-                    yield "sign", ast.Assign([target], _minus(value), lineno=node.lineno)
+            is_fresh = isinstance(value, ast.Call) and ast.unparse(value.func).rpartition(".")[2] in _FRESH
+            if not isinstance(target, ast.Tuple) and ast.unparse(target).startswith("d") and not is_fresh:
+                yield "sign", ast.Assign([target], _minus(value), lineno=node.lineno)
             if isinstance(target, ast.Subscript):
                 yield "statement", ast.Pass()
         case ast.Return(value=ast.Tuple(elts=elements)):
@@ -199,7 +200,7 @@ def _tuple(elements: list[ast.expr], context: ast.expr_context) -> ast.Tuple:
 
 def _swaps(elements: Sequence[ast.expr]) -> Iterator[list[ast.expr]]:
     """Yield the elements with two neighbours exchanged, for all neighbours that differ."""
-    for i, (a, b) in enumerate(zip(elements, elements[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(elements)):
         if ast.unparse(a) != ast.unparse(b):
             yield [*elements[:i], b, a, *elements[i + 2 :]]
 

@@ -21,10 +21,10 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.mutation.operators import Mutant
-from tests.mutation.trial import Trial, Verdict, find_mutants, run_trials
+from .operators import Mutant
+from .trial import Trial, Verdict, find_mutants, run_trials
 
-EQUIVALENT = Path(__file__).parent / "mutants_equivalent.toml"
+EQUIVALENT = Path(__file__).parent.parent / "mutants_equivalent.toml"
 MOST_EQUIVALENT = 3.0  # percent
 BASELINE_LIMIT = 60.0  # seconds
 
@@ -90,9 +90,7 @@ def read_equivalent(path: Path, mutants: Sequence[Mutant]) -> dict[Mutant, str]:
     return proofs
 
 
-def judge(
-    mutants: Sequence[Mutant], proofs: dict[Mutant, str], limit: float, workers: int
-) -> dict[Mutant, Verdict]:
+def judge(mutants: Sequence[Mutant], proofs: dict[Mutant, str], limit: float, workers: int) -> dict[Mutant, Verdict]:
     """Return what the tests say of each mutant, after they have passed without one."""
     verdicts: dict[Mutant, Verdict] = {}
     baseline = [Trial(op, path, BASELINE_LIMIT) for op, path in dict.fromkeys((m.op, m.path) for m in mutants)]

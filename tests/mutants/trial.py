@@ -1,4 +1,4 @@
-"""Trying mutants: each replaces the code of its function in a process of its own, and the tests of its op are run there.
+"""Trying mutants: each takes its function's place in a process of its own, where the tests of its op are run.
 
 pytest collects once. Where there is fork, a child starts from the collected tests, so that its time is that of the
 tests alone; elsewhere it collects anew before its clock starts.
@@ -25,12 +25,12 @@ from typing import Any
 
 import pytest
 
-from tests.mutation.operators import Mutant, mutants_of
+from .operators import Mutant, mutants_of
 
 ROOT = Path(__file__).parent.parent.parent
 DETAILS = "test_backward_details.py"
-OP_TESTS = ("test_ops.py", DETAILS)
-LAYER_TESTS = ("test_layers.py", "test_model.py", DETAILS)
+OP_TESTS = (DETAILS, "test_ops.py")
+LAYER_TESTS = (DETAILS, "test_layers.py", "test_model.py")
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,22 @@ def _mutants_in(file: Path) -> Iterator[Mutant]:
                 yield from mutants_of(node, path, node.name, op)
 
 
-def install(mutant: Mutant) -> None:
-    """Give the function the mutant's code, so that whoever has imported it, under whatever decorator, runs that."""
-    module = importlib.import_module(mutant.path.removesuffix(".py").replace("/", "."))
-    function: Any = module
+def target(mutant: Mutant) -> FunctionType:
+    """Return the function that is mutated, as it stands under any decorator."""
+    function: Any = importlib.import_module(mutant.path.removesuffix(".py").replace("/", "."))
     for name in mutant.function.split("."):
         function = getattr(function, name)
-    scope: dict[str, Any] = {}
-    exec(compile(mutant.source, mutant.path, "exec"), vars(module), scope)
+    unwrapped = inspect.unwrap(function)
+    assert isinstance(unwrapped, FunctionType)
+    return unwrapped
+
+
+def install(mutant: Mutant) -> None:
+    """Give the function the mutant's code, so that whoever has imported it runs that."""
+    function, scope = target(mutant), dict[str, Any]()
+    exec(compile(mutant.source, mutant.path, "exec"), function.__globals__, scope)
     (changed,) = (value for value in scope.values() if isinstance(value, FunctionType))
-    inspect.unwrap(function).__code__ = changed.__code__
+    function.__code__ = changed.__code__
 
 
 def belongs(test: str, op: str, known: Sequence[str]) -> bool:
@@ -123,27 +129,36 @@ def _conduct(
     workers: int,
     report: Callable[[Trial, Verdict], None],
 ) -> None:
-    waiting, running = list(reversed(trials)), dict[Any, tuple[Trial, Any, float]]()
-    while waiting or running:
-        while waiting and len(running) < workers:
-            trial = waiting.pop()
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_play, args=(trial, session, theirs))
-            process.start()
-            theirs.close()
-            running[ours] = trial, process, time.perf_counter()
-        for connection in wait(list(running)):
-            trial, process, start = running.pop(connection)
-            try:
-                verdict = connection.recv()
-            except EOFError:
-                verdict = Verdict(None, time.perf_counter() - start, late=True)
-            process.join()
-            if isinstance(verdict, RuntimeError):
-                raise verdict
-            if verdict.late and verdict.seconds < trial.limit:
-                raise RuntimeError(f"the process of a trial died with exit status {process.exitcode}: {trial}")
-            report(trial, verdict)
+    waiting, running = list(reversed(trials)), dict[Connection, tuple[Trial, Any, float]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                trial = waiting.pop()
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_play, args=(trial, session, theirs))
+                process.start()
+                theirs.close()
+                running[ours] = trial, process, time.perf_counter()
+            ready: list[Any] = wait(list(running))
+            for connection in ready:
+                trial, process, start = running.pop(connection)
+                report(trial, _heard(connection, trial, process, start))
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+
+
+def _heard(connection: Connection, trial: Trial, process: Any, start: float) -> Verdict:
+    try:
+        answer: Verdict | RuntimeError = connection.recv()
+    except EOFError:
+        answer = Verdict(None, time.perf_counter() - start, late=True)
+    process.join()
+    if isinstance(answer, RuntimeError):
+        raise answer
+    if answer.late and answer.seconds < trial.limit:
+        raise RuntimeError(f"the process of a trial died with exit status {process.exitcode}: {trial}")
+    return answer
 
 
 def _play(trial: Trial, session: pytest.Session | None, answer: Connection) -> None:
@@ -163,6 +178,9 @@ def _verdict(trial: Trial, session: pytest.Session) -> Verdict:
     known = [*ops.__all__, *layers.__all__, "ViT"]
     files = OP_TESTS if trial.path.startswith("minivit/ops/") else LAYER_TESTS
     items = [item for item in session.items if item.path.name in files and belongs(item.nodeid, trial.op, known)]
+    # A test for all its parameters, and then the next: the gradient of each case comes early.
+    functions = list(dict.fromkeys(item.name.partition("[")[0] for item in items))
+    items.sort(key=lambda item: functions.index(item.name.partition("[")[0]))
     if not items:
         raise RuntimeError(f"{trial.op} has no test in {' or '.join(files)}")
     failures = _Failures()

@@ -1,1 +1,0 @@
-"""The tests of minivit; a package, so that they find their helpers from any folder."""

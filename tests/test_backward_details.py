@@ -1,0 +1,35 @@
+"""What the contract cannot see of a backward pass, or sees late; each test bears the name of its op or layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minivit import ops
+from minivit.cases import LAYERS, Case
+
+STEP = 1e-20
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+def test_all_gradients_together_fit_one_complex_step(case: Case) -> None:
+    """<dy, J v> = <J^T dy, v>, in milliseconds: a wrong layer fails here before a table explains it."""
+    arrays = case.make(0, "float64")
+    generator = np.random.default_rng(1)
+    directions = [generator.standard_normal(x.shape) for x in arrays]
+    moved, _ = case.forward(*(x + 1j * STEP * v for x, v in zip(arrays, directions, strict=True)))
+    dy = generator.standard_normal(moved.shape)
+    gradients = case.backward(dy, case.forward(*arrays)[1])
+    terms = [float((dx * v).sum()) for dx, v in zip(gradients, directions, strict=True)]
+    scale = sum(float(np.linalg.norm(dx) * np.linalg.norm(v)) for dx, v in zip(gradients, directions, strict=True))
+    assert abs(sum(terms) - float((dy * moved.imag).sum()) / STEP) <= 1e-11 * scale
+
+
+def test_embed_backward_without_a_class_token_has_none_in_its_place() -> None:
+    x, pos_embed = np.ones((2, 3, 5)), np.ones((1, 3, 5))
+    y, cache = ops.embed(x, pos_embed)
+    assert cache is not None
+    dx, dpos_embed, dcls_token = ops.embed_backward(y, cache)
+    assert dx.shape == x.shape
+    assert dpos_embed.shape == pos_embed.shape
+    assert dcls_token is None

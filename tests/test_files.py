@@ -1,0 +1,172 @@
+"""Files are whole or not there, whatever fails while they are written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from minivit.errors import RunError, UserError
+from minivit.files import atomic_write, read_json, remove_leftovers, write_json
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_new_content_replaces_the_old(old: Path) -> None:
+    atomic_write(old, lambda file: file.write(b"new"))
+    assert old.read_bytes() == b"new"
+    assert names(old.parent) == ["file"]
+
+
+def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "a", lambda file: file.write(b"x"))
+    (tmp_path / "b").write_bytes(b"x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "a" / "b" / "file", lambda file: file.write(b"new"))
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
+def test_an_interrupted_writer_leaves_the_old_file_alone(old: Path, error: BaseException) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(b"half of the new")
+        raise error
+
+    with pytest.raises(type(error)):
+        atomic_write(old, write)
+    assert old.read_bytes() == b"old"
+    assert names(old.parent) == ["file"]
+
+
+def test_the_old_file_is_there_until_the_new_one_is_synced(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def sync(descriptor: int) -> None:
+        seen.append(old.read_bytes())
+
+    monkeypatch.setattr(os, "fsync", sync)
+    atomic_write(old, lambda file: file.write(b"new"))
+    assert seen[0] == b"old"
+    assert seen[1:] == ([] if os.name == "nt" else [b"new"])  # the folder's
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "permissions"), (errno.EROFS, "read-only")]
+)
+@pytest.mark.parametrize("step", ["open", "fsync", "replace"])
+def test_what_the_system_refuses_is_said_and_nothing_lost(
+    old: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int, advice: str
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if step == "fsync" else Path, step, refuse)
+        with pytest.raises(RunError) as raised:
+            atomic_write(old, lambda file: file.write(b"new"))
+    assert str(old) in str(raised.value)
+    assert os.strerror(code) in str(raised.value)
+    assert advice in str(raised.value)
+    assert old.read_bytes() == b"old"
+    assert names(old.parent) == ["file"]
+
+
+def test_a_disk_full_in_mid_write_is_said_and_nothing_lost(old: Path) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(b"half of the new")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RunError, match="free some space"):
+        atomic_write(old, write)
+    assert old.read_bytes() == b"old"
+    assert names(old.parent) == ["file"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(old: Path) -> None:
+    with pytest.raises(RunError, match="is a file and not a folder"):
+        atomic_write(old / "new", lambda file: file.write(b"new"))
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(RunError, match="cannot write"):
+        atomic_write(tmp_path / "file", lambda file: file.write(b"new"))
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_system_that_cannot_sync_folders_is_served(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refuse)
+    atomic_write(old, lambda file: file.write(b"new"))
+    assert old.read_bytes() == b"new"
+
+
+def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(old: Path) -> None:
+    def write(file: BinaryIO) -> None:
+        # What a kill at this moment would leave.
+        (left,) = (path for path in old.parent.iterdir() if path != old)
+        left.with_name(left.name.replace(".tmp", "0.tmp")).write_bytes(b"half")
+
+    atomic_write(old, write)
+    (old.parent / "other.tmp").write_bytes(b"")
+    assert len(names(old.parent)) == 3
+    remove_leftovers(old.parent)
+    assert names(old.parent) == ["file", "other.tmp"]
+
+
+def test_json_comes_back_with_all_digits(tmp_path: Path) -> None:
+    value = {"a": [0.1, 1 / 3, 1e-300, 12345678901234567], "ü": None}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+
+
+@pytest.mark.parametrize("value", [{"a": float("nan")}, {"a": {1, 2}}])
+def test_what_json_has_not_is_refused_before_the_file_is_touched(old: Path, value: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        write_json(old, value)
+    assert old.read_bytes() == b"old"
+
+
+def test_truncated_json_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": [1, "text"], "b": {"c": None}})
+    content = path.read_bytes()
+    for length in range(len(content.rstrip())):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"x\.json is not valid JSON"):
+            read_json(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000, b"\x80\x04N."], ids=["text", "deep", "pickle"])
+def test_foreign_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.json is not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"x\.json holds a JSON list"):
+        read_json(tmp_path / "x.json")
+
+
+def test_missing_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*x\.json: No such file"):
+        read_json(tmp_path / "x.json")

@@ -1,0 +1,151 @@
+"""Random bits by key: uniform, independent of one another in every coordinate of the name, and always the same."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from minivit import Key
+from minivit.arrays import Array
+
+IDS = np.arange(64)
+DRAWS = 4096
+
+
+def bits(key: Key, count: int = DRAWS) -> Array:
+    """Return (B, count) bits of a key."""
+    return key.bits((len(key.sample_ids), count))
+
+
+def largest_correlation(rows: Array) -> float:
+    """Return the largest |correlation| of two different rows, in deviations of that of independent rows."""
+    correlation = np.asarray(np.corrcoef(rows / 2.0**32))
+    return float(np.abs(correlation[~np.eye(len(rows), dtype=bool)]).max()) * rows.shape[1] ** 0.5
+
+
+def excess(values: Array, kinds: int) -> float:
+    """Return chi-square of the counts of `values` against a uniform one, in deviations from its mean."""
+    counts = np.bincount(values.ravel(), minlength=kinds)
+    expected = values.size / kinds
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    return (chi_square - (kinds - 1)) / (2 * (kinds - 1)) ** 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**40])
+def test_bytes_and_pairs_of_neighbours_are_uniform(seed: int) -> None:
+    words = bits(Key(seed, 3, IDS, "blocks.0.mlp.drop1"))
+    assert words.dtype == np.uint32
+    for shift in (0, 8, 16, 24):
+        column = (words >> shift) & 255
+        assert abs(excess(column, 256)) < 5
+        high = column >> 4
+        assert abs(excess(high[:, :-1] * 16 + high[:, 1:], 256)) < 5
+        assert abs(excess(high[:-1] * 16 + high[1:], 256)) < 5
+
+
+def test_every_bit_is_set_half_the_time() -> None:
+    words = bits(Key(0, 0, IDS))
+    for shift in range(32):
+        share = ((words >> shift) & 1).mean()
+        assert abs(share - 0.5) < 5 * 0.5 / words.size**0.5
+
+
+def test_samples_are_independent() -> None:
+    assert largest_correlation(bits(Key(0, 0, IDS))) < 5
+    assert largest_correlation(bits(Key(0, 0, np.array([2**k for k in range(32)])))) < 5
+    assert largest_correlation(bits(Key(0, 0, np.array([0, 2**31, 2**32 - 1, 2**16, 50_000])))) < 5
+
+
+def test_a_sample_is_no_shifted_copy_of_its_neighbour() -> None:
+    rows = bits(Key(0, 0, np.arange(8)))
+    for one, other in itertools.permutations(range(8), 2):
+        for shift in range(1, 4):
+            pair = np.stack([rows[one, shift:], rows[other, :-shift]])
+            assert largest_correlation(pair) < 5
+            assert not (pair[0] == pair[1]).any()
+
+
+def test_seeds_steps_and_places_are_independent() -> None:
+    one = np.arange(1)
+    keys = [
+        *(Key(seed, 0, one) for seed in range(16)),
+        *(Key(0, step, one) for step in range(1, 16)),
+        *(Key(0, 0, one).fold(place) for place in ("a", "b", "ab", "a.b", "b.a", "blocks.1", "blocks.11", "drop")),
+    ]
+    assert largest_correlation(np.concatenate([bits(key) for key in keys])) < 5
+
+
+def test_names_do_not_run_into_one_another() -> None:
+    one = np.arange(1)
+    keys = [Key(1, 11, one), Key(11, 1, one), Key(1, 1, one, "1"), Key(1, 1, one, "1.1"), Key(111, 1, one)]
+    assert len({bits(key, 4).tobytes() for key in keys}) == len(keys)
+
+
+def test_fold_names_a_place_inside_a_place() -> None:
+    key = Key(1, 2, IDS).fold("blocks.3").fold("mlp")
+    assert key.place == "blocks.3.mlp"
+    assert (bits(key, 4) == bits(Key(1, 2, IDS, "blocks.3.mlp"), 4)).all()
+
+
+def test_the_bits_are_those_of_every_version() -> None:
+    """A run is repeated from its seed: these numbers never change."""
+    assert bits(Key(0, 0, np.array([0, 1])), 3).tolist() == [
+        [1468078837, 66327421, 596054190],
+        [1294586475, 691081220, 2132812588],
+    ]
+    key = Key(seed=2024, step=7, sample_ids=np.array([49_999]), place="blocks.3.mlp.drop2")
+    assert bits(key, 4).tolist() == [[2286182434, 1501673855, 3898320415, 2309192764]]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint32", "uint64"])
+def test_the_type_of_the_sample_numbers_does_not_matter(dtype: str) -> None:
+    assert (bits(Key(0, 0, IDS.astype(dtype)), 4) == bits(Key(0, 0, IDS), 4)).all()
+
+
+def test_a_micro_batch_draws_what_its_samples_drew_in_the_batch() -> None:
+    key = Key(1, 2, np.arange(100, 110), "place")
+    whole = key.bits((10, 3, 5))
+    for part in (slice(0, 3), slice(3, 4), slice(4, 10)):
+        assert (key[part].bits((part.stop - part.start, 3, 5)) == whole[part]).all()
+    shuffled = Key(1, 2, np.arange(109, 99, -1), "place")
+    assert (shuffled.bits((10, 3, 5)) == whole[::-1]).all()
+
+
+def test_drawing_changes_no_key() -> None:
+    ids = np.arange(5, dtype=np.uint32)
+    key = Key(1, 2, ids)
+    first = key.bits((5, 4))
+    assert (ids == np.arange(5)).all()
+    assert (key.bits((5, 4)) == first).all()
+
+
+def test_the_first_numbers_do_not_depend_on_how_many_follow() -> None:
+    assert (bits(Key(0, 0, IDS), 5) == bits(Key(0, 0, IDS), 50)[:, :5]).all()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_mask_keeps_the_mean_and_drops_at_its_rate(rate: float, dtype: str) -> None:
+    mask = Key(0, 0, IDS).keep_mask((64, DRAWS), rate, dtype)
+    assert mask.dtype == dtype
+    assert set(np.unique(mask)) == {0.0, np.dtype(dtype).type(1 / (1 - rate))}
+    assert abs((mask == 0).mean() - rate) < 5 * (rate * (1 - rate) / mask.size) ** 0.5
+
+
+def test_a_mask_is_the_same_for_every_precision() -> None:
+    key = Key(0, 0, IDS)
+    low, high, step = (key.keep_mask((64, 3), 0.3, dtype) for dtype in ("float32", "float64", "complex128"))
+    assert ((low == 0) == (high == 0)).all()
+    assert (step == high).all()
+    assert step.dtype == np.float64
+
+
+def test_a_mask_of_rate_zero_drops_nothing() -> None:
+    assert (Key(0, 0, IDS).keep_mask((64, DRAWS), 0.0, "float32") == 1).all()
+
+
+def test_bits_of_a_batch_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the key names 64 samples, but bits of shape \(3, 5\) are asked of it"):
+        Key(0, 0, IDS).bits((3, 5))

@@ -1,0 +1,510 @@
+"""The model: its configuration, its parameters, how they start and are kept, and what its gradients reach."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from contract import assert_close, normal
+
+from minivit import (
+    PRESETS,
+    Key,
+    Layer,
+    Parameter,
+    UserError,
+    ViT,
+    ViTConfig,
+    create_model,
+    get_config,
+    gradcheck_model,
+    initializers,
+    layers,
+)
+from minivit.arrays import Array
+from minivit.parameters import ALIGNMENT, FlatStore
+
+RATES: tuple[str, ...] = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
+SMALL = ViTConfig(img_size=(4, 9), patch_size=(2, 3), embed_dim=6, depth=3, num_heads=2, num_classes=7)
+
+
+def model(dtype: str = "float64", **fields: Any) -> ViT:
+    return ViT(dataclasses.replace(SMALL, **fields), seed=3, dtype=dtype)
+
+
+def dropping(rate: float, *names: str) -> dict[str, Any]:
+    return dict.fromkeys(names or RATES, rate)
+
+
+def shaken(vit: ViT) -> ViT:
+    """Give every parameter other values, so that no gradient is zero because a bias or the head is."""
+    for seed, parameter in enumerate(vit.parameters.values()):
+        parameter.value[...] += 0.3 * normal(parameter.value, seed)
+    return vit
+
+
+def images(B: int = 2, dtype: str = "float64") -> Array:
+    return np.random.default_rng(0).standard_normal((B, 4, 9, 3)).astype(dtype)
+
+
+def count_by_arithmetic(config: ViTConfig) -> int:
+    """Parameters of a Vision Transformer, from its sizes alone."""
+    D, F = config.embed_dim, config.hidden_dim
+    block = 4 * D + (D * 3 * D + 3 * D) + (D * D + D) + (D * F + F) + (F * D + D)
+    patches = config.patch_height * config.patch_width * config.in_chans * D + D
+    tokens = config.num_tokens * D + config.class_token * D
+    return patches + tokens + config.depth * block + 2 * D + D * config.num_classes + config.num_classes
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("vit_tiny_patch16_224", 5_717_416),
+        ("vit_small_patch16_224", 22_050_664),
+        ("vit_base_patch16_224", 86_567_656),
+        ("vit_base_patch32_224", 88_224_232),
+        ("vit_large_patch16_224", 304_326_632),
+        ("vit_large_patch32_224", 306_535_400),
+        ("vit_huge_patch14_224", 632_045_800),
+    ],
+)
+def test_presets_have_the_published_numbers_of_parameters(name: str, count: int) -> None:
+    assert count_by_arithmetic(PRESETS[name]) == count
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_tiny_patch4_32", "vit_mini_patch4_32", "vit_micro_patch2_8"]
+)
+def test_a_model_has_the_parameters_that_its_sizes_say(name: str) -> None:
+    assert create_model(name).parameters.count == count_by_arithmetic(PRESETS[name])
+
+
+def test_parameter_names_and_their_order_are_those_of_the_field() -> None:
+    parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    blocks = [f"blocks.{i}.{part}" for i in range(3) for part in parts]
+
+    def names(*layers: str) -> list[str]:
+        return [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+
+    assert list(model().parameters) == [
+        "cls_token",
+        "pos_embed",
+        *names("patch_embed.proj", *blocks, "norm", "head"),
+    ]
+    pooled = model(global_pool="avg", class_token=False)
+    assert list(pooled.parameters) == ["pos_embed", *names("patch_embed.proj", *blocks, "fc_norm", "head")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"img_size": 10, "patch_size": 4},
+            "images of 10 x 10 pixels cannot be cut into patches of 4 x 4; choose a patc",
+        ),
+        ({"img_size": (4, 10)}, "4 x 10 pixels cannot be cut into patches of 2 x 3"),
+        ({"img_size": 0}, r"img_size is 0; expected pixels, one whole number or \(height, width\)"),
+        ({"img_size": (1, 2, 3)}, r"img_size is \(1, 2, 3\); expected pixels"),
+        ({"img_size": 4.0}, "img_size is 4.0; expected pixels"),
+        ({"patch_size": None}, "patch_size is None; expected pixels"),
+        ({"img_size": "large"}, "img_size is 'large'; expected pixels"),
+        ({"num_heads": 4}, "embed_dim 6 cannot be split evenly among num_heads 4"),
+        ({"depth": 0}, "depth is 0; expected a whole number of at least 1"),
+        ({"embed_dim": 6.0}, "embed_dim is 6.0; expected a whole number"),
+        ({"in_chans": True}, "in_chans is True; expected a whole number"),
+        ({"num_classes": -1}, "num_classes is -1; expected a whole number"),
+        ({"drop_rate": 1.0}, "drop_rate is 1.0; expected at least 0 and below 1"),
+        ({"attn_drop_rate": -0.1}, "attn_drop_rate is -0.1; expected at least 0"),
+        ({"mlp_ratio": 0.1}, "mlp_ratio 0.1 leaves the MLP without units"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0; expected more than 0"),
+        ({"norm_eps": math.nan}, "norm_eps is nan; expected more than 0"),
+        ({"global_pool": "max"}, "global_pool is 'max'; expected 'token' or 'avg'"),
+        ({"act_layer": "relu"}, "act_layer is 'relu'; expected 'gelu' or 'gelu_tanh'"),
+        ({"init": "zeros"}, "init is 'zeros'; expected 'timm' or 'jax'"),
+        (
+            {"class_token": False},
+            "global_pool 'token' reads the class token; set class_token=True or global_pool='avg'",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SMALL, **fields)
+
+
+def test_a_configuration_survives_a_file() -> None:
+    config = dataclasses.replace(SMALL, drop_path_rate=0.1, act_layer="gelu_tanh")
+    assert ViTConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UserError, match="unknown fields of a model: colour"):
+        ViTConfig.from_dict({**config.to_dict(), "colour": 3})
+
+
+def test_one_number_is_a_square() -> None:
+    assert ViTConfig(img_size=224, patch_size=16) == ViTConfig(img_size=(224, 224), patch_size=(16, 16))
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UserError, match="no model called 'vit_tiny_patch4_23'; did you mean 'vit_tiny_patch4_32'"):
+        create_model("vit_tiny_patch4_23")
+    with pytest.raises(UserError, match="unexpected keyword argument 'heads'"):
+        get_config("vit_tiny_patch4_32", heads=3)
+    with pytest.raises(UserError, match="unknown backend 'torch'; expected 'numpy' or 'cupy'"):
+        create_model("vit_micro_patch2_8", backend="torch")
+
+
+@pytest.mark.parametrize("init", ["timm", "jax"])
+def test_layers_never_start_as_copies_of_one_another(init: str) -> None:
+    values = {name: parameter.value for name, parameter in model(init=init).parameters.items()}
+    random = {name: value for name, value in values.items() if len(np.unique(value)) > 1}
+    assert sum(name.endswith("weight") for name in random) >= 13
+    for one, other in itertools.combinations(random, 2):
+        if values[one].shape == values[other].shape:
+            assert not np.isclose(values[one], values[other], rtol=1e-3, atol=0).any(), (one, other)
+    q, k, v = np.split(values["blocks.0.attn.qkv.weight"], 3, axis=1)
+    assert not any(np.isclose(one, other).any() for one, other in ((q, k), (k, v), (q, v)))
+
+
+def test_first_values_depend_on_the_seed_and_the_name_alone() -> None:
+    one, deeper = model().state_dict(), model(depth=5).state_dict()
+    assert all((deeper[name] == value).all() for name, value in one.items())
+    other = ViT(SMALL, seed=4, dtype="float64").state_dict()
+    assert not (other["blocks.1.mlp.fc1.weight"] == one["blocks.1.mlp.fc1.weight"]).any()
+    assert (model("float32").state_dict()["head.weight"] == one["head.weight"].astype("float32")).all()
+
+
+WIDE: dict[str, Any] = {"embed_dim": 96, "num_heads": 3, "depth": 1, "num_classes": 101}
+
+
+def test_timm_initialisation_has_its_deviations() -> None:
+    vit = model(**WIDE, init="timm")
+    deviations = {name: float(p.value.std()) for name, p in vit.parameters.items()}
+    for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        assert deviations[f"blocks.0.{name}.weight"] == pytest.approx(0.02, rel=0.05)
+        assert deviations[f"blocks.0.{name}.bias"] == 0
+    assert deviations["pos_embed"] == pytest.approx(0.02, rel=0.2)
+    assert deviations["head.weight"] == pytest.approx(0.02, rel=0.05)
+    assert 0 < deviations["cls_token"] < 1e-5
+    bound = 1 / math.sqrt(2 * 3 * 3)
+    for kind in ("weight", "bias"):
+        value = vit.parameters[f"patch_embed.proj.{kind}"].value
+        assert 0.9 * bound < np.abs(value).max() <= bound
+    assert deviations["patch_embed.proj.weight"] == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
+def test_jax_initialisation_has_its_deviations() -> None:
+    vit = model(**WIDE, init="jax")
+    D, F = 96, 384
+    for name, out, fan in (
+        ("attn.qkv", 3 * D, D + D),
+        ("attn.proj", D, D + D),
+        ("mlp.fc1", F, D + F),
+        ("mlp.fc2", D, F + D),
+    ):
+        value, bound = vit.parameters[f"blocks.0.{name}.weight"].value, math.sqrt(6 / fan)
+        assert value.shape[1] == out
+        assert 0.99 * bound < np.abs(value).max() <= bound
+        assert value.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    patches = vit.parameters["patch_embed.proj.weight"].value
+    assert patches.std() == pytest.approx(1 / math.sqrt(18), rel=0.05)
+    assert np.abs(patches).max() <= 2 / (0.8796 * math.sqrt(18))
+    assert 0 < np.abs(vit.parameters["blocks.0.mlp.fc1.bias"].value).max() < 1e-5
+    for name in ("patch_embed.proj.bias", "blocks.0.attn.qkv.bias", "head.weight", "head.bias", "cls_token"):
+        assert not vit.parameters[name].value.any()
+    assert vit.parameters["pos_embed"].value.std() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("init", ["timm", "jax"])
+def test_norms_start_as_one_and_zero(init: str) -> None:
+    for name, parameter in model(init=init).parameters.items():
+        if "norm" in name:
+            assert (parameter.value == (1 if name.endswith("weight") else 0)).all()
+
+
+def test_only_matrices_decay() -> None:
+    for name, parameter in model().parameters.items():
+        assert parameter.decay == (name.endswith("weight") and "norm" not in name), name
+
+
+def test_views_start_at_multiples_of_256_bytes_and_gaps_are_zero() -> None:
+    for dtype in ("float32", "float64"):
+        vit = shaken(model(dtype))
+        logits, cache = vit.forward(images(dtype=dtype))
+        vit.backward(normal(logits), cache)
+        store, used = vit.parameters.store, np.zeros(vit.parameters.store.values.size, bool)
+        for parameter in vit.parameters.values():
+            assert parameter.span.start * store.values.itemsize % ALIGNMENT == 0
+            assert not used[parameter.span].any()
+            used[parameter.span] = True
+            assert np.shares_memory(parameter.value, store.values)
+            assert np.shares_memory(parameter.grad, store.gradients)
+        assert store.values.dtype == store.gradients.dtype == dtype
+        assert not store.values[~used].any()
+        assert not store.gradients[~used].any()
+        assert used.sum() == vit.parameters.count
+
+
+def test_gradients_are_allocated_on_first_use() -> None:
+    vit = model()
+    vit(images())
+    assert not vit.parameters.store.has_gradients
+    assert not vit.parameters["head.bias"].grad.any()
+    assert vit.parameters.store.has_gradients
+
+
+def test_value_and_grad_cannot_be_rebound() -> None:
+    parameter = model().parameters["head.bias"]
+    with pytest.raises(AttributeError):
+        parameter.value = np.zeros(7)  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        parameter.grad = np.zeros(7)  # type: ignore[misc]
+
+
+def test_a_gradient_of_another_shape_is_refused() -> None:
+    parameter = model().parameters["head.bias"]
+    with pytest.raises(ValueError, match=r"head.bias: a gradient of shape \(1, 7\) was added to a \(7,\) parameter"):
+        parameter.add_grad(np.zeros((1, 7)))
+
+
+def test_a_parameter_without_a_value_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match=r"no value yet: call initialize\(\)"):
+        layers.Linear(3, 5)(np.zeros((2, 3)))
+
+
+def test_a_replica_shares_values_and_has_gradients_of_its_own() -> None:
+    vit = model()
+    replica = vit.replica()
+    vit.parameters["head.bias"].value[...] = 5.0
+    assert (replica.parameters["head.bias"].value == 5.0).all()
+    assert (replica(images()) == vit(images())).all()
+    logits, cache = replica.forward(images())
+    replica.backward(normal(logits), cache)
+    assert replica.parameters["head.bias"].grad.any()
+    assert not vit.parameters["head.bias"].grad.any()
+
+
+def test_a_part_of_a_model_sees_the_same_memory() -> None:
+    vit = model()
+    vit.blocks[1].parameters["norm1.bias"].value[...] = 2.0
+    assert (vit.parameters["blocks.1.norm1.bias"].value == 2.0).all()
+
+
+def test_a_state_dict_makes_the_same_model_and_is_a_copy() -> None:
+    one, other = shaken(model()), model(init="jax")
+    state = one.state_dict()
+    other.load_state_dict(state)
+    assert (one(images()) == other(images())).all()
+    state["head.bias"][...] = 9.0
+    assert not (one.parameters["head.bias"].value == 9.0).any()
+    assert not (other.parameters["head.bias"].value == 9.0).any()
+
+
+def test_a_foreign_state_is_refused_and_changes_nothing() -> None:
+    vit = model()
+    before = vit.state_dict()
+    state = shaken(model()).state_dict()
+    missing = {name: value for name, value in state.items() if "blocks.2" not in name}
+    refusals: list[tuple[dict[str, Array], str]] = [
+        (missing, r"12 missing \(blocks.2.norm1.weight, blocks.2.norm1.bias, blocks.2.attn.qkv.weight, ...\)$"),
+        (state | {"dist_token": np.zeros(3)}, r"belong to another model: 1 unknown \(dist_token\)$"),
+        (state | {"head.bias": np.zeros(10)}, r"head.bias has shape \(10,\); this model has \(7,\)"),
+        (state | {"patch_embed.proj.weight": np.zeros((6, 3, 2, 3))}, "timm's layout; minivit.load_model reads them"),
+    ]
+    for foreign, message in refusals:
+        with pytest.raises(UserError, match=message):
+            vit.load_state_dict(foreign)
+    assert all((vit.state_dict()[name] == value).all() for name, value in before.items())
+
+
+def test_astype_copies() -> None:
+    vit = shaken(model())
+    low = vit.astype("float32")
+    assert low(images(dtype="float32")).dtype == np.float32
+    assert_close([low(images(dtype="float32"))], [vit(images())], 1e-5)
+    low.parameters["head.bias"].value[...] = 3.0
+    assert not (vit.parameters["head.bias"].value == 3.0).any()
+    assert (vit.to("numpy")(images()) == vit(images())).all()
+
+
+class Twice(Layer):
+    """One linear map, used twice: a recurrence."""
+
+    def __init__(self) -> None:
+        self.map = layers.Linear(5, 5, initializers.xavier_uniform, initializers.normal(0.1))
+        self.again = [self.map]
+
+    def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+        h, cache1 = self.map.forward(x, keep=keep)
+        y, cache2 = self.again[0].forward(h, keep=keep)
+        return y, (cache1, cache2)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return self.map.backward(self.again[0].backward(dy, cache[1]), cache[0])
+
+
+def test_a_layer_used_twice_adds_both_gradients() -> None:
+    from minivit.testing import assert_layer_gradients
+
+    twice = Twice().initialize(dtype="float64")
+    assert list(twice.parameters) == ["map.weight", "map.bias"]
+    assert_layer_gradients(twice, images()[:, :, :5, 0])
+    assert_layer_gradients(twice.replica(), images()[:, :, :5, 0])
+
+
+def test_backward_adds_and_zero_grad_starts_again() -> None:
+    vit = shaken(model())
+    logits, cache = vit.forward(images())
+    dlogits = normal(logits)
+    vit.backward(dlogits, cache)
+    once = {name: p.grad.copy() for name, p in vit.parameters.items()}
+    vit.backward(dlogits, cache)
+    assert all((p.grad == 2 * once[name]).all() for name, p in vit.parameters.items())
+    vit.zero_grad()
+    assert not vit.parameters.store.gradients.any()
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("act_layer", ["gelu", "gelu_tanh"])
+def test_all_gradients_of_a_model_with_every_dropout_are_proved(pool: str, act_layer: str) -> None:
+    vit = shaken(model(**dropping(0.3), global_pool=pool, act_layer=act_layer, depth=2))
+    report = gradcheck_model(vit, images(3), np.array([6, 0, 3]), Key(1, 2, np.arange(3)))
+    report.raise_if_failed()
+    assert report.max_error <= 1e-11
+    assert len(report.rows) == 1 + len(vit.parameters) + 2 * 2 * 2  # q, k and v have a row each
+    zeros = {row.full_name for row in report.rows if row.verdict == "zero"}
+    assert all(name.endswith("qkv.bias[k]") for name in zeros), zeros
+
+
+def test_every_parameter_has_a_gradient_and_tokens_sum_theirs_over_the_batch() -> None:
+    vit = shaken(model())
+    logits, cache = vit.forward(images(3))
+    dlogits = normal(logits)
+    vit.backward(dlogits, cache)
+    whole = {name: p.grad.copy() for name, p in vit.parameters.items()}
+    assert all(np.abs(gradient).max() > 1e-6 for gradient in whole.values())
+    vit.zero_grad()
+    for b in range(3):
+        _, cache = vit.forward(images(3)[b : b + 1])
+        vit.backward(dlogits[b : b + 1], cache)
+    for name in ("pos_embed", "cls_token"):
+        assert_close([vit.parameters[name].grad], [whole[name]])
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_each_dropout_acts_in_training_and_none_in_evaluation(rate: str) -> None:
+    plain, trained = shaken(model()), shaken(model(**dropping(0.5, rate)))
+    x = images(5)
+    assert (trained(x) == plain(x)).all()
+    assert (trained.forward(x)[0] == plain(x)).all()
+    key = Key(0, 0, np.arange(5))
+    assert not np.allclose(trained.forward(x, key)[0], plain(x))
+    assert (plain.forward(x, key)[0] == plain(x)).all()
+    assert (trained.forward(x, key)[0] == trained.forward(x, key)[0]).all()
+
+
+def test_each_place_draws_its_own_dropout() -> None:
+    """Blocks, branches and samples that shared a mask would be copies of one another."""
+    vit = model(**dropping(0.5), depth=4)
+    key = Key(0, 0, np.arange(64))
+    seen: dict[str, bytes] = {}
+    original = Key.bits
+
+    def spy(self: Key, shape: tuple[int, ...]) -> Array:
+        bits = original(self, shape)
+        assert self.place not in seen
+        seen[self.place] = bits.reshape(64, -1)[:, 0].tobytes()
+        return bits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Key, "bits", spy)
+        vit.forward(images(64), key)
+    assert len(set(seen.values())) == len(seen) == 2 + 4 * 6 - 2  # the first block drops no path
+
+
+def test_stochastic_depth_grows_from_zero() -> None:
+    vit = model(drop_path_rate=0.3, depth=4)
+    rates = [(block.drop_path1.rate, block.drop_path2.rate) for block in vit.blocks]
+    assert np.allclose(rates, [(0, 0), (0.1, 0.1), (0.2, 0.2), (0.3, 0.3)])
+    assert model(drop_path_rate=0.3, depth=1).blocks[0].drop_path1.rate == 0
+
+
+def test_scores_are_scaled_by_the_head_width() -> None:
+    """The log of the odds of two attention weights is the difference of their scores over sqrt(K), not sqrt(D)."""
+    attention = layers.Attention(6, 2).initialize(dtype="float64")
+    x = normal(np.zeros((1, 2, 6)))
+    qkv = attention.qkv(x)
+    _, cache = attention.forward(x)
+    weights = cache[1].weights[0, 1, 0]
+    scores = [qkv[0, 0, 3:6] @ qkv[0, m, 9:12] / math.sqrt(3) for m in range(2)]
+    assert math.log(weights[0] / weights[1]) == pytest.approx(scores[0] - scores[1], rel=1e-12)
+
+
+def test_the_model_is_its_parts_in_the_order_of_the_paper() -> None:
+    vit, x = shaken(model()), images()
+    tokens = np.concatenate([np.repeat(vit.parameters["cls_token"].value, 2, axis=0), vit.patch_embed(x)], axis=1)
+    tokens = tokens + vit.pos_embed.value
+    for block in vit.blocks:
+        tokens = tokens + block.attn(block.norm1(tokens))
+        tokens = tokens + block.mlp.fc2(block.mlp.act(block.mlp.fc1(block.norm2(tokens))))
+    assert_close([vit(x)], [vit.head(vit.norm(tokens)[:, 0])])
+    pooled = shaken(model(global_pool="avg"))
+    tokens = np.concatenate([np.repeat(pooled.parameters["cls_token"].value, 2, axis=0), pooled.patch_embed(x)], axis=1)
+    tokens = tokens + pooled.pos_embed.value
+    for block in pooled.blocks:
+        tokens = block(tokens)
+    assert_close([pooled(x)], [pooled.head(pooled.fc_norm(tokens[:, 1:].mean(axis=1)))])
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.zeros((2, 9, 4, 3)), ValueError, r"images have shape \(2, 9, 4, 3\); this model takes \(B, 4, 9, 3\)"),
+        (
+            np.zeros((2, 4, 9, 1)),
+            ValueError,
+            r"\(2, 4, 9, 1\); this model takes \(B, 4, 9, 3\): batch, height, width, ch",
+        ),
+        (np.zeros((4, 9, 3)), ValueError, r"images have shape \(4, 9, 3\)"),
+        (
+            np.zeros((2, 4, 9, 3), "float32"),
+            TypeError,
+            "images have dtype float32; this model computes in float64: conv",
+        ),
+        (np.zeros((2, 4, 9, 3), "uint8"), TypeError, "images have dtype uint8"),
+        ([[[[0.0] * 3] * 9] * 4], TypeError, "expected an array of NumPy or CuPy, got list"),
+    ],
+)
+def test_images_of_another_kind_are_refused(x: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        model()(x)
+
+
+def test_backward_without_a_cache_says_why() -> None:
+    vit = model()
+    _, cache = vit.forward(images(), keep=False)
+    with pytest.raises(ValueError, match=r"ViT\.backward needs a cache, but the forward pass ran with keep=False"):
+        vit.backward(np.zeros((2, 7)), cache)
+
+
+def test_layers_refuse_sizes_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="a width of 7 cannot be split evenly among 2 heads"):
+        layers.Attention(7, 2)
+    with pytest.raises(ValueError, match=r"a dropout rate is at least 0 and below 1, got 1\.0"):
+        layers.Dropout(1.0)
+
+
+def test_an_initialiser_of_the_wrong_shape_is_named() -> None:
+    class Wrong(Layer):
+        def __init__(self) -> None:
+            self.weight = Parameter((3,), lambda generator, shape: np.zeros(5))
+
+    with pytest.raises(ValueError, match=r"weight: its initialiser returned shape \(5,\); expected \(3,\)"):
+        Wrong().initialize()
+
+
+def test_a_store_without_parameters_is_allowed() -> None:
+    assert layers.GELU().initialize().parameters.count == 0
+    assert isinstance(layers.GELU().parameters.store, FlatStore)

@@ -1,0 +1,281 @@
+"""Optimisers against their formulas in plain float64 NumPy; clipping, groups, state and schedules."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from contract import assert_close, assert_same_bits, normal
+
+from minivit import SGD, Adam, AdamW, Layer, Parameter, UserError, ViT, ViTConfig, initializers, layers
+from minivit.arrays import Array
+from minivit.parameters import FlatStore
+from minivit.train import Group, learning_rate, optim
+from minivit.train.optim import Optimizer, clip_gradients, groups_of
+
+STEPS = 5
+
+
+class Pair(Layer):
+    """A matrix that decays and a bias that does not, of sizes that leave gaps in the flat vector."""
+
+    def __init__(self) -> None:
+        self.weight = Parameter((5, 7), initializers.normal(1.0), decay=True)
+        self.bias = Parameter((3,), initializers.normal(1.0))
+
+
+def pair(dtype: str = "float64") -> Pair:
+    return Pair().initialize(seed=1, dtype=dtype)
+
+
+def set_gradients(layer: Layer, seed: int, scale: float = 1.0) -> None:
+    for number, parameter in enumerate(layer.parameters.values()):
+        parameter.grad[...] = scale * normal(parameter.value, 10 * seed + number)
+
+
+def sgd(p: Array, gradients: list[Array], lr: float, decay: float, momentum: float) -> Array:
+    b = np.zeros_like(p)
+    for g in gradients:
+        b = momentum * b + (g + decay * p)
+        p = p - lr * b
+    return p
+
+
+def adam(p: Array, gradients: list[Array], lr: float, decay: float, betas: tuple[float, float], eps: float) -> Array:
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, gradient in enumerate(gradients, start=1):
+        g = gradient + decay * p
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        p = p - lr * (m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+    return p
+
+
+def adamw(p: Array, gradients: list[Array], lr: float, decay: float, betas: tuple[float, float], eps: float) -> Array:
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(gradients, start=1):
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        p = p - lr * ((m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps) + decay * p)
+    return p
+
+
+BETAS = {"betas": (0.8, 0.95), "eps": 1e-3}
+RULES: dict[str, tuple[Callable[..., Optimizer], Callable[..., Array], dict[str, Any]]] = {
+    "SGD": (SGD, sgd, {"momentum": 0.7}),
+    "SGD without momentum": (SGD, sgd, {"momentum": 0.0}),
+    "Adam": (Adam, adam, BETAS),
+    "AdamW": (AdamW, adamw, BETAS),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-14), ("float32", 1e-6)])
+def test_the_update_is_the_formula_and_biases_do_not_decay(
+    name: str, decay: float, dtype: str, tolerance: float
+) -> None:
+    make, rule, options = RULES[name]
+    layer = pair(dtype)
+    before = layer.state_dict()
+    gradients: dict[str, list[Array]] = {"weight": [], "bias": []}
+    optimizer = make(layer, lr=0.1, weight_decay=decay, **options)
+    for step in range(STEPS):
+        set_gradients(layer, step)
+        for parameter_name, kept in gradients.items():
+            kept.append(layer.parameters[parameter_name].grad.astype("float64"))
+        optimizer.step()
+    assert optimizer.steps == STEPS
+    for parameter_name, kept in gradients.items():
+        decays = decay if parameter_name == "weight" else 0.0
+        expected = rule(before[parameter_name].astype("float64"), kept, 0.1, decays, **options)
+        value = layer.parameters[parameter_name].value
+        assert value.dtype == dtype
+        assert_close([value], [expected], tolerance)
+
+
+def test_defaults_are_those_of_the_papers() -> None:
+    layer = pair()
+    optimizer = AdamW(layer)
+    assert (optimizer.lr, optimizer.betas, optimizer.eps) == (1e-3, (0.9, 0.999), 1e-8)
+    assert [group.weight_decay for group in groups_of(layer, 1e-3, 0.05)] == [0.05, 0.0]
+    assert {group.weight_decay for group in optimizer._groups} == {0.05, 0.0}
+    assert {group.weight_decay for group in Adam(layer)._groups} == {0.0}
+    assert SGD(layer).momentum == 0.9
+
+
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+def test_only_matrices_decay(make: Callable[..., Optimizer]) -> None:
+    """With no gradient, biases, norms, tokens and positions stay where they are to the bit, and matrices shrink."""
+    vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7))
+    for seed, parameter in enumerate(vit.parameters.values()):
+        parameter.value[...] = normal(parameter.value, seed)
+    before = vit.state_dict()
+    optimizer = make(vit, lr=0.1, weight_decay=0.5)
+    vit.zero_grad()
+    optimizer.step()
+    for name, parameter in vit.parameters.items():
+        if name.endswith("weight") and "norm" not in name:
+            assert not (parameter.value == before[name]).any(), name
+            assert np.linalg.norm(parameter.value) < np.linalg.norm(before[name])
+        else:
+            assert (parameter.value == before[name]).all(), name
+
+
+def test_every_parameter_is_updated_and_gaps_stay_zero() -> None:
+    vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7))
+    before = vit.state_dict()
+    optimizer = AdamW(vit)
+    set_gradients(vit, 0)
+    optimizer.step()
+    used = np.zeros(vit.parameters.store.values.size, bool)
+    for name, parameter in vit.parameters.items():
+        used[parameter.span] = True
+        assert not (parameter.value == before[name]).any(), name
+    assert not vit.parameters.store.values[~used].any()
+
+
+def test_groups_are_long_stretches_with_a_decay_each() -> None:
+    vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7))
+    groups = groups_of(vit, 0.1, 0.5)
+    assert all(one.weight_decay != other.weight_decay for one, other in itertools.pairwise(groups))
+    assert all(one.span.stop <= other.span.start for one, other in itertools.pairwise(groups))
+
+
+def test_groups_have_rates_of_their_own_and_follow_the_schedule() -> None:
+    layer, plain = pair(), pair()
+    spans = [layer.parameters[name].span for name in ("weight", "bias")]
+    optimizer = SGD(layer, lr=0.1, momentum=0.0, groups=[Group(spans[0], 0.1, 0.0), Group(spans[1], 0.01, 0.0)])
+    optimizer.lr = 0.05
+    set_gradients(layer, 0)
+    optimizer.step()
+    for name, rate in (("weight", 0.05), ("bias", 0.005)):
+        moved = plain.parameters[name].value - layer.parameters[name].value
+        assert_close([moved], [rate * layer.parameters[name].grad], 1e-12)
+
+
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_the_size_of_the_pieces_does_not_change_a_bit(
+    make: Callable[..., Optimizer], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> Array:
+        layer = layers.Linear(11, 13).initialize()
+        optimizer = make(layer, lr=0.1, weight_decay=0.1)
+        for step in range(3):
+            set_gradients(layer, step)
+            optimizer.step()
+        return layer.parameters.store.values
+
+    whole = run()
+    monkeypatch.setattr(optim, "_CHUNK", chunk)
+    assert_same_bits([run()], [whole])
+
+
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+def test_a_state_that_was_kept_continues_with_the_same_bits(make: Callable[..., Optimizer]) -> None:
+    def run(layer: Layer, optimizer: Optimizer, steps: range) -> None:
+        for step in steps:
+            set_gradients(layer, step)
+            optimizer.step()
+
+    whole = pair("float32")
+    run(whole, make(whole, lr=0.1, weight_decay=0.1), range(6))
+    first = pair("float32")
+    optimizer = make(first, lr=0.1, weight_decay=0.1)
+    run(first, optimizer, range(4))
+    state, steps = optimizer.state(), optimizer.steps
+    second = pair("float32")
+    second.load_state_dict(first.state_dict())
+    run(first, optimizer, range(4, 5))  # the state is a copy
+    optimizer = make(second, lr=0.1, weight_decay=0.1)
+    optimizer.load_state(state, steps)
+    run(second, optimizer, range(4, 6))
+    assert_same_bits([second.parameters.store.values], [whole.parameters.store.values])
+
+
+def test_a_foreign_state_is_refused() -> None:
+    optimizer = AdamW(pair())
+    with pytest.raises(UserError, match=r"this optimiser's state is \['m', 'v'\]; the file has \['momentum'\]"):
+        optimizer.load_state(SGD(pair()).state(), 1)
+    other = AdamW(layers.Linear(30, 30).initialize(dtype="float64")).state()
+    with pytest.raises(UserError, match=r"the optimiser's m has 960 numbers; this model has 96"):
+        optimizer.load_state(other, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda layer: AdamW(layer, lr=-1.0), r"lr -1.0 and weight_decay 0.05 must not be negative"),
+        (lambda layer: SGD(layer, weight_decay=-0.1), r"lr 0.1 and weight_decay -0.1 must not be negative"),
+        (lambda layer: Adam(layer, betas=(0.9, 1.0)), r"betas are \(0.9, 1.0\); expected two numbers of at least 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(make: Callable[[Layer], Optimizer], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(pair())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("max_norm", [None, 1e-3, 1.0, 1e9])
+def test_clipping_scales_all_gradients_to_the_global_norm(dtype: str, max_norm: float | None) -> None:
+    layer = layers.Linear(300, 400).initialize(dtype=dtype)  # more than one piece of the sum
+    set_gradients(layer, 0, scale=0.01)
+    before = layer.parameters.store.gradients.astype("float64")
+    norm = float(np.sqrt((before * before).sum()))
+    returned = clip_gradients(layer.parameters.store, max_norm)
+    after = layer.parameters.store.gradients
+    assert returned.shape == ()
+    assert returned.dtype == after.dtype == dtype
+    assert float(returned) == pytest.approx(norm, rel=1e-6)
+    factor = min(1.0, max_norm / norm) if max_norm else 1.0
+    assert_close([after], [before * factor], 1e-5)
+    if factor == 1.0:
+        assert (after == before).all()
+    else:
+        assert float(np.linalg.norm(after.astype("float64"))) <= (max_norm or 0.0) * (1 + 1e-6)
+
+
+def test_clipping_zero_gradients_leaves_zero() -> None:
+    store = FlatStore(np.ones(5))
+    assert float(clip_gradients(store, 1.0)) == 0.0
+    assert not store.gradients.any()
+
+
+def test_warmup_is_a_line_up_to_the_rate() -> None:
+    rates = [learning_rate(step, 100, 0.4, warmup_steps=4) for step in range(5)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", [1.0, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 - math.cos(math.pi / 4)) / 2]),
+        ("linear", [1.0, 0.75, 0.5, 0.25]),
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_schedules_fall_from_the_rate_towards_zero(schedule: str, expected: list[float]) -> None:
+    rates = [learning_rate(step, 6, 2.0, warmup_steps=2, schedule=schedule) for step in range(2, 6)]
+    assert rates == pytest.approx([2 * rate for rate in expected])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_schedule_ends_just_above_zero(schedule: str) -> None:
+    rates = [learning_rate(step, 1000, 1.0, 10, schedule) for step in range(1000)]
+    assert 0 < rates[-1] < 2e-3
+    assert all(one > other for one, other in itertools.pairwise(rates[10:]))
+
+
+def test_a_run_that_is_all_warmup_has_rates() -> None:
+    assert learning_rate(2, 3, 1.0, warmup_steps=3) == pytest.approx(1.0)
+    assert learning_rate(0, 1, 1.0) == 1.0
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    with pytest.raises(UserError, match="schedule is 'step'; expected one of cosine, linear, constant"):
+        learning_rate(0, 10, 1.0, schedule="step")

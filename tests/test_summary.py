@@ -1,0 +1,131 @@
+"""What `minivit info` says of a model is what the model has, and the curves are drawn."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minivit import Key, ViT, ViTConfig, get_config
+from minivit.errors import RunError
+from minivit.inspect.figures import save_curves
+from minivit.inspect.summary import summarize
+
+DROPOUT = dict.fromkeys(("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.3)
+ODD: dict[str, Any] = {
+    "img_size": (6, 10),
+    "patch_size": (3, 2),
+    "in_chans": 5,
+    "num_classes": 7,
+    "embed_dim": 12,
+    "depth": 3,
+    "num_heads": 2,
+    "mlp_ratio": 13 / 12,
+}
+
+
+def kept_bytes(cache: Any, seen: dict[int, np.ndarray]) -> int:
+    """Return the bytes of the memory behind all arrays in a cache that `seen` does not hold yet."""
+    if isinstance(cache, tuple | list):
+        return sum(kept_bytes(part, seen) for part in cache)
+    if not isinstance(cache, np.ndarray):
+        return 0
+    while isinstance(cache.base, np.ndarray):
+        cache = cache.base
+    known = id(cache) in seen
+    seen[id(cache)] = cache
+    return 0 if known else cache.nbytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rates", [{}, DROPOUT], ids=["plain", "dropout"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"global_pool": "avg"},
+        {"global_pool": "avg", "class_token": False, "act_layer": "gelu_tanh"},
+        {"depth": 1},
+    ],
+    ids=str,
+)
+def test_parameters_and_memory_are_those_of_the_model(
+    fields: dict[str, Any], rates: dict[str, float], dtype: str
+) -> None:
+    model = ViT(ViTConfig(**{**ODD, **fields, **rates}), dtype=dtype)
+    summary = summarize(model.config, dtype)
+    assert summary.parameters == model.parameters.count
+
+    images = np.ones((1, 6, 10, 5), dtype)
+    values = model.parameters.store.values
+    _, cache = model.forward(images, Key(0, 0, np.arange(1)))
+    assert summary.memory == kept_bytes(cache, {id(values): values})
+
+
+def test_parameters_of_each_layer_are_those_of_the_layer() -> None:
+    model = ViT(ViTConfig(**ODD))
+    for layer in summarize(model.config).layers:
+        named = ("cls_token", "pos_embed") if layer.name == "tokens" else (f"{layer.name}.",)
+        sizes = [parameter.size for name, parameter in model.parameters.items() if name.startswith(named)]
+        assert layer.parameters == sum(sizes), layer.name
+
+
+def test_flops_are_two_for_each_multiply_add_of_the_matrix_products() -> None:
+    by_layer = {layer.name: layer.flops for layer in summarize(ViTConfig(**ODD)).layers}
+    assert by_layer["patch_embed"] == 2 * 10 * 30 * 12
+    qkv, scores, gathered, proj = 11 * 12 * 36, 11 * 11 * 12, 11 * 11 * 12, 11 * 12 * 12
+    assert by_layer["blocks.2.attn"] == 2 * (qkv + scores + gathered + proj)
+    assert by_layer["blocks.2.mlp"] == 2 * (11 * 12 * 13 + 11 * 13 * 12)
+    assert by_layer["head"] == 2 * 12 * 7
+    assert by_layer["blocks.0.norm1"] == by_layer["tokens"] == 0
+
+
+def test_published_numbers() -> None:
+    base = summarize(get_config("vit_base_patch16_224"))
+    assert base.parameters == 86_567_656
+    assert base.flops == pytest.approx(2 * 17.56e9, rel=1e-3)
+    published = {
+        "vit_tiny_patch16_224": 5_717_416,
+        "vit_small_patch16_224": 22_050_664,
+        "vit_base_patch32_224": 88_224_232,
+        "vit_large_patch16_224": 304_326_632,
+        "vit_large_patch32_224": 306_535_400,
+        "vit_huge_patch14_224": 632_045_800,
+    }
+    assert {name: summarize(get_config(name)).parameters for name in published} == published
+
+
+def test_totals_are_the_sums_of_the_layers() -> None:
+    values = summarize(ViTConfig(**ODD)).to_dict()
+    for total in ("parameters", "flops", "memory"):
+        assert values[total] == sum(layer[total] for layer in values["layers"]) > 0
+
+
+def line(epoch: int, **validation: float) -> dict[str, Any]:
+    return {"epoch": epoch, "train_loss": 2.0 / epoch, "train_accuracy": 1 - 0.9 / epoch, **validation}
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 40])
+@pytest.mark.parametrize("validation", [{}, {"val_loss": 1.0, "val_accuracy": 0.5}], ids=["train", "both"])
+def test_curves_are_a_picture_with_something_on_it(tmp_path: Path, epochs: int, validation: dict[str, float]) -> None:
+    path = tmp_path / "curves.png"
+    assert save_curves([line(epoch, **validation) for epoch in range(1, epochs + 1)], path) == str(path)
+    with Image.open(path) as picture:
+        assert picture.width > picture.height > 300
+        colours = {colour[:3] for _, colour in picture.convert("RGB").getcolors(1 << 24) or []}
+    assert (0x3B, 0x6E, 0xA5) in colours
+    assert ((0xD1, 0x60, 0x3D) in colours) == bool(validation)
+
+
+def test_without_matplotlib_there_are_no_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert save_curves([line(1)], tmp_path / "curves.png") is None
+    assert not any(tmp_path.iterdir())
+
+
+def test_curves_where_no_file_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(RunError, match="taken"):
+        save_curves([line(1)], tmp_path / "taken" / "curves.png")
