@@ -21,11 +21,11 @@ from typing import Any
 from minivit.arrays import namespace, to_backend, to_host
 from minivit.data.dataset import Dataset
 from minivit.errors import UserError
-from minivit.files import atomic_write, read_json, write_json
+from minivit.files import atomic_write, read_json, remove_leftovers, write_json
 from minivit.train.optim import Optimizer
 from minivit.train.recipe import Recipe
 from minivit.vit import ViT
-from minivit.weights import read_tensors, save_model
+from minivit.weights import read_tensors, save_model, write_tensors
 
 
 @dataclass
@@ -64,12 +64,11 @@ class Run:
         Raises
         ------
         UserError
-            There is a run already, or something that is no folder.
+            There is a run already.
         RunError
-            The folder cannot be written to.
+            The folder cannot be made or written to.
         """
-        if cls.exists(path):
-            raise UserError(f"{path} holds a run already; --resume goes on with it, another --run starts a new one")
+        cls.expect_free(path)
         write_json(path / "recipe.json", recipe.to_dict())
         return cls(path, recipe)
 
@@ -91,6 +90,12 @@ class Run:
         """Whether the folder holds a run."""
         return (path / "recipe.json").exists()
 
+    @classmethod
+    def expect_free(cls, path: Path) -> None:
+        """Raise UserError if the folder holds a run."""
+        if cls.exists(path):
+            raise UserError(f"{path} holds a run already; --resume goes on with it, another --run starts a new one")
+
     def save_model(self, which: str, model: ViT, dataset: Dataset) -> None:
         """Write the model as "best" or "last", with what prediction needs: class names, mean and deviation."""
         about = {"class_names": list(dataset.class_names), "mean": list(dataset.mean), "std": list(dataset.std)}
@@ -98,21 +103,22 @@ class Run:
 
     def save_state(self, model: ViT, optimizer: Optimizer, progress: Progress) -> None:
         """Write all that is needed to go on from here, in one file."""
-        from safetensors.numpy import save
-
         tensors = {"values": to_host(model.parameters.store.values), **optimizer.state()}
         about = {"progress": json.dumps(asdict(progress)), "parameters": _layout(model)}
-        payload = save(tensors, metadata=about)
-        atomic_write(self.path / "last" / "training.safetensors", lambda file: file.write(payload))
+        write_tensors(self.path / "last" / "training.safetensors", tensors, about)
 
     def load_state(self, model: ViT, optimizer: Optimizer) -> Progress:
         """Set the model and the optimiser to the last checkpoint, and return its place in the run.
+
+        What a killed writer left in the folder is removed.
 
         Raises
         ------
         UserError
             The file is missing, damaged or belongs to another model.
         """
+        for folder in (self.path, self.path / "best", self.path / "last"):
+            remove_leftovers(folder)
         path = self.path / "last" / "training.safetensors"
         tensors, about = read_tensors(path)
         if about.get("parameters") != _layout(model) or "values" not in tensors:

@@ -18,7 +18,7 @@ from minivit.data.augment import augment, normalize
 from minivit.data.batches import batches, epoch_order
 from minivit.data.dataset import Dataset, split_validation
 from minivit.engine import Engine
-from minivit.errors import RunError
+from minivit.errors import RunError, UserError
 from minivit.inspect.trace import first_non_finite
 from minivit.keys import Key
 from minivit.presets import get_config
@@ -38,6 +38,7 @@ class Evaluation(NamedTuple):
     accuracy: float
     loss: float
     images: int
+    confusion: Array  # (classes, classes): how many of the label (row) were taken for the class (column)
 
 
 class StepReport(NamedTuple):
@@ -74,10 +75,20 @@ class Interrupted(Exception):  # noqa: N818 - it reports no error
 
 
 def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
-    """Return the recipe's model with the data set's image size, channels and classes."""
+    """Return the recipe's model with the data set's image size, channels and classes.
+
+    Raises
+    ------
+    UserError
+        There is no such model, or the recipe asks for one that the images do not fit.
+    """
     _, height, width, channels = dataset.train_images.shape
     fitting = {"img_size": (height, width), "in_chans": channels, "num_classes": len(dataset.class_names)}
-    return get_config(recipe.model, **{**fitting, **recipe.model_options})
+    config = get_config(recipe.model, **{**fitting, **recipe.model_options})
+    for name, value in fitting.items():
+        if getattr(config, name) != value:
+            raise UserError(f"{name} {getattr(config, name)} was asked for, but {dataset.name} has {value}; leave it out")
+    return config
 
 
 def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
@@ -91,14 +102,15 @@ def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
 def evaluate(
     engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Evaluation:
-    """Return accuracy and mean loss of the engine's model on uint8 `images` (n, height, width, C)."""
+    """Return what the engine's model makes of uint8 `images` (n, height, width, C)."""
     dtype = engine.model.parameters.store.values.dtype
-    correct, total_loss = 0, 0.0
+    total_loss = 0.0
+    confusion = np.zeros((engine.model.config.num_classes,) * 2, np.int64)
     for part in batches(np.arange(len(images)), EVALUATION_BATCH):
         logits = to_host(engine.predict(normalize(images[part], mean, std, dtype)))
         total_loss += float(ops.cross_entropy(logits, labels[part], keep=False)[0]) * len(part)
-        correct += int((logits.argmax(axis=1) == labels[part]).sum())
-    return Evaluation(correct / len(images), total_loss / len(images), len(images))
+        np.add.at(confusion, (labels[part], logits.argmax(axis=1)), 1)
+    return Evaluation(int(confusion.trace()) / len(images), total_loss / len(images), len(images), confusion)
 
 
 class Trainer:

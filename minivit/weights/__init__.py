@@ -1,7 +1,8 @@
 """Model files: safetensors in timm's layout with the configuration inside, and config.json beside it for timm.
 
 The configuration stands in the safetensors file itself, so that model and configuration are replaced in one rename.
-config.json repeats it in timm's terms: ``timm.create_model("local-dir:FOLDER", pretrained=True)`` builds the same model.
+config.json repeats it in timm's terms, and ``timm.create_model("local-dir:FOLDER", pretrained=True)`` builds the same
+model.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _KEY = "minivit"
 
 
 def save_model(
-    model: ViT, path: str | os.PathLike[str], format: str = "timm", extra: Mapping[str, Any] | None = None
+    model: ViT,
+    path: str | os.PathLike[str],
+    format: str = "timm",  # noqa: A002
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model to a file, and ``config.json`` beside it.
 
@@ -40,7 +44,8 @@ def save_model(
     format : str
         "timm": its names and shapes.
     extra : mapping, optional
-        What else to keep, as JSON has it; `model_metadata` returns it. timm reads ``class_names``, ``mean`` and ``std``.
+        What else to keep, as JSON has it; `model_metadata` returns it. ``class_names``, ``mean`` and ``std`` are
+        for timm too.
 
     Raises
     ------
@@ -48,6 +53,11 @@ def save_model(
         The format or the file's ending is unknown, or `extra` is nothing that JSON has.
     RunError
         The file cannot be written; the old one, if any, is intact.
+
+    Notes
+    -----
+    timm has the layer norms' eps of 1e-6 unless it is told otherwise, which ``config.json`` cannot. For another eps it
+    refuses the folder until ``norm_layer`` is passed: ``partial(timm.layers.LayerNorm, eps=1e-5)``.
     """
     path = Path(path)
     if format != "timm":
@@ -104,7 +114,7 @@ def load_model(path: str | os.PathLike[str], dtype: Any = "float32", backend: st
     else:
         config = _config(path, timm.config_fields(path, tensors, config_json, fields))
     timm.check_sizes(path, tensors, config)
-    model = ViT(config, dtype=dtype, backend=backend)
+    model = ViT(config, seed=None, dtype=dtype, backend=backend)
     model.load_state_dict(timm.imported(path, tensors, model))
     return model
 

@@ -193,7 +193,7 @@ def sizes_of(path: Path, tensors: Mapping[str, Array]) -> dict[str, Any]:
     if wrong:
         found = ", ".join(list(tensors)[:3])
         raise UserError(
-            f"{path} is not a Vision Transformer of timm: it has no {', '.join(wrong)} as timm shapes them, but {found} ..."
+            f"{path} is not a Vision Transformer of timm: it has no {', '.join(wrong)} of timm's shape, but {found} ..."
         )
     patch, pos_embed, fc1, head = (tensors[name].shape for name in ranks)
     return {

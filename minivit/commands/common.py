@@ -1,0 +1,78 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minivit.arrays import backend
+from minivit.data import Dataset, load_dataset
+from minivit.data.cifar import batches_in
+from minivit.data.load import NAMES
+from minivit.errors import UserError
+from minivit.runs import Run
+from minivit.terminal import Terminal
+from minivit.vit import ViT
+from minivit.weights import load_model, model_metadata
+
+LABELS_MEAN_STD = ("class_names", "mean", "std")
+
+
+class Outcome(NamedTuple):
+    """What a command came to: the object that --json prints, and the exit status."""
+
+    values: dict[str, Any]
+    status: int = 0
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Add --backend, for which `check_backend` answers."""
+    parser.add_argument("--backend", default="numpy", help="numpy; training and prediction run on nothing else so far")
+
+
+def check_backend(name: str) -> None:
+    """Raise UserError unless the commands run on the backend `name`."""
+    if name != "numpy":
+        backend(name)  # whether it is there comes first
+        raise UserError(f"the commands run on NumPy alone so far, not on {name}: leave --backend out")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add --data."""
+    parser.add_argument("--data", metavar="DIR", help="where CIFAR is, or is downloaded to (default: $MINIVIT_DATA)")
+
+
+def dataset_name(text: str) -> str:
+    """Return a data set's name, or its absolute path, which means the same from everywhere."""
+    path = Path(text).expanduser()
+    return os.path.abspath(path) if text not in NAMES and path.exists() else text  # noqa: PTH100 - links stay links
+
+
+def open_dataset(name: str, image_size: tuple[int, int], data: str | None, terminal: Terminal) -> Dataset:
+    """Load a data set with a progress bar; the images of a folder, which may have any size, are resized."""
+    path = Path(name)
+    is_folder = name not in NAMES and path.is_dir() and not batches_in(path)
+    with terminal.progress() as progress:
+        return load_dataset(name, data_dir=data, progress=progress, image_size=image_size if is_folder else None)
+
+
+def open_model(text: str, checkpoint: str) -> tuple[ViT, dict[str, Any]]:
+    """Load the model of a run folder, or a model file or folder, and what was saved with it.
+
+    Raises
+    ------
+    UserError
+        It is missing or damaged, or does not say what `labels, mean and std` a prediction needs.
+    """
+    path = Path(text).expanduser()
+    if Run.exists(path):
+        path = path / checkpoint
+    if not path.exists() and Run.exists(path.parent):
+        raise UserError(f"{path.parent} has no {checkpoint} model yet; finish it with `minivit train --resume`")
+    about = model_metadata(path)
+    missing = [key for key in LABELS_MEAN_STD if key not in about]
+    if missing:
+        raise UserError(f"{path} does not say its {', '.join(missing)}, which minivit.save_model keeps as extra=")
+    return load_model(path), about

@@ -1,0 +1,113 @@
+"""``minivit info``: what a model costs; without a model, what there is."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+
+import numpy as np
+import threadpoolctl
+
+import minivit
+from minivit.commands.common import Outcome
+from minivit.inspect.summary import LayerCost, Summary, summarize
+from minivit.machine import cores
+from minivit.presets import PRESETS, get_config
+from minivit.terminal import Terminal
+from minivit.vit import ViTConfig
+
+HELP = "parameters, FLOPs and memory of a model; without one, the models and this machine"
+DESCRIPTION = """\
+Parameters, FLOPs of an image (forward pass; 2 for each multiply-add of the matrix
+products) and memory of a training image (float32; what the forward pass keeps for
+the backward pass), by layer. Without MODEL: all models, versions and cores."""
+EXAMPLES = """\
+examples:
+  minivit info
+  minivit info vit_tiny_patch4_32"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model's name")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
+    """Run the command."""
+    return _model(args.model, terminal) if args.model else _machine(terminal)
+
+
+def _model(name: str, terminal: Terminal) -> Outcome:
+    config = get_config(name)
+    summary = summarize(config)
+    terminal.show(f"{name}: {_described(config)}", "")
+    rows = [_row(layer.name, layer) for layer in _once(summary.layers, config.depth)]
+    columns = ("layer", ">parameters", ">FLOPs an image", ">memory a training image")
+    terminal.table(columns, [*rows, _row("whole model", summary)], total=True)
+    state = 16 * summary.parameters
+    terminal.show("", f"values, gradients and AdamW's two vectors: {_bytes(state)}; all in float32")
+    return Outcome({"model": name, "config": config.to_dict(), **summary.to_dict()})
+
+
+def _described(config: ViTConfig) -> str:
+    return (
+        f"{config.height} x {config.width} pixels in {config.num_patches} patches of "
+        f"{config.patch_height} x {config.patch_width}, width {config.embed_dim}, {config.depth} blocks, "
+        f"{config.num_heads} heads, {config.num_classes} classes"
+    )
+
+
+def _once(layers: tuple[LayerCost, ...], depth: int) -> list[LayerCost]:
+    """Return the layers with one row for all blocks' norm1, one for their attn and so on."""
+    rows: dict[str, LayerCost] = {}
+    for layer in layers:
+        name = layer.name
+        if name.startswith("blocks."):
+            blocks = f"blocks.0-{depth - 1}" if depth > 1 else "blocks.0"
+            name = f"{blocks}.{name.split('.', 2)[2]}"
+        known = rows.get(name, LayerCost(name, 0, 0, 0))
+        rows[name] = LayerCost(
+            name, known.parameters + layer.parameters, known.flops + layer.flops, known.memory + layer.memory
+        )
+    return list(rows.values())
+
+
+def _row(name: str, cost: LayerCost | Summary) -> tuple[str, str, str, str]:
+    return name, f"{cost.parameters:,}", _flops(cost.flops), _bytes(cost.memory)
+
+
+def _flops(count: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _machine(terminal: Terminal) -> Outcome:
+    costs = {name: summarize(config) for name, config in PRESETS.items()}
+    columns = ("model", ">parameters", ">FLOPs an image", ">memory a training image")
+    terminal.table(columns, [_row(name, cost) for name, cost in costs.items()])
+    libraries = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+    backends = ["numpy", *(["cupy"] if importlib.util.find_spec("cupy") else [])]
+    about = {
+        "version": minivit.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": ", ".join(f"{library['internal_api']} {library['version']}" for library in libraries) or "unknown",
+        "cores": cores(),
+        "backends": backends,
+    }
+    terminal.show("")
+    shown = {"minivit": about["version"], **about, "backends": ", ".join(backends)}
+    terminal.table(("this machine", ""), [(name, str(value)) for name, value in shown.items() if name != "version"])
+    terminal.show("", "`minivit info vit_tiny_patch4_32` shows a model layer by layer")
+    models = {name: {"parameters": c.parameters, "flops": c.flops, "memory": c.memory} for name, c in costs.items()}
+    return Outcome({**about, "models": models})
