@@ -21,6 +21,7 @@ import minivit
 from minivit import ops
 from minivit.cases import CASES
 from minivit.cli import COMMANDS, main
+from minivit.data import normalize
 from minivit.train import loop
 from minivit.weights import read_tensors
 
@@ -154,8 +155,9 @@ def test_the_digits_need_nothing(minivit_: Minivit) -> None:
 
 def test_options_override_the_recipe(minivit_: Minivit, squares: Path) -> None:
     options: dict[str, Any] = {
-        "epochs": 1, "batch_size": 7, "lr": 0.01, "schedule": "linear", "warmup_epochs": 0.5, "optimizer": "sgd",
-        "weight_decay": 0.1, "label_smoothing": 0.2, "validation": 0.25, "micro_batch": 2, "dtype": "float64", "seed": 3,
+        "epochs": 1, "batch_size": 7, "lr": 0.01, "schedule": "linear", "warmup_epochs": 0.5, "seed": 3,
+        "optimizer": "sgd", "weight_decay": 0.1, "label_smoothing": 0.2, "validation": 0.25, "micro_batch": 2,
+        "dtype": "float64",
     }  # fmt: skip
     given = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
     more = ("--set", "drop_path_rate=0", "--set", "class_token=false", "--set", "global_pool=avg")
@@ -228,7 +230,7 @@ def test_predict_agrees_with_the_model(minivit_: Minivit, run_folder: Path, squa
     image = squares / "test" / "left" / "1.png"
     model, about = minivit.load_model(run_folder), minivit.weights.model_metadata(run_folder)
     pixels = np.asarray(Image.open(image))[None, :, :, None]
-    logits = model(loop.normalize(pixels, about["mean"], about["std"], np.float32))
+    logits = model(normalize(pixels, about["mean"], about["std"], np.float32))
     expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
     for top in minivit_("predict", run_folder / "best", image, "--json").json()["predictions"][0]["top"]:
         assert top["probability"] == pytest.approx(float(expected[("left", "right").index(top["label"])]), rel=1e-4)
@@ -267,7 +269,7 @@ def test_gradcheck_passes(minivit_: Minivit, target: str) -> None:
     assert said.status == 0
     assert len(said.out.splitlines()) == 1
     assert said.json()["passed"] is True
-    assert 0 < said.json()["max_error"] <= 1e-11
+    assert 0 <= said.json()["max_error"] <= 1e-11
     verdicts = {row["verdict"] for check in said.json()["checks"] for row in check["rows"]}
     assert verdicts <= {"ok", "zero"}
     assert "ok" in verdicts
@@ -308,9 +310,17 @@ def test_python_m_minivit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["info"]], ids=" ".join)
 def test_commands_start_without_what_they_do_not_need(argv: list[str], tmp_path: Path) -> None:
-    heavy = (
-        "{'rich.progress', 'rich.live', 'sklearn', 'scipy', 'matplotlib', 'pooch', 'PIL', 'safetensors', 'hypothesis'}"
-    )
+    heavy = {
+        "rich.progress",
+        "rich.live",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "pooch",
+        "PIL",
+        "safetensors",
+        "hypothesis",
+    }
     code = f"import sys; from minivit.cli import main; main({argv}); print('heavy:', {heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "heavy: set()"
@@ -321,14 +331,14 @@ def test_commands_start_without_what_they_do_not_need(argv: list[str], tmp_path:
 
 @pytest.mark.parametrize("polite", [True, False], ids=["Ctrl-C", "kill -9"])
 def test_a_run_stopped_in_a_shell_goes_on_to_the_same_bits(minivit_: Minivit, squares: Path, polite: bool) -> None:
-    options = (str(squares), *TINY, "--epochs", "30", "--set", "attn_drop_rate=0.1")
+    options = (str(squares), *TINY, "--epochs", "15", "--batch-size", "4", "--set", "attn_drop_rate=0.1")
     assert minivit_("train", *options, "--run", "whole").status == 0
 
     process = in_a_shell("train", *options, "--run", "stopped", "--checkpoint-seconds", "0", cwd=Path.cwd())
     deadline = time.monotonic() + 60
     while not Path("stopped/metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
-    time.sleep(random.Random(os.getpid()).uniform(0, 0.1))
+    time.sleep(random.uniform(0, 0.1))
     process.send_signal(signal.SIGINT if polite else signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert not Path("stopped/result.json").exists()
@@ -340,7 +350,7 @@ def test_a_run_stopped_in_a_shell_goes_on_to_the_same_bits(minivit_: Minivit, sq
     assert "going on after step " in said.out
     assert weights(Path("stopped")) == weights(Path("whole"))
     epochs = [json.loads(line)["epoch"] for line in Path("stopped/metrics.jsonl").read_text().splitlines()]
-    assert epochs == list(range(1, 31))
+    assert epochs == list(range(1, 16))
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(
@@ -355,14 +365,12 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         if epoch == 3:
-            monkeypatch.setattr(os, "fsync", full)
+            patch.setattr(os, "fsync", full)
         return end_epoch(self, epoch)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "_end_epoch", fill_the_disk)
         assert_refused(minivit_("train", *options, "--run", "full"), 1, "No space left", "full")
-    monkeypatch.undo()
-    monkeypatch.chdir(Path("whole").absolute().parent)
     assert minivit_("train", *options, "--run", "full", "--resume").status == 0
     assert weights(Path("full")) == weights(Path("whole"))
 

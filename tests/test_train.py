@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minivit import RunError, UserError, ViT, load_model
-from minivit.data import Dataset
+from minivit import Engine, RunError, UserError, ViT, load_model
+from minivit.data import Dataset, normalize
 from minivit.inspect import figures
 from minivit.runs import Run, latest_run_path, next_run_path
 from minivit.train import loop
@@ -148,7 +148,7 @@ def test_the_best_model_is_that_of_the_best_epoch(undisturbed: tuple[Run, dict[s
     assert result["best_val_accuracy"] == max(accuracies)
     assert accuracies[result["best_epoch"] - 1] == max(accuracies)
     dataset = make_dataset()
-    with loop.Engine(load_model(run.path / "best"), micro_batch=3) as engine:
+    with Engine(load_model(run.path / "best"), micro_batch=3) as engine:
         measured = evaluate(engine, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std)
     assert measured.accuracy == result["test_accuracy"]
     assert measured.images == result["test_images"] == 13
@@ -328,9 +328,9 @@ def test_evaluation_counts_every_image(monkeypatch: pytest.MonkeyPatch, batch: i
     monkeypatch.setattr(loop, "EVALUATION_BATCH", batch)
     dataset = make_dataset()
     model = ViT(loop.model_config(RECIPE, dataset), seed=3)
-    with loop.Engine(model) as engine:
+    with Engine(model) as engine:
         measured = evaluate(engine, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std)
-    images = loop.normalize(dataset.test_images, dataset.mean, dataset.std, np.float32)
+    images = normalize(dataset.test_images, dataset.mean, dataset.std, np.float32)
     logits = model(images).astype(np.float64)
     right = logits.argmax(axis=1) == dataset.test_labels
     shifted = logits - logits.max(axis=1, keepdims=True)

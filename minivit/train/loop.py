@@ -87,7 +87,8 @@ def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
     config = get_config(recipe.model, **{**fitting, **recipe.model_options})
     for name, value in fitting.items():
         if getattr(config, name) != value:
-            raise UserError(f"{name} {getattr(config, name)} was asked for, but {dataset.name} has {value}; leave it out")
+            asked = getattr(config, name)
+            raise UserError(f"{name} {asked} was asked for, but {dataset.name} has {value}; leave it out")
     return config
 
 
