@@ -48,12 +48,14 @@ def report(name: str, batch_size: int, threads: int | None, repeats: int) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("presets", nargs="*", default=["vit_micro_patch2_8", "vit_mini_patch4_32", "vit_tiny_patch4_32"])
+    presets = ["vit_micro_patch2_8", "vit_mini_patch4_32", "vit_tiny_patch4_32"]
+    parser.add_argument("presets", nargs="*", default=presets)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
-    print(f"NumPy {np.__version__}, {platform.machine()}, batch {options.batch_size}, float32: median (slowest to fastest)")
+    machine = f"NumPy {np.__version__}, {platform.machine()}"
+    print(f"{machine}, batch {options.batch_size}, float32: median (slowest to fastest)")
     for name in options.presets:
         report(name, options.batch_size, options.threads, options.repeats)
 

@@ -81,7 +81,7 @@ def kill() -> None:
 
 
 def ask_to_stop() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
 
 
 def run_at(path: Path, recipe: Recipe = RECIPE) -> Run:
