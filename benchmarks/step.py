@@ -48,7 +48,7 @@ def report(name: str, batch_size: int, threads: int | None, repeats: int) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    presets = ["vit_micro_patch2_8", "vit_mini_patch4_32", "vit_tiny_patch4_32"]
+    presets = ["vit_micro_patch4_8", "vit_mini_patch4_32", "vit_tiny_patch4_32"]
     parser.add_argument("presets", nargs="*", default=presets)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--threads", type=int)

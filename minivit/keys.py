@@ -3,8 +3,8 @@
 No generator with a hidden position exists anywhere in training. A `Key` says for which run, step and samples random
 bits are wanted, `fold` says for which place of the model, and `bits` hashes that and a counter into 32-bit words:
 
-    h = index * 0x9E3779B9 + s1(sample);  h ^= h >> 16;  h *= 0x21F0AAAD;  h ^= h >> 15
-    h += s2(sample);                      h *= 0xD35A2D97;  h ^= h >> 15
+    h = (index * 0x9E3779B9) ^ s1(sample);  h ^= h >> 16;  h *= 0x21F0AAAD;  h ^= h >> 15
+    h += s2(sample);  h *= 0xD35A2D97;  h ^= h >> 15
 
 with s1 and s2 two words that mix (seed, step, place) and the sample's number. The multipliers are those of the 32-bit
 integer hash found by search (hash-prospector, 2018 to 2022). A sample draws the same bits in any micro-batch, on any
@@ -71,7 +71,7 @@ class Key:
             count *= size
         index = xp.arange(count, dtype=xp.uint32)
         index *= 0x9E3779B9
-        h = index + s1[:, None]
+        h = index ^ s1[:, None]
         h ^= h >> 16
         h *= 0x21F0AAAD
         h ^= h >> 15

@@ -81,8 +81,11 @@ class ViTConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} is {value!r}; expected a whole number of at least 1")
         for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
-            if not 0.0 <= getattr(self, name) < 1.0:
+            if not 0.0 <= _number(name, getattr(self, name)) < 1.0:
                 raise UserError(f"{name} is {getattr(self, name)!r}; expected at least 0 and below 1")
+        for name in ("mlp_ratio", "norm_eps"):
+            if not 0.0 < _number(name, getattr(self, name)) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)!r}; expected a number above 0")
         _one_of("global_pool", self.global_pool, ("token", "avg"))
         _one_of("act_layer", self.act_layer, tuple(ACTIVATIONS))
         _one_of("init", self.init, tuple(SCHEMES))
@@ -95,8 +98,6 @@ class ViTConfig:
             raise UserError(f"embed_dim {self.embed_dim} cannot be split evenly among num_heads {self.num_heads}")
         if self.hidden_dim < 1:
             raise UserError(f"mlp_ratio {self.mlp_ratio} leaves the MLP without units")
-        if not self.norm_eps > 0:
-            raise UserError(f"norm_eps is {self.norm_eps}; expected more than 0")
         if self.global_pool == "token" and not self.class_token:
             raise UserError("global_pool 'token' reads the class token; set class_token=True or global_pool='avg'")
 
@@ -166,6 +167,12 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
     if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):
         raise UserError(f"{name} is {value!r}; expected pixels, one whole number or (height, width)")
     return pair[0], pair[1]
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise UserError(f"{name} is {value!r}; expected a number")
+    return value
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -153,3 +153,13 @@ def test_extreme_values_give_finite_results(case: Case, scale: float) -> None:
     x, *others = case.make(0, "float32")
     y, cache = case.forward(x * np.float32(scale), *others)
     assert all(np.isfinite(array).all() for array in (y, *case.backward(normal(y), cache)))
+
+
+def test_a_gradient_of_another_shape_or_dtype_is_refused(case: Case) -> None:
+    y, cache = case.forward(*case.make(0, "float32"))
+    dy = normal(y)
+    with pytest.raises(ValueError, match=r"dy has shape .*expected"):
+        case.backward(np.stack([dy, dy]), cache)
+    if any(x.dtype.kind == "f" for x in held(cache)):
+        with pytest.raises(TypeError, match=r"dy has dtype float64; expected float32"):
+            case.backward(dy.astype("float64"), cache)

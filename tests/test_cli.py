@@ -25,7 +25,8 @@ from minivit.data import normalize
 from minivit.train import loop
 from minivit.weights import read_tensors
 
-TINY = ("--model", "vit_micro_patch2_8", "--set", "depth=1", "--set", "embed_dim=8", "--set", "num_heads=2")
+SIZES = ("patch_size=2", "depth=1", "embed_dim=8", "num_heads=2")
+TINY = ("--model", "vit_micro_patch4_8", *(text for size in SIZES for text in ("--set", size)))
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -79,7 +80,7 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs."""
     path = tmp_path_factory.mktemp("runs") / "squares-1"
-    assert main(["train", str(squares), *TINY, "--epochs", "2", "--run", str(path)]) == 0
+    assert main(["train", str(squares), *TINY, "--epochs", "2", "--lr", "0.002", "--run", str(path)]) == 0
     return path
 
 
@@ -166,7 +167,8 @@ def test_options_override_the_recipe(cli: Minivit, squares: Path) -> None:
     assert {name: recipe[name] for name in options} == options
     assert recipe["dataset"] == str(squares)
     assert recipe["model_options"] == {
-        "depth": 1, "embed_dim": 8, "num_heads": 2, "drop_path_rate": 0.0, "class_token": False, "global_pool": "avg",
+        "patch_size": 2, "depth": 1, "embed_dim": 8, "num_heads": 2, "drop_path_rate": 0.0, "class_token": False,
+        "global_pool": "avg",
     }  # fmt: skip
 
 
@@ -263,7 +265,7 @@ def test_info_of_the_machine(cli: Minivit) -> None:
     assert all(name in said.out for name in minivit.PRESETS)
 
 
-@pytest.mark.parametrize("target", ["linear", "attention-mask", "Dropout", "vit_micro_patch2_8"])
+@pytest.mark.parametrize("target", ["linear", "attention-mask", "Dropout", "vit_micro_patch4_8"])
 def test_gradcheck_passes(cli: Minivit, target: str) -> None:
     said = cli("gradcheck", target, "--depth", 1, "--batch", 1, "--seed", 5, "--json")
     assert said.status == 0
@@ -276,10 +278,10 @@ def test_gradcheck_passes(cli: Minivit, target: str) -> None:
 
 
 def test_gradcheck_of_a_model_has_no_gradient_hidden_by_its_first_parameters(cli: Minivit) -> None:
-    (check,) = cli("gradcheck", "vit_micro_patch2_8", "--depth", 1, "--json").json()["checks"]
+    (check,) = cli("gradcheck", "vit_micro_patch4_8", "--depth", 1, "--json").json()["checks"]
     zero = [f"{row['layer']}.{row['name']}" for row in check["rows"] if row["verdict"] == "zero"]
     assert zero == ["blocks.0.attn.qkv.bias[k]"]
-    assert "vit_micro_patch2_8 (1 of its 4 blocks)" in check["title"]
+    assert "vit_micro_patch4_8 (1 of its 4 blocks)" in check["title"]
 
 
 def test_gradcheck_of_all_ops_is_a_table(cli: Minivit) -> None:
@@ -302,10 +304,10 @@ def test_gradcheck_finds_a_wrong_gradient(cli: Minivit, monkeypatch: pytest.Monk
 
 
 def test_python_m_minivit(tmp_path: Path) -> None:
-    process = in_a_shell("info", "vit_micro_patch2_8", "--json", cwd=tmp_path)
+    process = in_a_shell("info", "vit_micro_patch4_8", "--json", cwd=tmp_path)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert json.loads(out)["parameters"] == minivit.create_model("vit_micro_patch2_8").parameters.count
+    assert json.loads(out)["parameters"] == minivit.create_model("vit_micro_patch4_8").parameters.count
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["info"]], ids=" ".join)
@@ -439,7 +441,7 @@ def test_an_unknown_command(cli: Minivit) -> None:
         (["predict", "nowhere", "a.png"], ["nowhere"]),
         (["gradcheck", "atention"], ["'atention'", "did you mean 'attention'"]),
         (["gradcheck", "linear", "--batch", 0], ["--batch is 0"]),
-        (["gradcheck", "vit_micro_patch2_8", "--depth", 0], ["depth is 0"]),
+        (["gradcheck", "vit_micro_patch4_8", "--depth", 0], ["depth is 0"]),
         (["info", "vit_smal_patch16_224"], ["did you mean 'vit_small_patch16_224'"]),
     ],
     ids=lambda value: " ".join(map(str, value)),
@@ -548,10 +550,14 @@ def test_a_model_for_other_classes(cli: Minivit, run_folder: Path, tmp_path: Pat
 
 
 def test_a_model_file_that_does_not_say_its_classes(cli: Minivit, squares: Path) -> None:
-    minivit.save_model(minivit.create_model("vit_micro_patch2_8"), "model.safetensors")
+    minivit.save_model(minivit.create_model("vit_micro_patch4_8"), "model.safetensors")
     said = cli("predict", "model.safetensors", squares / "test" / "left" / "0.png")
     assert_refused(said, 2, "class_names, mean, std")
     assert_refused(cli("eval", "model.safetensors"), 2, "--dataset")
+    about = {"class_names": ["a", "b"], "mean": [0.5], "std": [0.5]}
+    minivit.save_model(minivit.create_model("vit_micro_patch4_8"), "model.safetensors", extra=about)
+    said = cli("predict", "model.safetensors", squares / "test" / "left" / "0.png")
+    assert_refused(said, 2, "names 2 classes", "10")
 
 
 def test_a_loss_that_is_not_finite(cli: Minivit, squares: Path) -> None:

@@ -77,7 +77,7 @@ def test_presets_have_the_published_numbers_of_parameters(name: str, count: int)
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "vit_tiny_patch4_32", "vit_mini_patch4_32", "vit_micro_patch2_8"]
+    "name", ["vit_tiny_patch16_224", "vit_tiny_patch4_32", "vit_mini_patch4_32", "vit_micro_patch4_8"]
 )
 def test_a_model_has_the_parameters_that_its_sizes_say(name: str) -> None:
     assert create_model(name).parameters.count == count_by_arithmetic(PRESETS[name])
@@ -120,8 +120,10 @@ def test_parameter_names_and_their_order_are_those_of_the_field() -> None:
         ({"drop_rate": 1.0}, "drop_rate is 1.0; expected at least 0 and below 1"),
         ({"attn_drop_rate": -0.1}, "attn_drop_rate is -0.1; expected at least 0"),
         ({"mlp_ratio": 0.1}, "mlp_ratio 0.1 leaves the MLP without units"),
-        ({"norm_eps": 0.0}, "norm_eps is 0.0; expected more than 0"),
-        ({"norm_eps": math.nan}, "norm_eps is nan; expected more than 0"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0; expected a number above 0"),
+        ({"mlp_ratio": math.inf}, "mlp_ratio is inf; expected a number above 0"),
+        ({"drop_rate": "0.1"}, "drop_rate is '0.1'; expected a number"),
+        ({"norm_eps": math.nan}, "norm_eps is nan; expected a number above 0"),
         ({"global_pool": "max"}, "global_pool is 'max'; expected 'token' or 'avg'"),
         ({"act_layer": "relu"}, "act_layer is 'relu'; expected 'gelu' or 'gelu_tanh'"),
         ({"init": "zeros"}, "init is 'zeros'; expected 'timm' or 'jax'"),
@@ -153,7 +155,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match="unexpected keyword argument 'heads'"):
         get_config("vit_tiny_patch4_32", heads=3)
     with pytest.raises(UserError, match="unknown backend 'torch'; expected 'numpy' or 'cupy'"):
-        create_model("vit_micro_patch2_8", backend="torch")
+        create_model("vit_micro_patch4_8", backend="torch")
 
 
 @pytest.mark.parametrize("init", ["timm", "jax"])

@@ -22,10 +22,10 @@ from minivit.train.recipe import Recipe
 from minivit.weights import read_tensors
 
 RATES = dict.fromkeys(("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.2)
-SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 8, "num_heads": 2, **RATES}
+SMALL: dict[str, Any] = {"patch_size": 2, "depth": 2, "embed_dim": 8, "num_heads": 2, **RATES}
 RECIPE = Recipe(
     dataset="squares",
-    model="vit_micro_patch2_8",
+    model="vit_micro_patch4_8",
     model_options=SMALL,
     epochs=3,
     batch_size=8,

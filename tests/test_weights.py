@@ -100,6 +100,14 @@ def test_a_saved_model_comes_back_to_the_bit(tmp_path: Path, dtype: str, fields:
     assert_same(load_model(tmp_path, dtype), model)
 
 
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+    extra = {"class_names": ["a", "b"], "mean": [0.5], "std": [0.25]}
+    for name in ("first", "second", "third"):
+        save_model(model_of(), tmp_path / name, extra=extra)
+    files = {(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second", "third")}
+    assert len(files) == 1
+
+
 def test_names_and_shapes_are_timms(tmp_path: Path) -> None:
     save_model(model_of(), tmp_path)
     tensors, about = read_tensors(tmp_path / "model.safetensors")

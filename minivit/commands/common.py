@@ -64,7 +64,7 @@ def open_model(text: str, checkpoint: str) -> tuple[ViT, dict[str, Any]]:
     Raises
     ------
     UserError
-        It is missing or damaged, or does not say what `labels, mean and std` a prediction needs.
+        It is missing or damaged, or does not say which class names, mean and std go with it.
     """
     path = Path(text).expanduser()
     if Run.exists(path):
@@ -75,4 +75,9 @@ def open_model(text: str, checkpoint: str) -> tuple[ViT, dict[str, Any]]:
     missing = [key for key in LABELS_MEAN_STD if key not in about]
     if missing:
         raise UserError(f"{path} does not say its {', '.join(missing)}, which minivit.save_model keeps as extra=")
-    return load_model(path), about
+    model = load_model(path)
+    if len(about["class_names"]) != model.config.num_classes:
+        raise UserError(
+            f"{path} names {len(about['class_names'])} classes, but its head has {model.config.num_classes}"
+        )
+    return model, about

@@ -85,9 +85,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
         return _finished(opened, result, terminal)
     recipe = opened.recipe
     preset = get_config(recipe.model)
-    if "img_size" in recipe.model_options:
-        preset = get_config(recipe.model, img_size=recipe.model_options["img_size"])
-    dataset = open_dataset(recipe.dataset, (preset.height, preset.width), args.data, terminal)
+    size = recipe.model_options.get("img_size", (preset.height, preset.width))
+    image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
+    dataset = open_dataset(recipe.dataset, image_size, args.data, terminal)
     trainer = Trainer(opened, dataset, args.threads)
     if not args.resume:
         Run.create(opened.path, recipe)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import expect, same_dtype, same_precision
+from minivit.ops.shapes import expect, expect_gradient, same_dtype, same_precision
 from minivit.ops.softmax import SoftmaxCache, softmax, softmax_backward
 
 
@@ -82,6 +82,7 @@ def attention(
 def attention_backward(dy: Array, cache: AttentionCache) -> Array:
     """Return ``dqkv`` (B, N, 3 D) for the gradient `dy` (B, N, D) of `attention`'s result."""
     qkv, weights, mask = cache
+    expect_gradient("attention", dy, (*qkv.shape[:2], qkv.shape[2] // 3), qkv.dtype)
     xp = namespace(dy, qkv)
     num_heads = weights.shape[1]
     q, k, v = _heads(qkv, num_heads)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace, real_dtype
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import expect, same_dtype
+from minivit.ops.shapes import expect, expect_gradient, same_dtype
 
 
 class CrossEntropyCache(NamedTuple):
@@ -51,6 +51,8 @@ def cross_entropy(
     """
     xp = namespace(logits, labels)
     expect("cross_entropy", "logits", logits, ("B", "C"))
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; expected at least 0 and below 1")
     same_dtype("cross_entropy", logits=logits)
     B, C = logits.shape
     dtype = real_dtype(logits.dtype)
@@ -74,5 +76,9 @@ def cross_entropy(
 def cross_entropy_backward(dloss: Array | float, cache: CrossEntropyCache) -> Array:
     """Return ``dlogits`` (B, C) for the gradient `dloss`, a number or a 0-d array, of the loss."""
     p, targets = cache
+    if isinstance(dloss, int | float):
+        dloss = float(dloss)  # NumPy's float64 is a float too, and would not keep float32
+    else:
+        expect_gradient("cross_entropy", dloss, (), p.dtype)
     dlogits = p * targets.sum(axis=-1, keepdims=True) - targets
     return dlogits * (dloss / p.shape[0])

@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import same_dtype, same_precision
+from minivit.ops.shapes import expect_gradient, same_dtype, same_precision
 
 
 class DropoutCache(NamedTuple):
     """What the backward pass of `dropout` reads."""
 
     mask: Array  # the shape of x, or (B, 1, ...)
+    shape: tuple[int, ...]  # of x
 
 
 @op
@@ -38,10 +39,11 @@ def dropout(x: Array, mask: Array, *, keep: bool = True) -> tuple[Array, Dropout
     if mask.ndim != x.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
         raise ValueError(f"dropout: mask has shape {mask.shape}; expected {x.shape}, or 1 on axes that share it")
     same_precision("dropout", "mask", mask, x)
-    return x * mask, DropoutCache(mask) if keep else None
+    return x * mask, DropoutCache(mask, x.shape) if keep else None
 
 
 @op_backward
 def dropout_backward(dy: Array, cache: DropoutCache) -> Array:
     """Return ``dx`` for the gradient `dy` of `dropout`'s result."""
+    expect_gradient("dropout", dy, cache.shape, cache.mask.dtype)
     return dy * cache.mask

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from minivit.arrays import Array, namespace
 from minivit.ops.erf import normal_cdf
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import same_dtype
+from minivit.ops.shapes import expect_gradient, same_dtype
 
 _C = math.sqrt(2.0 / math.pi)
 _A = 0.044715
@@ -74,4 +74,5 @@ def _tanh_derivative(x: Array, square: Array, t: Array) -> Array:
 @op_backward
 def gelu_backward(dy: Array, cache: GELUCache) -> Array:
     """Return ``dx`` for the gradient `dy` of `gelu`'s result."""
+    expect_gradient("gelu", dy, cache.slope.shape, cache.slope.dtype)
     return dy * cache.slope

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import expect, expect_last, same_dtype
+from minivit.ops.shapes import expect, expect_gradient, expect_last, same_dtype
 
 
 class LayerNormCache(NamedTuple):
@@ -68,6 +68,7 @@ def layer_norm(
 def layer_norm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, Array, Array]:
     """Return ``dx, dweight, dbias`` for the gradient `dy` (..., D) of `layer_norm`'s result."""
     x_hat, inv_std, weight = cache
+    expect_gradient("layer_norm", dy, x_hat.shape, x_hat.dtype)
     tokens = tuple(range(dy.ndim - 1))
     dweight = (dy * x_hat).sum(axis=tokens)
     dbias = dy.sum(axis=tokens)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import expect, expect_last, same_dtype
+from minivit.ops.shapes import expect, expect_gradient, expect_last, same_dtype
 
 
 class LinearCache(NamedTuple):
@@ -58,6 +58,7 @@ def linear(x: Array, weight: Array, bias: Array, *, keep: bool = True) -> tuple[
 def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array]:
     """Return ``dx, dweight, dbias`` for the gradient `dy` (..., O) of `linear`'s result."""
     x, weight = cache
+    expect_gradient("linear", dy, (*x.shape[:-1], weight.shape[1]), x.dtype)
     dy_rows = dy.reshape(-1, dy.shape[-1])
     x_rows = x.reshape(-1, x.shape[-1])
     dx = dy_rows @ weight.T

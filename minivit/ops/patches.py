@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import expect, same_dtype
+from minivit.ops.shapes import expect, expect_gradient, same_dtype
 
 
 class PatchesCache(NamedTuple):
     """What the backward pass of `patches` reads: sizes alone."""
 
-    grid: tuple[int, int]  # patches in a column and in a row
+    shape: tuple[int, int, int, int]  # (B, height, width, C)
     patch_size: tuple[int, int]  # height and width of a patch
 
 
@@ -49,15 +49,15 @@ def patches(x: Array, patch_size: tuple[int, int], *, keep: bool = True) -> tupl
     P, Q = patch_size
     if height % P or width % Q:
         raise ValueError(f"patches: images of {height} x {width} pixels cannot be cut into patches of {P} x {Q}")
-    grid = height // P, width // Q
-    y = x.reshape(B, grid[0], P, grid[1], Q, C).transpose(0, 1, 3, 2, 4, 5)  # (B, row, column, P, Q, C)
-    return y.reshape(B, grid[0] * grid[1], P * Q * C), PatchesCache(grid, (P, Q)) if keep else None
+    y = x.reshape(B, height // P, P, width // Q, Q, C).transpose(0, 1, 3, 2, 4, 5)  # (B, row, column, P, Q, C)
+    return y.reshape(B, -1, P * Q * C), PatchesCache((B, height, width, C), (P, Q)) if keep else None
 
 
 @op_backward
 def patches_backward(dy: Array, cache: PatchesCache) -> Array:
     """Return ``dx`` (B, height, width, C) for the gradient `dy` (B, N, P * P * C) of `patches`' result."""
-    (rows, columns), (P, Q) = cache
-    B = dy.shape[0]
-    dx = dy.reshape(B, rows, columns, P, Q, -1).transpose(0, 1, 3, 2, 4, 5)  # (B, row, P, column, Q, C)
-    return dx.reshape(B, rows * P, columns * Q, -1)
+    (B, height, width, C), (P, Q) = cache
+    rows, columns = height // P, width // Q
+    expect_gradient("patches", dy, (B, rows * columns, P * Q * C))
+    dx = dy.reshape(B, rows, columns, P, Q, C).transpose(0, 1, 3, 2, 4, 5)  # (B, row, P, column, Q, C)
+    return dx.reshape(B, height, width, C)

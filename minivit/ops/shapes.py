@@ -36,6 +36,14 @@ def expect_last(op: str, name: str, array: Any, size: int, of: str) -> None:
         raise ValueError(f"{op}: {name} has shape {array.shape}; expected (..., {size}), the size that {of} has")
 
 
+def expect_gradient(op: str, dy: Any, shape: tuple[int, ...], dtype: Any = None) -> None:
+    """Raise unless `dy`, the gradient of the result of `op`, has the result's `shape` and, if known, its `dtype`."""
+    if dy.shape != shape:
+        raise ValueError(f"{op}_backward: dy has shape {dy.shape}; expected {shape}, that of the result of {op}")
+    if dtype is not None and dy.dtype != dtype:
+        raise TypeError(f"{op}_backward: dy has dtype {dy.dtype}; expected {dtype}, that of the result of {op}")
+
+
 def same_precision(op: str, name: str, array: Any, x: Any) -> None:
     """Raise TypeError unless `array` has the real dtype of the precision of `x`."""
     expected = real_dtype(x.dtype)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import same_dtype
+from minivit.ops.shapes import expect_gradient, same_dtype
 
 
 class SoftmaxCache(NamedTuple):
@@ -38,4 +38,5 @@ def softmax(x: Array, *, keep: bool = True) -> tuple[Array, SoftmaxCache | None]
 def softmax_backward(dy: Array, cache: SoftmaxCache) -> Array:
     """Return ``dx`` for the gradient `dy` (..., C) of `softmax`'s result."""
     (y,) = cache
+    expect_gradient("softmax", dy, y.shape, y.dtype)
     return y * (dy - (dy * y).sum(axis=-1, keepdims=True))

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import expect, same_dtype
+from minivit.ops.shapes import expect, expect_gradient, same_dtype
 
 
 class EmbedCache(NamedTuple):
     """What the backward pass of `embed` reads."""
 
+    shape: tuple[int, int, int]  # (B, N, D) of the result
     has_cls_token: bool
 
 
@@ -57,12 +58,13 @@ def embed(
         y[:, :1] = cls_token
     y[:, start:] = x
     y += pos_embed
-    return y, EmbedCache(cls_token is not None) if keep else None
+    return y, EmbedCache((B, N + start, D), cls_token is not None) if keep else None
 
 
 @op_backward
 def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array, Array | None]:
     """Return ``dx, dpos_embed, dcls_token`` for the gradient `dy` of `embed`'s result; without a token, None for it."""
+    expect_gradient("embed", dy, cache.shape)
     dpos_embed = dy.sum(axis=0, keepdims=True)
     if not cache.has_cls_token:
         return dy, dpos_embed, None
@@ -106,6 +108,7 @@ def pool(x: Array, mode: str, num_prefix_tokens: int, *, keep: bool = True) -> t
 def pool_backward(dy: Array, cache: PoolCache) -> Array:
     """Return ``dx`` (B, N, D) for the gradient `dy` (B, D) of `pool`'s result."""
     xp = namespace(dy)
+    expect_gradient("pool", dy, (cache.shape[0], cache.shape[2]))
     dx = xp.zeros(cache.shape, dtype=dy.dtype)
     dx[:, cache.first : cache.stop] = (dy / (cache.stop - cache.first))[:, None]
     return dx

@@ -92,4 +92,8 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], ab
     from safetensors.numpy import save
 
     content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata=dict(about))
-    atomic_write(path, lambda file: file.write(content))
+    start = 8 + int.from_bytes(content[:8], "little")
+    # The library writes the texts in an order that changes from call to call: equal models are to be equal files.
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    atomic_write(path, lambda file: file.write(len(header).to_bytes(8, "little") + header + content[start:]))
