@@ -7,9 +7,10 @@ logits, cache = model.forward(images)
 dimages = model.backward(dlogits, cache)
 """
 
-from minivit import layers, ops
+from minivit import layers, ops, testing
 from minivit.arrays import to_backend, to_host
 from minivit.checking import gradcheck, gradcheck_layer, gradcheck_model
+from minivit.config import ViTConfig
 from minivit.engine import Engine
 from minivit.errors import RunError, UserError
 from minivit.keys import Key
@@ -17,7 +18,7 @@ from minivit.layer import Layer
 from minivit.parameters import Parameter
 from minivit.presets import PRESETS, create_model, get_config
 from minivit.train.optim import SGD, Adam, AdamW
-from minivit.vit import ViT, ViTConfig
+from minivit.vit import ViT
 from minivit.weights import load_model, save_model
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "load_model",
     "ops",
     "save_model",
+    "testing",
     "to_backend",
     "to_host",
 ]

@@ -6,7 +6,7 @@ runs on NumPy and on CuPy. A library joins by `register_backend`; the tests regi
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -46,6 +46,11 @@ def backend(name: str) -> Any:
     if name not in _backends:
         raise UserError(f"unknown backend {name!r}; expected 'numpy' or 'cupy'")
     return _backends[name]
+
+
+def available_backends() -> list[str]:
+    """Return the names of the backends whose library is installed."""
+    return sorted({*_backends, *(["cupy"] if importlib.util.find_spec("cupy") else [])})
 
 
 def _library(x: object) -> Any:
@@ -94,7 +99,8 @@ def to_host(x: Any) -> Array:
 
 
 def to_backend(x: Any, library: Any) -> Array:
-    """Return `x` as an array of `library`, copied only if it lives in another one."""
+    """Return `x` as an array of `library`, a module or a backend's name; copied only if it lives in another one."""
+    library = backend(library) if isinstance(library, str) else library
     if _library(x) is library:
         return np.asarray(x) if library is np else x
     moved: Array = library.asarray(to_host(x))

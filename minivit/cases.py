@@ -18,9 +18,10 @@ import numpy as np
 
 from minivit import layers, ops
 from minivit.arrays import Array, library_name, namespace, real_dtype
+from minivit.config import ViTConfig
 from minivit.keys import Key
 from minivit.layer import Layer
-from minivit.vit import ViT, ViTConfig
+from minivit.vit import ViT
 
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Callable[..., dict[str, Shape]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Self
 
 import numpy as np
@@ -25,6 +25,8 @@ from minivit.vit import ViT
 
 class Engine:
     """Runs a model over batches of any size.
+
+    Values are checked here on the host: labels in range, images finite.
 
     Parameters
     ----------
@@ -120,7 +122,7 @@ class Engine:
         return xp.asarray(loss), logits
 
     def predict(self, images: Array) -> Array:
-        """Return logits (B, classes) in evaluation mode, for any B, in memory that does not grow with it."""
+        """Return logits (B, classes) in evaluation mode; on the host in memory that does not grow with B."""
         B = self._check(images)
         xp = namespace(images)
         logits = xp.empty((B, self.model.config.num_classes), dtype=images.dtype)
@@ -153,15 +155,21 @@ class Engine:
 
         with single_threaded_blas():
             futures = [self._pool.submit(work, replica) for replica in self._replicas]
-            errors = [error for future in futures if (error := future.exception()) is not None]
+            try:
+                errors = [error for future in futures if (error := future.exception()) is not None]
+            finally:  # after an interrupt too, no thread may go on writing to the replicas and the total
+                turns.stop()
+                wait(futures)
         if errors:
             raise errors[0]
 
     def _check(self, images: Array, labels: Array | None = None) -> int:
-        B = int(images.shape[0]) if images.ndim else 0
-        if B == 0:
-            raise UserError(f"images have shape {images.shape}; expected a batch of at least one image")
+        namespace(images) if labels is None else namespace(images, labels)
         self.model.check_images(images)
+        if namespace(images) is np and not np.isfinite(images).all():
+            bad = next(i for i, image in enumerate(images) if not np.isfinite(image).all())
+            raise UserError(f"image {bad} of the batch holds NaN or infinity; every value must be finite")
+        B = len(images)
         if labels is not None:
             check_labels(labels, B, self.model.config.num_classes, images.dtype)
         return B

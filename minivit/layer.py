@@ -7,7 +7,7 @@ A layer of your own declares its parameters as attributes and wires ops (docs/yo
             self.weight = Parameter((dim,), initializers.ones)
 
         def forward(self, x, rng=None, keep=True):
-            return x * self.weight.value, x
+            return x * self.weight.value, x if keep else None
 
         def backward(self, dy, cache):
             self.weight.add_grad((dy * cache).sum(axis=tuple(range(dy.ndim - 1))))
@@ -33,7 +33,7 @@ from minivit.parameters import FlatStore, Parameter, Parameters, first_value, pl
 
 
 class Layer:
-    """Parameters and wiring. Subclasses set parameters, layers and lists of layers as attributes."""
+    """Parameters and wiring. Subclasses set both as attributes, alone or in lists, tuples and dicts."""
 
     _parameters: Parameters | None = None
 
@@ -53,13 +53,9 @@ class Layer:
         return self.forward(x, keep=False)[0]
 
     def _members(self) -> Iterator[tuple[str, Parameter | Layer]]:
-        for name, member in vars(self).items():
-            if isinstance(member, (Parameter, Layer)):
-                yield name, member
-            elif isinstance(member, list):
-                for i, item in enumerate(member):
-                    if isinstance(item, (Parameter, Layer)):
-                        yield f"{name}.{i}", item
+        for name, value in vars(self).items():
+            if name != "_parameters":
+                yield from _leaves(name, value)
 
     def named_layers(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
         """Yield every layer in this one, itself first, under its dotted name."""
@@ -89,7 +85,9 @@ class Layer:
                 return known[id(member)]
             if isinstance(member, Layer):
                 return member._twin(known)
-            return [replaced(item) for item in member] if isinstance(member, list) else member
+            if isinstance(member, dict):
+                return {key: replaced(item) for key, item in member.items()}
+            return type(member)(map(replaced, member)) if type(member) in (list, tuple) else member
 
         for name, member in vars(self).items():
             setattr(twin, name, replaced(member))
@@ -124,6 +122,11 @@ class Layer:
         if self._parameters is None:
             declared = self._declared()
             stores = [parameter.store for parameter in declared.values()]
+            if any(store is not stores[0] for store in stores):
+                raise RuntimeError(
+                    f"the layers in this {type(self).__name__} were initialised one by one and share no store: "
+                    "call initialize() on the layer that holds them"
+                )
             self._parameters = Parameters(declared, stores[0] if stores else FlatStore(np.zeros(0, np.float32)))
         return self._parameters
 
@@ -179,6 +182,16 @@ class Layer:
         xp = namespace(named.store.values)
         for name, parameter in named.items():
             parameter.value[...] = to_backend(np.asarray(to_host(state[name]), dtype=parameter.value.dtype), xp)
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Parameter | Layer]]:
+    """Yield the parameters and layers in an attribute, in lists, tuples and dicts too, under their dotted names."""
+    if isinstance(value, Parameter | Layer):
+        yield name, value
+    elif isinstance(value, list | tuple | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _leaves(f"{name}.{key}", item)
 
 
 def _initialized(layer: Any, seed: int | None, dtype: Any, backend_name: str) -> Any:

@@ -95,11 +95,13 @@ class Dropout(Layer):
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Drop elements of `x` (B, ...) and scale the others up."""
         mask = self.mask(x.shape, rng, x.dtype)
-        return (x, None) if mask is None else ops.dropout(x, mask, keep=keep)
+        if mask is None:
+            return x, () if keep else None
+        return ops.dropout(x, mask, keep=keep)
 
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx``."""
-        return dy if cache is None else ops.dropout_backward(dy, cache)
+        return dy if cache == () else ops.dropout_backward(dy, cache)
 
 
 class DropPath(Dropout):

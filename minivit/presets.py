@@ -6,8 +6,9 @@ import difflib
 from dataclasses import replace
 from typing import Any
 
+from minivit.config import ViTConfig
 from minivit.errors import UserError
-from minivit.vit import ViT, ViTConfig
+from minivit.vit import ViT
 
 _TINY: dict[str, Any] = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 _SMALL: dict[str, Any] = {"embed_dim": 384, "depth": 12, "num_heads": 6}

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from minivit.runs import Run
-    from minivit.train.loop import StepReport
+    from minivit.train.reporter import StepReport
     from minivit.vit import ViT
 
 

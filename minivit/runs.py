@@ -101,13 +101,13 @@ class Run:
         about = {"class_names": list(dataset.class_names), "mean": list(dataset.mean), "std": list(dataset.std)}
         save_model(model, self.path / which / "model.safetensors", extra=about)
 
-    def save_state(self, model: ViT, optimizer: Optimizer, progress: Progress) -> None:
-        """Write all that is needed to go on from here, in one file."""
+    def save_state(self, model: ViT, optimizer: Optimizer, progress: Progress, data: str) -> None:
+        """Write all that is needed to go on from here, in one file; `data` is the data set's fingerprint."""
         tensors = {"values": to_host(model.parameters.store.values), **optimizer.state()}
-        about = {"progress": json.dumps(asdict(progress)), "parameters": _layout(model)}
+        about = {"progress": json.dumps(asdict(progress)), "parameters": _layout(model), "data": data}
         write_tensors(self.path / "last" / "training.safetensors", tensors, about)
 
-    def load_state(self, model: ViT, optimizer: Optimizer) -> Progress:
+    def load_state(self, model: ViT, optimizer: Optimizer, data: str) -> Progress:
         """Set the model and the optimiser to the last checkpoint, and return its place in the run.
 
         What a killed writer left in the folder is removed.
@@ -115,7 +115,7 @@ class Run:
         Raises
         ------
         UserError
-            The file is missing, damaged or belongs to another model.
+            The file is missing, damaged or belongs to another model, or was written with other data.
         """
         for folder in (self.path, self.path / "best", self.path / "last"):
             remove_leftovers(folder)
@@ -123,6 +123,8 @@ class Run:
         tensors, about = read_tensors(path)
         if about.get("parameters") != _layout(model) or "values" not in tensors:
             raise UserError(f"{path} is the checkpoint of another model than the one in recipe.json")
+        if about.get("data") != data:
+            raise UserError(f"{path} was trained on other images than {self.recipe.dataset} has now; begin a new run")
         progress = _progress(path, about.get("progress", ""))
         values = model.parameters.store.values
         values[...] = to_backend(tensors.pop("values"), namespace(values))

@@ -15,7 +15,7 @@ from minivit.data import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from minivit.train.loop import Reporter
+    from minivit.train.reporter import Reporter
 
 PIPE_WIDTH = 160  # columns of a table where there is no terminal to measure
 

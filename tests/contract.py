@@ -57,6 +57,16 @@ def test_gradient(case: Case) -> None:
     assert {row.verdict for row in report.rows} <= {"ok", "zero"}
 
 
+def test_a_gradient_of_another_shape_or_dtype_is_refused(case: Case) -> None:
+    y, cache = case.forward(*case.make(0, "float32"))
+    dy = normal(y)
+    with pytest.raises(ValueError, match=r"dy has shape .*expected"):
+        case.backward(np.stack([dy, dy]), cache)
+    if any(x.dtype.kind == "f" for x in held(cache)):
+        with pytest.raises(TypeError, match=r"dy has dtype float64; expected float32"):
+            case.backward(dy.astype("float64"), cache)
+
+
 @given(data=st.data())
 def test_adjoint_identity(case: Case, data: st.DataObject) -> None:
     """<u, J v> = <J^T u, v> for any sizes and values."""
@@ -153,13 +163,3 @@ def test_extreme_values_give_finite_results(case: Case, scale: float) -> None:
     x, *others = case.make(0, "float32")
     y, cache = case.forward(x * np.float32(scale), *others)
     assert all(np.isfinite(array).all() for array in (y, *case.backward(normal(y), cache)))
-
-
-def test_a_gradient_of_another_shape_or_dtype_is_refused(case: Case) -> None:
-    y, cache = case.forward(*case.make(0, "float32"))
-    dy = normal(y)
-    with pytest.raises(ValueError, match=r"dy has shape .*expected"):
-        case.backward(np.stack([dy, dy]), cache)
-    if any(x.dtype.kind == "f" for x in held(cache)):
-        with pytest.raises(TypeError, match=r"dy has dtype float64; expected float32"):
-            case.backward(dy.astype("float64"), cache)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -185,13 +187,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "soft targets of another dtype": ({"labels": np.ones((B, 7))}, UserError, "dtype float64; expected .* of float32"),
     "no images": (
         {"images": IMAGES[:0], "labels": LABELS[:0]},
-        UserError,
-        r"images have shape \(0, 4, 9, 3\); expected a ba",
+        ValueError,
+        r"images have shape \(0, 4, 9, 3\); .*at least one image",
     ),
     "a number": (
         {"images": np.float32(1.0) * np.ones(())},
-        UserError,
-        r"images have shape \(\); expected a batch of at",
+        ValueError,
+        r"images have shape \(\); this model takes \(B, 4",
     ),
     "images of another dtype": (
         {"images": IMAGES.astype("float64")},
@@ -257,3 +259,44 @@ def test_memory_does_not_grow_with_the_batch() -> None:
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_an_interrupted_step_does_not_spoil_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    vit = model()
+    images, labels, key = batch()
+    with Engine(vit, 2, 1) as engine:
+        engine.loss_and_gradients(images, labels, key)
+        expected = vit.parameters.store.gradients.copy()
+        begun = threading.Event()
+        forward = ViT.forward
+
+        def slow_forward(self: ViT, *args: Any) -> Any:
+            begun.set()
+            time.sleep(0.01)
+            return forward(self, *args)
+
+        def interrupted(self: Future[Any], timeout: float | None = None) -> None:
+            begun.wait()
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ViT, "forward", slow_forward)
+            patch.setattr(Future, "exception", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                engine.loss_and_gradients(images, labels, key)
+            assert threading.active_count() >= 3
+        for _ in range(5):
+            engine.loss_and_gradients(images, labels, key)
+            assert_same_bits([vit.parameters.store.gradients], [expected])
+
+
+def test_values_are_checked_where_they_enter() -> None:
+    images, labels, _ = batch()
+    images[3, 1, 2, 0] = np.nan
+    with Engine(model(), 1) as engine:
+        with pytest.raises(UserError, match="image 3 of the batch holds NaN or infinity"):
+            engine.predict(images)
+        with pytest.raises(UserError, match="image 3 of the batch holds NaN or infinity"):
+            engine.loss_and_gradients(images, labels)
+        with pytest.raises(TypeError, match="expected an array of NumPy or CuPy, got list"):
+            engine.predict([[1.0]])  # type: ignore[arg-type]

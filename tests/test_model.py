@@ -510,3 +510,41 @@ def test_an_initialiser_of_the_wrong_shape_is_named() -> None:
 def test_a_store_without_parameters_is_allowed() -> None:
     assert layers.GELU().initialize().parameters.count == 0
     assert isinstance(layers.GELU().parameters.store, FlatStore)
+
+
+class Holder(Layer):
+    """Holds whatever it is given."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+def test_layers_are_found_in_lists_tuples_and_dicts() -> None:
+    def linear() -> layers.Linear:
+        return layers.Linear(2, 3)
+
+    holder = Holder([linear(), (linear(), {"a": linear()})]).initialize(dtype="float64")
+    weights = ["held.0.weight", "held.1.0.weight", "held.1.1.a.weight"]
+    assert [name for name in holder.parameters if name.endswith("weight")] == weights
+    twin = holder.replica()
+    assert twin.held[1][1]["a"] is not holder.held[1][1]["a"]
+    assert np.shares_memory(twin.held[1][1]["a"].weight.value, holder.held[1][1]["a"].weight.value)
+
+
+def test_layers_that_were_initialised_one_by_one_are_refused_together() -> None:
+    holder = Holder([layers.Linear(2, 3).initialize(), layers.Linear(2, 3).initialize()])
+    with pytest.raises(RuntimeError, match=r"share no store: call initialize\(\) on the layer that holds them"):
+        _ = holder.parameters
+    assert len(holder.initialize().parameters) == 4
+
+
+def test_the_epsilon_is_that_of_published_weights() -> None:
+    assert ViTConfig().norm_eps == layers.LayerNorm(3).eps == layers.EncoderBlock(4, 2, 4).norm1.eps == 1e-6
+
+
+def test_a_dropout_without_a_cache_is_no_identity() -> None:
+    dropout = layers.Dropout(0.5)
+    x = np.ones((2, 3))
+    _, cache = dropout.forward(x, Key(0, 0, np.arange(2)), keep=False)
+    with pytest.raises(ValueError, match="needs a cache"):
+        dropout.backward(x, cache)

@@ -339,6 +339,7 @@ def test_a_rival_runs_where_it_covers_and_its_cache_decides_the_backward_pass() 
         assert_same_bits([y, ops.softmax_backward(x, cache)], [2.0 * reference, 2.0 * x])
         assert_same_bits([ops.softmax_backward(x, reference_cache)], [dx])
         assert_same_bits([ops.softmax(x[None])[0][0]], [reference])
+        assert_same_bits([ops.softmax(x=x)[0]], [2.0 * reference])
         with ops.reference_only():
             assert_same_bits([ops.softmax(x)[0]], [reference])
             assert_same_bits([ops.softmax_backward(x, cache)], [2.0 * x])
@@ -346,3 +347,13 @@ def test_a_rival_runs_where_it_covers_and_its_cache_decides_the_backward_pass() 
         registry._rivals["softmax"][:] = before
     with pytest.raises(ValueError, match="no op called 'softmin'; the ops are attention, cross_entropy"):
         ops.register_rival("softmin", rival)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gelu_is_flat_or_a_line_however_large_its_argument(approximate: str, dtype: str) -> None:
+    largest = np.finfo(dtype).max
+    x = np.array([-largest, -1e20, -40.0, 40.0, 1e20, largest], dtype)
+    y, cache = ops.gelu(x, approximate)
+    assert (y == [0, 0, 0, 40, x[4], largest]).all()
+    assert (ops.gelu_backward(np.ones_like(x), cache) == [0, 0, 0, 1, 1, 1]).all()

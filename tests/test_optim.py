@@ -279,3 +279,20 @@ def test_a_run_that_is_all_warmup_has_rates() -> None:
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(UserError, match="schedule is 'step'; expected one of cosine, linear, constant"):
         learning_rate(0, 10, 1.0, schedule="step")
+
+
+class Ends(Layer):
+    """The first and the last of three neighbours in one store."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self.first, self.last = layers[0], layers[2]
+
+
+def test_what_lies_between_the_parameters_of_a_model_is_frozen() -> None:
+    vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=8, depth=3, num_heads=2, num_classes=3))
+    frozen = vit.state_dict()
+    ends = Ends(list(vit.blocks))
+    set_gradients(vit, 0)
+    AdamW(ends, lr=0.1).step()
+    changed = {name for name, value in vit.state_dict().items() if (value != frozen[name]).any()}
+    assert changed == {name for name in frozen if name.startswith(("blocks.0.", "blocks.2."))}

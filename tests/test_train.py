@@ -15,10 +15,13 @@ import pytest
 from minivit import Engine, RunError, UserError, ViT, load_model
 from minivit.data import Dataset, normalize
 from minivit.inspect import figures
+from minivit.inspect.trace import first_non_finite
 from minivit.runs import Run, latest_run_path, next_run_path
 from minivit.train import loop
-from minivit.train.loop import Interrupted, StepReport, Trainer, evaluate, train
+from minivit.train.evaluate import Evaluation, evaluate
+from minivit.train.loop import Interrupted, Trainer, train
 from minivit.train.recipe import Recipe
+from minivit.train.reporter import StepReport
 from minivit.weights import read_tensors
 
 RATES = dict.fromkeys(("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.2)
@@ -160,7 +163,7 @@ def test_step_0_is_saved_before_training(tmp_path: Path) -> None:
         train(run, make_dataset(), Listener(1, kill))
     trainer = Trainer(run, make_dataset())
     first = trainer.model.state_dict()
-    assert run.load_state(trainer.model, trainer.optimizer).step == 0
+    assert run.load_state(trainer.model, trainer.optimizer, trainer.fingerprint).step == 0
     kept = load_model(run.path / "last").state_dict()
     for name, value in trainer.model.state_dict().items():
         np.testing.assert_array_equal(value, first[name])
@@ -302,7 +305,7 @@ def test_each_training_image_is_seen_once_an_epoch_and_no_other(
 def test_the_test_set_is_touched_once_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, measured = make_dataset(), []
 
-    def spy(engine: Any, images: np.ndarray, *rest: Any) -> loop.Evaluation:
+    def spy(engine: Any, images: np.ndarray, *rest: Any) -> Evaluation:
         measured.append((np.shares_memory(images, dataset.test_images), len(images)))
         return evaluate(engine, images, *rest)
 
@@ -325,7 +328,7 @@ def test_without_validation_images_the_last_epoch_is_the_best(tmp_path: Path) ->
 
 @pytest.mark.parametrize("batch", [1, 5, 13, 1024])
 def test_evaluation_counts_every_image(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    monkeypatch.setattr(loop, "EVALUATION_BATCH", batch)
+    monkeypatch.setattr("minivit.train.evaluate.EVALUATION_BATCH", batch)
     dataset = make_dataset()
     model = ViT(loop.model_config(RECIPE, dataset), seed=3)
     with Engine(model) as engine:
@@ -417,3 +420,43 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     assert next_run_path("cifar10", tmp_path) == tmp_path / "cifar10-11"
     assert latest_run_path("cifar10", tmp_path) == tmp_path / "cifar10-10"
     assert next_run_path("/somewhere/photos", tmp_path) == tmp_path / "photos-1"
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_parameters_that_overflow_reach_no_checkpoint(tmp_path: Path, validation: float) -> None:
+    """The last step of an epoch has a finite loss and leaves infinite parameters."""
+    recipe: dict[str, Any] = {
+        "optimizer": "sgd",
+        "lr": 1e39,
+        "warmup_epochs": 0.0,
+        "batch_size": 100,
+        "validation": validation,
+    }
+    run = run_at(tmp_path / "run", replace(RECIPE, **recipe))
+    with np.errstate(all="ignore"), pytest.raises(RunError, match=r"not finite at step 1: the parameter .* holds NaN"):
+        train(run, make_dataset(), Listener())
+    assert not (run.path / "best").exists()
+    assert run.metrics() == []
+    assert all(np.isfinite(value).all() for value in load_model(run.path / "last").state_dict().values())
+
+
+def test_other_images_behind_the_same_name_are_noticed(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run")
+    with pytest.raises(Killed):
+        train(run, make_dataset(), Listener(5, kill))
+    with pytest.raises(UserError, match="trained on other images than squares has now"):
+        train(run, make_dataset(count=34), Listener(), resume=True)
+
+
+def test_a_crop_that_could_lose_the_image_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="crop_padding 4 could shift images of 4 x 4 away"):
+        Trainer(run_at(tmp_path / "run", replace(RECIPE, crop_padding=4)), make_dataset())
+
+
+def test_a_gradient_that_is_not_finite_is_named_where_the_backward_pass_meets_it_first() -> None:
+    vit = ViT(loop.model_config(RECIPE, make_dataset()))
+    images = np.zeros((2, 4, 4, 1), np.float32)
+    for parameter in vit.parameters.values():
+        parameter.grad[...] = np.nan
+    vit.parameters["head.bias"].grad[...] = vit.parameters["head.weight"].grad[...] = 0
+    assert first_non_finite(vit, images, None).endswith("it shows first in the gradient of norm.bias")

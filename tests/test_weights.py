@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from minivit.arrays import Array
+from minivit.config import ViTConfig
 from minivit.errors import RunError, UserError
-from minivit.vit import ViT, ViTConfig
+from minivit.vit import ViT
 from minivit.weights import load_model, model_metadata, read_tensors, save_model, timm, write_tensors
 
 SMALL: dict[str, Any] = {

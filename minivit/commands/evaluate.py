@@ -24,7 +24,7 @@ from minivit.errors import RunError, UserError
 from minivit.reporters import percent
 from minivit.runs import Run
 from minivit.terminal import Terminal
-from minivit.train.loop import evaluate
+from minivit.train.evaluate import evaluate
 
 HELP = "accuracy and loss of a trained model, class by class"
 DESCRIPTION = """\

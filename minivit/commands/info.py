@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import platform
 
 import numpy as np
 import threadpoolctl
 
 import minivit
+from minivit.arrays import available_backends
 from minivit.commands.common import Outcome
+from minivit.config import ViTConfig
 from minivit.inspect.summary import LayerCost, Summary, summarize
 from minivit.machine import cores
 from minivit.presets import PRESETS, get_config
 from minivit.terminal import Terminal
-from minivit.vit import ViTConfig
 
 HELP = "parameters, FLOPs and memory of a model; without one, the models and this machine"
 DESCRIPTION = """\
@@ -96,7 +96,7 @@ def _machine(terminal: Terminal) -> Outcome:
     columns = ("model", ">parameters", ">FLOPs an image", ">memory a training image")
     terminal.table(columns, [_row(name, cost) for name, cost in costs.items()])
     libraries = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
-    backends = ["numpy", *(["cupy"] if importlib.util.find_spec("cupy") else [])]
+    backends = available_backends()
     about = {
         "version": minivit.__version__,
         "python": platform.python_version(),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minivit.commands.common import Outcome, add_backend, add_data, check_backend, dataset_name, open_dataset
+from minivit.config import ViTConfig
 from minivit.errors import RunError, UserError
 from minivit.presets import get_config
 from minivit.reporters import duration, percent
@@ -18,7 +19,6 @@ from minivit.terminal import Terminal
 from minivit.train.loop import Interrupted, Trainer
 from minivit.train.recipe import OPTIMIZERS, load_recipe
 from minivit.train.schedules import SCHEDULES
-from minivit.vit import ViTConfig
 
 HELP = "train a Vision Transformer"
 DESCRIPTION = """\
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     dataset = open_dataset(recipe.dataset, image_size, args.data, terminal)
     trainer = Trainer(opened, dataset, args.threads)
     if not args.resume:
-        Run.create(opened.path, recipe)
+        Run.create(opened.path, trainer.recipe)
     terminal.say(
         f"{dataset.name}: {len(trainer.train_index):,} training, {len(trainer.validation_index):,} validation and "
         f"{len(dataset.test_images):,} test images, {len(dataset.class_names)} classes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,6 +57,13 @@ class Dataset:
             raise UserError(f"{self.name}: training images are {train}, but test images {test}; they must agree")
         if not len(self.mean) == len(self.std) == train[2]:
             raise UserError(f"{self.name}: expected mean and std for {train[2]} channels, got {self.mean}, {self.std}")
+
+    def fingerprint(self) -> str:
+        """Return a checksum of all images, labels and class names: another for other data."""
+        digest = hashlib.blake2b(repr((self.class_names, self.train_images.shape)).encode(), digest_size=16)
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def _check_part(self, part: str, images: Array, labels: Array) -> None:
         where = f"{self.name}: {part}"

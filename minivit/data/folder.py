@@ -145,14 +145,14 @@ def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _decode(path: Path, size: tuple[int, int] | None, channels: int | None) -> NDArray[np.uint8]:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
             if file.mode[0] in "IF":
                 raise ValueError(f"its pixels are of the mode {file.mode}; save it with 8 bits a channel")
             grey = file.mode in ("1", "L", "LA") if channels is None else channels == 1
-            image: Image.Image = file.convert("L" if grey else "RGB")
+            image = ImageOps.exif_transpose(file).convert("L" if grey else "RGB")  # as a camera held upright
             if size is not None and image.size != (size[1], size[0]):
                 image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
             pixels = np.asarray(image)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.vit import ViTConfig
+from minivit.config import ViTConfig
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,24 @@ def first_non_finite(model: ViT, images: Array, rng: Key | None) -> str:
     """Return where NaN or infinity shows first: in the images, a parameter, a layer's result or a gradient."""
     if not _finite(images):
         return "the images themselves hold NaN or infinity"
-    for name, parameter in model.parameters.items():
-        if not _finite(parameter.value):
-            return f"the parameter {name} holds NaN or infinity"
+    if (name := first_non_finite_parameter(model)) is not None:
+        return f"the parameter {name} holds NaN or infinity"
     shown: list[str] = []
     with np.errstate(all="ignore"):
         trace(model, images, rng, lambda name, y: None if _finite(y) else shown.append(name or "the logits"))
     if shown:
         return f"it shows first in the result of {shown[0]}"
-    gradients = (name for name, parameter in model.parameters.items() if not _finite(parameter.grad))
-    return f"the forward pass is finite; it shows in the gradient of {next(gradients, 'the loss')}"
+    # The backward pass goes from the last layer to the first.
+    backward = reversed(list(model.parameters.items()))
+    gradients = (name for name, parameter in backward if not _finite(parameter.grad))
+    return f"the forward pass is finite; it shows first in the gradient of {next(gradients, 'the loss')}"
+
+
+def first_non_finite_parameter(model: ViT) -> str | None:
+    """Return the name of the first parameter whose value holds NaN or infinity, or None."""
+    if _finite(model.parameters.store.values):
+        return None
+    return next(name for name, parameter in model.parameters.items() if not _finite(parameter.value))
 
 
 def _finite(x: Array) -> bool:

@@ -74,7 +74,7 @@ def erf(x: Array) -> Array:
         `x` is not an array, or has another dtype.
     """
     xp, fit, flat = _prepare(x)
-    bounded = _clip(xp, flat, _LIMIT / math.sqrt(2))
+    bounded = clip_real(xp, flat, _LIMIT / math.sqrt(2))
     z = _magnitude(xp, bounded)
     near = bounded + bounded * _polynomial(fit.s, z * z)
     far = 1.0 - 2.0 * normal_cdf(-math.sqrt(2) * z)[0]
@@ -103,7 +103,7 @@ def normal_cdf(x: Array) -> tuple[Array, Array]:
         `x` is not an array, or has another dtype.
     """
     xp, fit, flat = _prepare(x)
-    z = _magnitude(xp, _clip(xp, flat, _LIMIT))
+    z = _magnitude(xp, clip_real(xp, flat, _LIMIT))
     tail = _polynomial(fit.p, z)
     tail /= _polynomial(fit.q, z)
     gauss = xp.multiply(z, z, out=z)
@@ -124,7 +124,7 @@ def _prepare(x: Array) -> tuple[Any, _Fit, Array]:
     return xp, fit, x.reshape(x.shape or (1,))
 
 
-def _clip(xp: Any, x: Array, limit: float) -> Array:
+def clip_real(xp: Any, x: Array, limit: float) -> Array:
     """Return a new array with the real part within +-limit; the function is constant to the last bit beyond."""
     if x.dtype.kind != "c":
         return xp.clip(x, -limit, limit)

@@ -14,12 +14,13 @@ import math
 from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
-from minivit.ops.erf import normal_cdf
+from minivit.ops.erf import clip_real, normal_cdf
 from minivit.ops.registry import op, op_backward
 from minivit.ops.shapes import expect_gradient, same_dtype
 
 _C = math.sqrt(2.0 / math.pi)
 _A = 0.044715
+_FLAT = 20.0  # from here on, t is 1 to the last bit
 _DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
 
 
@@ -61,10 +62,11 @@ def _exact_derivative(x: Array, cdf: Array, gauss: Array) -> Array:
 
 def _gelu_tanh(x: Array, keep: bool) -> tuple[Array, GELUCache | None]:
     xp = namespace(x)
-    square = x * x
-    t = xp.tanh(x * (_C + _C * _A * square))
+    bounded = clip_real(xp, x, _FLAT)
+    square = bounded * bounded
+    t = xp.tanh(bounded * (_C + _C * _A * square))
     y = x * (0.5 + 0.5 * t)
-    return y, GELUCache(_tanh_derivative(x, square, t)) if keep else None
+    return y, GELUCache(_tanh_derivative(bounded, square, t)) if keep else None
 
 
 def _tanh_derivative(x: Array, square: Array, t: Array) -> Array:

@@ -43,7 +43,7 @@ def op(reference: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(reference)
     def forward(*args: P.args, **kwargs: P.kwargs) -> R:
         if rivals and _enabled:
-            library = library_name(namespace(args[0]))
+            library = library_name(namespace(args[0] if args else next(iter(kwargs.values()))))
             for rival in rivals:
                 if rival.library == library and rival.covers(*args, **kwargs):
                     result: R = rival.forward(*args, **kwargs)

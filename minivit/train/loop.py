@@ -8,62 +8,27 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NoReturn
 
-import numpy as np
-
-from minivit import ops
-from minivit.arrays import Array, to_host
+from minivit.arrays import Array
+from minivit.config import ViTConfig
 from minivit.data.augment import augment, normalize
 from minivit.data.batches import batches, epoch_order
 from minivit.data.dataset import Dataset, split_validation
 from minivit.engine import Engine
 from minivit.errors import RunError, UserError
-from minivit.inspect.trace import first_non_finite
+from minivit.inspect.trace import first_non_finite, first_non_finite_parameter
 from minivit.keys import Key
 from minivit.presets import get_config
 from minivit.runs import Progress, Run
+from minivit.train.evaluate import evaluate
 from minivit.train.interrupt import Interrupt
 from minivit.train.optim import SGD, Adam, AdamW, Optimizer, clip_gradients
 from minivit.train.recipe import Recipe
+from minivit.train.reporter import Reporter, StepReport
 from minivit.train.schedules import learning_rate
-from minivit.vit import ViT, ViTConfig
-
-EVALUATION_BATCH = 1024
-
-
-class Evaluation(NamedTuple):
-    """What a model does on labelled images, every one counted."""
-
-    accuracy: float
-    loss: float
-    images: int
-    confusion: Array  # (classes, classes): how many of the label (row) were taken for the class (column)
-
-
-class StepReport(NamedTuple):
-    """What a reporter hears after each step."""
-
-    epoch: int
-    step: int
-    loss: float
-    accuracy: float
-    learning_rate: float
-    images_per_second: float
-    seconds_left: float
-
-
-class Reporter(Protocol):
-    """Who is told how training goes: a progress bar, plain lines, a notebook."""
-
-    def started(self, run: Run, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
-        """Training begins at `first_step`."""
-
-    def stepped(self, report: StepReport) -> None:
-        """A step is done."""
-
-    def epoch_ended(self, metrics: dict[str, Any]) -> None:
-        """An epoch is done; `metrics` is its line in metrics.jsonl."""
+from minivit.vit import ViT
 
 
 class Interrupted(Exception):  # noqa: N818 - it reports no error
@@ -100,40 +65,32 @@ def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
     return kind(model, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay)
 
 
-def evaluate(
-    engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Evaluation:
-    """Return what the engine's model makes of uint8 `images` (n, height, width, C)."""
-    dtype = engine.model.parameters.store.values.dtype
-    total_loss = 0.0
-    confusion = np.zeros((engine.model.config.num_classes,) * 2, np.int64)
-    for part in batches(np.arange(len(images)), EVALUATION_BATCH):
-        logits = to_host(engine.predict(normalize(images[part], mean, std, dtype)))
-        total_loss += float(ops.cross_entropy(logits, labels[part], keep=False)[0]) * len(part)
-        np.add.at(confusion, (labels[part], logits.argmax(axis=1)), 1)
-    return Evaluation(int(confusion.trace()) / len(images), total_loss / len(images), len(images), confusion)
-
-
 class Trainer:
     """One run: its data, model, optimiser and place."""
 
     def __init__(self, run: Run, dataset: Dataset, threads: int | None = None) -> None:
-        recipe = run.recipe
+        config = model_config(run.recipe, dataset)
+        recipe = replace(run.recipe, micro_batch=run.recipe.micro_batch or config.micro_batch)
+        if recipe.crop_padding >= min(config.height, config.width):
+            raise UserError(
+                f"crop_padding {recipe.crop_padding} could shift images of {config.height} x {config.width} away"
+            )
         self.run, self.dataset, self.recipe = run, dataset, recipe
-        self.model = ViT(model_config(recipe, dataset), seed=recipe.seed, dtype=recipe.dtype)
+        self.model = ViT(config, seed=recipe.seed, dtype=recipe.dtype)
         self.optimizer = make_optimizer(recipe, self.model)
-        self.engine = Engine(self.model, threads, recipe.micro_batch or None)
+        self.engine = Engine(self.model, threads, recipe.micro_batch)
         self.train_index, self.validation_index = split_validation(dataset, recipe.validation, recipe.seed)
         self.steps_per_epoch = -(-len(self.train_index) // recipe.batch_size)
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.progress = Progress()
+        self.fingerprint = dataset.fingerprint()
 
     def fit(self, reporter: Reporter, resume: bool, checkpoint_seconds: float) -> dict[str, Any]:
         """Train from the start, or from the last checkpoint, to the end; return the result."""
         if resume and (result := self.run.result()) is not None:
             return result
         if resume and (self.run.path / "last" / "training.safetensors").exists():
-            self.progress = self.run.load_state(self.model, self.optimizer)
+            self.progress = self.run.load_state(self.model, self.optimizer, self.fingerprint)
             done = [m for m in self.run.metrics() if m["step"] <= self.progress.step]
             self.run.write_metrics(done)
         else:
@@ -170,7 +127,7 @@ class Trainer:
         loss, logits = self.engine.training_step(images, labels, key, recipe.label_smoothing)
         norm = clip_gradients(self.model.parameters.store, recipe.clip_norm or None)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._stop_not_finite(images, key)
+            self._stop_not_finite(progress.step + 1, first_non_finite(self.model, images, key))
         warmup_steps = round(recipe.warmup_epochs * self.steps_per_epoch)
         self.optimizer.lr = learning_rate(progress.step, self.total_steps, recipe.lr, warmup_steps, recipe.schedule)
         self.optimizer.step()
@@ -192,13 +149,6 @@ class Trainer:
             seconds_left=(self.total_steps - progress.step) * recipe.batch_size / rate,
         )
 
-    def _stop_not_finite(self, images: Array, key: Key) -> None:
-        where = first_non_finite(self.model, images, key)
-        raise RunError(
-            f"the loss or its gradient is not finite at step {self.progress.step + 1}: {where}. The checkpoint of an "
-            f"earlier step is in {self.run.path / 'last'}; a smaller --lr often helps"
-        )
-
     def _end_epoch(self, epoch: int) -> dict[str, Any]:
         progress, dataset = self.progress, self.dataset
         metrics: dict[str, Any] = {
@@ -210,10 +160,12 @@ class Trainer:
             "images_per_second": progress.epoch_images / progress.epoch_seconds,
             "seconds": progress.seconds,
         }
+        self._expect_finite(0.0, "training")
         accuracy = progress.best_accuracy  # without a validation part every epoch is the best so far
         if len(self.validation_index):
             held_out = dataset.train_images[self.validation_index], dataset.train_labels[self.validation_index]
             measured = evaluate(self.engine, *held_out, dataset.mean, dataset.std)
+            self._expect_finite(measured.loss, "validation")
             metrics |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
             accuracy = measured.accuracy
         if accuracy >= progress.best_accuracy:
@@ -225,9 +177,22 @@ class Trainer:
         self._checkpoint()
         return metrics
 
+    def _expect_finite(self, loss: float, of: str) -> None:
+        if (name := first_non_finite_parameter(self.model)) is not None:
+            self._stop_not_finite(self.progress.step, f"the parameter {name} holds NaN or infinity after it")
+        if not math.isfinite(loss):
+            self._stop_not_finite(self.progress.step, f"the loss on the {of} images is {loss} after it")
+
+    def _stop_not_finite(self, step: int, where: str) -> NoReturn:
+        raise RunError(
+            f"training is not finite at step {step}: {where}. The last good checkpoint is in "
+            f"{self.run.path / 'last'}; a smaller --lr often helps"
+        )
+
     def _checkpoint(self) -> None:
+        self._expect_finite(0.0, "training")
         self.run.save_model("last", self.model, self.dataset)
-        self.run.save_state(self.model, self.optimizer, self.progress)
+        self.run.save_state(self.model, self.optimizer, self.progress, self.fingerprint)
 
     def _finish(self) -> dict[str, Any]:
         from minivit.inspect.figures import save_curves
@@ -235,8 +200,9 @@ class Trainer:
 
         dataset, progress = self.dataset, self.progress
         best = load_model(self.run.path / "best", dtype=self.recipe.dtype)
-        with Engine(best, self.engine.threads, self.recipe.micro_batch or None) as engine:
+        with Engine(best, self.engine.threads, self.recipe.micro_batch) as engine:
             measured = evaluate(engine, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std)
+        self._expect_finite(measured.loss, "test")
         result = {
             "run": str(self.run.path),
             "test_accuracy": measured.accuracy,

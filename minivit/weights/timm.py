@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array
+from minivit.config import ViTConfig
 from minivit.errors import UserError
 from minivit.presets import PRESETS
-from minivit.vit import ViT, ViTConfig
+from minivit.vit import ViT
 
 _PATCH = "patch_embed.proj.weight"
 _FIELDS = {field.name for field in dataclass_fields(ViTConfig)}

@@ -1,0 +1,38 @@
+"""Evaluation: what a model makes of labelled images, every one counted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minivit import ops
+from minivit.arrays import Array, to_host
+from minivit.data.augment import normalize
+from minivit.data.batches import batches
+from minivit.engine import Engine
+
+EVALUATION_BATCH = 1024
+
+
+class Evaluation(NamedTuple):
+    """What a model does on labelled images, every one counted."""
+
+    accuracy: float
+    loss: float
+    images: int
+    confusion: Array  # (classes, classes): how many of the label (row) were taken for the class (column)
+
+
+def evaluate(
+    engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Evaluation:
+    """Return what the engine's model makes of uint8 `images` (n, height, width, C)."""
+    dtype = engine.model.parameters.store.values.dtype
+    total_loss = 0.0
+    confusion = np.zeros((engine.model.config.num_classes,) * 2, np.int64)
+    for part in batches(np.arange(len(images)), EVALUATION_BATCH):
+        logits = to_host(engine.predict(normalize(images[part], mean, std, dtype)))
+        total_loss += float(ops.cross_entropy(logits, labels[part], keep=False)[0]) * len(part)
+        np.add.at(confusion, (labels[part], logits.argmax(axis=1)), 1)
+    return Evaluation(int(confusion.trace()) / len(images), total_loss / len(images), len(images), confusion)
