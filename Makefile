@@ -1,7 +1,7 @@
 # check: lint and types    test: the suite    slow, conformance, mutants: the longer proofs    lock: renew the pins
 PYTHON ?= python
 
-.PHONY: check format test slow conformance mutants bench lock
+.PHONY: check format test slow conformance mutants cifar10 bench lock
 
 check:
 	$(PYTHON) -m ruff check .
@@ -24,10 +24,13 @@ conformance:
 mutants:
 	$(PYTHON) -m tests.mutants
 
+# The bar of the small preset: 65 % of the test set within 15 minutes on two cores.
+cifar10:
+	minivit train cifar10
+
 bench:
 	$(PYTHON) -m benchmarks.step
 
+# In a fresh environment with nothing but the extra dev.
 lock:
-	$(PYTHON) -m piptools compile -q --extra dev --strip-extras --no-annotate --no-header --no-emit-index-url \
-		--no-emit-find-links --no-emit-trusted-host -o constraints.txt pyproject.toml
-	sed -i '/^minivit @/d' constraints.txt
+	$(PYTHON) -m pip freeze --exclude-editable --exclude minivit > constraints.txt

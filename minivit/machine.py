@@ -14,6 +14,7 @@ import threadpoolctl
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
 _LARGEST = 1 << 30
+_LARGEST_OF_OLD = 1 << 25  # what glibc allowed before 2.35
 
 
 def cores() -> int:
@@ -32,7 +33,8 @@ def keep_freed_pages() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+    kept = mallopt(_M_MMAP_THRESHOLD, _LARGEST) or mallopt(_M_MMAP_THRESHOLD, _LARGEST_OF_OLD)
+    return bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST) and kept)
 
 
 @functools.cache

@@ -57,6 +57,12 @@ def test_gradient(case: Case) -> None:
     assert {row.verdict for row in report.rows} <= {"ok", "zero"}
 
 
+def test_the_taylor_remainder_falls_with_slope_2_or_the_function_is_linear(case: Case) -> None:
+    report = testing.assert_gradients(case.forward, case.backward, *case.make(0, "float64"), names=case.names)
+    for row in report.rows:
+        assert row.slope == "linear" or (isinstance(row.slope, float) and abs(row.slope - 2.0) <= 0.05), str(report)
+
+
 def test_a_gradient_of_another_shape_or_dtype_is_refused(case: Case) -> None:
     y, cache = case.forward(*case.make(0, "float32"))
     dy = normal(y)

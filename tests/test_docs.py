@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import re
@@ -49,3 +50,36 @@ def test_the_index_links_every_page() -> None:
 def test_every_link_between_pages_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", read(page)):
         assert (PAGES / target).is_file(), f"{page} links {target}"
+
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def without_docstrings(source: str) -> dict[str, str]:
+    """Return the code of each function, by name."""
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        if ast.get_docstring(function) is not None:
+            del function.body[0]
+    return {function.name: ast.unparse(function) for function in functions}
+
+
+def test_the_op_in_the_readme_is_the_op() -> None:
+    quoted = next(body for language, body in FENCE.findall(README.read_text(encoding="utf-8")) if language == "python")
+    path = README.parent / "minivit" / "ops" / "softmax.py"
+    assert without_docstrings(quoted) == without_docstrings(path.read_text(encoding="utf-8"))
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, code = (body for language, body in FENCE.findall(README.read_text(encoding="utf-8")) if language == "python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {"__name__": "page"})
+    assert printed.getvalue().count("passed: ") == 2
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_every_link_of_the_readme_leads_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text(encoding="utf-8")):
+        assert (README.parent / target).is_file(), target

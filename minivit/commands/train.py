@@ -43,6 +43,10 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "warmup_epochs": {"type": float, "help": "epochs of rising learning rate"},
     "optimizer": {"choices": OPTIMIZERS, "help": "adamw, adam or sgd"},
     "weight_decay": {"type": float, "help": "of matrices, not of biases, norms, tokens and positions"},
+    "momentum": {"type": float, "help": "of sgd"},
+    "clip_norm": {"type": float, "help": "largest global norm of the gradients; 0: no clipping"},
+    "crop_padding": {"type": int, "help": "pixels by which training images are shifted at most; 0: none"},
+    "flip": {"action": argparse.BooleanOptionalAction, "help": "whether half of the training images are mirrored"},
     "label_smoothing": {"type": float, "help": "share of the label that goes to all classes"},
     "validation": {"type": float, "help": "share of the training images that choose the best epoch"},
     "micro_batch": {"type": int, "help": "images that a thread takes at a time; 0: by the model's size"},
@@ -57,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="DIR", help="where the run is kept (default: runs/DATA-1, -2, ...)")
     parser.add_argument("--resume", action="store_true", help="go on with a run (default: the newest of DATA)")
     for name, options in RECIPE_OPTIONS.items():
-        metavar = None if "choices" in options else name.rpartition("_")[2].upper()
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, **options)
+        if not {"choices", "action"} & set(options):
+            options = {"metavar": name.rpartition("_")[2].upper(), **options}
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
     parser.add_argument(
         "--set",
         action="append",
