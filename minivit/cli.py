@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome = COMMANDS[args.command].run(args, Terminal(args.json))
         if args.json:
             print(json.dumps(outcome.values, allow_nan=False))  # noqa: T201
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed before we began
+            sys.stdout.flush()
         return int(outcome.status)
     except SystemExit as stop:  # argparse ends so after --help and --version
         return int(stop.code or 0)

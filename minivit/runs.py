@@ -27,6 +27,10 @@ from minivit.train.recipe import Recipe
 from minivit.vit import ViT
 from minivit.weights import read_tensors, save_model, write_tensors
 
+# What others read from a line of metrics.jsonl, and from result.json.
+_METRICS = {"epoch", "step", "train_loss", "train_accuracy"}
+_RESULT = {"run", "test_accuracy", "test_images", "best_epoch", "best_val_accuracy", "seconds", "images_per_second"}
+
 
 @dataclass
 class Progress:
@@ -104,8 +108,17 @@ class Run:
     def save_state(self, model: ViT, optimizer: Optimizer, progress: Progress, data: str) -> None:
         """Write all that is needed to go on from here, in one file; `data` is the data set's fingerprint."""
         tensors = {"values": to_host(model.parameters.store.values), **optimizer.state()}
-        about = {"progress": json.dumps(asdict(progress)), "parameters": _layout(model), "data": data}
+        about = {
+            "progress": json.dumps(asdict(progress)),
+            "parameters": _layout(model),
+            "recipe": json.dumps(self.recipe.to_dict()),
+            "data": data,
+        }
         write_tensors(self.path / "last" / "training.safetensors", tensors, about)
+
+    def has_state(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return (self.path / "last" / "training.safetensors").exists()
 
     def load_state(self, model: ViT, optimizer: Optimizer, data: str) -> Progress:
         """Set the model and the optimiser to the last checkpoint, and return its place in the run.
@@ -115,7 +128,7 @@ class Run:
         Raises
         ------
         UserError
-            The file is missing, damaged or belongs to another model, or was written with other data.
+            The file is missing, damaged or belongs to another model, or was written with another recipe or other data.
         """
         for folder in (self.path, self.path / "best", self.path / "last"):
             remove_leftovers(folder)
@@ -123,6 +136,13 @@ class Run:
         tensors, about = read_tensors(path)
         if about.get("parameters") != _layout(model) or "values" not in tensors:
             raise UserError(f"{path} is the checkpoint of another model than the one in recipe.json")
+        begun, now = json.loads(about.get("recipe", "{}")), json.loads(json.dumps(self.recipe.to_dict()))
+        # The images may have moved; whether they are the same is the next question.
+        if changed := [name for name in now if name != "dataset" and begun.get(name) != now[name]]:
+            raise UserError(
+                f"{self.path / 'recipe.json'} says otherwise than when the run was begun: {', '.join(changed)}; "
+                "put it back, or begin a new run"
+            )
         if about.get("data") != data:
             raise UserError(f"{path} was trained on other images than {self.recipe.dataset} has now; begin a new run")
         progress = _progress(path, about.get("progress", ""))
@@ -132,14 +152,24 @@ class Run:
         return progress
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the metrics of the epochs so far."""
+        """Return the metrics of the epochs so far.
+
+        Raises
+        ------
+        UserError
+            The file is damaged.
+        """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from error
+        for number, record in enumerate(records, start=1):
+            if not (isinstance(record, dict) and record.keys() >= _METRICS):
+                raise UserError(f"{path} is damaged: line {number} is not the metrics of an epoch")
+        return records
 
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Write the metrics of all epochs so far."""
@@ -147,9 +177,22 @@ class Run:
         atomic_write(self.path / "metrics.jsonl", lambda file: file.write(text.encode()))
 
     def result(self) -> dict[str, Any] | None:
-        """Return what the finished run came to, or None."""
+        """Return what the finished run came to, or None.
+
+        Raises
+        ------
+        UserError
+            The file is damaged.
+        """
         path = self.path / "result.json"
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        result = read_json(path)
+        if missing := sorted(_RESULT - result.keys()):
+            raise UserError(
+                f"{path} is not what a run came to: it lacks {', '.join(missing)}; remove it and --resume anew"
+            )
+        return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Mark the run as finished."""

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -541,6 +542,79 @@ def test_a_damaged_recipe(cli: Minivit, squares: Path, text: str) -> None:
     assert_refused(cli("eval", "here"), 2)
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda run: (run / "last" / "training.safetensors").unlink(), ["lost last/training.safetensors"]),
+        (lambda run: (run / "metrics.jsonl").unlink(), ["metrics.jsonl", "a line for each epoch"]),
+        (lambda run: (run / "metrics.jsonl").write_text(""), ["metrics.jsonl", "a line for each epoch"]),
+        (lambda run: (run / "metrics.jsonl").write_text('{"epo'), ["metrics.jsonl is damaged"]),
+        (lambda run: (run / "metrics.jsonl").write_text('{"step": 1}'), ["line 1 is not the metrics of an epoch"]),
+        (lambda run: (run / "metrics.jsonl").write_text("[1]"), ["line 1 is not the metrics of an epoch"]),
+        (lambda run: (run / "result.json").write_text("{}"), ["result.json", "lacks best_epoch", "remove it"]),
+        (lambda run: (run / "result.json").write_text("oops"), ["result.json", "not valid JSON"]),
+        (lambda run: edit_recipe(run, seed=1), ["recipe.json says otherwise", ": seed;"]),
+        (lambda run: edit_recipe(run, epochs=3, lr=0.1), ["recipe.json says otherwise", ": epochs, lr;"]),
+        (lambda run: (run / "best" / "model.safetensors").unlink(), ["best", "model.safetensors"]),
+    ],
+)
+def test_a_damaged_run_is_refused_and_left_as_it_is(
+    cli: Minivit, squares: Path, run_folder: Path, damage: Callable[[Path], object], words: list[str]
+) -> None:
+    here = Path("here")
+    shutil.copytree(run_folder, here)
+    (here / "result.json").unlink()
+    damage(here)
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    assert_refused(cli("train", squares, "--run", here, "--resume"), 2, *words)
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def edit_recipe(run: Path, **fields: Any) -> None:
+    recipe = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps(recipe | fields))
+
+
+def test_images_that_moved(cli: Minivit, tmp_path: Path) -> None:
+    folder = save_squares(tmp_path / "squares")
+    assert cli("train", folder, *TINY, "--epochs", 1, "--validation", 0, "--run", "here").status == 0
+    Path("here/result.json").unlink()
+    moved = folder.rename(tmp_path / "moved")
+    assert_refused(cli("train", "squares", "--run", "here", "--resume"), 2, str(folder), "neither a data set nor")
+    edit_recipe(Path("here"), dataset=str(moved))
+    assert cli("train", "moved", "--run", "here", "--resume").status == 0
+
+
+def test_ctrl_c_twice_says_how_to_go_on(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(self: loop.Trainer, samples: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop.Trainer, "_step", twice)
+    said = cli("train", squares, *TINY, "--run", "here", "--data", "some where")
+    assert_refused(said, 1, "stopped at once", "--run here --data 'some where' --resume")
+
+
+def test_eval_of_images_with_other_channels(cli: Minivit, run_folder: Path, tmp_path: Path) -> None:
+    folder = save_squares(tmp_path / "squares", 2)
+    for file in folder.rglob("0.png"):
+        Image.open(file).convert("RGB").save(file)
+    assert_refused(cli("eval", run_folder, "--dataset", folder), 2, "images of 1 channels, but squares has 3")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such pipes there")
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(cli: Minivit, run_folder: Path) -> None:
+    os.mkfifo("pipe.png")
+    assert_refused(cli("predict", run_folder, "pipe.png"), 2, "pipe.png", "it is not a file")
+
+
+def test_no_standard_output_at_all(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        status = main(["info", "--json"])
+    assert status == 0
+
+
 def test_a_model_for_other_classes(cli: Minivit, run_folder: Path, tmp_path: Path) -> None:
     folder = save_squares(tmp_path / "squares", 2)
     for part in ("train", "test"):
@@ -561,7 +635,7 @@ def test_a_model_file_that_does_not_say_its_classes(cli: Minivit, squares: Path)
 
 
 def test_a_loss_that_is_not_finite(cli: Minivit, squares: Path) -> None:
-    said = cli("train", squares, *TINY, "--lr", 1e30, "--run", "here")
+    said = cli("train", squares, *TINY, "--batch-size", 8, "--lr", 1e30, "--run", "here")
     assert_refused(said, 1, "not finite at step ", "shows first in the result of ", "here/last", "--lr")
     for value in read_tensors("here/last/model.safetensors")[0].values():
         assert np.isfinite(value).all()

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minivit import Engine, RunError, UserError, ViT, load_model
+from minivit import AdamW, Engine, RunError, UserError, ViT, load_model
 from minivit.data import Dataset, normalize
+from minivit.files import locked
 from minivit.inspect import figures
 from minivit.inspect.trace import first_non_finite
 from minivit.runs import Run, latest_run_path, next_run_path
@@ -382,7 +383,7 @@ def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"training\.safetensors is the checkpoint of another model"):
         train(other, make_dataset(), Listener(), resume=True)
     other = Run(run.path, replace(RECIPE, optimizer="sgd"))
-    with pytest.raises(UserError, match="momentum"):
+    with pytest.raises(UserError, match="optimizer"):
         train(other, make_dataset(), Listener(), resume=True)
 
 
@@ -460,3 +461,31 @@ def test_a_gradient_that_is_not_finite_is_named_where_the_backward_pass_meets_it
         parameter.grad[...] = np.nan
     vit.parameters["head.bias"].grad[...] = vit.parameters["head.weight"].grad[...] = 0
     assert first_non_finite(vit, images, None).endswith("it shows first in the gradient of norm.bias")
+
+
+def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run")
+    with locked(run.path), pytest.raises(UserError, match="another process is at work in"):
+        train(run, make_dataset(), Listener())
+    assert train(run, make_dataset(), Listener())["test_images"] == 13
+
+
+def test_a_validation_loss_that_is_not_finite_names_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters are finite, but so large that a layer overflows where only evaluation sees it."""
+    run = run_at(tmp_path / "run", replace(RECIPE, batch_size=100))
+    step = AdamW.step
+
+    def leap(self: Any) -> None:
+        step(self)
+        self._store.values[...] *= np.float32(1e30)
+
+    monkeypatch.setattr(AdamW, "step", leap)
+    words = r"not finite at step 1: on the validation images after it, it shows first in the result of blocks\.0\."
+    with np.errstate(all="ignore"), pytest.raises(RunError, match=words):
+        train(run, make_dataset(), Listener(), threads=1)
+
+
+@pytest.mark.parametrize("field", [{"epochs": 1.5}, {"flip": "no"}, {"seed": "0"}])
+def test_a_recipe_of_other_types_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(field))} is .*; expected"):
+        Recipe.from_dict({**RECIPE.to_dict(), **field})

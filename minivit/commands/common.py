@@ -44,10 +44,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="where CIFAR is, or is downloaded to (default: $MINIVIT_DATA)")
 
 
-def dataset_name(text: str) -> str:
-    """Return a data set's name, or its absolute path, which means the same from everywhere."""
+def dataset_name(text: str, gone: bool = False) -> str:
+    """Return a data set's name, or its absolute path, also if `gone`, which means the same from everywhere."""
     path = Path(text).expanduser()
-    return os.path.abspath(path) if text not in NAMES and path.exists() else text  # noqa: PTH100 - links stay links
+    is_path = text not in NAMES and (gone or path.exists())
+    return os.path.abspath(path) if is_path else text  # noqa: PTH100 - links stay links
 
 
 def open_dataset(name: str, image_size: tuple[int, int], data: str | None, terminal: Terminal) -> Dataset:

@@ -54,12 +54,17 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     check_backend(args.backend)
     path = Path(args.run).expanduser()
     recipe = Run.open(path).recipe if Run.exists(path) else None
+    if not path.exists():
+        raise UserError(f"there is no run or model {args.run}")
     if args.dataset is None and recipe is None:
         raise UserError(f"{args.run} is no run, so it does not say which images it is for; name them with --dataset")
     model, about = open_model(args.run, args.checkpoint)
     config = model.config
     name = dataset_name(args.dataset) if args.dataset is not None or recipe is None else recipe.dataset
     dataset = open_dataset(name, (config.height, config.width), args.data, terminal)
+    channels = dataset.test_images.shape[3]
+    if channels != config.in_chans:
+        raise UserError(f"{args.run} takes images of {config.in_chans} channels, but {dataset.name} has {channels}")
     if list(dataset.class_names) != about["class_names"]:
         raise UserError(
             f"{args.run} knows {_some(about['class_names'])}, but {dataset.name} has {_some(dataset.class_names)}"

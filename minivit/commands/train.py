@@ -100,17 +100,21 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
         f"{dataset.name}: {len(trainer.train_index):,} training, {len(trainer.validation_index):,} validation and "
         f"{len(dataset.test_images):,} test images, {len(dataset.class_names)} classes"
     )
+    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
     terminal.say(
-        f"{recipe.model}: {trainer.model.parameters.count:,} parameters, {recipe.epochs} epochs, "
+        f"{recipe.model}: {trainer.model.parameters.count:,} parameters, {epochs}, "
         f"threads: {trainer.engine.threads}, into {opened.path}"
     )
+    data = ["--data", args.data] if args.data else []
+    again = shlex.join(["minivit", "train", args.dataset, "--run", str(opened.path), *data, "--resume"])
     try:
         with terminal.training() as reporter:
             result = trainer.fit(reporter, args.resume, args.checkpoint_seconds)
     except Interrupted as stop:
-        again = shlex.join(["minivit", "train", args.dataset, "--run", str(opened.path), "--resume"])
         where = f"stopped after step {stop.step:,} of {trainer.total_steps:,}"
         raise RunError(f"{where}; all is saved. To go on: {again}") from stop
+    except KeyboardInterrupt as stop:
+        raise RunError(f"stopped at once. To go on after the last checkpoint: {again}") from stop
     return _finished(opened, result, terminal)
 
 
@@ -123,7 +127,7 @@ def _new(args: argparse.Namespace) -> Run:
 
 
 def _resumed(args: argparse.Namespace) -> Run:
-    name = dataset_name(args.dataset)
+    name = dataset_name(args.dataset, gone=True)
     opened = Run.open(Path(args.run).expanduser() if args.run else latest_run_path(name))
     differences = opened.recipe.differences({"dataset": name, **_given(args, opened.recipe.model_options)})
     if differences:

@@ -146,6 +146,6 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[NDAr
         empty = "training" if held_out.all() else "validation"
         raise UserError(
             f"a validation fraction of {fraction} leaves no {empty} image of the {len(labels)} in {dataset.name}; "
-            "use another fraction"
+            "use another fraction, or 0 for none"
         )
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -148,6 +148,8 @@ def _decode(path: Path, size: tuple[int, int] | None, channels: int | None) -> N
     from PIL import Image, ImageOps
 
     try:
+        if path.exists() and not path.is_file():  # a pipe would keep us waiting
+            raise ValueError("it is not a file")
         with Image.open(path) as file:
             if file.mode[0] in "IF":
                 raise ValueError(f"its pixels are of the mode {file.mode}; save it with 8 bits a channel")

@@ -18,11 +18,12 @@ from minivit.data.batches import batches, epoch_order
 from minivit.data.dataset import Dataset, split_validation
 from minivit.engine import Engine
 from minivit.errors import RunError, UserError
+from minivit.files import locked
 from minivit.inspect.trace import first_non_finite, first_non_finite_parameter
 from minivit.keys import Key
 from minivit.presets import get_config
 from minivit.runs import Progress, Run
-from minivit.train.evaluate import evaluate
+from minivit.train.evaluate import Evaluation, evaluate
 from minivit.train.interrupt import Interrupt
 from minivit.train.optim import SGD, Adam, AdamW, Optimizer, clip_gradients
 from minivit.train.recipe import Recipe
@@ -75,7 +76,7 @@ class Trainer:
             raise UserError(
                 f"crop_padding {recipe.crop_padding} could shift images of {config.height} x {config.width} away"
             )
-        self.run, self.dataset, self.recipe = run, dataset, recipe
+        self.run, self.dataset, self.recipe = Run(run.path, recipe), dataset, recipe
         self.model = ViT(config, seed=recipe.seed, dtype=recipe.dtype)
         self.optimizer = make_optimizer(recipe, self.model)
         self.engine = Engine(self.model, threads, recipe.micro_batch)
@@ -89,16 +90,26 @@ class Trainer:
         """Train from the start, or from the last checkpoint, to the end; return the result."""
         if resume and (result := self.run.result()) is not None:
             return result
-        if resume and (self.run.path / "last" / "training.safetensors").exists():
-            self.progress = self.run.load_state(self.model, self.optimizer, self.fingerprint)
-            done = [m for m in self.run.metrics() if m["step"] <= self.progress.step]
-            self.run.write_metrics(done)
-        else:
-            self._checkpoint()
-        reporter.started(self.run, self.model, self.progress.step, self.total_steps, self.steps_per_epoch)
-        with Interrupt() as interrupt, self.engine:
+        with locked(self.run.path), Interrupt() as interrupt, self.engine:
+            self._begin(resume)
+            reporter.started(self.run, self.model, self.progress.step, self.total_steps, self.steps_per_epoch)
             self._train(reporter, interrupt, checkpoint_seconds)
             return self._finish()
+
+    def _begin(self, resume: bool) -> None:
+        if resume and self.run.has_state():
+            self.progress = self.run.load_state(self.model, self.optimizer, self.fingerprint)
+            done = [m for m in self.run.metrics() if m["step"] <= self.progress.step]
+            if [m["epoch"] for m in done] != list(range(1, self.progress.step // self.steps_per_epoch + 1)):
+                raise UserError(
+                    f"{self.run.path / 'metrics.jsonl'} does not have a line for each epoch before step "
+                    f"{self.progress.step}; bring the file back, or begin a new run"
+                )
+            self.run.write_metrics(done)
+        elif resume and self.run.metrics():
+            raise UserError(f"{self.run.path} has lost last/training.safetensors; bring it back, or begin a new run")
+        else:
+            self._checkpoint()
 
     def _train(self, reporter: Reporter, interrupt: Interrupt, checkpoint_seconds: float) -> None:
         progress, recipe = self.progress, self.recipe
@@ -160,12 +171,11 @@ class Trainer:
             "images_per_second": progress.epoch_images / progress.epoch_seconds,
             "seconds": progress.seconds,
         }
-        self._expect_finite(0.0, "training")
+        self._expect_finite_parameters()
         accuracy = progress.best_accuracy  # without a validation part every epoch is the best so far
         if len(self.validation_index):
             held_out = dataset.train_images[self.validation_index], dataset.train_labels[self.validation_index]
-            measured = evaluate(self.engine, *held_out, dataset.mean, dataset.std)
-            self._expect_finite(measured.loss, "validation")
+            measured = self._evaluate(self.engine, *held_out, "validation")
             metrics |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
             accuracy = measured.accuracy
         if accuracy >= progress.best_accuracy:
@@ -177,11 +187,17 @@ class Trainer:
         self._checkpoint()
         return metrics
 
-    def _expect_finite(self, loss: float, of: str) -> None:
+    def _expect_finite_parameters(self) -> None:
         if (name := first_non_finite_parameter(self.model)) is not None:
             self._stop_not_finite(self.progress.step, f"the parameter {name} holds NaN or infinity after it")
-        if not math.isfinite(loss):
-            self._stop_not_finite(self.progress.step, f"the loss on the {of} images is {loss} after it")
+
+    def _evaluate(self, engine: Engine, images: Array, labels: Array, part: str) -> Evaluation:
+        mean, std = self.dataset.mean, self.dataset.std
+        measured = evaluate(engine, images, labels, mean, std)
+        if not math.isfinite(measured.loss):
+            where = first_non_finite(engine.model, normalize(images, mean, std, self.recipe.dtype), None)
+            self._stop_not_finite(self.progress.step, f"on the {part} images after it, {where}")
+        return measured
 
     def _stop_not_finite(self, step: int, where: str) -> NoReturn:
         raise RunError(
@@ -190,7 +206,7 @@ class Trainer:
         )
 
     def _checkpoint(self) -> None:
-        self._expect_finite(0.0, "training")
+        self._expect_finite_parameters()
         self.run.save_model("last", self.model, self.dataset)
         self.run.save_state(self.model, self.optimizer, self.progress, self.fingerprint)
 
@@ -201,8 +217,7 @@ class Trainer:
         dataset, progress = self.dataset, self.progress
         best = load_model(self.run.path / "best", dtype=self.recipe.dtype)
         with Engine(best, self.engine.threads, self.recipe.micro_batch) as engine:
-            measured = evaluate(engine, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std)
-        self._expect_finite(measured.loss, "test")
+            measured = self._evaluate(engine, dataset.test_images, dataset.test_labels, "test")
         result = {
             "run": str(self.run.path),
             "test_accuracy": measured.accuracy,

@@ -80,6 +80,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("epochs", "batch_size", "crop_padding", "micro_batch", "seed"):
+            _expect(name, getattr(self, name), type(getattr(self, name)) is int, "a whole number")
+        _expect("flip", self.flip, isinstance(self.flip, bool), "true or false")
         for name in ("epochs", "batch_size"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "weight_decay", "warmup_epochs", "clip_norm", "crop_padding", "micro_batch", "seed"):
