@@ -16,7 +16,7 @@ test:
 	$(PYTHON) -m pytest
 
 slow:
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m slow -n 0
 
 conformance:
 	$(PYTHON) -m pytest -m conformance tests/conformance
