@@ -34,7 +34,7 @@ def test_digits_reach_97_percent_on_average_within_a_minute_each(tmp_path: Path)
 @pytest.mark.timeout(400)
 def test_a_run_killed_at_three_random_moments_ends_in_the_same_files(tmp_path: Path) -> None:
     """SIGKILL at moments drawn from a seed, each time going on with another number of threads."""
-    options = ["train", "digits", "--epochs", "8", "--set", "attn_drop_rate=0.1", "--crop-padding", "1", "--flip"]
+    options = ["train", "digits", "--epochs", "20", "--set", "attn_drop_rate=0.1", "--crop-padding", "1", "--flip"]
     minivit_json(*options, "--run", str(tmp_path / "whole"))
     run = tmp_path / "killed"
     moments = random.Random(2020)
