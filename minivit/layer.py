@@ -48,6 +48,12 @@ class Layer:
         """Add to the gradients of all parameters for the gradient `dy` of the result, and return that of `x`."""
         raise NotImplementedError
 
+    def kept(self, cache: Any) -> Any:
+        """Return `cache`, or raise ValueError where the forward pass kept none."""
+        if cache is None:
+            raise ValueError(f"{type(self).__name__}.backward needs a cache, but the forward pass ran with keep=False")
+        return cache
+
     def __call__(self, x: Array) -> Array:
         """Return the layer's result for `x` in evaluation."""
         return self.forward(x, keep=False)[0]

@@ -135,7 +135,7 @@ class MLP(Layer):
 
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx``."""
-        cache1, cache2, cache3, cache4, cache5 = cache
+        cache1, cache2, cache3, cache4, cache5 = self.kept(cache)
         dh = self.drop2.backward(dy, cache5)
         dh = self.fc2.backward(dh, cache4)
         dh = self.drop1.backward(dh, cache3)
@@ -170,7 +170,7 @@ class Attention(Layer):
 
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx``."""
-        cache1, cache2, cache3, cache4 = cache
+        cache1, cache2, cache3, cache4 = self.kept(cache)
         dh = self.proj_drop.backward(dy, cache4)
         dh = self.proj.backward(dh, cache3)
         dqkv = ops.attention_backward(dh, cache2)
@@ -213,7 +213,7 @@ class EncoderBlock(Layer):
 
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx``: through each branch, and past it."""
-        cache1, cache2, cache3, cache4, cache5, cache6 = cache
+        cache1, cache2, cache3, cache4, cache5, cache6 = self.kept(cache)
         dh = self.drop_path2.backward(dy, cache6)
         dh = self.mlp.backward(dh, cache5)
         dx = dy + self.norm2.backward(dh, cache4)
@@ -238,5 +238,5 @@ class PatchEmbed(Layer):
 
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return the gradient of the images."""
-        cache1, cache2 = cache
+        cache1, cache2 = self.kept(cache)
         return ops.patches_backward(self.proj.backward(dy, cache2), cache1)

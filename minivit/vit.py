@@ -91,9 +91,7 @@ class ViT(Layer):
 
     def backward(self, dy: Array, cache: Any) -> Array:
         """Add to all gradients for the gradient `dy` (B, num_classes) of the logits; return that of the images."""
-        if cache is None:
-            raise ValueError("ViT.backward needs a cache, but the forward pass ran with keep=False")
-        caches = list(cache)
+        caches = list(self.kept(cache))
         dx = self.head.backward(dy, caches.pop())
         dx = self.head_drop.backward(dx, caches.pop())
         dx = self._final_norm().backward(dx, caches.pop())
