@@ -84,7 +84,6 @@ class Layer:
             twin: Self = known[id(self)]
             return twin
         twin = known[id(self)] = copy.copy(self)
-        twin._parameters = None
 
         def replaced(member: Any) -> Any:
             if isinstance(member, Parameter):
@@ -97,6 +96,7 @@ class Layer:
 
         for name, member in vars(self).items():
             setattr(twin, name, replaced(member))
+        twin._parameters = None  # they are those of another store
         return twin
 
     def _on_store(self, declared: Mapping[str, Parameter], starts: Mapping[str, int], store: FlatStore) -> Self:

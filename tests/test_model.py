@@ -548,3 +548,12 @@ def test_a_dropout_without_a_cache_is_no_identity() -> None:
     _, cache = dropout.forward(x, Key(0, 0, np.arange(2)), keep=False)
     with pytest.raises(ValueError, match="needs a cache"):
         dropout.backward(x, cache)
+
+
+def test_a_replica_does_not_remember_what_a_part_of_the_model_was_asked() -> None:
+    vit = model()
+    asked = vit.blocks[0].parameters
+    for twin in (vit.replica(), vit.astype("float32")):
+        part = twin.blocks[0].parameters
+        assert part.store is twin.parameters.store
+        assert part.store is not asked.store
