@@ -52,11 +52,12 @@ def groups_of(model: Layer, lr: float, weight_decay: float) -> list[Group]:
 
 def clip_gradients(store: FlatStore, max_norm: float | None) -> Array:
     """Scale all gradients so that their global norm is at most `max_norm`; return the norm before, a 0-d array."""
-    xp = namespace(store.gradients)
-    norm = xp.sqrt(sum((part * part).sum() for part in _pieces(store.gradients)))
+    gradients = store.gradients
+    xp = namespace(gradients)
+    norm = xp.sqrt(sum((part * part).sum() for part in _pieces(gradients)))
     if max_norm is not None:
         scale = max_norm / (norm + 1e-6)
-        store.gradients[...] *= xp.where(scale < 1.0, scale, xp.ones_like(scale))
+        gradients *= xp.where(scale < 1.0, scale, xp.ones_like(scale))
     return xp.asarray(norm)
 
 
