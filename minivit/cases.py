@@ -192,7 +192,7 @@ def _block(shape: Shape, drop: float = 0.0, approximate: str = "none") -> Layer:
 
 
 OPS: tuple[Case, ...] = (
-    _op("linear", "linear", lambda B=2, N=5, I=7, O=11: {"x": (B, N, I), "weight": (I, O), "bias": (O,)}),  # noqa: E741
+    _op("linear", "linear", lambda B=2, N=5, I=7, O=11: {"x": (B, N, I), "weight": (I, O), "bias": (O,)}),  # noqa: E741 - I and O of the op
     _op("layer_norm", "layer_norm", lambda B=2, N=5, D=7: {"x": (B, N, D), "weight": (D,), "bias": (D,)}),
     _op("gelu", "gelu", _tokens),
     _op("gelu-tanh", "gelu", _tokens, "tanh"),

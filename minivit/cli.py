@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import minivit
 from minivit.commands import evaluate, gradcheck, info, predict, train
 from minivit.errors import RunError, UserError
-from minivit.terminal import Terminal
+from minivit.terminal import Terminal, complain
 
 COMMANDS: dict[str, Any] = {
     "train": train,
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = _parse(argv)
             outcome = COMMANDS[args.command].run(args, Terminal(args.json))
         if args.json:
-            print(json.dumps(outcome.values, allow_nan=False))  # noqa: T201
+            print(json.dumps(outcome.values, allow_nan=False))  # noqa: T201 - what --json asks for
         if sys.stdout is not None:  # it was closed before we began
             sys.stdout.flush()
         return int(outcome.status)
@@ -116,7 +116,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _failed(message: str, status: int) -> int:
-    print("minivit:", " ".join(message.split()), file=sys.stderr)  # noqa: T201
+    complain(message)
     return status
 
 
@@ -125,7 +125,7 @@ def _warnings_in_one_line() -> Iterator[None]:
     """Show a warning as one line, and none of NumPy's about overflow: the commands look for NaN and infinity."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"minivit: warning: {message}", file=sys.stderr)  # noqa: T201
+        complain(f"warning: {message}")
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* encountered in ", category=RuntimeWarning)

@@ -6,6 +6,7 @@ With --json, standard output is for the JSON object alone: tables are left out, 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from minivit.train.reporter import Reporter
 
 PIPE_WIDTH = 160  # columns of a table where there is no terminal to measure
+
+
+def complain(message: object) -> None:
+    """Print one line about what went wrong, on standard error."""
+    print("minivit:", " ".join(str(message).split()), file=sys.stderr)  # noqa: T201 - what the command line is for
 
 
 class Terminal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from minivit.engine import Engine
 from minivit.errors import UserError
 from minivit.ops import softmax
 from minivit.reporters import percent
-from minivit.terminal import Terminal
+from minivit.terminal import Terminal, complain
 
 HELP = "classify image files with a trained model"
 DESCRIPTION = """\
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
             images.append(_read(Path(name), (config.height, config.width), config.in_chans))
         except UserError as error:
             errors.append({"path": name, "error": str(error)})
-            print("minivit:", " ".join(str(error).split()), file=sys.stderr)  # noqa: T201
+            complain(error)
             continue
         paths.append(name)
         size = _size(Path(name))

@@ -31,7 +31,7 @@ _KEY = "minivit"
 def save_model(
     model: ViT,
     path: str | os.PathLike[str],
-    format: str = "timm",  # noqa: A002
+    format: str = "timm",  # noqa: A002 - the word that users know
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model to a file, and ``config.json`` beside it.
