@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 
 from minivit.arrays import Array, backend, library_name, namespace, to_backend, to_host
-from minivit.errors import UserError
+from minivit.errors import UserError, counted
 from minivit.keys import Key
 from minivit.parameters import FlatStore, Parameter, Parameters, first_value, plan
 
@@ -182,8 +182,7 @@ class Layer:
         missing = [name for name in named if name not in state]
         unknown = [name for name in state if name not in named]
         if missing or unknown:
-            words = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                     for what, names in (("missing", missing), ("unknown", unknown)) if names]  # fmt: skip
+            words = [counted(what, names) for what, names in (("missing", missing), ("unknown", unknown)) if names]
             raise UserError(f"the weights belong to another model: {' and '.join(words)}")
         xp = namespace(named.store.values)
         for name, parameter in named.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract import *  # noqa: F403
+from contract import *  # noqa: F403 - the tests of every case
 
 from minivit import Layer, layers
 from minivit.cases import LAYERS, Case

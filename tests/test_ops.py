@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract import *  # noqa: F403
+from contract import *  # noqa: F403 - the tests of every case
 from contract import assert_close, assert_same_bits, normal
 from hypothesis import given
 from hypothesis import strategies as st

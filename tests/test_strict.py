@@ -205,7 +205,7 @@ def test_a_transfer_to_the_device_is_counted() -> None:
 
 def test_what_only_numpy_has_is_not_there() -> None:
     with pytest.raises(AttributeError, match="no 'testing'"):
-        strict.testing  # noqa: B018
+        strict.testing  # noqa: B018 - the look-up itself raises
 
 
 def test_float64_goes_where_float64_went_in() -> None:

@@ -20,7 +20,7 @@ from minivit.commands.common import (
 )
 from minivit.data import Dataset, split_validation
 from minivit.engine import Engine
-from minivit.errors import RunError, UserError
+from minivit.errors import RunError, UserError, counted
 from minivit.reporters import percent
 from minivit.runs import Run
 from minivit.terminal import Terminal
@@ -67,7 +67,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
         raise UserError(f"{args.run} takes images of {config.in_chans} channels, but {dataset.name} has {channels}")
     if list(dataset.class_names) != about["class_names"]:
         raise UserError(
-            f"{args.run} knows {_some(about['class_names'])}, but {dataset.name} has {_some(dataset.class_names)}"
+            f"{args.run} knows {counted('classes', about['class_names'])}, "
+            f"but {dataset.name} has {counted('classes', dataset.class_names)}"
         )
     own = recipe if recipe is not None and recipe.dataset == name else None
     images, labels = _part(dataset, args.split, (own.validation, own.seed) if own else None)
@@ -81,10 +82,6 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     terminal.show("", f"accuracy {percent(measured.accuracy)}   loss {measured.loss:.4f}   {what}")
     values = {"accuracy": measured.accuracy, "loss": measured.loss, "images": measured.images}
     return Outcome(values | {"dataset": dataset.name, "split": args.split, "classes": classes})
-
-
-def _some(names: Any) -> str:
-    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _part(dataset: Dataset, split: str, validation: tuple[float, int] | None) -> tuple[Array, Array]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from minivit.arrays import Array
 from minivit.config import ViTConfig
-from minivit.errors import UserError
+from minivit.errors import UserError, counted
 from minivit.presets import PRESETS
 from minivit.vit import ViT
 
@@ -55,9 +55,10 @@ def imported(path: Path, tensors: Mapping[str, Array], model: ViT) -> dict[str, 
     missing = [name for name in named if name not in tensors]
     unknown = [name for name in tensors if name not in named]
     if missing or unknown:
+        wrong = ("missing", missing), ("unknown", unknown)
         raise UserError(
             f"{path} is not this kind of Vision Transformer: "
-            + " and ".join(_some(what, names) for what, names in (("missing", missing), ("unknown", unknown)) if names)
+            + " and ".join(counted(f"tensors {what}", names) for what, names in wrong if names)
         )
     state = {}
     for name, parameter in named.items():
@@ -73,10 +74,6 @@ def imported(path: Path, tensors: Mapping[str, Array], model: ViT) -> dict[str, 
 
 def _transposed(value: Array) -> Array:
     return value.T if value.ndim == 2 else value
-
-
-def _some(what: str, names: list[str]) -> str:
-    return f"{len(names)} tensors {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def config_json(config: ViTConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
