@@ -7,6 +7,8 @@ logits, cache = model.forward(images)
 dimages = model.backward(dlogits, cache)
 """
 
+import importlib.util
+
 from minivit import layers, ops, testing
 from minivit.arrays import to_backend, to_host
 from minivit.checking import gradcheck, gradcheck_layer, gradcheck_model
@@ -20,6 +22,9 @@ from minivit.presets import PRESETS, create_model, get_config
 from minivit.train.optim import SGD, Adam, AdamW
 from minivit.vit import ViT
 from minivit.weights import load_model, save_model
+
+if importlib.util.find_spec("minivit.kernels"):
+    importlib.import_module("minivit.kernels")
 
 __version__ = "0.1.0"
 

@@ -75,9 +75,12 @@ def namespace(*arrays: Any) -> Any:
     TypeError
         Something is not an array, or two arrays belong to different libraries or devices.
     """
-    first = arrays[0]
-    if type(first) is np.ndarray and all(type(x) is np.ndarray for x in arrays):
+    for x in arrays:
+        if type(x) is not np.ndarray:
+            break
+    else:
         return np
+    first = arrays[0]
     library, device = _place(first)
     for other in arrays[1:]:
         if _place(other) != (library, device):

@@ -134,14 +134,14 @@ def _template(build: Callable[[Shape], Layer], shape: Shape, dtype: str, backend
     return build(shape).initialize(0, dtype, backend)
 
 
-def _layer(name: str, inputs: Shapes, build: Callable[[Shape], Layer], random: bool = False) -> Case:
-    """Return the case of the layer ``build(x.shape)`` as a function of `x` and of all its parameters."""
+def _layer(name: str, inputs: Shapes, build: Callable[[Shape], Layer], random: bool = False, **options: Any) -> Case:
+    """Return the case of the layer ``build(x.shape)``, called with `options`: a function of `x` and its parameters."""
 
     def forward(x: Array, *values: Array, first: int = 0, keep: bool = True) -> tuple[Array, Any]:
         layer = _template(build, x.shape, x.dtype.name, library_name(namespace(x))).astype(x.dtype)
         for parameter, value in zip(layer.parameters.values(), values, strict=True):
             parameter.value[...] = value
-        y, cache = layer.forward(x, sample_key(x, first) if random else None, keep)
+        y, cache = layer.forward(x, sample_key(x, first) if random else None, keep, **options)
         return y, (layer, cache) if keep else cache
 
     def backward(dy: Array, cache: Any) -> tuple[Array, ...]:
@@ -199,6 +199,7 @@ OPS: tuple[Case, ...] = (
     _op("softmax", "softmax", _tokens),
     _op("attention", "attention", _qkv, _heads),
     _op("attention-mask", "attention", _qkv, _heads, _mask(lambda s: (s[0], num_heads(s[2] // 3), s[1], s[1]))),
+    _op("attention-queries", "attention", _qkv, _heads, None, slice(-3, None)),
     _op("dropout", "dropout", _tokens, _mask(lambda s: s)),
     _op("dropout-path", "dropout", _tokens, _mask(lambda s: (s[0], 1, 1))),
     _op("patches", "patches", _images, PATCH_SIZE),
@@ -229,6 +230,8 @@ LAYERS: tuple[Case, ...] = (
     _layer("Attention-drop", _wide_tokens, lambda x: layers.Attention(x[-1], num_heads(x[-1]), 0.3, 0.3), random=True),
     _layer("EncoderBlock", _wide_tokens, _block),
     _layer("EncoderBlock-drop", _wide_tokens, lambda x: _block(x, 0.3, "tanh"), random=True),
+    _layer("EncoderBlock-queries", _wide_tokens, _block, queries=slice(-3, None)),
+    _layer("EncoderBlock-queries-drop", _wide_tokens, lambda x: _block(x, 0.3), random=True, queries=slice(-3, None)),
     _layer("PatchEmbed", _images, lambda x: layers.PatchEmbed(PATCH_SIZE, x[-1], 13)),
     _layer("ViT-token", _few_patches, _vit),
     _layer("ViT-token-drop", _few_patches, lambda x: _vit(x, 0.3, act_layer="gelu_tanh"), random=True),

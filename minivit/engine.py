@@ -1,26 +1,30 @@
 """The step engine: a batch in; a loss and gradients, or logits, out.
 
-A batch is cut into micro-batches that fit in cache. Each worker thread takes its own through the whole forward and
-backward pass with single-threaded BLAS, on a replica of the model: shared values, own gradients. The gradients of the
-micro-batches are added into one total in the order of their index, so that the sum has the same bits for any number of
-threads; memory does not grow with the batch.
+A batch is cut into micro-batches that fit in cache. Each worker of a team takes its own through the whole forward and
+backward pass with single-threaded BLAS, on a replica of the model: the same values, its own gradients. The gradients of
+the micro-batches are added into one total in the order of their index, so that the sum has the same bits for any number
+of workers; memory does not grow with the batch.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, Self
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from minivit import ops
 from minivit.arrays import Array, namespace, real_dtype, to_host
 from minivit.errors import UserError
 from minivit.keys import Key
 from minivit.machine import cores, keep_freed_pages, single_threaded_blas
+from minivit.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, train
 from minivit.vit import ViT
+
+if TYPE_CHECKING:
+    from minivit.crew import Crew
+
+_ROUND = 8  # micro-batches a worker does between two meetings when it predicts
+_SHARED_TOKENS = 64  # from so many tokens on, two workers share those of a single micro-batch
 
 
 class Engine:
@@ -33,7 +37,7 @@ class Engine:
     model : ViT
         Its gradients receive the total of each step.
     threads : int, optional
-        Worker threads; the machine's cores by default. On a device the step runs whole, on one.
+        Workers, each for one core; the machine's cores by default. On a device the step runs whole, on one.
     micro_batch : int, optional
         Images a thread takes at a time; by default what the model says (`ViTConfig.micro_batch`).
     """
@@ -42,26 +46,27 @@ class Engine:
         for name, value in (("threads", threads), ("micro_batch", micro_batch)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; expected at least 1")
-        on_host = namespace(model.parameters.store.values) is np
+        values = model.parameters.store.values
+        on_host = namespace(values) is np
         self.model = model
         self.threads = (threads or cores()) if on_host else 1
         self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
-        self._replicas = [model.replica() for _ in range(self.threads)]
-        self._pool = ThreadPoolExecutor(self.threads, "minivit") if self.threads > 1 else None
+        self._replica = model.replica(values)
+        self._crew: Crew | None = None
         if on_host:
             keep_freed_pages()
 
     def close(self) -> None:
-        """End the worker threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        """End the other workers."""
+        if self._crew is not None:
+            self._crew.close()
 
     def __enter__(self) -> Self:
         """Return the engine."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """End the worker threads."""
+        """End the other workers."""
         self.close()
 
     def loss_and_gradients(
@@ -95,77 +100,58 @@ class Engine:
         if rng is not None and len(rng.sample_ids) != B:
             raise UserError(f"the key names {len(rng.sample_ids)} samples; expected {B}, one for each image")
         xp = namespace(images)
-        losses: list[Array] = []
+        parts = parts_of(B, self.micro_batch or B)
         logits = xp.empty((B, self.model.config.num_classes), dtype=images.dtype)
-        total = self.model.parameters.store.gradients
-        total[...] = 0
-
-        def run(replica: ViT, part: slice) -> Callable[[], None]:
-            share = (part.stop - part.start) / B
-            gradients = replica.parameters.store.gradients
-            gradients[...] = 0
-            logits[part], cache = replica.forward(images[part], None if rng is None else rng[part])
-            loss, loss_cache = ops.cross_entropy(logits[part], labels[part], label_smoothing)
-            replica.backward(ops.cross_entropy_backward(share, loss_cache), cache)
-
-            def add() -> None:
-                nonlocal total
-                total += gradients
-                losses.append(loss * share)
-
-            return add
-
-        self._each(B, run)
-        loss = losses[0]
-        for part_loss in losses[1:]:
-            loss = loss + part_loss
-        return xp.asarray(loss), logits
+        losses = xp.empty(len(parts), dtype=images.dtype)
+        batch = Batch(images, labels, logits, losses, self.model.parameters.store.gradients)
+        step = Step(rng, label_smoothing)
+        with single_threaded_blas():
+            if self.threads == 1 or len(parts) == 1:
+                train(self._replica, batch, step, parts, range(len(parts)), _alone)
+            else:
+                self._crew_for(B).train(batch, step)
+        return xp.asarray(losses.sum()), logits
 
     def predict(self, images: Array) -> Array:
         """Return logits (B, classes) in evaluation mode; on the host in memory that does not grow with B."""
         B = self._check(images)
         xp = namespace(images)
         logits = xp.empty((B, self.model.config.num_classes), dtype=images.dtype)
-
-        def run(replica: ViT, part: slice) -> Callable[[], None]:
-            logits[part] = replica(images[part])
-            return lambda: None
-
-        self._each(B, run)
+        with single_threaded_blas():
+            if self.micro_batch is None:
+                predict(self._replica, images, logits, [slice(0, B)], [0])
+                return logits
+            step = self.micro_batch * self.threads * _ROUND
+            for part in parts_of(B, step):
+                self._predict(images[part], logits[part], self.micro_batch, min(B, step))
         return logits
 
-    def _each(self, B: int, run: Callable[[ViT, slice], Callable[[], None]]) -> None:
-        """Call `run` for each micro-batch on the worker threads, and what it returns in the micro-batches' order."""
-        size = self.micro_batch or B
-        parts = [slice(start, min(start + size, B)) for start in range(0, B, size)]
-        if self._pool is None or len(parts) == 1:
-            with single_threaded_blas():
-                for part in parts:
-                    run(self._replicas[0], part)()
-            return
-        turns = _Turns(len(parts))
+    def _predict(self, images: Array, logits: Array, micro_batch: int, most: int) -> None:
+        B, config = len(images), self.model.config
+        N, D = config.num_tokens, config.embed_dim
+        pieces = parts_of(N, -(-N // 2)) if micro_batch >= B and N >= _SHARED_TOKENS else []
+        if self.threads > 1 and (pieces or micro_batch < B):
+            self._crew_for(most).predict(images, logits, pieces)
+        elif pieces:
+            tokens = Tokens(np.empty((B, N, D), images.dtype), np.empty((2, B, N, 3 * D), images.dtype))
+            predict_by_tokens(self._replica, images, logits, tokens, pieces, range(len(pieces)), lambda: None)
+        else:
+            parts = parts_of(B, micro_batch)
+            predict(self._replica, images, logits, parts, range(len(parts)))
 
-        def work(replica: ViT) -> None:
-            try:
-                while (index := turns.take()) is not None:
-                    turns.finish(index, run(replica, parts[index]))
-            except BaseException:
-                turns.stop()
-                raise
+    def _crew_for(self, B: int) -> Crew:
+        if self._crew is None or not self._crew.fits(B):
+            # What it imports takes as long as a small prediction, and a worker alone needs none of it.
+            from minivit.crew import Crew
 
-        with single_threaded_blas():
-            futures = [self._pool.submit(work, replica) for replica in self._replicas]
-            try:
-                errors = [error for future in futures if (error := future.exception()) is not None]
-            finally:  # after an interrupt too, no thread may go on writing to the replicas and the total
-                turns.stop()
-                wait(futures)
-        if errors:
-            raise errors[0]
+            self.close()
+            assert self.micro_batch is not None
+            self._crew = Crew(self.model, self.threads, self.micro_batch, B)
+        return self._crew
 
     def _check(self, images: Array, labels: Array | None = None) -> int:
         namespace(images) if labels is None else namespace(images, labels)
-        self.model.check_images(images)
+        self._replica.check_images(images)
         if namespace(images) is np and not np.isfinite(images).all():
             bad = next(i for i, image in enumerate(images) if not np.isfinite(image).all())
             raise UserError(f"image {bad} of the batch holds NaN or infinity; every value must be finite")
@@ -173,6 +159,10 @@ class Engine:
         if labels is not None:
             check_labels(labels, B, self.model.config.num_classes, images.dtype)
         return B
+
+
+def _alone(index: int, count: int) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def check_labels(labels: Array, B: int, num_classes: int, dtype: Any) -> None:
@@ -194,36 +184,3 @@ def check_labels(labels: Array, B: int, num_classes: int, dtype: Any) -> None:
             f"labels have shape {labels.shape} and dtype {labels.dtype}; expected ({B},) integers or "
             f"({B}, {num_classes}) soft targets of {real_dtype(dtype)}"
         )
-
-
-class _Turns:
-    """Hands out 0, 1, 2, ... to threads, and lets each finish its number when all smaller ones are finished."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._next = 0
-        self._due = 0
-        self._stopped = False
-        self._changed = threading.Condition()
-
-    def take(self) -> int | None:
-        with self._changed:
-            if self._next == self._count or self._stopped:
-                return None
-            self._next += 1
-            return self._next - 1
-
-    def finish(self, index: int, finish: Callable[[], None]) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._due == index or self._stopped)
-            if self._stopped:
-                return
-        finish()
-        with self._changed:
-            self._due += 1
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()

@@ -141,11 +141,14 @@ class Layer:
         for parameter in self.parameters.values():
             parameter.grad[...] = 0
 
-    def replica(self) -> Self:
-        """Return a copy that shares the values of all parameters and has gradients of its own."""
+    def replica(self, values: Array | None = None) -> Self:
+        """Return a copy with gradients of its own, on the same values or on the flat vector `values`."""
         named = self.parameters
         starts = {name: parameter.span.start for name, parameter in named.items()}
-        return self._on_store(named, starts, FlatStore(named.store.values))
+        if values is None:
+            named.store.lent = True  # whoever has the replica may write to them
+            values = named.store.values
+        return self._on_store(named, starts, FlatStore(values))
 
     def astype(self, dtype: Any) -> Self:
         """Return a copy with its parameters converted to `dtype`."""
@@ -158,12 +161,12 @@ class Layer:
     def _moved(self, dtype: Any, xp: Any) -> Self:
         twin = _initialized(self, None, dtype, library_name(xp))
         for name, parameter in self.parameters.items():
-            twin.parameters[name].value[...] = to_backend(parameter.value.astype(dtype), xp)
+            twin.parameters[name].peek()[...] = to_backend(parameter.peek().astype(dtype), xp)
         return twin
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all values by name, on the host, in minivit's own layout."""
-        return {name: to_host(parameter.value).copy() for name, parameter in self.parameters.items()}
+        return {name: to_host(parameter.peek()).copy() for name, parameter in self.parameters.items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set all values from `state`, which has this layer's names and shapes.
@@ -186,7 +189,8 @@ class Layer:
             raise UserError(f"the weights belong to another model: {' and '.join(words)}")
         xp = namespace(named.store.values)
         for name, parameter in named.items():
-            parameter.value[...] = to_backend(np.asarray(to_host(state[name]), dtype=parameter.value.dtype), xp)
+            value = parameter.peek()
+            value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), xp)
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Parameter | Layer]]:
@@ -208,5 +212,5 @@ def _initialized(layer: Any, seed: int | None, dtype: Any, backend_name: str) ->
     twin = layer._on_store(declared, starts, store)
     if seed is not None:
         for name, parameter in twin._parameters.items():
-            parameter.value[...] = first_value(parameter, name, seed, dtype, xp)
+            parameter.peek()[...] = first_value(parameter, name, seed, dtype, xp)
     return twin

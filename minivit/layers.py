@@ -9,6 +9,8 @@ from minivit.arrays import Array
 from minivit.initializers import SCHEMES, patch_initializers
 from minivit.keys import Key, fold
 from minivit.layer import Layer
+from minivit.ops.attention import ALL
+from minivit.ops.registry import find_rival, open_to_rivals, rival_of_cache
 from minivit.parameters import Initializer, Parameter
 
 __all__ = ["GELU", "MLP", "Attention", "DropPath", "Dropout", "EncoderBlock", "LayerNorm", "Linear", "PatchEmbed"]
@@ -158,12 +160,13 @@ class Attention(Layer):
         self.proj = Linear(dim, dim, scheme.weight, scheme.bias)
         self.proj_drop = Dropout(proj_drop_rate)
 
-    def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
-        """Let each token gather from all tokens of its image."""
+    def forward(self, x: Array, rng: Key | None = None, keep: bool = True, queries: slice = ALL) -> tuple[Array, Any]:
+        """Let each token, or the M tokens of `queries`, gather from all tokens of its image: (B, M, D)."""
         B, N, _ = x.shape
         qkv, cache1 = self.qkv.forward(x, keep=keep)
         mask = self.attn_drop.mask((B, self.num_heads, N, N), fold(rng, "attn_drop"), x.dtype)
-        h, cache2 = ops.attention(qkv, self.num_heads, mask, keep=keep)
+        mask = None if mask is None else mask[:, :, queries]
+        h, cache2 = ops.attention(qkv, self.num_heads, mask, queries, keep=keep)
         h, cache3 = self.proj.forward(h, keep=keep)
         y, cache4 = self.proj_drop.forward(h, fold(rng, "proj_drop"), keep)
         return y, (cache1, cache2, cache3, cache4) if keep else None
@@ -175,6 +178,9 @@ class Attention(Layer):
         dh = self.proj.backward(dh, cache3)
         dqkv = ops.attention_backward(dh, cache2)
         return self.qkv.backward(dqkv, cache1)
+
+
+open_to_rivals("EncoderBlock")
 
 
 class EncoderBlock(Layer):
@@ -200,26 +206,44 @@ class EncoderBlock(Layer):
         self.mlp = MLP(dim, hidden_dim, approximate, proj_drop_rate, init)
         self.drop_path2 = DropPath(drop_path_rate)
 
-    def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
-        """Pass (B, N, D) tokens through the block."""
+    def forward(self, x: Array, rng: Key | None = None, keep: bool = True, queries: slice = ALL) -> tuple[Array, Any]:
+        """Pass (B, N, D) tokens through the block.
+
+        Parameters
+        ----------
+        queries : slice
+            The M tokens whose result (B, M, D) is wanted. The others are read as keys and values alone: what they
+            would become is not computed.
+        """
+        rival = find_rival("EncoderBlock", x, self, rng, queries)  # kernels/encoder_block.py
+        if rival is not None:
+            result: tuple[Array, Any] = rival.forward(x, self, queries, keep)
+            return result
         h, cache1 = self.norm1.forward(x, keep=keep)
-        h, cache2 = self.attn.forward(h, fold(rng, "attn"), keep)
+        h, cache2 = self.attn.forward(h, fold(rng, "attn"), keep, queries)
         h, cache3 = self.drop_path1.forward(h, fold(rng, "drop_path1"), keep)
-        x = x + h
+        x = x[:, queries] + h
         h, cache4 = self.norm2.forward(x, keep=keep)
         h, cache5 = self.mlp.forward(h, fold(rng, "mlp"), keep)
         h, cache6 = self.drop_path2.forward(h, fold(rng, "drop_path2"), keep)
-        return x + h, (cache1, cache2, cache3, cache4, cache5, cache6) if keep else None
+        return x + h, (cache1, cache2, cache3, cache4, cache5, cache6, queries) if keep else None
 
     def backward(self, dy: Array, cache: Any) -> Array:
-        """Return ``dx``: through each branch, and past it."""
-        cache1, cache2, cache3, cache4, cache5, cache6 = self.kept(cache)
+        """Return ``dx`` (B, N, D) for `dy` (B, M, D): through each branch, and past it."""
+        rival = rival_of_cache("EncoderBlock", cache)
+        if rival is not None:
+            dx: Array = rival.backward(dy, cache, self)
+            return dx
+        cache1, cache2, cache3, cache4, cache5, cache6, queries = self.kept(cache)
         dh = self.drop_path2.backward(dy, cache6)
         dh = self.mlp.backward(dh, cache5)
-        dx = dy + self.norm2.backward(dh, cache4)
-        dh = self.drop_path1.backward(dx, cache3)
-        dh = self.attn.backward(dh, cache2)
-        return dx + self.norm1.backward(dh, cache1)
+        dh = self.norm2.backward(dh, cache4)
+        dh += dy
+        dx = self.drop_path1.backward(dh, cache3)
+        dx = self.attn.backward(dx, cache2)
+        dx = self.norm1.backward(dx, cache1)
+        dx[:, queries] += dh
+        return dx
 
 
 class PatchEmbed(Layer):

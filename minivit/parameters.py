@@ -25,16 +25,39 @@ class FlatStore:
     """A vector of values and, once asked for, a vector of gradients of the same size."""
 
     def __init__(self, values: Array) -> None:
-        self.values = values
+        self._values = values
         self._gradients: Array | None = None
+        self._accesses = 0
+        self.lent = False
+        self.generation = 0
+
+    @property
+    def values(self) -> Array:
+        """The flat vector of values."""
+        self._accesses += 1
+        return self._values
+
+    @property
+    def version(self) -> int | None:
+        """A number that stays while the values do, or None if somebody holds a view and may write to it unseen."""
+        return None if self.lent else self._accesses
 
     @property
     def gradients(self) -> Array:
         """The flat gradient vector, allocated as zeros on first use."""
         if self._gradients is None:
-            xp = namespace(self.values)
-            self._gradients = xp.zeros(self.values.shape, dtype=self.values.dtype)
+            xp = namespace(self._values)
+            self._gradients = xp.zeros(self._values.shape, dtype=self._values.dtype)
         return self._gradients
+
+    def share_gradients(self, store: FlatStore) -> None:
+        """Use the gradient vector of `store`, set to zero, before any of its own is asked for."""
+        self._gradients = store.gradients
+        self._gradients[...] = 0
+
+    def forget_gradients(self) -> None:
+        """Let every gradient count as zero, without a pass over the vector: what is added next is set."""
+        self.generation += 1
 
     @property
     def has_gradients(self) -> bool:
@@ -69,6 +92,7 @@ class Parameter:
         self._store: FlatStore | None = None
         self._value: Array | None = None
         self._grad: Array | None = None
+        self._generation = 0  # of the store, when something was last added
 
     def __repr__(self) -> str:
         return f"Parameter({self.name or 'unnamed'}, shape={self.shape})"
@@ -94,6 +118,11 @@ class Parameter:
     @property
     def value(self) -> Array:
         """The tensor, a view that can be written to and not rebound."""
+        self.store.lent = True
+        return self.peek()
+
+    def peek(self) -> Array:
+        """Return the tensor for those who do not keep it: `FlatStore.version` stays a number."""
         if self._value is None:
             self._value = self.store.values[self.span].reshape(self.shape)
         return self._value
@@ -101,16 +130,35 @@ class Parameter:
     @property
     def grad(self) -> Array:
         """The gradient, a view that can be written to and not rebound."""
+        grad = self._gradient()
+        if self._generation != self.store.generation:
+            grad[...] = 0
+            self._generation = self.store.generation
+        return grad
+
+    def _gradient(self) -> Array:
         if self._grad is None:
             self._grad = self.store.gradients[self.span].reshape(self.shape)
         return self._grad
 
     def add_grad(self, dvalue: Array) -> None:
         """Add `dvalue`, which has the parameter's own shape, to the gradient."""
-        grad = self.grad
+        grad = self._gradient()
         if dvalue.shape != grad.shape:
             raise ValueError(f"{self.name}: a gradient of shape {dvalue.shape} was added to a {grad.shape} parameter")
-        grad += dvalue
+        if self._generation == self.store.generation:
+            grad += dvalue
+        else:
+            grad[...] = dvalue
+            self._generation = self.store.generation
+
+    def add_product(self, a: Array, b: Array) -> None:
+        """Add ``a @ b``, of the parameter's own shape, to the gradient; the first one is computed in its place."""
+        if self._generation == self.store.generation:
+            self.add_grad(a @ b)
+            return
+        namespace(a, b).matmul(a, b, out=self._gradient())
+        self._generation = self.store.generation
 
 
 class Parameters(Mapping[str, Parameter]):
@@ -128,6 +176,12 @@ class Parameters(Mapping[str, Parameter]):
 
     def __len__(self) -> int:
         return len(self._named)
+
+    def settled_gradients(self) -> Array:
+        """Return the flat gradient vector, with zeros where nothing was added since `FlatStore.forget_gradients`."""
+        for parameter in self.values():
+            parameter.grad  # noqa: B018 - reading it settles it
+        return self.store.gradients
 
     @property
     def count(self) -> int:

@@ -12,6 +12,7 @@ from minivit.initializers import SCHEMES
 from minivit.keys import Key, fold
 from minivit.layer import Layer
 from minivit.layers import Dropout, EncoderBlock, LayerNorm, Linear, PatchEmbed
+from minivit.ops.attention import ALL
 from minivit.parameters import Parameter
 
 
@@ -73,8 +74,8 @@ class ViT(Layer):
         cls_token = None if self.cls_token is None else self.cls_token.value
         caches: list[Any] = []
 
-        def through(step: Callable[..., tuple[Array, Any]], *args: Any) -> Array:
-            y, cache = step(*args, keep=keep)
+        def through(step: Callable[..., tuple[Array, Any]], *args: Any, **options: Any) -> Array:
+            y, cache = step(*args, keep=keep, **options)
             caches.append(cache)
             return y
 
@@ -82,19 +83,22 @@ class ViT(Layer):
         x = through(ops.embed, x, self.pos_embed.value, cls_token)
         x = through(self.pos_drop.forward, x, fold(rng, "pos_drop"))
         for i, block in enumerate(self.blocks):
-            x = through(block.forward, x, fold(rng, f"blocks.{i}"))
+            x = through(block.forward, x, fold(rng, f"blocks.{i}"), queries=self.queries(i))
         x = through(ops.pool, x, config.global_pool, int(config.class_token))
-        x = through(self._final_norm().forward, x)
+        x = through(self.final_norm().forward, x)
         x = through(self.head_drop.forward, x, fold(rng, "head_drop"))
         logits = through(self.head.forward, x)
         return logits, caches if keep else None
 
-    def backward(self, dy: Array, cache: Any) -> Array:
-        """Add to all gradients for the gradient `dy` (B, num_classes) of the logits; return that of the images."""
-        caches = list(self.kept(cache))
+    def backward(self, dy: Array, cache: Any, release: bool = False) -> Array:
+        """Add to all gradients for the gradient `dy` (B, num_classes) of the logits; return that of the images.
+
+        With ``release=True`` the cache is used up: the part of each layer is let go as soon as it has been read.
+        """
+        caches = self.kept(cache) if release else list(self.kept(cache))
         dx = self.head.backward(dy, caches.pop())
         dx = self.head_drop.backward(dx, caches.pop())
-        dx = self._final_norm().backward(dx, caches.pop())
+        dx = self.final_norm().backward(dx, caches.pop())
         dx = ops.pool_backward(dx, caches.pop())
         for block in reversed(self.blocks):
             dx = block.backward(dx, caches.pop())
@@ -105,7 +109,13 @@ class ViT(Layer):
             self.cls_token.add_grad(dcls_token)
         return self.patch_embed.backward(dx, caches.pop())
 
-    def _final_norm(self) -> LayerNorm:
+    def queries(self, i: int) -> slice:
+        """Return the tokens that are wanted of block `i`: all, but one of the last block with a class-token head."""
+        last = i == self.config.depth - 1
+        return slice(0, 1) if last and self.config.global_pool == "token" else ALL
+
+    def final_norm(self) -> LayerNorm:
+        """Return the norm before the head."""
         # Tokens are normalised one by one, so that of the class token alone is needed, after pooling.
         return self.norm if self.config.global_pool == "token" else self.fc_norm
 

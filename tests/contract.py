@@ -1,8 +1,12 @@
-"""What every op and every layer promises: tests of a fixture `case`, which test_ops.py and test_layers.py provide."""
+"""What every op and every layer promises: tests of a fixture `case`, which test_ops.py and test_layers.py provide.
+
+`ways` says how often an op is tested: as its reference, and on each array library that has a rival of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +14,61 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minivit import testing
-from minivit.arrays import Array
+from minivit import Layer, ops, testing
+from minivit.arrays import Array, to_backend, to_host
 from minivit.cases import Case
+from minivit.ops import registry
+from minivit.ops.registry import Rival
 
 STEP = 1e-20
+
+
+def ways(case: Case) -> Iterator[Case]:
+    """Yield the case as the reference runs it, and as each library runs it on which a rival covers it."""
+    yield by_reference(case)
+    for library in dict.fromkeys(rival.library for rival in rivals_of(case.op)):
+        moved = on(library, case)
+        if any(rival_of(moved, dtype) for dtype in ("float32", "float64")):
+            yield moved
+
+
+def rivals_of(name: str) -> tuple[Rival, ...]:
+    """Return the rivals of an op or of a layer; most layers can have none."""
+    return registry.rivals_of(name) if name in registry._rivals else ()
+
+
+def by_reference(case: Case) -> Case:
+    """Return the case with the references alone in its forward pass, whose cache the backward pass follows."""
+
+    def forward(*arrays: Array, **options: Any) -> tuple[Array, Any]:
+        with ops.reference_only():
+            return case.forward(*arrays, **options)
+
+    return replace(case, name=f"{case.name}-reference", forward=forward)
+
+
+def on(library: str, case: Case) -> Case:
+    """Return the case with its arrays moved to `library` and its results moved back."""
+
+    def forward(*arrays: Array, **options: Any) -> tuple[Array, Any]:
+        y, cache = case.forward(*(to_backend(x, library) for x in arrays), **options)
+        return to_host(y), cache
+
+    def backward(dy: Array, cache: Any) -> tuple[Array, ...]:
+        return tuple(to_host(dx) for dx in case.backward(to_backend(dy, library), cache))
+
+    return replace(case, name=f"{case.name}-{library}", forward=forward, backward=backward)
+
+
+def rival_of(case: Case, dtype: str) -> Rival | None:
+    """Return the rival that runs the case in `dtype`, or None where the reference does."""
+    _, cache = case.forward(*case.make(0, dtype))
+    return next((rival for rival in rivals_of(case.op) if type(own(cache)) is rival.cache), None)
+
+
+def own(cache: Any) -> Any:
+    """Return the cache of the op or layer itself; that of a layer's case comes with the layer."""
+    return cache[1] if isinstance(cache, tuple) and isinstance(cache[0], Layer) else cache
 
 
 def sizes_of(case: Case) -> st.SearchStrategy[dict[str, int]]:
@@ -28,13 +82,13 @@ def normal(like: Array, seed: int = 1) -> Array:
 
 def held(cache: Any) -> Iterator[Array]:
     """Yield the arrays in a cache, and the parameters in it."""
-    if isinstance(cache, np.ndarray):
-        yield cache
-    elif isinstance(cache, tuple | list):
+    if isinstance(cache, tuple | list):
         for item in cache:
             yield from held(item)
     elif hasattr(cache, "parameters"):
         yield cache.parameters.store.values
+    elif hasattr(cache, "dtype"):
+        yield to_host(cache)
 
 
 def assert_close(got: Sequence[Array], expected: Sequence[Array], tolerance: float = 1e-13) -> None:
@@ -122,8 +176,9 @@ def test_gradient_of_a_batch_is_the_sum_of_its_parts(case: Case, data: st.DataOb
     assert_close(together, case.backward(dy, case.forward(*arrays)[1]))
 
 
-def test_nothing_is_changed_and_a_second_backward_pass_gives_the_same_bits(case: Case) -> None:
-    arrays = case.make(0, "float64")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nothing_is_changed_and_a_second_backward_pass_gives_the_same_bits(case: Case, dtype: str) -> None:
+    arrays = case.make(0, dtype)
     before = [x.copy() for x in arrays]
     y, cache = case.forward(*arrays)
     kept = [x.copy() for x in held(cache)]
@@ -133,8 +188,9 @@ def test_nothing_is_changed_and_a_second_backward_pass_gives_the_same_bits(case:
     assert_same_bits(case.backward(dy, cache), first)
 
 
-def test_without_a_cache_the_result_has_the_same_bits(case: Case) -> None:
-    arrays = case.make(0, "float32")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_without_a_cache_the_result_has_the_same_bits(case: Case, dtype: str) -> None:
+    arrays = case.make(0, dtype)
     y, cache = case.forward(*arrays, keep=False)
     assert cache is None
     assert_same_bits([y], [case.forward(*arrays)[0]])

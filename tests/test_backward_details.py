@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from minivit import ops
+from minivit import Key, layers, ops
 from minivit.cases import LAYERS, Case
 
 STEP = 1e-20
@@ -33,3 +35,22 @@ def test_embed_backward_without_a_class_token_has_none_in_its_place() -> None:
     assert dx.shape == x.shape
     assert dpos_embed.shape == pos_embed.shape
     assert dcls_token is None
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_an_encoder_block_asked_for_the_class_token_gives_what_it_gives_among_all_tokens(rate: float) -> None:
+    """Equal up to rounding, dropout included: the token's random bits do not depend on how many others are computed."""
+    x = np.random.default_rng(0).standard_normal((3, 5, 6))
+    rates: dict[str, Any] = dict.fromkeys(("attn_drop_rate", "proj_drop_rate", "drop_path_rate"), rate)
+    block = layers.EncoderBlock(6, 2, 8, **rates).initialize(0, "float64")
+    key = Key(0, 1, np.array([4, 5, 6]))
+    every, every_cache = block.forward(x, key)
+    token, cache = block.forward(x, key, queries=slice(0, 1))
+    np.testing.assert_allclose(token, every[:, :1], rtol=1e-12, atol=1e-14)
+    dy = np.zeros_like(every)
+    dy[:, :1] = np.random.default_rng(1).standard_normal(token.shape)
+    expected = block.backward(dy, every_cache)
+    gradients = block.parameters.store.gradients.copy()
+    block.zero_grad()
+    np.testing.assert_allclose(block.backward(dy[:, :1], cache), expected, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(block.parameters.store.gradients, gradients, rtol=1e-11, atol=1e-13)

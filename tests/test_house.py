@@ -24,6 +24,8 @@ FLOORS = [
     ["presets", "machine", "files"],
     ["checking", "testing", "cases"],
     ["data", "weights"],
+    ["team", "micro_batches"],
+    ["crew"],
     ["engine"],
     ["train.optim", "train.schedules"],
     ["train.recipe"],

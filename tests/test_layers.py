@@ -1,12 +1,20 @@
-"""Every layer keeps the contract."""
+"""Every layer keeps the contract, with whatever runs its ops; its gradient is right with the references alone too."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import contract
 import numpy as np
 import pytest
 from contract import *  # noqa: F403 - the tests of every case
+from contract import normal
 
-from minivit import Layer, layers
+from minivit import Key, Layer, layers, ops
+from minivit.arrays import Array
 from minivit.cases import LAYERS, Case
 
 
@@ -15,7 +23,11 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
-@pytest.mark.parametrize(
+def test_gradient_by_the_references(case: Case) -> None:
+    contract.test_gradient(contract.by_reference(case))
+
+
+composite = pytest.mark.parametrize(
     ("layer", "shape"),
     [
         (layers.MLP(6, 7), (2, 5, 6)),
@@ -25,7 +37,86 @@ def case(request: pytest.FixtureRequest) -> Case:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Layer) else "",
 )
+
+
+@composite
 def test_backward_without_a_cache_says_why(layer: Layer, shape: tuple[int, ...]) -> None:
     y, cache = layer.initialize().forward(np.ones(shape, np.float32), keep=False)
     with pytest.raises(ValueError, match=f"{type(layer).__name__}.backward needs a cache, but the forward pass ran"):
         layer.backward(y, cache)
+
+
+@composite
+def test_a_replica_goes_backward_through_what_another_kept(layer: Layer, shape: tuple[int, ...]) -> None:
+    """Nothing is held between the two passes, so the gradients are those of the layer whose backward pass it is."""
+    layer = layer.initialize()
+    replica = layer.replica()
+    y, cache = layer.forward(normal(np.zeros(shape, "float32")))
+    layer.zero_grad()
+    replica.backward(normal(y), cache)
+    assert (layer.parameters.store.gradients == 0).all()
+    gradients = replica.parameters.store.gradients
+    layer.backward(normal(y), cache)
+    contract.assert_same_bits([gradients], [layer.parameters.store.gradients])
+
+
+class Twice(Layer):
+    """Another layer, with twice its result."""
+
+    def __init__(self, inner: Layer) -> None:
+        self.inner = inner
+
+    def forward(self, x: Array, *args: Any, **options: Any) -> tuple[Array, Any]:
+        y, cache = self.inner.forward(x, *args, **options)
+        return 2 * y, cache
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return self.inner.backward(2 * dy, cache)
+
+
+def in_its_place(layer: Layer) -> Layer:
+    return Twice(layer)
+
+
+def watched(layer: Layer) -> Layer:
+    layer.forward = Twice(copy.copy(layer)).forward  # type: ignore[method-assign]
+    return layer
+
+
+def wrong(layer: Layer) -> Layer:
+    layer.backward = Twice(copy.copy(layer)).backward  # type: ignore[method-assign]
+    return layer
+
+
+def small_block() -> Layer:
+    return layers.EncoderBlock(6, 2, 8).initialize(0, "float64")
+
+
+@pytest.mark.parametrize("key", [None, Key(0, 1, np.arange(2))], ids=["evaluation", "training"])
+@pytest.mark.parametrize("change", [in_its_place, watched, wrong])
+@pytest.mark.parametrize(
+    "name", [name for name, _ in small_block().named_layers() if name not in ("", "attn.attn_drop")]
+)
+def test_a_block_calls_the_layers_that_stand_in_it(
+    name: str, change: Callable[[Layer], Layer], key: Key | None
+) -> None:
+    """Whatever else may run in the place of a whole block, a layer that somebody has changed is not passed over."""
+    x = normal(np.zeros((2, 5, 6)))
+    results = []
+    for run in (contextlib.nullcontext, ops.reference_only):
+        block = small_block()
+        path, _, last = name.rpartition(".")
+        holder = dict(block.named_layers())[path]
+        setattr(holder, last, change(getattr(holder, last)))
+        with run():
+            y, cache = block.forward(x, key)
+            dx = block.backward(normal(y), cache)
+        results.append([y, dx])
+    contract.assert_close(results[0], results[1])
+    plain = small_block()
+    y, cache = plain.forward(x, key)
+    changed = [
+        not np.allclose(one, other)
+        for one, other in zip([y, plain.backward(normal(y), cache)], results[0], strict=True)
+    ]
+    assert any(changed)

@@ -436,10 +436,11 @@ def test_stochastic_depth_grows_from_zero() -> None:
 def test_scores_are_scaled_by_the_head_width() -> None:
     """The log of the odds of two attention weights is the difference of their scores over sqrt(K), not sqrt(D)."""
     attention = layers.Attention(6, 2).initialize(dtype="float64")
+    attention.proj.weight.value[...] = np.eye(6)
     x = normal(np.zeros((1, 2, 6)))
     qkv = attention.qkv(x)
-    _, cache = attention.forward(x)
-    weights = cache[1].weights[0, 1, 0]
+    values, gathered = qkv[0, :, 15:18], attention(x)[0, 0, 3:6]
+    weights = np.linalg.lstsq(values.T, gathered)[0]
     scores = [qkv[0, 0, 3:6] @ qkv[0, m, 9:12] / math.sqrt(3) for m in range(2)]
     assert math.log(weights[0] / weights[1]) == pytest.approx(scores[0] - scores[1], rel=1e-12)
 

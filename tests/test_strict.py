@@ -229,7 +229,8 @@ def test_a_fault_planted_in_an_op_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
     case = next(case for case in CASES if case.name == "gelu")
     x = case.make(0, "float32")[0]
     monkeypatch.setattr(sys.modules["minivit.ops.gelu"], "_DENSITY", np.float64(0.398942280401))
-    assert case.forward(x)[1].slope.dtype == np.float64
+    with ops.reference_only():
+        assert case.forward(x)[1].slope.dtype == np.float64
     with pytest.raises(MixError):
         case.forward(strict_of(x))
 

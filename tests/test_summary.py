@@ -13,7 +13,7 @@ from minivit.errors import RunError
 from minivit.inspect.figures import save_curves
 from minivit.inspect.summary import summarize
 
-DROPOUT = dict.fromkeys(("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.3)
+RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 ODD: dict[str, Any] = {
     "img_size": (6, 10),
     "patch_size": (3, 2),
@@ -40,7 +40,7 @@ def kept_bytes(cache: Any, seen: dict[int, np.ndarray]) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rates", [{}, DROPOUT], ids=["plain", "dropout"])
+@pytest.mark.parametrize("rates", [(), *((name,) for name in RATES), RATES], ids=lambda names: "+".join(names) or "no")
 @pytest.mark.parametrize(
     "fields",
     [
@@ -51,15 +51,17 @@ def kept_bytes(cache: Any, seen: dict[int, np.ndarray]) -> int:
     ],
     ids=str,
 )
-def test_parameters_and_memory_are_the_models(fields: dict[str, Any], rates: dict[str, float], dtype: str) -> None:
-    model = ViT(ViTConfig(**{**ODD, **fields, **rates}), dtype=dtype)
+def test_parameters_and_memory_are_the_models(fields: dict[str, Any], rates: tuple[str, ...], dtype: str) -> None:
+    model = ViT(ViTConfig(**{**ODD, **fields, **dict.fromkeys(rates, 0.3)}), dtype=dtype)
     summary = summarize(model.config, dtype)
     assert summary.parameters == model.parameters.count
 
-    images = np.ones((1, 6, 10, 5), dtype)
     values = model.parameters.store.values
-    _, cache = model.forward(images, Key(0, 0, np.arange(1)))
-    assert summary.memory == kept_bytes(cache, {id(values): values})
+    kept = []
+    for B in (1, 2):
+        _, cache = model.forward(np.ones((B, 6, 10, 5), dtype), Key(0, 0, np.arange(B)))
+        kept.append(kept_bytes(cache, {id(values): values}))
+    assert summary.memory == kept[1] - kept[0]
 
 
 def test_parameters_of_each_layer_are_those_of_the_layer() -> None:

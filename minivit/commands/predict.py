@@ -58,7 +58,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
             resized.append(f"{name} ({size[0]} x {size[1]})")
     predictions = []
     if images:
-        with Engine(model) as engine:
+        # To start a second worker takes longer than it saves on a few images.
+        with Engine(model, threads=1 if len(images) <= config.micro_batch else None) as engine:
             logits = engine.predict(normalize(np.stack(images), about["mean"], about["std"], np.float32))
         if not np.isfinite(logits).all():
             raise UserError(f"{args.run} answers with NaN or infinity: take another checkpoint")

@@ -13,7 +13,7 @@ docs/derivations/layer_norm.md.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
@@ -26,6 +26,16 @@ class LayerNormCache(NamedTuple):
     x_hat: Array  # (..., D)
     inv_std: Array  # (..., 1)
     weight: Array  # (D,)
+
+
+def check_layer_norm(x: Array, weight: Array, bias: Array) -> Any:
+    """Return the array library of the arguments of `layer_norm`, or raise if they do not fit together."""
+    xp = namespace(x, weight, bias)
+    same_dtype("layer_norm", x=x, weight=weight, bias=bias)
+    expect("layer_norm", "weight", weight, ("D",))
+    expect("layer_norm", "bias", bias, weight.shape)
+    expect_last("layer_norm", "x", x, weight.shape[0], "weight")
+    return xp
 
 
 @op
@@ -51,11 +61,7 @@ def layer_norm(
         (..., D), of the dtype of `x`.
     cache : LayerNormCache or None
     """
-    xp = namespace(x, weight, bias)
-    same_dtype("layer_norm", x=x, weight=weight, bias=bias)
-    expect("layer_norm", "weight", weight, ("D",))
-    expect("layer_norm", "bias", bias, weight.shape)
-    expect_last("layer_norm", "x", x, weight.shape[0], "weight")
+    xp = check_layer_norm(x, weight, bias)
     x_hat = x - x.mean(axis=-1, keepdims=True)
     inv_std = 1.0 / xp.sqrt((x_hat * x_hat).mean(axis=-1, keepdims=True) + eps)
     x_hat *= inv_std

@@ -33,39 +33,64 @@ class Rival:
 
 
 _rivals: dict[str, list[Rival]] = {}
-_enabled = True
+_set_aside: frozenset[str] = frozenset()  # names that run as their reference
+
+
+def open_to_rivals(name: str) -> None:
+    """Let rivals register for what is called `name`: an op, or a layer that asks `find_rival` itself."""
+    _rivals.setdefault(name, [])
+
+
+def find_rival(name: str, *args: Any, **kwargs: Any) -> Rival | None:
+    """Return the rival of `name` that covers the arguments, of which the first is an array, or None."""
+    rivals = _rivals[name]
+    if not rivals or name in _set_aside:
+        return None
+    library = library_name(namespace(args[0] if args else next(iter(kwargs.values()))))
+    for rival in rivals:
+        if rival.library == library and rival.covers(*args, **kwargs):
+            return rival
+    return None
+
+
+def rival_of_cache(name: str, cache: Any) -> Rival | None:
+    """Return the rival of `name` that made `cache`, or None where the reference did."""
+    for rival in _rivals[name]:
+        if type(cache) is rival.cache:
+            return rival
+    return None
 
 
 def op(reference: Callable[P, R]) -> Callable[P, R]:
     """Make `reference` an op: it runs unless a registered rival covers the arguments."""
-    rivals = _rivals.setdefault(reference.__name__, [])
+    name = reference.__name__
+    open_to_rivals(name)
 
     @functools.wraps(reference)
     def forward(*args: P.args, **kwargs: P.kwargs) -> R:
-        if rivals and _enabled:
-            library = library_name(namespace(args[0] if args else next(iter(kwargs.values()))))
-            for rival in rivals:
-                if rival.library == library and rival.covers(*args, **kwargs):
-                    result: R = rival.forward(*args, **kwargs)
-                    return result
-        return reference(*args, **kwargs)
+        rival = find_rival(name, *args, **kwargs)
+        if rival is None:
+            return reference(*args, **kwargs)
+        result: R = rival.forward(*args, **kwargs)
+        return result
 
     return forward
 
 
 def op_backward(reference: Callable[[Dy, Cache], R]) -> Callable[[Dy, Cache | None], R]:
     """Make `reference` the backward pass of the op ``NAME`` that its name ``NAME_backward`` says."""
-    rivals = _rivals.setdefault(reference.__name__.removesuffix("_backward"), [])
+    name = reference.__name__.removesuffix("_backward")
+    open_to_rivals(name)
 
     @functools.wraps(reference)
     def backward(dy: Dy, cache: Cache | None) -> R:
         if cache is None:
             raise ValueError(f"{reference.__name__} needs a cache, but the forward pass ran with keep=False")
-        for rival in rivals:
-            if type(cache) is rival.cache:
-                result: R = rival.backward(dy, cache)
-                return result
-        return reference(dy, cache)
+        rival = rival_of_cache(name, cache)
+        if rival is None:
+            return reference(dy, cache)
+        result: R = rival.backward(dy, cache)
+        return result
 
     return backward
 
@@ -82,12 +107,20 @@ def rivals_of(name: str) -> tuple[Rival, ...]:
     return tuple(_rivals[name])
 
 
+def set_aside() -> frozenset[str]:
+    """Return the names whose rivals do not run now."""
+    return _set_aside
+
+
 @contextmanager
-def reference_only() -> Iterator[None]:
-    """Run every op as its reference, in all threads, while the block lasts."""
-    global _enabled
-    before, _enabled = _enabled, False
+def reference_only(*names: str) -> Iterator[None]:
+    """Run every op, or those of `names`, as its reference, in all threads, while the block lasts.
+
+    In `names` a layer that has rivals, "EncoderBlock", stands for its wiring of other layers.
+    """
+    global _set_aside
+    before, _set_aside = _set_aside, _set_aside | frozenset(names or _rivals)
     try:
         yield
     finally:
-        _enabled = before
+        _set_aside = before

@@ -9,22 +9,24 @@ from minivit.arrays import real_dtype
 
 def same_dtype(op: str, **arrays: Any) -> None:
     """Raise TypeError unless all `arrays` have one floating dtype."""
-    dtypes = {name: x.dtype for name, x in arrays.items() if x is not None}
-    first = next(iter(dtypes.values()))
+    present = [(name, x.dtype) for name, x in arrays.items() if x is not None]
+    name, first = present[0]
     if first.kind not in "fc":
-        name = next(iter(dtypes))
         raise TypeError(f"{op}: {name} has dtype {first}; expected floating point, say {name}.astype('float32')")
-    if any(dtype != first for dtype in dtypes.values()):
-        listed = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise TypeError(f"{op}: the arguments differ in dtype ({listed}); convert them to one with astype")
+    for _, dtype in present:
+        if dtype != first:
+            listed = ", ".join(f"{name} {dtype}" for name, dtype in present)
+            raise TypeError(f"{op}: the arguments differ in dtype ({listed}); convert them to one with astype")
 
 
 def expect(op: str, name: str, array: Any, expected: tuple[int | str | None, ...]) -> None:
     """Raise ValueError unless `array` has the shape `expected`, in which a string or None stands for any size."""
     shape = array.shape
-    fits = len(shape) == len(expected) and all(
-        not isinstance(want, int) or want == size for size, want in zip(shape, expected, strict=True)
-    )
+    fits = len(shape) == len(expected)
+    if fits:
+        for size, want in zip(shape, expected, strict=True):
+            if isinstance(want, int) and want != size:
+                fits = False
     if not fits:
         wanted = ", ".join("..." if want is None else str(want) for want in expected) + "," * (len(expected) == 1)
         raise ValueError(f"{op}: {name} has shape {shape}; expected ({wanted})")

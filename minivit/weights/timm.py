@@ -31,7 +31,7 @@ _FIELDS = {field.name for field in dataclass_fields(ViTConfig)}
 _HARMLESS = {"qkv_bias", "proj_bias", "final_norm", "pos_embed", "weight_init", "fix_init", "patch_drop_rate"}
 _HARMLESS |= {"dynamic_img_size", "strict_img_size"}
 # Architectures of timm that are Vision Transformers with exact GELU, eps 1e-6 and the usual number of heads.
-_PLAIN = re.compile(r"(vit|deit)_(tiny|small|base|large|huge)_patch\d+_\d+")
+_PLAIN = re.compile(r"(vit|deit)_(tiny|small|base|large|huge)_patch(8|14|16|32)_\d{3}")  # names that timm knows
 _HEADS = {config.embed_dim: config.num_heads for name, config in PRESETS.items() if _PLAIN.fullmatch(name)}
 
 
@@ -63,7 +63,7 @@ def imported(path: Path, tensors: Mapping[str, Array], model: ViT) -> dict[str, 
     state = {}
     for name, parameter in named.items():
         value = tensors[name]
-        expected = exported(name, parameter.value, model.config).shape
+        expected = exported(name, parameter.peek(), model.config).shape
         if value.shape != expected:
             raise UserError(f"{path}: {name} has shape {value.shape}; the model of its configuration has {expected}")
         if not np.isfinite(value).all():

@@ -77,11 +77,11 @@ def _chosen(mutants: list[Mutant], ops: Sequence[str]) -> list[Mutant]:
 def read_equivalent(path: Path, mutants: Sequence[Mutant]) -> dict[Mutant, str]:
     """Return the proofs of the mutants that are equivalent to the original."""
     entries = tomllib.loads(path.read_text(encoding="utf-8")).get("equivalent", [])
-    by_change = {(m.function, m.before, m.after): m for m in mutants}
+    by_change = {(m.path, m.function, m.before, m.after): m for m in mutants}
     proofs: dict[Mutant, str] = {}
     for entry in entries:
         before, after = (ast.unparse(ast.parse(entry[side])) for side in ("before", "after"))
-        mutant = by_change.get((entry["function"], before, after))
+        mutant = by_change.get((entry["path"], entry["function"], before, after))
         if mutant is None:
             raise CannotJudgeError(f"{path.name} is stale: {entry['function']} has no mutant\n    + {entry['after']}")
         if not entry["proof"] or "\n" in entry["proof"]:

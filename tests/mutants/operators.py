@@ -1,7 +1,7 @@
 """The mutants of a function: each has one sign, term, factor, number, axis, operand or statement changed.
 
 A literal number is changed only where it is a factor, a term, an exponent or a bound; as an axis it is exchanged for
-another axis, and in a shape it stays.
+another axis, and in a shape it stays. What is raised stays too, and so do the sizes of `pieces`: they change no result.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Change: TypeAlias = tuple[str, ast.AST]  # the kind of mutation and what stands 
 
 _OTHER_AXES = {-1: (-2, 0), 0: (1, -1)}
 _SUMS, _PRODUCTS = (ast.Add, ast.Sub), (ast.Mult, ast.Div)
-_FRESH = ("empty", "zeros")  # minus nothing is nothing
+_FRESH = ("empty", "empty_like", "zeros", "zeros_like")  # minus nothing is nothing
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,14 @@ def _bare(function: ast.FunctionDef) -> ast.FunctionDef:
 
 
 def _nodes(body: Sequence[ast.stmt]) -> Iterator[tuple[ast.stmt, ast.AST]]:
-    """Yield every node with the innermost statement around it, but for those that raise."""
+    """Yield every node with the innermost statement around it, but for those that raise or cut into pieces."""
     for statement in body:
         if isinstance(statement, ast.Raise):
             continue
         inner = [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.stmt)]
-        skipped = {id(node) for child in inner for node in ast.walk(child)}
+        calls = (node for node in ast.walk(statement) if isinstance(node, ast.Call))
+        cuts = [call for call in calls if ast.unparse(call.func) == "pieces"]
+        skipped = {id(node) for child in [*inner, *cuts] for node in ast.walk(child)}
         yield from ((statement, node) for node in ast.walk(statement) if id(node) not in skipped)
         yield from _nodes(inner)
 
@@ -96,7 +98,8 @@ def _changes(node: ast.AST) -> Iterator[Change]:
             yield "statement", ast.Pass()
         case ast.Assign(targets=[target], value=value):
             is_fresh = isinstance(value, ast.Call) and ast.unparse(value.func).rpartition(".")[2] in _FRESH
-            if not isinstance(target, ast.Tuple) and ast.unparse(target).startswith("d") and not is_fresh:
+            is_nothing = is_fresh or _value(value) == 0
+            if not isinstance(target, ast.Tuple) and ast.unparse(target).startswith("d") and not is_nothing:
                 yield "sign", ast.Assign([target], _minus(value), lineno=node.lineno)
             if isinstance(target, ast.Subscript):
                 yield "statement", ast.Pass()
@@ -153,16 +156,26 @@ def _of_call(node: ast.Call) -> Iterator[Change]:
 
     if name.endswith("backward") or name == "reversed":
         yield "call", arguments[0]
-    elif name == "add_grad":
-        yield "sign", call(_minus(arguments[0]))
+    elif name in ("add_grad", "add_product"):
+        yield "sign", call(_minus(arguments[0]), *arguments[1:])
     elif name in ("matmul", "reshape", "transpose"):
         yield from (("exchange" if name == "matmul" else "axis", call(*swapped)) for swapped in _swaps(arguments))
         if name == "matmul":
             yield "sign", call(_minus(arguments[0]), *arguments[1:])
+    elif name in ("add", "subtract"):
+        opposite = ast.Attribute(ast.Name("np"), "subtract" if name == "add" else "add", ast.Load())
+        yield "sign", ast.Call(opposite, arguments, keywords)
+    elif name == "multiply":
+        yield "factor", call(_number(1), arguments[1])
+        yield "factor", call(arguments[0], _number(1))
+    elif name in ("einsum", "vecdot"):
+        *form, one, other = arguments
+        yield from (("factor", call(*form, factor, factor)) for factor in (one, other))
     elif isinstance(function, ast.Attribute) and name == "swapaxes":
+        third = _number(0 if (_value(arguments[0]) or -1) > 0 else -3)
         yield "axis", function.value
-        yield "axis", call(_number(-3), arguments[1])
-        yield "axis", call(arguments[0], _number(-3))
+        yield "axis", call(third, arguments[1])
+        yield "axis", call(arguments[0], third)
     elif isinstance(function, ast.Attribute) and name in ("sum", "mean"):
         other = ast.Attribute(function.value, "mean" if name == "sum" else "sum", ast.Load())
         yield "factor", ast.Call(other, arguments, keywords)

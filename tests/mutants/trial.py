@@ -31,6 +31,8 @@ ROOT = Path(__file__).parent.parent.parent
 DETAILS = "test_backward_details.py"
 OP_TESTS = (DETAILS, "test_ops.py")
 LAYER_TESTS = (DETAILS, "test_layers.py", "test_model.py")
+KERNEL_TESTS = (DETAILS, "test_kernels.py", "test_kernels_extremes.py", "test_ops.py", "test_layers.py")
+KERNELS = "minivit/kernels/"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Trial:
     """The tests of one op, run with a mutant or, as the baseline, without."""
 
     op: str
-    path: str  # of the file that holds the op
+    path: str  # of the file that holds the op or its rival
     limit: float  # seconds
     mutant: Mutant | None = None
 
@@ -54,7 +56,8 @@ class Verdict:
 
 def find_mutants() -> list[Mutant]:
     """Return the mutants of all backward passes and derivatives, file by file."""
-    files = [*sorted((ROOT / "minivit/ops").glob("*.py")), ROOT / "minivit/layers.py", ROOT / "minivit/vit.py"]
+    ops, kernels = (sorted((ROOT / folder).glob("*.py")) for folder in ("minivit/ops", KERNELS))
+    files = [*ops, *kernels, ROOT / "minivit/layers.py", ROOT / "minivit/vit.py"]
     return [mutant for path in files for mutant in _mutants_in(path)]
 
 
@@ -66,8 +69,9 @@ def _mutants_in(file: Path) -> Iterator[Mutant]:
                 if isinstance(method, ast.FunctionDef) and method.name == "backward":
                     yield from mutants_of(method, path, f"{node.name}.backward", node.name)
         elif isinstance(node, ast.FunctionDef) and node.name.endswith(("_backward", "_derivative")):
-            op = file.stem if node.name.endswith("_derivative") else node.name.removesuffix("_backward")
-            if file.parent.name == "ops" and node.name != "op_backward":
+            of_the_file = path.startswith(KERNELS) or node.name.endswith("_derivative")
+            op = file.stem if of_the_file else node.name.removesuffix("_backward")
+            if file.parent.name in ("ops", "kernels") and node.name != "op_backward":
                 yield from mutants_of(node, path, node.name, op)
 
 
@@ -176,7 +180,8 @@ def _verdict(trial: Trial, session: pytest.Session) -> Verdict:
     from minivit import layers, ops
 
     known = [*ops.__all__, *layers.__all__, "ViT"]
-    files = OP_TESTS if trial.path.startswith("minivit/ops/") else LAYER_TESTS
+    of_an_op = trial.path.startswith("minivit/ops/")
+    files = OP_TESTS if of_an_op else KERNEL_TESTS if trial.path.startswith(KERNELS) else LAYER_TESTS
     items = [item for item in session.items if item.path.name in files and belongs(item.nodeid, trial.op, known)]
     # A test for all its parameters, and then the next: the gradient of each case comes early.
     functions = list(dict.fromkeys(item.name.partition("[")[0] for item in items))
@@ -185,7 +190,8 @@ def _verdict(trial: Trial, session: pytest.Session) -> Verdict:
         raise RuntimeError(f"{trial.op} has no test in {' or '.join(files)}")
     failures = _Failures()
     session.config.pluginmanager.register(failures)
-    with Path(os.devnull).open("w") as nowhere, ops.reference_only():
+    # An op is mutated in its reference, which rivals would hide; a layer and a rival run as they are used.
+    with Path(os.devnull).open("w") as nowhere, ops.reference_only() if of_an_op else contextlib.nullcontext():
         start = time.perf_counter()
         faulthandler.dump_traceback_later(trial.limit, exit=True, file=nowhere)
         if trial.mutant:
@@ -240,7 +246,7 @@ class _Stage:
 
 def _collect(then: Callable[[pytest.Session], None]) -> None:
     stage, output = _Stage(then), io.StringIO()
-    files = [str(file) for name in dict.fromkeys(OP_TESTS + LAYER_TESTS) if (file := ROOT / "tests" / name).exists()]
+    files = [str(ROOT / "tests" / name) for name in dict.fromkeys(KERNEL_TESTS + OP_TESTS + LAYER_TESTS)]
     options = ["-n", "0", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-s", "--tb=native", f"--rootdir={ROOT}"]
     with contextlib.redirect_stdout(output):
         status = pytest.main([*options, *files], plugins=[stage])

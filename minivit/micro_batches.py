@@ -1,0 +1,111 @@
+"""What one worker does of a step: its micro-batches of the batch, or its share of the tokens of a few images.
+
+A worker is given the arrays of the whole step and the numbers of its parts. Nothing here knows how many workers there
+are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import NamedTuple, TypeAlias
+
+from minivit import ops
+from minivit.arrays import Array
+from minivit.keys import Key
+from minivit.ops.attention import ALL
+from minivit.vit import ViT
+
+# ``with turn(index, count):`` is entered in the order of the parts, whoever does them.
+Turn: TypeAlias = Callable[[int, int], AbstractContextManager[None]]
+
+
+class Batch(NamedTuple):
+    """The arrays of a training step: what comes in and what goes out."""
+
+    images: Array  # (B, height, width, C)
+    labels: Array  # (B,) or (B, classes)
+    logits: Array  # (B, classes)
+    losses: Array  # of each micro-batch, in proportion to its size
+    total: Array  # the flat gradient vector
+
+
+class Step(NamedTuple):
+    """What a training step is told beside its arrays."""
+
+    rng: Key | None
+    label_smoothing: float
+
+
+def parts_of(B: int, size: int) -> list[slice]:
+    """Return the micro-batches of a batch."""
+    return [slice(start, min(start + size, B)) for start in range(0, B, size)]
+
+
+def train(replica: ViT, batch: Batch, step: Step, parts: list[slice], mine: Iterable[int], turn: Turn) -> None:
+    """Take the micro-batches numbered `mine` through the forward and backward pass, and add their gradients in turn."""
+    B = parts[-1].stop
+    for index in mine:
+        part = parts[index]
+        share = (part.stop - part.start) / B
+        replica.parameters.store.forget_gradients()
+        logits, cache = replica.forward(batch.images[part], None if step.rng is None else step.rng[part])
+        loss, loss_cache = ops.cross_entropy(logits, batch.labels[part], step.label_smoothing)
+        replica.backward(ops.cross_entropy_backward(share, loss_cache), cache, release=True)
+        batch.logits[part] = logits
+        batch.losses[index] = loss * share
+        gradients = replica.parameters.settled_gradients()
+        with turn(index, len(parts)):
+            if index == 0:
+                batch.total[...] = gradients
+            else:
+                batch.total[...] += gradients
+
+
+def predict(replica: ViT, images: Array, logits: Array, parts: list[slice], mine: Iterable[int]) -> None:
+    """Set the rows of `logits` (B, classes) for the micro-batches numbered `mine`."""
+    for index in mine:
+        logits[parts[index]] = replica(images[parts[index]])
+
+
+class Tokens(NamedTuple):
+    """The arrays by which workers share the tokens of a few images."""
+
+    x: Array  # (B, N, D): what the last block makes of them
+    qkv: Array  # (2, B, N, 3 D): of even and of odd blocks
+
+
+def predict_by_tokens(
+    replica: ViT,
+    images: Array,
+    logits: Array,
+    tokens: Tokens,
+    pieces: list[slice],
+    mine: Iterable[int],
+    meet: Callable[[], None],
+) -> None:
+    """Take the pieces of the tokens numbered `mine` through the model in evaluation; who has the first sets `logits`.
+
+    The workers meet once a block, when the queries, keys and values of all tokens are there.
+    """
+    config = replica.config
+    cls_token = None if replica.cls_token is None else replica.cls_token.value
+    every, _ = ops.embed(replica.patch_embed(images), replica.pos_embed.value, cls_token, keep=False)
+    x = {number: every[:, pieces[number]] for number in mine}
+    for i, block in enumerate(replica.blocks):
+        qkv = tokens.qkv[i % 2]
+        for number in x:
+            qkv[:, pieces[number]] = block.attn.qkv(block.norm1(x[number]))
+        meet()
+        if replica.queries(i) != ALL:  # the class token, the first of the first piece
+            pieces = [replica.queries(i)]
+            x = {number: x[number][:, pieces[0]] for number in x if number == 0}
+        for number in x:
+            h, _ = ops.attention(qkv, block.attn.num_heads, None, pieces[number], keep=False)
+            h = x[number] + block.attn.proj(h)
+            x[number] = h + block.mlp(block.norm2(h))
+            tokens.x[:, pieces[number]] = x[number]
+    meet()
+    if 0 in x:
+        pooled, _ = ops.pool(tokens.x, config.global_pool, int(config.class_token), keep=False)
+        logits[...] = replica.head(replica.final_norm()(pooled))

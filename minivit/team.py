@@ -1,0 +1,210 @@
+"""A team: workers that do the parts of one job at the same time, each on a core of its own.
+
+The caller is the first member. The others are forked processes, since threads of one interpreter wait for its lock
+between any two array operations; where the system cannot fork they are threads. Both read the same arrays, those of
+`shared_array`, and speak through pipes. A job goes to each member through its door and a reply comes back; a baton
+goes round for what must happen in order.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from mmap import mmap
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from minivit.arrays import Array
+from minivit.errors import RunError
+
+# ``work(number, job, together)`` does a member's share of a job.
+Work: TypeAlias = Callable[[int, Any, "Together"], None]
+
+_GO, _STOP = b"go", b"stop"
+
+
+def shared_array(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return an array of zeros that processes forked from now on share."""
+    count = int(np.prod(shape, dtype=np.int64))
+    memory = mmap(-1, max(1, count * np.dtype(dtype).itemsize))
+    return np.frombuffer(memory, dtype, count).reshape(shape)
+
+
+def can_fork() -> bool:
+    """Return whether this process may fork: on Linux, unless it is itself a daemon of multiprocessing."""
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon
+
+
+class StoppedError(Exception):
+    """Another member failed, so this one cannot go on."""
+
+
+class Together:
+    """How a member keeps step with the others.
+
+    Parameters
+    ----------
+    doors : list of Connection
+        Of the first member: to each other one; of another: to the first.
+    previous, following : Connection
+        Where the baton comes from, and where it goes.
+    first : bool
+        Whether the member is the caller.
+    """
+
+    def __init__(self, doors: list[Connection], previous: Connection, following: Connection, first: bool) -> None:
+        self.doors = doors
+        self._previous = previous
+        self._following = following
+        self._first = first
+
+    @contextmanager
+    def turn(self, index: int, count: int) -> Iterator[None]:
+        """Let the block run after that of part ``index - 1`` of `count`; the parts go round the members."""
+        if index > 0 and self._previous.recv_bytes() == _STOP:
+            raise StoppedError
+        yield
+        if index + 1 < count:
+            self._following.send_bytes(_GO)
+
+    def meet(self) -> None:
+        """Wait until all members are here."""
+        if not self._first:
+            self.doors[0].send_bytes(_GO)
+            self.doors[0].recv_bytes()
+            return
+        for door in self.doors:
+            if (message := door.recv_bytes()) != _GO:
+                raise pickle.loads(message)
+        for door in self.doors:
+            door.send_bytes(_GO)
+
+    def close(self) -> None:
+        """Close this member's ends of the pipes, which the others notice."""
+        for end in (*self.doors, self._previous, self._following):
+            end.close()
+
+    def stop(self) -> None:
+        """Tell the member whose turn would come next that it never will."""
+        with suppress(OSError):
+            self._following.send_bytes(_STOP)
+
+
+class Team:
+    """`size` members, at least 2, that call ``work(number, job, together)`` at the same time; number 0 is the caller.
+
+    An error ends the team: `alive` is False then, and a new one may take its place.
+    """
+
+    def __init__(self, size: int, work: Work) -> None:
+        self._work = work
+        self._process = os.getpid()
+        self.alive = True
+        doors = [Pipe() for _ in range(1, size)]
+        batons = [Pipe(duplex=False) for _ in range(size)]  # the k-th leads to member k
+        mine = [[near for near, _ in doors], *([far] for _, far in doors)]
+        members = [Together(mine[k], batons[k][0], batons[(k + 1) % size][1], k == 0) for k in range(size)]
+        kept = [[*mine[k], batons[k][0], batons[(k + 1) % size][1]] for k in range(size)]
+        ends = [end for pair in (*doors, *batons) for end in pair]
+        self._together = members[0]
+        forks = can_fork()
+        self._others: list[Any] = []
+        for k in range(1, size):
+            if forks:
+                foreign = [end for end in ends if end not in kept[k]]
+                fork = multiprocessing.get_context("fork")
+                other: Any = fork.Process(target=_forked, args=(work, k, members[k], foreign), daemon=True)
+            else:
+                other = threading.Thread(target=_serve, args=(work, k, members[k]), daemon=True)
+            with warnings.catch_warnings():
+                # Python 3.12 warns of a fork beside threads: those of BLAS are at rest, and the child uses no other.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                other.start()
+            self._others.append(other)
+        if forks:
+            for end in ends:
+                if end not in kept[0]:
+                    end.close()
+
+    def run(self, job: Any) -> None:
+        """Let all members work on `job`, which can be pickled, and return when all have finished.
+
+        Raises
+        ------
+        RunError
+            A process of the team was ended from outside.
+        Exception
+            What `work` raised, in any member.
+        """
+        errors: list[BaseException] = []
+        try:
+            for door in self._together.doors:
+                door.send(job)
+            try:
+                self._work(0, job, self._together)
+            except Exception as error:
+                errors.append(error)
+                self._together.stop()
+            errors += [reply for door in self._together.doors if (reply := door.recv()) is not None]
+        except (EOFError, OSError):
+            errors.append(RunError("a worker process was ended from outside; was memory short?"))
+        except BaseException:
+            self.close()
+            raise
+        if errors:
+            self.close()
+            consequences = (StoppedError, EOFError, OSError)
+            raise next((error for error in errors if not isinstance(error, consequences)), errors[-1])
+
+    def close(self) -> None:
+        """End the other members."""
+        if not self.alive or os.getpid() != self._process:
+            return
+        self.alive = False
+        self._together.close()
+        for other in self._others:
+            other.join(timeout=0.2)
+            if other.is_alive() and hasattr(other, "kill"):
+                other.kill()
+                other.join()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _forked(work: Work, number: int, together: Together, foreign: list[Connection]) -> None:
+    """Be a member in a process of its own, without the ends of the pipes that belong to others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and so is what it does when it is asked to end
+    gc.freeze()  # looking through the caller's objects for garbage would copy their pages
+    for end in foreign:
+        end.close()
+    _serve(work, number, together)
+
+
+def _serve(work: Work, number: int, together: Together) -> None:
+    """Do job after job until the caller closes its end of the pipe."""
+    (door,) = together.doors
+    with suppress(EOFError, OSError):
+        while True:
+            job = door.recv()
+            try:
+                work(number, job, together)
+            except BaseException as error:
+                together.stop()
+                error.add_note("".join(traceback.format_exception(error)))
+                door.send(error)
+            else:
+                door.send(None)
+    together.close()
