@@ -1,4 +1,6 @@
-"""Print the coefficients that minivit/ops/erf.py states, with the error of each fit (needs mpmath; a few seconds).
+"""Print the coefficients that minivit/ops/erf.py and minivit/kernels/gelu.py state, with the error of each fit.
+
+Needs mpmath; takes a few seconds.
 
 The Remez exchange on a grid: find the rational P/Q whose weighted relative error is +e, -e, +e, ... at the reference
 points, move those points to the extrema of the error, and repeat until they stay.
@@ -44,7 +46,7 @@ def minimax(f: Function, grid: list[Any], p: int, q: int, weight: Function) -> t
 
 
 def main() -> None:
-    """Fit both functions in both precisions."""
+    """Fit the functions of erf.py in both precisions, and that of gelu.py."""
     mp.mp.dps = 60
     unit = [(1 - mp.cos(mp.pi * i / 800)) / 2 for i in range(801)]
     for name, digits, end, degree, terms in (("float32", 9, 14, 4, 7), ("float64", 17, 39, 10, 12)):
@@ -58,6 +60,21 @@ def main() -> None:
         ratio, _, error = minimax(lambda u: mp.erf(u**0.5) / u**0.5, unit[1:], terms - 1, 0, lambda _: 1)
         print(f"{name}: erf(x) = x + x s(x²), error {mp.nstr(error, 2)}")
         print("s", *(mp.nstr(c, digits) for c in [*ratio[:-1], ratio[-1] - 1]))
+    _gelu(unit)
+
+
+def _gelu(unit: list[Any]) -> None:
+    """Fit g, where Phi(x) = (1 + tanh(x g(x²))) / 2, so that the greatest error of Phi is the least."""
+
+    def g(u: Any) -> Any:
+        return mp.atanh(mp.erf(mp.sqrt(u / 2))) / mp.sqrt(u)
+
+    def slope(u: Any) -> Any:  # of Phi in the relative error of g; a floor, since it vanishes at both ends
+        return (1 - mp.erf(mp.sqrt(u / 2)) ** 2) * mp.sqrt(u) * g(u) / 2 + mp.mpf(10) ** -9
+
+    g_fit, _, error = minimax(g, [u * mp.mpf("5.5") ** 2 for u in unit[1:]], 6, 0, slope)
+    print(f"float32: Phi(x) = (1 + tanh(x g(x²))) / 2, error {mp.nstr(error, 2)}")
+    print("g", *(mp.nstr(c, 9) for c in g_fit))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""How much faster one system is than another, from interleaved rounds, and whether the machine let that be told.
+
+A round runs each system once, in a process of its own; the time of a round is the median of its steps. The ratio of
+medians is the median of the peer's rounds over the median of ours: above 1 where ours is faster. Its 95 percent
+interval comes from a bootstrap over the rounds; ours and the peer's of a round, measured close to each other, stay
+together. The machine was too noisy to tell where the interval is wider than 10 percent of the ratio.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WIDEST = 0.10
+FEWEST_ROUNDS = 5  # for an interval: of fewer, resampling says little
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The peer's time over ours.
+
+    Parameters
+    ----------
+    of_medians, of_bests : float
+        Of the medians of the rounds, and of the fastest steps of all.
+    interval : tuple of float, optional
+        In which the ratio of medians lies with 95 percent; None where the rounds are too few.
+    """
+
+    of_medians: float
+    of_bests: float
+    interval: tuple[float, float] | None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the interval is too wide."""
+        return self.interval is not None and self.interval[1] - self.interval[0] > WIDEST * self.of_medians
+
+    def reaches(self, bar: float) -> bool | None:
+        """Return whether the ratio of medians is at least `bar`; None where the rounds do not tell.
+
+        They tell where the interval lies on one side of the bar, or is narrow.
+        """
+        if self.interval is None:
+            return None
+        low, high = self.interval
+        if self.noisy and low < bar <= high:
+            return None
+        return self.of_medians >= bar
+
+
+def ratio_of_times(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Ratio:
+    """Return the ratio for the seconds of each step of each round.
+
+    Raises
+    ------
+    ValueError
+        There are not as many rounds of one as of the other.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} rounds of ours and {len(theirs)} of theirs cannot be compared")
+    medians = np.array([[statistics.median(seconds) for seconds in rounds] for rounds in (ours, theirs)])
+    bests = [min(min(seconds) for seconds in rounds) for rounds in (ours, theirs)]
+    mine, other = np.median(medians, axis=1)
+    return Ratio(float(other / mine), bests[1] / bests[0], _interval(medians))
+
+
+def _interval(medians: np.ndarray) -> tuple[float, float] | None:
+    rounds = medians.shape[1]
+    if rounds < FEWEST_ROUNDS:
+        return None
+    drawn = np.random.default_rng(0).integers(0, rounds, (_RESAMPLES, rounds))
+    ours, theirs = np.median(medians[:, drawn], axis=2)
+    low, high = np.quantile(theirs / ours, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def spread(rounds: Sequence[Sequence[float]]) -> float:
+    """Return the range of the rounds' medians as a part of their median."""
+    medians = [statistics.median(seconds) for seconds in rounds]
+    return (max(medians) - min(medians)) / statistics.median(medians)

@@ -1,0 +1,49 @@
+"""Where and with what a measurement was made: machine, commit, date."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from minivit.machine import cores
+
+_ROOT = Path(__file__).parent.parent
+
+
+def surroundings() -> dict[str, Any]:
+    """Return the processor, how many cores may be used, the load before, system, Python, commit and date."""
+    return {
+        "processor": _processor(),
+        "cores": cores(),
+        "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = dict(line.split(":", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in found.items()}
+        if "model name" in fields:
+            return f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']})"
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """Return the commit of the repository, with ``+changes`` where files differ from it; "unknown" outside of one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
