@@ -20,6 +20,7 @@ import numpy as np
 from minivit import ops
 from minivit.arrays import Array
 from minivit.kernels.gelu import covers_gelu, fast_gelu
+from minivit.kernels.layer_norm import mean_column, normalize, normalize_backward
 from minivit.kernels.pieces import FAST_DTYPES, pieces
 from minivit.ops.attention import ALL
 from minivit.ops.registry import Rival, register_rival
@@ -98,16 +99,9 @@ def _norm_linear(x: Array, norm: Any, linear: Any) -> tuple[Array, _Normed]:
     """Return the linear map of the layer norm of `x` (rows, D)."""
     rows, D = x.shape
     x_hat, inv_std = np.empty_like(x), np.empty((rows, 1), x.dtype)
-    mean_of = np.full((D, 1), 1 / D, x.dtype)
+    mean_of = mean_column(D, x.dtype)
     for piece in pieces(rows, 3 * D * x.itemsize):
-        z = x_hat[piece]
-        np.subtract(x[piece], x[piece] @ mean_of, out=z)
-        scale = np.vecdot(z, z, out=inv_std[piece, 0])
-        scale *= 1 / D
-        scale += norm.eps
-        np.sqrt(scale, out=scale)
-        np.reciprocal(scale, out=scale)
-        z *= inv_std[piece]
+        normalize(x[piece], mean_of, norm.eps, x_hat[piece], inv_std[piece])
     folded = norm.weight.value[:, None] * linear.weight.value
     shift = norm.bias.value @ linear.weight.value
     shift += linear.bias.value
@@ -161,15 +155,10 @@ def _norm_linear_backward(dy: Array, cache: _Normed, norm: Any, linear: Any, res
     linear.bias.add_grad(dshift)
     dx = dy @ folded.T
     rows, D = dx.shape
-    mean_of = np.full((D, 1), 1 / D, dx.dtype)
+    mean_of = mean_column(D, dx.dtype)
     for piece in pieces(rows, 4 * D * dx.itemsize):
-        d, z = dx[piece], x_hat[piece]
-        through_mean = d @ mean_of
-        through_variance = np.vecdot(d, z)[:, None]
-        through_variance *= 1 / D
-        d -= z * through_variance
-        d -= through_mean
-        d *= inv_std[piece]
+        d = dx[piece]
+        normalize_backward(d, d @ mean_of, x_hat[piece], inv_std[piece])
         if residual is not None:
             d += residual[piece]
     return dx
