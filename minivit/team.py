@@ -128,8 +128,10 @@ class Team:
             else:
                 other = threading.Thread(target=_serve, args=(work, k, members[k]), daemon=True)
             with warnings.catch_warnings():
-                # Python 3.12 warns of a fork beside threads: those of BLAS are at rest, and the child uses no other.
+                # Python 3.12 and JAX warn of a fork beside threads, which may hold locks that the child waits for. The
+                # child uses NumPy and its pipes alone, and the threads of NumPy's BLAS are at rest.
                 warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore", RuntimeWarning)
                 other.start()
             self._others.append(other)
         if forks:
