@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -20,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clock import Clock
+from benchmarks.output import markdown_table, write_json
 from benchmarks.recorded_products import Notes, Product, plain, seconds_alone
-from benchmarks.scaling_tables import markdown
 from benchmarks.sides import minivit as minivit_side
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import title_of
@@ -165,7 +164,7 @@ def table(figures: dict[str, Any]) -> str:
     alone = sum(row["products_ms_an_image"] for row in figures["rows"])
     whole = figures["ms_an_image"]
     rows.append(["all", "", f"{whole:.3f}", percent(1.0), f"{alone:.3f}", percent(alone / whole), ""])
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def main() -> None:
@@ -189,10 +188,8 @@ def main() -> None:
         print(table(found[-1]) + "\n")
     used = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{where['processor']}; {used}; commit {where['commit']}, {where['date']}")
-    if options.json:
-        about = {"surroundings": where, "versions": versions, "work": work.name, "changes": options.set}
-        whole = about | {"batch_size": work.batch_size, "breakdowns": found}
-        options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    about = {"surroundings": where, "versions": versions, "work": work.name, "changes": options.set}
+    write_json(options.json, about | {"batch_size": work.batch_size, "breakdowns": found})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import PEERS, impossible, systems_of, usual_peers
+from benchmarks.output import write_json, write_text
 from benchmarks.rounds import Outcome, run_rounds, run_worker
 from benchmarks.rows import OURS, Row, notes_of, rows_of
 from benchmarks.sides import missing
@@ -93,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.append(_plain(work, rows, notes, outcomes))
         head = heading(where, versions, options.processes)
         whole = {"surroundings": where, "versions": versions, "processes": options.processes, "works": report}
-        _write(options.json, json.dumps(whole, indent=1) + "\n")  # after each work, since all take an hour
-        _write(options.markdown, markdown(head, parts))
+        write_json(options.json, whole)  # after each work, since all take an hour
+        write_text(options.markdown, markdown(head, parts))
     terminal.say(f"\n{head}")
     return 0 if all(rows and rows[0].system == OURS for _, rows, _ in parts) else 1
 
@@ -106,12 +106,6 @@ def _plain(work: Work, rows: Sequence[Row], notes: Sequence[str], outcomes: dict
         "notes": list(notes),
         "systems": {system: vars(outcome) for system, outcome in outcomes.items()},
     }
-
-
-def _write(path: Path | None, text: str) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.breakdown import replaced
+from benchmarks.output import markdown_table, write_json, write_text
 from benchmarks.ratios import FEWEST_ROUNDS, Ratio, ratio_of_times
 from benchmarks.rounds import Outcome, run_rounds, run_worker
-from benchmarks.scaling_tables import markdown
 from benchmarks.sides import minivit as minivit_side
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import heading, title_of
@@ -137,7 +137,7 @@ def table(works: Sequence[Work], found: Sequence[Mapping[str, Outcome]]) -> str:
         return _text(ratios[name]) if name in ratios else ""
 
     rows = [[variant.title, *(cell(name, *column) for column in columns)] for name, variant in VARIANTS.items()]
-    return markdown(["", *(work.name for work in works)], rows)
+    return markdown_table(["", *(work.name for work in works)], rows)
 
 
 def _text(ratio: Ratio) -> str:
@@ -174,8 +174,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(measure(VARIANTS[options.worker], works[0], options.seconds)), flush=True)
         return 0
 
-    for path in filter(None, (options.json, options.markdown)):
-        path.parent.mkdir(parents=True, exist_ok=True)
     where = surroundings()
     passed_on = ["--seconds", str(options.seconds), *(text for a in options.set for text in ("--set", a))]
     found: list[dict[str, Outcome]] = []
@@ -187,11 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     head = heading(where, minivit_side.versions(), options.rounds)
     text = "\n\n".join([LEGEND, table(works, found), listed, head]) + "\n"
     print(text)
-    if options.markdown:
-        options.markdown.write_text(text, encoding="utf-8")
-    if options.json:
-        whole = {"surroundings": where, "rounds": options.rounds, "works": list(map(plain, works, found))}
-        options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    write_text(options.markdown, text)
+    figures = list(map(plain, works, found))
+    write_json(options.json, {"surroundings": where, "rounds": options.rounds, "works": figures})
     return 1 if any(outcomes[AS_IS].stopped for outcomes in found) else 0
 
 

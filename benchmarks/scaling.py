@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import PEERS
+from benchmarks.output import write_json, write_text
 from benchmarks.rounds import WorkerError, run_worker
 from benchmarks.scaling_plots import plot_memory, plot_rates
 from benchmarks.scaling_points import BASE, HEAD_SIZE, Axis, Setting, axes, base
@@ -109,9 +110,8 @@ def method(about: dict[str, Any]) -> str:
 
 def write(points: list[Point], about: dict[str, Any], folder: Path) -> None:
     """Write scaling.json, scaling.md and the figures."""
-    folder.mkdir(parents=True, exist_ok=True)
     numbers = about | {"points": [asdict(point) for point in points]}
-    (folder / "scaling.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "scaling.json", numbers)
     drawn = [axis for axis in axes() if any(p.axis == axis.name for p in points)]
     parts = ["# Scaling", method(about), heading(about["surroundings"], about["versions"], about["rounds"])]
     parts += [f"{name} was left out: {why}." for name, why in about["left_out"].items()]
@@ -119,7 +119,7 @@ def write(points: list[Point], about: dict[str, Any], folder: Path) -> None:
     parts.append(f"## Memory\n\n{memory_table(points)}")
     growth = growth_table(points, [axis.name for axis in drawn])
     parts.append(f"## How the cost grows\n\nSeconds of an image ~ value ** exponent:\n\n{growth}")
-    (folder / "scaling.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(folder / "scaling.md", "\n\n".join(parts) + "\n")
     try:
         for axis in drawn:
             plot_rates(points, axis.name, axis.label, folder)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.output import markdown_table
 from minivit.reporters import percent
 
 
@@ -104,7 +105,7 @@ def rate_table(points: Sequence[Point], axis: str, label: str) -> str:
             ratios = [f"{point.best / p.best:.2f}x" if p else "" for p in here]
             spread = max(1 - min(p.images_a_second) / p.best for p in (point, *filter(None, here)))
             rows.append([str(value), *rates, *ratios, percent(spread)])
-        parts.append(f"{kind.capitalize()}:\n\n{markdown(head, rows)}")
+        parts.append(f"{kind.capitalize()}:\n\n{markdown_table(head, rows)}")
     return "\n\n".join(parts)
 
 
@@ -126,7 +127,7 @@ def growth_table(points: Sequence[Point], axes: Sequence[str]) -> str:
                     [axis, kind, side, span, whole, _signed(work.exponent), end, _signed(cost.last), _signed(work.last)]
                 )
     head = ["axis", "kind", "side", "from, to", "seconds", "arithmetic", "its end", "seconds", "arithmetic"]
-    return markdown(head, rows, words=3)
+    return markdown_table(head, rows, words=3)
 
 
 def _signed(exponent: float) -> str:
@@ -150,18 +151,5 @@ def memory_table(points: Sequence[Point]) -> str:
                 offset, slope = fit_line(list(found), list(found.values()))
                 lines.append(f"{side}: {offset:.0f} MB and {slope:.3f} MB for each image.")
         head = ["images in a batch", *(f"{side}, MB" for side in peaks)]
-        parts.append("\n\n".join([f"{kind.capitalize()}:", markdown(head, rows), *lines]))
+        parts.append("\n\n".join([f"{kind.capitalize()}:", markdown_table(head, rows), *lines]))
     return "\n\n".join(parts)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """Return a Markdown table, legible as it is: `words` columns of words, then numbers on the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    marks = [f":{(w - 1) * '-'}" if i < words else f"{(w - 1) * '-'}:" for i, w in enumerate(widths)]
-
-    def padded(row: Sequence[str]) -> list[str]:
-        return [
-            cell.ljust(w) if i < words else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (padded(head), marks, *map(padded, rows)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import subprocess
@@ -24,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 import minivit
+from benchmarks.output import write_json
 from benchmarks.startup_report import Side, report, table, verdict
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import heading
@@ -129,9 +129,8 @@ def main() -> None:
         results[name] = report(everyone)
         print(f"{name}:\n\n{table(results[name])}\n\n{verdict(results[name])}\n")
     print(heading(where, versions(), options.repeats))
-    if options.json:
-        whole = {"surroundings": where, "versions": versions(), "processes": options.repeats, "models": results}
-        options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    about = {"surroundings": where, "versions": versions(), "processes": options.repeats}
+    write_json(options.json, about | {"models": results})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from benchmarks.output import markdown_table
 from benchmarks.ratios import Ratio, ratio_of_times, spread
-from benchmarks.scaling_tables import markdown
 from minivit.reporters import percent
 
 BAR, AIM = 4.0, 8.0  # timm's time over ours
@@ -62,7 +62,7 @@ def table(figures: dict[str, Any]) -> str:
     failed = [f"{name} did not run: {f['failure']}." for name, f in figures.items() if "failure" in f]
     noisy = [name for name, f in figures.items() if f.get("ratio") and f["ratio"]["noisy"]]
     notes = [f"The machine was too noisy to tell the ratio of {', of '.join(noisy)}."] if noisy else []
-    return "\n\n".join([markdown(head, rows), *failed, *notes])
+    return "\n\n".join([markdown_table(head, rows), *failed, *notes])
 
 
 def verdict(figures: dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ from tests.conformance.torchvision_operators import import_torchvision
 
 import_torchvision()
 import timm  # noqa: E402 - after torchvision, which may need help
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+import torch  # noqa: E402 - as above
+from PIL import Image  # noqa: E402 - as above
 
 folder, path, way = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 settings = json.loads((folder / "config.json").read_text())["pretrained_cfg"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.output import markdown_table
 from benchmarks.rows import Row
 from benchmarks.works import Work
 
@@ -65,17 +66,6 @@ def markdown(head: str, parts: Sequence[tuple[Work, Sequence[Row], Sequence[str]
     """Return the whole report for a document, given each work's rows and notes."""
     lines = [head, "", LEGEND]
     for work, rows, notes in parts:
-        lines += [
-            "",
-            f"**{title_of(work)}**",
-            "",
-            _line(COLUMNS),
-            _line(["---"] + ["---:"] * (len(COLUMNS) - 2) + ["---"]),
-        ]
-        lines += [_line(cells(row)) for row in rows]
+        lines += ["", f"**{title_of(work)}**", "", markdown_table(COLUMNS, [cells(row) for row in rows])]
         lines += [""] * bool(notes) + [f"- {note}" for note in notes]
     return "\n".join(lines) + "\n"
-
-
-def _line(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(texts)} |"

@@ -39,7 +39,7 @@ class Engine:
     threads : int, optional
         Workers, each for one core; the machine's cores by default. On a device the step runs whole, on one.
     micro_batch : int, optional
-        Images a thread takes at a time; by default what the model says (`ViTConfig.micro_batch`).
+        Images a worker takes at a time; by default what the model says (`ViTConfig.micro_batch`).
     """
 
     def __init__(self, model: ViT, threads: int | None = None, micro_batch: int | None = None) -> None:

@@ -42,7 +42,7 @@ def _blas() -> threadpoolctl.ThreadpoolController:
     controller = threadpoolctl.ThreadpoolController().select(user_api="blas")
     if not controller.lib_controllers:
         warnings.warn(
-            "the threads of this NumPy's BLAS cannot be limited, so the engine's own threads may crowd each other and "
+            "the threads of this NumPy's BLAS cannot be limited, so the engine's workers may crowd each other and "
             "results may depend on the number of processors; set the BLAS library's thread count to 1 before starting",
             RuntimeWarning,
             stacklevel=4,

@@ -3,7 +3,7 @@
 The optimiser, the gradient norm, the sum over micro-batches and checkpoints are operations on whole vectors, while a
 layer sees a `Parameter` with a `value` and a `grad` of its own shape. Views start at multiples of 256 bytes; the gaps
 between them are zero in both vectors and stay so. Two stores may share one value vector, each with gradients of its
-own: that is how threads work on replicas of a model.
+own: that is how workers use replicas of a model.
 """
 
 from __future__ import annotations

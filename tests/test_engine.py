@@ -2,52 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import gc
-import multiprocessing
-import os
-import signal
-import threading
-import time
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import pytest
-from contract import assert_close, assert_same_bits, normal
+from contract import assert_close, assert_same_bits
+from small_vit import B, batch, model, step
 
-from minivit import Engine, Key, RunError, UserError, ViT, ViTConfig, ops, team
-from minivit.arrays import Array
-
-CONFIG = ViTConfig(
-    img_size=(4, 9), patch_size=(2, 3), embed_dim=12, depth=3, num_heads=3, num_classes=7,
-    drop_rate=0.2, pos_drop_rate=0.2, proj_drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.2,
-)  # fmt: skip
-B = 13
-
-
-def model(dtype: str = "float32", **fields: Any) -> ViT:
-    vit = ViT(dataclasses.replace(CONFIG, **fields), seed=3, dtype=dtype)
-    for seed, parameter in enumerate(vit.parameters.values()):
-        parameter.value[...] += 0.2 * normal(parameter.value, seed)
-    return vit
-
-
-def batch(size: int = B, dtype: str = "float32") -> tuple[Array, Array, Key]:
-    generator = np.random.default_rng(0)
-    images = generator.standard_normal((size, 4, 9, 3)).astype(dtype)
-    return images, generator.integers(0, 7, size), Key(5, 8, np.arange(100, 100 + size))
-
-
-def step(
-    vit: ViT, threads: int, micro_batch: int | None, rng: bool = True, size: int = B, smoothing: float = 0.1
-) -> tuple[Array, Array]:
-    """Return the loss and the flat gradient vector of one step."""
-    images, labels, key = batch(size, str(vit.head.weight.value.dtype))
-    with Engine(vit, threads, micro_batch) as engine:
-        loss = engine.loss_and_gradients(images, labels, key if rng else None, smoothing)
-    return loss, vit.parameters.store.gradients
+from minivit import Engine, Key, UserError, ViTConfig, ops
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 13, 64])
@@ -138,146 +100,6 @@ def test_prediction_has_the_same_bits_for_any_number_of_threads() -> None:
     for threads in (2, 3):
         with Engine(model(), threads, 4) as engine:
             assert_same_bits([engine.predict(images)], [expected])
-
-
-@pytest.fixture(params=["processes", "threads"])
-def members(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the workers beside the caller are; threads where a system cannot fork."""
-    if request.param == "threads":
-        monkeypatch.setattr(team, "can_fork", lambda: False)
-    elif not team.can_fork():
-        pytest.skip("this system, or this process, cannot fork")
-    return str(request.param)
-
-
-def test_processes_and_threads_give_the_same_bits(members: str) -> None:
-    assert_same_bits(step(model(), 3, 2), step(model(), 1, 2))
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("index", [0, 2, 3])
-def test_an_error_in_a_worker_surfaces_and_the_engine_works_afterwards(
-    threads: int, index: int, members: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error is that of a certain micro-batch, so of the caller or of another worker."""
-    images, labels, key = batch()
-    vit = model()
-    original = ViT.backward
-
-    def failing(self: ViT, dy: Array, cache: Any, release: bool) -> Array:
-        if images[2 * index, 0, 0, 0] == self.seen[0, 0, 0, 0]:  # type: ignore[attr-defined]
-            raise MemoryError("no room for this micro-batch")
-        return original(self, dy, cache, release)
-
-    forward = ViT.forward
-
-    def noting(self: ViT, x: Array, *args: Any) -> Any:
-        self.seen = x  # type: ignore[attr-defined]
-        return forward(self, x, *args)
-
-    with monkeypatch.context() as patch, Engine(vit, threads, 2) as engine:
-        patch.setattr(ViT, "forward", noting)
-        patch.setattr(ViT, "backward", failing)
-        with pytest.raises(MemoryError, match="no room for this micro-batch"):
-            engine.loss_and_gradients(images, labels, key)
-        patch.undo()
-        loss = engine.loss_and_gradients(images, labels, key)
-    expected = model()
-    with Engine(expected, 1, 2) as engine:
-        assert_same_bits([loss], [engine.loss_and_gradients(images, labels, key)])
-    assert_same_bits([vit.parameters.store.gradients], [expected.parameters.store.gradients])
-
-
-def test_a_worker_that_dies_is_an_error_and_the_engine_works_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not team.can_fork():
-        pytest.skip("this system, or this process, cannot fork")
-    images, labels, key = batch()
-    caller, backward = os.getpid(), ViT.backward
-
-    def dying(self: ViT, dy: Array, cache: Any, release: bool) -> Array:
-        if os.getpid() != caller:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return backward(self, dy, cache, release)
-
-    for threads in (2, 3):
-        with Engine(model(), threads, 2) as engine:
-            with monkeypatch.context() as patch:
-                patch.setattr(ViT, "backward", dying)
-                with pytest.raises(RunError, match="a worker process was ended from outside"):
-                    engine.loss_and_gradients(images, labels, key)
-            loss = engine.loss_and_gradients(images, labels, key)
-        assert_same_bits([loss], [step(model(), 1, 2, smoothing=0.0)[0]])
-
-
-def test_values_written_between_two_steps_reach_all_workers(members: str) -> None:
-    """Through a view kept from before, through load_state_dict, through the flat vector, and by an optimiser."""
-    vit, (images, _, _) = model(), batch()
-    with Engine(vit, 2, 2) as engine:
-        first = engine.predict(images)
-        assert_same_bits([engine.predict(images)], [first])
-        state = vit.state_dict()
-        vit.load_state_dict({name: 0.5 * value for name, value in state.items()})
-        assert_same_bits([engine.predict(images)], [Engine(vit, 1, 2).predict(images)])
-        vit.parameters.store.values[...] *= 0.7
-        halved = engine.predict(images)
-        assert_same_bits([halved], [Engine(vit, 1, 2).predict(images)])
-        bias = vit.head.bias.value
-        engine.predict(images)
-        bias += 1.0
-        assert_close([engine.predict(images)], [halved + 1.0], 1e-5)
-    vit = model()
-    replica = vit.replica()
-    with Engine(vit, 2, 2) as engine:
-        before = engine.predict(images)
-        replica.parameters["head.bias"].value[...] += 1.0
-        assert_close([engine.predict(images)], [before + 1.0], 1e-5)
-
-
-def test_workers_end_with_their_engine() -> None:
-    images, labels, key = batch()
-    engine = Engine(model(), 3, 2)
-    engine.loss_and_gradients(images, labels, key)
-    assert len(multiprocessing.active_children()) >= 2 or not team.can_fork()
-    engine.close()
-    engine.close()
-    assert multiprocessing.active_children() == []
-    engine.loss_and_gradients(images, labels, key)
-    del engine
-    gc.collect()
-    assert multiprocessing.active_children() == []
-
-
-def test_a_process_forked_by_the_user_uses_workers_of_its_own() -> None:
-    if not team.can_fork():
-        pytest.skip("this system, or this process, cannot fork")
-    images, labels, key = batch()
-    with Engine(model(), 2, 2) as engine:
-        expected = engine.loss_and_gradients(images, labels, key)
-        read, write = os.pipe()
-        if (child := os.fork()) == 0:
-            with contextlib.suppress(BaseException):
-                os.write(write, engine.loss_and_gradients(images, labels, key).tobytes())
-            os._exit(0)
-        os.waitpid(child, 0)
-        assert os.read(read, 100) == expected.tobytes()
-        assert_same_bits([engine.loss_and_gradients(images, labels, key)], [expected])
-
-
-WIDE = ViTConfig(img_size=(24, 33), patch_size=3, embed_dim=12, depth=3, num_heads=3, num_classes=7)
-
-
-@pytest.mark.parametrize("fields", [{}, {"global_pool": "avg"}, {"global_pool": "avg", "class_token": False}], ids=str)
-def test_workers_share_the_tokens_of_few_images(fields: dict[str, Any], members: str) -> None:
-    """The result is the model's up to rounding, with the same bits for any number of workers."""
-    vit = ViT(dataclasses.replace(WIDE, **fields), seed=3)
-    images = np.random.default_rng(0).standard_normal((3, 24, 33, 3), dtype=np.float32)
-    for size in (1, 2, 3):
-        expected = Engine(vit, 1, 4).predict(images[:size])
-        assert_close([expected], [vit(images[:size])], 1e-5)
-        for threads in (2, 3):
-            with Engine(vit, threads, 4) as engine:
-                assert_same_bits([engine.predict(images[:size])], [expected])
-                assert_same_bits([engine.predict(images[:size])], [expected])
 
 
 IMAGES, LABELS, KEY = batch()
@@ -377,39 +199,6 @@ def test_memory_does_not_grow_with_the_batch() -> None:
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
-
-
-@pytest.mark.parametrize("moment", ["in its own part", "while it waits"])
-def test_an_interrupted_step_does_not_spoil_the_next(
-    moment: str, members: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vit = model()
-    images, labels, key = batch()
-    caller, forward = threading.current_thread(), ViT.forward
-
-    def interrupted(self: ViT, *args: Any) -> Any:
-        if multiprocessing.parent_process() is not None or threading.current_thread() is not caller:
-            time.sleep(0.01)
-        elif moment == "in its own part":
-            raise KeyboardInterrupt
-        return forward(self, *args)
-
-    def interrupted_turn(self: team.Together) -> None:
-        raise KeyboardInterrupt
-
-    with Engine(vit, 2, 1) as engine:
-        engine.loss_and_gradients(images, labels, key)
-        expected = vit.parameters.store.gradients.copy()
-        with monkeypatch.context() as patch:
-            engine.close()
-            patch.setattr(ViT, "forward", interrupted)
-            if moment == "while it waits":
-                patch.setattr(Connection, "recv_bytes", interrupted_turn)
-            with pytest.raises(KeyboardInterrupt):
-                engine.loss_and_gradients(images, labels, key)
-        for _ in range(3):
-            engine.loss_and_gradients(images, labels, key)
-            assert_same_bits([vit.parameters.store.gradients], [expected])
 
 
 def test_values_are_checked_where_they_enter() -> None:

@@ -12,7 +12,7 @@ from minivit.config import ViTConfig
 
 
 def timm_vit(config: ViTConfig) -> Any:
-    """Return timm's model (class token, exact GELU)."""
+    """Return timm's model, in timm's first values."""
     from tests.conformance.torchvision_operators import import_torchvision
 
     with warnings.catch_warnings():
@@ -24,9 +24,12 @@ def timm_vit(config: ViTConfig) -> Any:
         patch_size=config.patch_size,
         in_chans=config.in_chans,
         num_classes=config.num_classes,
+        global_pool=config.global_pool,
+        class_token=config.class_token,
         embed_dim=config.embed_dim,
         depth=config.depth,
         num_heads=config.num_heads,
         mlp_ratio=config.mlp_ratio,
         norm_layer=partial(torch.nn.LayerNorm, eps=config.norm_eps),
+        act_layer=partial(torch.nn.GELU, approximate="tanh" if config.act_layer == "gelu_tanh" else "none"),
     )

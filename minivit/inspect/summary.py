@@ -79,7 +79,7 @@ def _layers(config: ViTConfig) -> Iterator[tuple[str, int, int, int]]:
     tokens = (N + int(config.class_token)) * D
     yield "tokens", tokens, 0, N * D if config.pos_drop_rate else 0
     for i in range(config.depth):
-        # A class-token head wants that token alone of the last block (ViT._queries).
+        # A class-token head wants that token alone of the last block (ViT.queries).
         M = 1 if config.global_pool == "token" and i == config.depth - 1 else N
         proj_mask = M * D if config.proj_drop_rate else 0
         hidden_mask = M * F if config.proj_drop_rate else 0

@@ -60,26 +60,14 @@ def batch(config: ViTConfig, B: int = 6) -> tuple[Array, Array]:
     return images, generator.integers(0, config.num_classes, B)
 
 
-def timm_model(timm: Any, torch: Any, model: ViT, folder: Path) -> Any:
+def timm_model(model: ViT, folder: Path) -> Any:
     """Return timm's model with the weights of ours, through our file, loaded strictly."""
     from safetensors.torch import load_file
 
+    from benchmarks.sides.timm_vit import timm_vit
+
     save_model(model, folder)
-    config = model.config
-    theirs = timm.models.vision_transformer.VisionTransformer(
-        img_size=config.img_size,
-        patch_size=config.patch_size,
-        in_chans=config.in_chans,
-        num_classes=config.num_classes,
-        global_pool=config.global_pool,
-        embed_dim=config.embed_dim,
-        depth=config.depth,
-        num_heads=config.num_heads,
-        mlp_ratio=config.mlp_ratio,
-        class_token=config.class_token,
-        norm_layer=partial(torch.nn.LayerNorm, eps=config.norm_eps),
-        act_layer={"gelu": torch.nn.GELU, "gelu_tanh": partial(torch.nn.GELU, approximate="tanh")}[config.act_layer],
-    ).double()
+    theirs = timm_vit(model.config).double()
     theirs.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return theirs.eval()
 
@@ -113,7 +101,7 @@ def assert_gradients_equal(model: ViT, theirs: Any) -> None:
 def test_logits_loss_and_all_gradients(timm: Any, torch: Any, tmp_path: Path, name: str, targets: str) -> None:
     config = MODELS[name]
     model = random_model(config)
-    theirs = timm_model(timm, torch, model, tmp_path)
+    theirs = timm_model(model, tmp_path)
     images, labels = batch(config)
     smoothing = 0.1 if "smoothed" in targets else 0.0
     if "soft" in targets:
@@ -138,7 +126,7 @@ def test_logits_loss_and_all_gradients(timm: Any, torch: Any, tmp_path: Path, na
 @pytest.mark.parametrize("name", ["class token", "mean"])
 def test_the_engine_in_pieces(timm: Any, torch: Any, tmp_path: Path, name: str) -> None:
     model = random_model(MODELS[name])
-    theirs = timm_model(timm, torch, model, tmp_path)
+    theirs = timm_model(model, tmp_path)
     images, labels = batch(MODELS[name], B=7)
     with Engine(model, threads=2, micro_batch=3) as engine:
         loss = engine.loss_and_gradients(images, labels, label_smoothing=0.1)
