@@ -12,10 +12,14 @@ from typing import Any
 from minivit.machine import cores
 
 _ROOT = Path(__file__).parent.parent
+_STEERING = ("BLIS_", "DNNL_", "GOTO_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TORCH", "XLA_")
 
 
 def surroundings() -> dict[str, Any]:
-    """Return the processor, how many cores may be used, the load before, system, Python, commit and date."""
+    """Return the processor, how many cores may be used, the load before, system, Python, commit, date, environment.
+
+    Of the environment, what steers the libraries that multiply matrices: such a variable can halve or double a rate.
+    """
     return {
         "processor": _processor(),
         "cores": cores(),
@@ -24,6 +28,7 @@ def surroundings() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_STEERING)},
     }
 
 

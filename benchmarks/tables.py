@@ -59,7 +59,9 @@ def heading(surroundings: Mapping[str, Any], versions: Mapping[str, str], rounds
     where = f"{surroundings['processor']}, {surroundings['cores']} cores used, {surroundings['system']}"
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     when = f"commit {surroundings['commit']}, {surroundings['date']}"
-    return f"{where}; Python {surroundings['python']}, {found}; {when}; {rounds} processes a system, in turn."
+    steered = ", ".join(f"{name}={value}" for name, value in surroundings["environment"].items())
+    python = f"Python {surroundings['python']}, {found}" + (f"; with {steered}" if steered else "")
+    return f"{where}; {python}; {when}; {rounds} processes a system, in turn."
 
 
 def markdown(head: str, parts: Sequence[tuple[Work, Sequence[Row], Sequence[str]]]) -> str:

@@ -132,8 +132,7 @@ class ViTConfig:
     @property
     def micro_batch(self) -> int:
         """How many images a worker takes through the model at a time: as many as fit its cache, by the model alone."""
-        tokens = (1040 if self.embed_dim >= 192 else 520) * min(1.0, 192 / self.embed_dim)
-        fitting = tokens / self.num_tokens
+        fitting = 1040 * min(1.0, 192 / self.embed_dim) / self.num_tokens
         return 1 << min(6, max(0, round(math.log2(fitting))))
 
     def to_dict(self) -> dict[str, Any]:

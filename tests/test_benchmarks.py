@@ -9,6 +9,7 @@ from benchmarks.bars import BARS, PEERS, impossible, usual_peers
 from benchmarks.rounds import WorkerError, run_worker
 from benchmarks.sides import find_side, limit, missing
 from benchmarks.surroundings import surroundings
+from benchmarks.tables import heading
 from benchmarks.task import make_task
 from benchmarks.works import WORKS, Work, get_work
 
@@ -109,6 +110,14 @@ def test_the_surroundings_name_machine_and_commit() -> None:
     found = surroundings()
     assert found["cores"] >= 1
     assert all(found[name] for name in ("processor", "system", "python", "commit", "date"))
+
+
+def test_a_report_says_which_variables_steer_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in surroundings()["environment"]:
+        monkeypatch.delenv(name)
+    assert "; with" not in heading(surroundings(), {"NumPy": "2.4"}, 5)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert "NumPy 2.4; with OPENBLAS_CORETYPE=Haswell; commit" in heading(surroundings(), {"NumPy": "2.4"}, 5)
 
 
 def test_a_step_of_ours_trains_and_a_prediction_predicts() -> None:

@@ -182,7 +182,7 @@ def test_the_micro_batch_is_the_models() -> None:
         assert engine.micro_batch == vit.config.micro_batch
         assert engine.threads >= 1
     configs = [ViTConfig(img_size=32, patch_size=4, embed_dim=D, num_heads=1) for D in (48, 96, 192, 384, 768)]
-    assert [config.micro_batch for config in configs] == [8, 8, 16, 8, 4]
+    assert [config.micro_batch for config in configs] == [16, 16, 16, 8, 4]
 
 
 def test_memory_does_not_grow_with_the_batch() -> None:
