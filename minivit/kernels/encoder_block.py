@@ -30,7 +30,6 @@ from minivit.ops.shapes import expect, expect_gradient, same_dtype
 class _Normed(NamedTuple):
     """What the backward pass of a norm and the linear map after it reads."""
 
-    folded: Array  # W', (D, O)
     x_hat: Array  # (rows, D)
     inv_std: Array  # (rows, 1)
 
@@ -107,7 +106,7 @@ def _norm_linear(x: Array, norm: Any, linear: Any) -> tuple[Array, _Normed]:
     shift += linear.bias.value
     y = x_hat @ folded
     y += shift
-    return y, _Normed(folded, x_hat, inv_std)
+    return y, _Normed(x_hat, inv_std)
 
 
 def _gelu_in_place(h: Array, approximate: str, keep: bool) -> tuple[Array, Array | None]:
@@ -143,7 +142,7 @@ def _linear_backward(dy: Array, x: Array, linear: Any) -> Array:
 
 def _norm_linear_backward(dy: Array, cache: _Normed, norm: Any, linear: Any, residual: Array | None) -> Array:
     """Return ``dx``, and what comes past the norm as `residual` added to it."""
-    folded, x_hat, inv_std = cache
+    x_hat, inv_std = cache
     weight = linear.weight.value
     dfolded = x_hat.T @ dy
     dshift = np.ones(len(dy), dy.dtype) @ dy
@@ -153,7 +152,7 @@ def _norm_linear_backward(dy: Array, cache: _Normed, norm: Any, linear: Any, res
     dfolded += np.multiply.outer(norm.bias.value, dshift)
     linear.weight.add_grad(dfolded)
     linear.bias.add_grad(dshift)
-    dx = dy @ folded.T
+    dx = dy @ (norm.weight.value[:, None] * weight).T
     rows, D = dx.shape
     mean_of = mean_column(D, dx.dtype)
     for piece in pieces(rows, 4 * D * dx.itemsize):
