@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 from minivit.errors import RunError, UserError
 
+_locks: set[int] = set()  # descriptors of this process
+
 _TEMPORARY = ".minivit-{name}-{token}.tmp"
 
 _ADVICE = {
@@ -131,6 +133,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    _locks.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +143,19 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             pass
         yield
     finally:
-        os.close(descriptor)
+        if descriptor in _locks:
+            _locks.remove(descriptor)
+            os.close(descriptor)
+
+
+def _leave_locks() -> None:
+    """Close, in a forked process, the parent's locks: they must not outlive it."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,7 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from minivit.errors import RunError, UserError
-from minivit.files import atomic_write, read_json, remove_leftovers, write_json
+from minivit.files import atomic_write, locked, read_json, remove_leftovers, write_json
 
 
 @pytest.fixture
@@ -170,3 +172,35 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
 def test_missing_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*x\.json: No such file"):
         read_json(tmp_path / "x.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_lock_is_its_process_s_alone(tmp_path: Path) -> None:
+    """A worker that was forked under it, and is busy when the process dies, does not keep the folder locked."""
+    here, there = multiprocessing.Pipe()
+    with locked(tmp_path):
+        child = os.fork()
+        if child == 0:
+            here.close()
+            there.send_bytes(b"begun")
+            with contextlib.suppress(EOFError):
+                there.recv_bytes()  # until the parent is done
+            os._exit(0)
+        there.close()
+        here.recv_bytes()
+    with locked(tmp_path):
+        pass
+    here.close()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_folder_is_locked_once_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        with pytest.raises(UserError, match="another process is at work in"), locked(tmp_path):
+            pass
+        other = tmp_path / "other"
+        other.mkdir()
+        with locked(other):
+            pass
+        with pytest.raises(UserError, match="another process is at work in"), locked(tmp_path):
+            pass
