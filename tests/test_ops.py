@@ -264,6 +264,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "gelu-integers": (lambda: ops.gelu(np.arange(3)), "gelu: x has dtype int64; expected floating point"),
     "softmax-integers": (lambda: ops.softmax(np.arange(3)), "softmax: x has dtype int64; expected floating point"),
     "attention-axes": (lambda: ops.attention(draw(5, 21), 1), r"qkv has shape \(5, 21\); expected \(B, N, 3 D\)"),
+    "attention-number": (lambda: ops.attention(draw(), 1), r"qkv has shape \(\); expected \(B, N, 3 D\)"),
+    "attention-number-32": (lambda: ops.attention(draw().astype("f4"), 1), r"qkv has shape \(\)"),
     "attention-heads": (lambda: ops.attention(draw(2, 5, 21), 2), "qkv has 21 columns, which 2 heads"),
     "attention-mask": (
         lambda: ops.attention(draw(2, 5, 21), 7, draw(2, 1, 5, 5)),

@@ -37,12 +37,12 @@ class FastAttentionCache(NamedTuple):
     qkv: Array  # (B, N, 3 D)
     e: Array  # (B, H, M, N)
     inverse: Array  # (B, M, H, 1): 1 / s
-    y: Array  # (B, M, H, K)
+    y: Array  # (B, M, H, K), the memory of the result
     queries: slice
 
 
 def _covers(qkv: Array, num_heads: int, mask: Array | None = None, queries: slice = ALL, *, keep: bool = True) -> bool:
-    return mask is None and qkv.dtype.name in FAST_DTYPES and qkv[:, queries].size > 0
+    return mask is None and qkv.dtype.name in FAST_DTYPES and qkv.ndim == 3 and qkv[:, queries].size > 0
 
 
 def _exp_scores(q: Array, k_t: Array, e: Array) -> Array:
