@@ -147,16 +147,16 @@ class Layer:
         starts = {name: parameter.span.start for name, parameter in named.items()}
         if values is None:
             named.store.lent = True  # whoever has the replica may write to them
-            values = named.store.values
+            values = named.store.peek()
         return self._on_store(named, starts, FlatStore(values))
 
     def astype(self, dtype: Any) -> Self:
         """Return a copy with its parameters converted to `dtype`."""
-        return self._moved(np.dtype(dtype), namespace(self.parameters.store.values))
+        return self._moved(np.dtype(dtype), namespace(self.parameters.store.peek()))
 
     def to(self, backend_name: str) -> Self:
         """Return a copy with its parameters on the backend "numpy" or "cupy"."""
-        return self._moved(self.parameters.store.values.dtype, backend(backend_name))
+        return self._moved(self.parameters.store.peek().dtype, backend(backend_name))
 
     def _moved(self, dtype: Any, xp: Any) -> Self:
         twin = _initialized(self, None, dtype, library_name(xp))
@@ -187,10 +187,15 @@ class Layer:
         if missing or unknown:
             words = [counted(what, names) for what, names in (("missing", missing), ("unknown", unknown)) if names]
             raise UserError(f"the weights belong to another model: {' and '.join(words)}")
-        xp = namespace(named.store.values)
+        xp = namespace(named.store.peek())
         for name, parameter in named.items():
             value = parameter.peek()
             value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), xp)
+
+
+def untouched(layer: object, kind: type[Layer]) -> bool:
+    """Return whether `layer` is of this very class, and nobody has replaced or watches its passes."""
+    return type(layer) is kind and vars(layer).keys().isdisjoint(("forward", "backward"))
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Parameter | Layer]]:

@@ -34,12 +34,17 @@ class FlatStore:
     @property
     def values(self) -> Array:
         """The flat vector of values."""
+        self.lent = True
+        return self._values
+
+    def peek(self) -> Array:
+        """Return the flat vector for those who read or write it now and do not keep it: `version` stays a number."""
         self._accesses += 1
         return self._values
 
     @property
     def version(self) -> int | None:
-        """A number that stays while the values do, or None if somebody holds a view and may write to it unseen."""
+        """A number that stays while the values do, or None if somebody may hold a view and write to it unseen."""
         return None if self.lent else self._accesses
 
     @property
@@ -51,12 +56,14 @@ class FlatStore:
         return self._gradients
 
     def share_gradients(self, store: FlatStore) -> None:
-        """Use the gradient vector of `store`, set to zero, before any of its own is asked for."""
+        """Use the gradient vector of `store`, as it stands, before any of its own is asked for."""
         self._gradients = store.gradients
-        self._gradients[...] = 0
 
     def forget_gradients(self) -> None:
-        """Let every gradient count as zero, without a pass over the vector: what is added next is set."""
+        """Let every gradient count as zero, without a pass over the vector: what is added next is set.
+
+        Until then the old numbers stand in `gradients`; `Parameters.settled_gradients` puts zeros in their place.
+        """
         self.generation += 1
 
     @property
@@ -124,7 +131,7 @@ class Parameter:
     def peek(self) -> Array:
         """Return the tensor for those who do not keep it: `FlatStore.version` stays a number."""
         if self._value is None:
-            self._value = self.store.values[self.span].reshape(self.shape)
+            self._value = self.store.peek()[self.span].reshape(self.shape)
         return self._value
 
     @property
@@ -182,6 +189,14 @@ class Parameters(Mapping[str, Parameter]):
         for parameter in self.values():
             parameter.grad  # noqa: B018 - reading it settles it
         return self.store.gradients
+
+    def clear_gaps(self) -> None:
+        """Set the gradient vector to zero behind each view, where whoever wrote to the whole vector left something."""
+        gradients = self.store.gradients
+        step = max(1, ALIGNMENT // gradients.dtype.itemsize)
+        for parameter in self.values():
+            end = parameter.span.stop
+            gradients[end : -(-end // step) * step] = 0
 
     @property
     def count(self) -> int:

@@ -107,7 +107,7 @@ class Run:
 
     def save_state(self, model: ViT, optimizer: Optimizer, progress: Progress, data: str) -> None:
         """Write all that is needed to go on from here, in one file; `data` is the data set's fingerprint."""
-        tensors = {"values": to_host(model.parameters.store.values), **optimizer.state()}
+        tensors = {"values": to_host(model.parameters.store.peek()), **optimizer.state()}
         about = {
             "progress": json.dumps(asdict(progress)),
             "parameters": _layout(model),
@@ -146,7 +146,7 @@ class Run:
         if about.get("data") != data:
             raise UserError(f"{path} was trained on other images than {self.recipe.dataset} has now; begin a new run")
         progress = _progress(path, about.get("progress", ""))
-        values = model.parameters.store.values
+        values = model.parameters.store.peek()
         values[...] = to_backend(tensors.pop("values"), namespace(values))
         optimizer.load_state(tensors, progress.step)
         return progress

@@ -59,10 +59,17 @@ def test_dropout_is_the_same_for_any_micro_batch() -> None:
     assert abs(float(without[0]) - float(whole[0])) > 1e-3
 
 
-def test_gradients_are_set_not_added() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_are_set_not_added(threads: int) -> None:
+    """In every step, and between the parameters, where the flat vector has gaps, as well."""
+    images, labels, key = batch()
     vit = model()
-    vit.parameters.store.gradients[...] = 100.0
-    assert_same_bits(step(vit, 2, 3), step(model(), 2, 3))
+    gradients = vit.parameters.store.gradients
+    with Engine(vit, threads, 3) as engine:
+        for _ in range(2):
+            gradients[...] = np.nan
+            loss = engine.loss_and_gradients(images, labels, key, 0.1)
+            assert_same_bits([loss, gradients], step(model(), threads, 3))
 
 
 def test_soft_targets_of_the_labels_give_the_same_step() -> None:

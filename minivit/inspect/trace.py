@@ -48,7 +48,7 @@ def first_non_finite(model: ViT, images: Array, rng: Key | None) -> str:
 
 def first_non_finite_parameter(model: ViT) -> str | None:
     """Return the name of the first parameter whose value holds NaN or infinity, or None."""
-    if _finite(model.parameters.store.values):
+    if _finite(model.parameters.store.peek()):
         return None
     return next(name for name, parameter in model.parameters.items() if not _finite(parameter.value))
 

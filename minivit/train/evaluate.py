@@ -28,7 +28,7 @@ def evaluate(
     engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Evaluation:
     """Return what the engine's model makes of uint8 `images` (n, height, width, C)."""
-    dtype = engine.model.parameters.store.values.dtype
+    dtype = engine.model.parameters.store.peek().dtype
     total_loss = 0.0
     confusion = np.zeros((engine.model.config.num_classes,) * 2, np.int64)
     for part in batches(np.arange(len(images)), EVALUATION_BATCH):

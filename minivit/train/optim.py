@@ -39,7 +39,7 @@ class Group(NamedTuple):
 def groups_of(model: Layer, lr: float, weight_decay: float) -> list[Group]:
     """Return one group for each run of neighbouring parameters that decay alike."""
     groups: list[Group] = []
-    gap = max(1, ALIGNMENT // model.parameters.store.values.dtype.itemsize)
+    gap = max(1, ALIGNMENT // model.parameters.store.peek().dtype.itemsize)
     for parameter in sorted(model.parameters.values(), key=lambda p: p.span.start):
         decay = weight_decay if parameter.decay else 0.0
         near = bool(groups) and parameter.span.start - groups[-1].span.stop < gap  # none but padding lies between
@@ -93,7 +93,7 @@ class Optimizer:
         self._base_lr = lr
         self.lr = lr
         self.steps = 0
-        values = self._store.values
+        values = self._store.peek()
         self._xp = namespace(values)
         self._chunk = _CHUNK if self._xp is np else max(1, values.size)
         self._state = {name: self._xp.zeros(values.shape, dtype=values.dtype) for name in self.vectors}
@@ -152,7 +152,7 @@ class SGD(Optimizer):
         self.momentum = momentum
 
     def _update(self, piece: slice, lr: float, weight_decay: float, scratch: list[Array]) -> None:
-        p, g, b = self._store.values[piece], self._store.gradients[piece], self._state["momentum"][piece]
+        p, g, b = self._store.peek()[piece], self._store.gradients[piece], self._state["momentum"][piece]
         (a, _) = scratch
         xp = self._xp
         b *= self.momentum
@@ -183,7 +183,7 @@ class Adam(Optimizer):
         self.eps = eps
 
     def _update(self, piece: slice, lr: float, weight_decay: float, scratch: list[Array]) -> None:
-        p, g = self._store.values[piece], self._store.gradients[piece]
+        p, g = self._store.peek()[piece], self._store.gradients[piece]
         if weight_decay:
             g = self._xp.multiply(p, weight_decay, out=scratch[1])
             g += self._store.gradients[piece]
@@ -223,7 +223,7 @@ class AdamW(Adam):
         super().__init__(model, lr, betas, eps, weight_decay, groups)
 
     def _update(self, piece: slice, lr: float, weight_decay: float, scratch: list[Array]) -> None:
-        p, g = self._store.values[piece], self._store.gradients[piece]
+        p, g = self._store.peek()[piece], self._store.gradients[piece]
         if weight_decay:
             p *= 1.0 - lr * weight_decay
         self._adam(piece, p, g, lr, scratch)
