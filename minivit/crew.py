@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minivit.arrays import Array
+from minivit.arrays import Array, real_dtype
 from minivit.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, train
 from minivit.ops.registry import reference_only, set_aside
 from minivit.team import Team, Together, shared_array
@@ -40,7 +40,7 @@ class Crew:
     """
 
     def __init__(self, model: ViT, size: int, micro_batch: int, most: int) -> None:
-        config, source = model.config, model.parameters.store.values
+        config, source = model.config, model.parameters.store.peek()
         dtype, classes = source.dtype, config.num_classes
         self._model = model
         self._size = size
@@ -48,7 +48,7 @@ class Crew:
         self._most = most
         self._images = shared_array((most, config.height, config.width, config.in_chans), dtype)
         self._labels = shared_array((most,), np.int64)
-        self._soft_labels = shared_array((most, classes), dtype)
+        self._soft_labels = shared_array((most, classes), real_dtype(dtype))
         self._logits = shared_array((most, classes), dtype)
         self._losses = shared_array((most,), dtype)
         self._values = shared_array(source.shape, dtype)
@@ -63,7 +63,7 @@ class Crew:
 
     def fits(self, B: int) -> bool:
         """Return whether the crew can take a batch of `B` images."""
-        return self._team.alive and self._most >= B
+        return self._team.usable and self._most >= B
 
     def close(self) -> None:
         """End all workers but the caller."""
@@ -72,6 +72,7 @@ class Crew:
     def train(self, batch: Batch, step: Step) -> None:
         """Do what `micro_batches.train` does for all parts of `batch`."""
         B = len(batch.images)
+        self._model.parameters.clear_gaps()  # the caller's own gradients lie there
         soft = batch.labels.dtype.kind == "f"
         (self._soft_labels if soft else self._labels)[:B] = batch.labels
         self._run(batch.images, _Job(B, step, soft, [], set_aside()))
@@ -87,7 +88,7 @@ class Crew:
     def _run(self, images: Array, job: _Job) -> None:
         store = self._model.parameters.store
         if store.version is None or store.version != self._version:
-            self._values[...] = store.values
+            self._values[...] = store.peek()
             self._version = store.version
         self._images[: job.B] = images
         self._team.run(job)

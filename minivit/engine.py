@@ -3,11 +3,12 @@
 A batch is cut into micro-batches that fit in cache. Each worker of a team takes its own through the whole forward and
 backward pass with single-threaded BLAS, on a replica of the model: the same values, its own gradients. The gradients of
 the micro-batches are added into one total in the order of their index, so that the sum has the same bits for any number
-of workers; memory does not grow with the batch.
+of workers; what the layers keep for their backward passes does not grow with the batch.
 """
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,7 +31,7 @@ _SHARED_TOKENS = 64  # from so many tokens on, two workers share those of a sing
 class Engine:
     """Runs a model over batches of any size.
 
-    Values are checked here on the host: labels in range, images finite.
+    Values are checked here on the host: labels in range, images finite. Calls from several threads wait for each other.
 
     Parameters
     ----------
@@ -46,13 +47,14 @@ class Engine:
         for name, value in (("threads", threads), ("micro_batch", micro_batch)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; expected at least 1")
-        values = model.parameters.store.values
+        values = model.parameters.store.peek()
         on_host = namespace(values) is np
         self.model = model
         self.threads = (threads or cores()) if on_host else 1
         self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
         self._replica = model.replica(values)
         self._crew: Crew | None = None
+        self._lock = threading.Lock()  # a crew does one thing at a time
         if on_host:
             keep_freed_pages()
 
@@ -60,6 +62,10 @@ class Engine:
         """End the other workers."""
         if self._crew is not None:
             self._crew.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_crew"):
+            self.close()
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -105,7 +111,7 @@ class Engine:
         losses = xp.empty(len(parts), dtype=images.dtype)
         batch = Batch(images, labels, logits, losses, self.model.parameters.store.gradients)
         step = Step(rng, label_smoothing)
-        with single_threaded_blas():
+        with self._lock, single_threaded_blas():
             if self.threads == 1 or len(parts) == 1:
                 train(self._replica, batch, step, parts, range(len(parts)), _alone)
             else:
@@ -117,7 +123,7 @@ class Engine:
         B = self._check(images)
         xp = namespace(images)
         logits = xp.empty((B, self.model.config.num_classes), dtype=images.dtype)
-        with single_threaded_blas():
+        with self._lock, single_threaded_blas():
             if self.micro_batch is None:
                 predict(self._replica, images, logits, [slice(0, B)], [0])
                 return logits
@@ -129,7 +135,8 @@ class Engine:
     def _predict(self, images: Array, logits: Array, micro_batch: int, most: int) -> None:
         B, config = len(images), self.model.config
         N, D = config.num_tokens, config.embed_dim
-        pieces = parts_of(N, -(-N // 2)) if micro_batch >= B and N >= _SHARED_TOKENS else []
+        few = micro_batch >= most and N >= _SHARED_TOKENS and self._replica.as_made()
+        pieces = parts_of(N, -(-N // 2)) if few else []
         if self.threads > 1 and (pieces or micro_batch < B):
             self._crew_for(most).predict(images, logits, pieces)
         elif pieces:

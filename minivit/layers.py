@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from minivit import initializers, ops
 from minivit.arrays import Array
 from minivit.initializers import SCHEMES, patch_initializers
 from minivit.keys import Key, fold
-from minivit.layer import Layer
+from minivit.layer import Layer, untouched
 from minivit.ops.attention import ALL
 from minivit.ops.registry import find_rival, open_to_rivals, rival_of_cache
 from minivit.parameters import Initializer, Parameter
@@ -228,6 +229,12 @@ class EncoderBlock(Layer):
         h, cache6 = self.drop_path2.forward(h, fold(rng, "drop_path2"), keep)
         return x + h, (cache1, cache2, cache3, cache4, cache5, cache6, queries) if keep else None
 
+    def as_made(self) -> bool:
+        """Return whether what it computes stands in this file: nothing in it is another layer, or watched."""
+        return untouched(self, EncoderBlock) and all(
+            untouched(attrgetter(name)(self), kind) for name, kind in _MADE_OF.items()
+        )
+
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx`` (B, N, D) for `dy` (B, M, D): through each branch, and past it."""
         rival = rival_of_cache("EncoderBlock", cache)
@@ -244,6 +251,13 @@ class EncoderBlock(Layer):
         dx = self.norm1.backward(dx, cache1)
         dx[:, queries] += dh
         return dx
+
+
+_MADE_OF: dict[str, type[Layer]] = {
+    "norm1": LayerNorm, "attn": Attention, "attn.qkv": Linear, "attn.attn_drop": Dropout, "attn.proj": Linear,
+    "attn.proj_drop": Dropout, "drop_path1": DropPath, "norm2": LayerNorm, "mlp": MLP, "mlp.fc1": Linear,
+    "mlp.act": GELU, "mlp.drop1": Dropout, "mlp.fc2": Linear, "mlp.drop2": Dropout, "drop_path2": DropPath,
+}  # fmt: skip
 
 
 class PatchEmbed(Layer):

@@ -104,7 +104,8 @@ def predict_by_tokens(
             h, _ = ops.attention(qkv, block.attn.num_heads, None, pieces[number], keep=False)
             h = x[number] + block.attn.proj(h)
             x[number] = h + block.mlp(block.norm2(h))
-            tokens.x[:, pieces[number]] = x[number]
+    for number in x:
+        tokens.x[:, pieces[number]] = x[number]
     meet()
     if 0 in x:
         pooled, _ = ops.pool(tokens.x, config.global_pool, int(config.class_token), keep=False)

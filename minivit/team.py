@@ -8,6 +8,7 @@ goes round for what must happen in order.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import sys
 import threading
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from mmap import mmap
@@ -32,6 +34,7 @@ from minivit.errors import RunError
 Work: TypeAlias = Callable[[int, Any, "Together"], None]
 
 _GO, _STOP = b"go", b"stop"
+_ENDED = "a worker process was ended from outside; was memory short?"
 
 
 def shared_array(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -48,6 +51,14 @@ def can_fork() -> bool:
 
 class StoppedError(Exception):
     """Another member failed, so this one cannot go on."""
+
+
+@contextmanager
+def _broken_pipe_raises(error: Exception | type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as broken:
+        raise error from broken
 
 
 class Together:
@@ -72,11 +83,13 @@ class Together:
     @contextmanager
     def turn(self, index: int, count: int) -> Iterator[None]:
         """Let the block run after that of part ``index - 1`` of `count`; the parts go round the members."""
-        if index > 0 and self._previous.recv_bytes() == _STOP:
-            raise StoppedError
+        with _broken_pipe_raises(StoppedError):
+            if index > 0 and self._previous.recv_bytes() == _STOP:
+                raise StoppedError
         yield
-        if index + 1 < count:
-            self._following.send_bytes(_GO)
+        with _broken_pipe_raises(StoppedError):
+            if index + 1 < count:
+                self._following.send_bytes(_GO)
 
     def meet(self) -> None:
         """Wait until all members are here."""
@@ -84,11 +97,12 @@ class Together:
             self.doors[0].send_bytes(_GO)
             self.doors[0].recv_bytes()
             return
-        for door in self.doors:
-            if (message := door.recv_bytes()) != _GO:
-                raise pickle.loads(message)
-        for door in self.doors:
-            door.send_bytes(_GO)
+        with _broken_pipe_raises(RunError(_ENDED)):
+            for door in self.doors:
+                if (message := door.recv_bytes()) != _GO:
+                    raise pickle.loads(message)
+            for door in self.doors:
+                door.send_bytes(_GO)
 
     def close(self) -> None:
         """Close this member's ends of the pipes, which the others notice."""
@@ -108,9 +122,9 @@ class Team:
     """
 
     def __init__(self, size: int, work: Work) -> None:
+        self.alive = False
         self._work = work
         self._process = os.getpid()
-        self.alive = True
         doors = [Pipe() for _ in range(1, size)]
         batons = [Pipe(duplex=False) for _ in range(size)]  # the k-th leads to member k
         mine = [[near for near, _ in doors], *([far] for _, far in doors)]
@@ -120,16 +134,19 @@ class Team:
         self._together = members[0]
         forks = can_fork()
         self._others: list[Any] = []
+        self.alive = True
+        _teams.add(self)
         for k in range(1, size):
+            quiet = warnings.catch_warnings()
             if forks:
                 foreign = [end for end in ends if end not in kept[k]]
                 fork = multiprocessing.get_context("fork")
-                other: Any = fork.Process(target=_forked, args=(work, k, members[k], foreign), daemon=True)
+                other: Any = fork.Process(target=_forked, args=(work, k, members[k], foreign, quiet), daemon=True)
             else:
                 other = threading.Thread(target=_serve, args=(work, k, members[k]), daemon=True)
-            with warnings.catch_warnings():
+            with quiet:
                 # Python 3.12 and JAX warn of a fork beside threads, which may hold locks that the child waits for. The
-                # child uses NumPy and its pipes alone, and the threads of NumPy's BLAS are at rest.
+                # child uses NumPy and its pipes alone, and here the threads of NumPy's BLAS are at rest.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 warnings.simplefilter("ignore", RuntimeWarning)
                 other.start()
@@ -149,29 +166,33 @@ class Team:
         Exception
             What `work` raised, in any member.
         """
-        errors: list[BaseException] = []
+        stopped: StoppedError | None = None
         try:
-            for door in self._together.doors:
-                door.send(job)
+            with _broken_pipe_raises(RunError(_ENDED)):
+                for door in self._together.doors:
+                    door.send(job)
             try:
                 self._work(0, job, self._together)
-            except Exception as error:
-                errors.append(error)
+            except StoppedError as error:  # the reply of another says why
+                stopped = error
                 self._together.stop()
-            errors += [reply for door in self._together.doors if (reply := door.recv()) is not None]
-        except (EOFError, OSError):
-            errors.append(RunError("a worker process was ended from outside; was memory short?"))
+            with _broken_pipe_raises(RunError(_ENDED)):
+                errors = [reply for door in self._together.doors if (reply := door.recv()) is not None]
         except BaseException:
             self.close()
             raise
-        if errors:
+        if errors or stopped:
             self.close()
-            consequences = (StoppedError, EOFError, OSError)
-            raise next((error for error in errors if not isinstance(error, consequences)), errors[-1])
+            raise next((error for error in errors if not isinstance(error, StoppedError)), stopped or errors[0])
+
+    @property
+    def usable(self) -> bool:
+        """Whether `run` may be called: the team has not ended, and this is the process that made it."""
+        return self.alive and os.getpid() == self._process
 
     def close(self) -> None:
         """End the other members."""
-        if not self.alive or os.getpid() != self._process:
+        if not self.usable:
             return
         self.alive = False
         self._together.close()
@@ -185,10 +206,24 @@ class Team:
         self.close()
 
 
-def _forked(work: Work, number: int, together: Together, foreign: list[Connection]) -> None:
+_teams: weakref.WeakSet[Team] = weakref.WeakSet()
+
+
+@atexit.register  # before multiprocessing's own end, which asks by SIGTERM and waits
+def _close_teams() -> None:
+    for team in list(_teams):
+        team.close()
+
+
+def _forked(
+    work: Work, number: int, together: Together, foreign: list[Connection], quiet: warnings.catch_warnings[None]
+) -> None:
     """Be a member in a process of its own, without the ends of the pipes that belong to others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and so is what it does when it is asked to end
+    # Ctrl-C and a polite kill, which a terminal or `timeout` sends to all processes, are the caller's; when it ends,
+    # so does its end of the door.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    quiet.__exit__(None, None, None)  # the fork is over
     gc.freeze()  # looking through the caller's objects for garbage would copy their pages
     for end in foreign:
         end.close()
@@ -198,15 +233,27 @@ def _forked(work: Work, number: int, together: Together, foreign: list[Connectio
 def _serve(work: Work, number: int, together: Together) -> None:
     """Do job after job until the caller closes its end of the pipe."""
     (door,) = together.doors
-    with suppress(EOFError, OSError):
-        while True:
-            job = door.recv()
-            try:
-                work(number, job, together)
-            except BaseException as error:
-                together.stop()
-                error.add_note("".join(traceback.format_exception(error)))
-                door.send(error)
-            else:
-                door.send(None)
-    together.close()
+    try:
+        with suppress(EOFError, OSError):
+            while True:
+                job = door.recv()
+                try:
+                    work(number, job, together)
+                except BaseException as error:
+                    together.stop()
+                    door.send(_portable(error))
+                else:
+                    door.send(None)
+    finally:
+        together.close()
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return `error` with its traceback as a note, or where it cannot be pickled a RunError that tells of it."""
+    note = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RunError(f"a worker failed: {type(error).__name__}: {error}")
+    error.add_note(note)
+    return error

@@ -10,7 +10,7 @@ from minivit.arrays import Array, namespace
 from minivit.config import ACTIVATIONS, ViTConfig
 from minivit.initializers import SCHEMES
 from minivit.keys import Key, fold
-from minivit.layer import Layer
+from minivit.layer import Layer, untouched
 from minivit.layers import Dropout, EncoderBlock, LayerNorm, Linear, PatchEmbed
 from minivit.ops.attention import ALL
 from minivit.parameters import Parameter
@@ -113,6 +113,13 @@ class ViT(Layer):
         """Return the tokens that are wanted of block `i`: all, but one of the last block with a class-token head."""
         last = i == self.config.depth - 1
         return slice(0, 1) if last and self.config.global_pool == "token" else ALL
+
+    def as_made(self) -> bool:
+        """Return whether its wiring is that of this file and of `EncoderBlock`: others may take it in their own way."""
+        drops = (self.pos_drop, self.head_drop)
+        return untouched(self, ViT) and all(
+            [*(untouched(drop, Dropout) for drop in drops), *(block.as_made() for block in self.blocks)]
+        )
 
     def final_norm(self) -> LayerNorm:
         """Return the norm before the head."""

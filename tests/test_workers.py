@@ -12,16 +12,19 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import pytest
-from contract import assert_close, assert_same_bits
-from small_vit import batch, model, step
+from contract import assert_close, assert_same_bits, normal
+from small_vit import CONFIG, batch, model, step
 
-from minivit import Engine, RunError, ViT, ViTConfig, team
+from minivit import Engine, RunError, ViT, ViTConfig, ops, team
 from minivit.arrays import Array
+from minivit.layers import Dropout, EncoderBlock
 
 needs_fork = pytest.mark.skipif(not team.can_fork(), reason="this system, or this process, cannot fork")
 
@@ -118,6 +121,131 @@ def test_values_written_between_two_steps_reach_all_workers(members: str) -> Non
         assert_close([engine.predict(images)], [before + 1.0], 1e-5)
 
 
+def test_a_view_that_was_held_from_the_beginning_can_be_written_to() -> None:
+    """A step by hand on the flat vectors reaches all workers, at every step."""
+    images, labels, key = batch()
+    results = []
+    for threads in (1, 2):
+        vit = ViT(CONFIG, seed=3)
+        values, gradients = vit.parameters.store.values, vit.parameters.store.gradients
+        with Engine(vit, threads, 2) as engine:
+            for _ in range(3):
+                loss = engine.loss_and_gradients(images, labels, key)
+                values -= 0.1 * gradients
+        results.append([loss, values])
+    assert_same_bits(*results)
+
+
+def test_a_prediction_leaves_the_gradients_alone() -> None:
+    vit, (images, labels, key) = model(), batch()
+    with Engine(vit, 2, 2) as engine:
+        engine.loss_and_gradients(images[:4], labels[:4], key[:4])
+        gradients = vit.parameters.store.gradients.copy()
+        assert gradients.any()
+        engine.predict(images)  # for more images than before, so by a new crew
+        assert_same_bits([vit.parameters.store.gradients], [gradients])
+
+
+def test_calls_from_two_threads_do_not_mix() -> None:
+    images = np.random.default_rng(1).standard_normal((8, len(batch()[0]), 4, 9, 3), dtype=np.float32)
+    vit = model()
+    with Engine(vit, 2, 2) as engine, ThreadPoolExecutor(4) as pool:
+        expected = [engine.predict(each) for each in images]
+        for _ in range(3):
+            assert_same_bits(list(pool.map(engine.predict, images)), expected)
+
+
+@needs_fork
+def test_workers_end_with_an_engine_that_nobody_closed() -> None:
+    """Without the garbage collector, which large arrays do not wake; and at the end of the program, without a word."""
+    images, _, _ = batch()
+    gc.collect()
+    gc.disable()
+    try:
+        engine = Engine(model(), 3, 2)
+        engine.predict(images)
+        assert len(multiprocessing.active_children()) == 2
+        del engine
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()
+    program = """
+import numpy as np, minivit
+engine = minivit.Engine(minivit.create_model("vit_tiny_patch4_32", embed_dim=12, depth=1, num_heads=3), 2, 1)
+print(engine.predict(np.ones((2, 32, 32, 3), np.float32)).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "(2, 10)\n")
+
+
+@needs_fork
+def test_a_polite_kill_of_all_processes_is_the_callers_alone() -> None:
+    images, labels, key = batch()
+    with Engine(model(), 2, 2) as engine:
+        expected = engine.loss_and_gradients(images, labels, key)
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGTERM)
+        assert_same_bits([engine.loss_and_gradients(images, labels, key)], [expected])
+        assert [child.pid for child in multiprocessing.active_children()] == [worker.pid]
+
+
+class Odd(Exception):  # noqa: N818 - errors of other people have such names
+    """It can be pickled and not unpickled."""
+
+    def __init__(self, what: str, where: str) -> None:
+        super().__init__(f"{what} {where}")
+
+
+def in_a_worker(caller: tuple[int, int]) -> bool:
+    return (os.getpid(), threading.get_ident()) != caller
+
+
+def test_an_error_that_cannot_be_pickled_surfaces_as_its_words(members: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels, key = batch()
+    caller, forward = (os.getpid(), threading.get_ident()), ViT.forward
+
+    def failing(self: ViT, *args: Any) -> Any:
+        if in_a_worker(caller):
+            raise Odd("no", "luck")
+        return forward(self, *args)
+
+    with Engine(model(), 2, 2) as engine, monkeypatch.context() as patch:
+        patch.setattr(ViT, "forward", failing)
+        with pytest.raises(RunError, match="a worker failed: Odd: no luck") as caught:
+            engine.loss_and_gradients(images, labels, key)
+        assert "in failing" in caught.value.__notes__[0]
+
+
+@needs_fork
+def test_a_workers_warnings_are_treated_as_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, _, _ = batch()
+    caller, forward = (os.getpid(), threading.get_ident()), ViT.forward
+
+    def warning(self: ViT, *args: Any, **kwargs: Any) -> Any:
+        if in_a_worker(caller):
+            warnings.warn("overflow", RuntimeWarning, stacklevel=2)
+        return forward(self, *args, **kwargs)
+
+    with Engine(model(), 2, 2) as engine, monkeypatch.context() as patch:
+        patch.setattr(ViT, "forward", warning)
+        with pytest.raises(RuntimeWarning, match="overflow"):
+            engine.predict(images)
+
+
+def test_complex_values_take_soft_targets() -> None:
+    """For the complex step, on several workers as on one."""
+    images, labels, _ = batch(dtype="float64")
+    targets = np.eye(7)[labels]
+    results = []
+    for threads in (1, 2):
+        vit = model("float64").astype("complex128")
+        with Engine(vit, threads, 3) as engine:
+            loss = engine.loss_and_gradients(images.astype("complex128"), targets)
+        results.append([loss, vit.parameters.store.gradients])
+    assert_same_bits(*results)
+
+
 def test_workers_end_with_their_engine() -> None:
     images, labels, key = batch()
     engine = Engine(model(), 3, 2)
@@ -137,13 +265,19 @@ def test_a_process_forked_by_the_user_uses_workers_of_its_own() -> None:
     images, labels, key = batch()
     with Engine(model(), 2, 2) as engine:
         expected = engine.loss_and_gradients(images, labels, key)
-        read, write = os.pipe()
+        here, there = multiprocessing.Pipe()
         if (child := os.fork()) == 0:
             with contextlib.suppress(BaseException):
-                os.write(write, engine.loss_and_gradients(images, labels, key).tobytes())
+                here.close()
+                there.recv_bytes()  # until the workers of the parent have ended
+                there.send_bytes(engine.loss_and_gradients(images, labels, key).tobytes())
             os._exit(0)
+        there.close()
+        assert_same_bits([engine.loss_and_gradients(images, labels, key)], [expected])
+        engine.close()
+        here.send_bytes(b"go on")
+        assert here.recv_bytes() == expected.tobytes()
         os.waitpid(child, 0)
-        assert os.read(read, 100) == expected.tobytes()
         assert_same_bits([engine.loss_and_gradients(images, labels, key)], [expected])
 
 
@@ -176,6 +310,78 @@ def test_workers_share_the_tokens_of_few_images(fields: dict[str, Any], members:
             with Engine(vit, threads, 4) as engine:
                 assert_same_bits([engine.predict(images[:size])], [expected])
                 assert_same_bits([engine.predict(images[:size])], [expected])
+
+
+def wide_model() -> ViT:
+    vit = ViT(WIDE, seed=3)
+    for seed, parameter in enumerate(vit.parameters.values()):
+        parameter.value[...] += 0.1 * normal(parameter.value, seed)
+    return vit
+
+
+def test_who_shares_tokens_depends_on_the_whole_batch_alone() -> None:
+    """The last few images of a batch are computed in the same way for any number of workers."""
+    images = np.random.default_rng(0).standard_normal((17, 24, 33, 3), dtype=np.float32)
+    vit = wide_model()
+    expected = Engine(vit, 1, 2).predict(images)
+    for threads in (2, 3):
+        with Engine(vit, threads, 2) as engine:
+            assert_same_bits([engine.predict(images)], [expected])
+
+
+class Halved(EncoderBlock):
+    """A block that somebody else wrote."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        y, cache = super().forward(*args, **kwargs)
+        return 0.5 * y, cache
+
+
+class Doubled(Dropout):
+    """A layer that somebody else wrote."""
+
+    def forward(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        return 2.0 * x, None
+
+
+@pytest.mark.parametrize("place", ["block", "norm", "pos_drop", "watched"])
+def test_workers_share_no_tokens_of_a_model_that_was_changed(place: str) -> None:
+    images = np.random.default_rng(0).standard_normal((1, 24, 33, 3), dtype=np.float32)
+    vit = wide_model()
+    plain = vit(images)
+    if place == "block":
+        vit.blocks[1].__class__ = Halved
+    elif place == "norm":
+        vit.blocks[1].norm1.forward = lambda x, *args, **kwargs: (0.5 * x, None)  # type: ignore[method-assign]
+    elif place == "pos_drop":
+        vit.pos_drop = Doubled(0.0)
+    else:
+        forward = vit.forward
+        vit.forward = lambda *args, **kwargs: (0.5 * forward(*args, **kwargs)[0], None)  # type: ignore[method-assign]
+    changed = vit(images)
+    assert np.abs(changed - plain).max() > 1e-3
+    with Engine(vit, 2, 4) as engine:
+        assert_close([engine.predict(images)], [changed], 1e-5)
+
+
+@pytest.mark.parametrize("who", ["the caller", "another"])
+def test_an_error_while_tokens_are_shared_surfaces(who: str, members: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).standard_normal((1, 24, 33, 3), dtype=np.float32)
+    caller, attention = (os.getpid(), threading.get_ident()), ops.attention
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if in_a_worker(caller) == (who == "another"):
+            raise MemoryError("no room for these tokens")
+        return attention(*args, **kwargs)
+
+    with Engine(ViT(WIDE, seed=3), 2, 4) as engine:
+        expected = engine.predict(images)
+        with monkeypatch.context() as patch:
+            engine.close()
+            patch.setattr(ops, "attention", failing)
+            with pytest.raises(MemoryError, match="no room for these tokens"):
+                engine.predict(images)
+        assert_same_bits([engine.predict(images)], [expected])
 
 
 @pytest.mark.parametrize("moment", ["in its own part", "while it waits"])
