@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minivit.arrays import Array, real_dtype
 from minivit.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, train
-from minivit.ops.registry import reference_only, set_aside
+from minivit.ops.registry import set_aside, set_aside_these
+from minivit.parameters import FlatStore
 from minivit.team import Team, Together, shared_array
 from minivit.vit import ViT
 
@@ -24,13 +25,56 @@ class _Job(NamedTuple):
     set_aside: frozenset[str]
 
 
+class _Desk:
+    """What the members share: arrays in shared memory, and a replica of the model for each."""
+
+    def __init__(self, model: ViT, size: int, micro_batch: int, most: int) -> None:
+        config, source = model.config, model.parameters.store.peek()
+        dtype, classes = source.dtype, config.num_classes
+        self.process = os.getpid()
+        self.size = size
+        self.micro_batch = micro_batch
+        self.images = shared_array((most, config.height, config.width, config.in_chans), dtype)
+        self.labels = shared_array((most,), np.int64)
+        self.soft_labels = shared_array((most, classes), real_dtype(dtype))
+        self.logits = shared_array((most, classes), dtype)
+        self.losses = shared_array((most,), dtype)
+        self.values = shared_array(source.shape, dtype)
+        self.total = shared_array(source.shape, dtype)
+        few, N, D = min(most, micro_batch), config.num_tokens, config.embed_dim
+        self.tokens = Tokens(shared_array((few, N, D), dtype), shared_array((2, few, N, 3 * D), dtype))
+        self.replicas = [model.replica(self.values) for _ in range(size)]
+
+    def work(self, number: int, job: _Job, together: Together) -> None:
+        """Do the share of member `number`."""
+        if os.getpid() != self.process:
+            set_aside_these(job.set_aside)
+        B, replica = job.B, self.replicas[number]
+        images, logits = self.images[:B], self.logits[:B]
+        if job.pieces:
+            tokens = Tokens(self.tokens.x[:B], self.tokens.qkv[:, :B])
+            mine = range(number, len(job.pieces), self.size)
+            predict_by_tokens(replica, images, logits, tokens, job.pieces, mine, together.meet)
+            return
+        parts = parts_of(B, self.micro_batch)
+        mine = range(number, len(parts), self.size)
+        if job.step is None:
+            predict(replica, images, logits, parts, mine)
+            return
+        labels: Any = self.soft_labels if job.soft_labels else self.labels
+        batch = Batch(images, labels[:B], logits, self.losses, self.total)
+        train(replica, batch, job.step, parts, mine, together.turn)
+
+
 class Crew:
     """`size` workers for batches of at most `most` images.
 
     Parameters
     ----------
     model : ViT
-        On the host. Its values are copied at every step.
+        On the host, as the workers are to have it.
+    store : FlatStore
+        Its values and gradients. The workers have the values as they are at every step.
     size : int
         At least 2.
     micro_batch : int
@@ -39,27 +83,15 @@ class Crew:
         Images for which the shared arrays have room.
     """
 
-    def __init__(self, model: ViT, size: int, micro_batch: int, most: int) -> None:
-        config, source = model.config, model.parameters.store.peek()
-        dtype, classes = source.dtype, config.num_classes
-        self._model = model
-        self._size = size
-        self._micro_batch = micro_batch
+    def __init__(self, model: ViT, store: FlatStore, size: int, micro_batch: int, most: int) -> None:
+        self._store = store
         self._most = most
-        self._images = shared_array((most, config.height, config.width, config.in_chans), dtype)
-        self._labels = shared_array((most,), np.int64)
-        self._soft_labels = shared_array((most, classes), real_dtype(dtype))
-        self._logits = shared_array((most, classes), dtype)
-        self._losses = shared_array((most,), dtype)
-        self._values = shared_array(source.shape, dtype)
-        self._total = shared_array(source.shape, dtype)
-        few, N, D = min(most, micro_batch), config.num_tokens, config.embed_dim
-        self._tokens = Tokens(shared_array((few, N, D), dtype), shared_array((2, few, N, 3 * D), dtype))
-        self._replicas = [model.replica(self._values) for _ in range(size)]
+        self._desk = _Desk(model, size, micro_batch, most)
         # The caller's gradients may lie where the total is to come: it comes last.
-        self._replicas[0].parameters.store.share_gradients(model.parameters.store)
-        self._version: int | None = None  # of the model's values, when they were copied last
-        self._team = Team(size, self._work)
+        self._own = self._desk.replicas[0].parameters
+        self._own.store.share_gradients(store)
+        self._version: int | None = None  # of the values, when they were copied last
+        self._team = Team(size, self._desk.work)
 
     def fits(self, B: int) -> bool:
         """Return whether the crew can take a batch of `B` images."""
@@ -71,45 +103,24 @@ class Crew:
 
     def train(self, batch: Batch, step: Step) -> None:
         """Do what `micro_batches.train` does for all parts of `batch`."""
-        B = len(batch.images)
-        self._model.parameters.clear_gaps()  # the caller's own gradients lie there
+        B, desk = len(batch.images), self._desk
+        self._own.clear_gaps()
         soft = batch.labels.dtype.kind == "f"
-        (self._soft_labels if soft else self._labels)[:B] = batch.labels
+        (desk.soft_labels if soft else desk.labels)[:B] = batch.labels
         self._run(batch.images, _Job(B, step, soft, [], set_aside()))
-        batch.logits[...] = self._logits[:B]
-        batch.losses[...] = self._losses[: len(batch.losses)]
-        batch.total[...] = self._total
+        batch.logits[...] = desk.logits[:B]
+        batch.losses[...] = desk.losses[: len(batch.losses)]
+        batch.total[...] = desk.total
 
     def predict(self, images: Array, logits: Array, pieces: list[slice]) -> None:
         """Do what `micro_batches.predict` does, or with `pieces` what `predict_by_tokens` does."""
         self._run(images, _Job(len(images), None, False, pieces, set_aside()))
-        logits[...] = self._logits[: len(images)]
+        logits[...] = self._desk.logits[: len(images)]
 
     def _run(self, images: Array, job: _Job) -> None:
-        store = self._model.parameters.store
+        store = self._store
         if store.version is None or store.version != self._version:
-            self._values[...] = store.peek()
+            self._desk.values[...] = store.peek()
             self._version = store.version
-        self._images[: job.B] = images
+        self._desk.images[: job.B] = images
         self._team.run(job)
-
-    def _work(self, number: int, job: _Job, together: Together) -> None:
-        with reference_only(*job.set_aside) if job.set_aside else nullcontext():
-            self._share(number, job, together)
-
-    def _share(self, number: int, job: _Job, together: Together) -> None:
-        B, replica = job.B, self._replicas[number]
-        images, logits = self._images[:B], self._logits[:B]
-        if job.pieces:
-            tokens = Tokens(self._tokens.x[:B], self._tokens.qkv[:, :B])
-            mine = range(number, len(job.pieces), self._size)
-            predict_by_tokens(replica, images, logits, tokens, job.pieces, mine, together.meet)
-            return
-        parts = parts_of(B, self._micro_batch)
-        mine = range(number, len(parts), self._size)
-        if job.step is None:
-            predict(replica, images, logits, parts, mine)
-            return
-        labels: Any = self._soft_labels if job.soft_labels else self._labels
-        batch = Batch(images, labels[:B], logits, self._losses, self._total)
-        train(replica, batch, job.step, parts, mine, together.turn)

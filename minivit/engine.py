@@ -8,8 +8,10 @@ of workers; what the layers keep for their backward passes does not grow with th
 
 from __future__ import annotations
 
+import os
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from minivit.arrays import Array, namespace, real_dtype, to_host
 from minivit.errors import UserError
 from minivit.keys import Key
+from minivit.layer import watched
 from minivit.machine import cores, keep_freed_pages, single_threaded_blas
 from minivit.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, train
 from minivit.vit import ViT
@@ -41,31 +44,46 @@ class Engine:
         Workers, each for one core; the machine's cores by default. On a device the step runs whole, on one.
     micro_batch : int, optional
         Images a worker takes at a time; by default what the model says (`ViTConfig.micro_batch`).
+
+    Notes
+    -----
+    The layers are those that the model has when the engine is made, the values those that it has at each call. Where a
+    layer's `forward` or `backward` was replaced on the object, predictions run on the model itself, on one worker, and
+    a training step is refused.
     """
 
     def __init__(self, model: ViT, threads: int | None = None, micro_batch: int | None = None) -> None:
         for name, value in (("threads", threads), ("micro_batch", micro_batch)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; expected at least 1")
-        values = model.parameters.store.peek()
+        self._store = model.parameters.store
+        values = self._store.peek()
         on_host = namespace(values) is np
         self.model = model
         self.threads = (threads or cores()) if on_host else 1
         self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
         self._replica = model.replica(values)
+        self._layers = list(model.named_layers())
         self._crew: Crew | None = None
-        self._lock = threading.Lock()  # a crew does one thing at a time
+        self._lock = threading.RLock()  # a crew does one thing at a time
+        self._process = os.getpid()
         if on_host:
             keep_freed_pages()
 
     def close(self) -> None:
-        """End the other workers."""
-        if self._crew is not None:
-            self._crew.close()
+        """End the other workers, when they have done what they do."""
+        with self._alone():
+            if self._crew is not None:
+                self._crew.close()
+                self._crew = None
 
-    def __del__(self) -> None:
-        if hasattr(self, "_crew"):
-            self.close()
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one thread after the other into the block."""
+        if os.getpid() != self._process:  # a fork copies a lock as it is, held or not
+            self._process, self._lock = os.getpid(), threading.RLock()
+        with self._lock:
+            yield
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -103,17 +121,23 @@ class Engine:
     ) -> tuple[Array, Array]:
         """Do what `loss_and_gradients` does, and return the logits (B, classes) beside the loss."""
         B = self._check(images, labels)
+        if (name := self._watched()) is not None:
+            raise UserError(
+                f"the forward or backward pass of {name or 'the model'} was replaced on the object, and an engine "
+                "trains on copies; take the step by the model's own forward and backward"
+            )
         if rng is not None and len(rng.sample_ids) != B:
             raise UserError(f"the key names {len(rng.sample_ids)} samples; expected {B}, one for each image")
         xp = namespace(images)
         parts = parts_of(B, self.micro_batch or B)
         logits = xp.empty((B, self.model.config.num_classes), dtype=images.dtype)
         losses = xp.empty(len(parts), dtype=images.dtype)
-        batch = Batch(images, labels, logits, losses, self.model.parameters.store.gradients)
+        total = self.model.parameters.settled_gradients()
+        batch = Batch(xp.ascontiguousarray(images), labels, logits, losses, total)
         step = Step(rng, label_smoothing)
-        with self._lock, single_threaded_blas():
+        with self._alone(), single_threaded_blas():
             if self.threads == 1 or len(parts) == 1:
-                train(self._replica, batch, step, parts, range(len(parts)), _alone)
+                train(self._replica, batch, step, parts, range(len(parts)), _at_once)
             else:
                 self._crew_for(B).train(batch, step)
         return xp.asarray(losses.sum()), logits
@@ -123,19 +147,22 @@ class Engine:
         B = self._check(images)
         xp = namespace(images)
         logits = xp.empty((B, self.model.config.num_classes), dtype=images.dtype)
-        with self._lock, single_threaded_blas():
-            if self.micro_batch is None:
-                predict(self._replica, images, logits, [slice(0, B)], [0])
-                return logits
-            step = self.micro_batch * self.threads * _ROUND
-            for part in parts_of(B, step):
-                self._predict(images[part], logits[part], self.micro_batch, min(B, step))
+        with self._alone(), single_threaded_blas():
+            is_watched = self._watched() is not None
+            if is_watched or self.micro_batch is None:
+                parts = parts_of(B, self.micro_batch or B)
+                predict(self.model if is_watched else self._replica, images, logits, parts, range(len(parts)))
+            else:
+                step = self.micro_batch * self.threads * _ROUND
+                for part in parts_of(B, step):
+                    some = xp.ascontiguousarray(images[part])
+                    self._predict(some, logits[part], self.micro_batch, min(B, step))
         return logits
 
     def _predict(self, images: Array, logits: Array, micro_batch: int, most: int) -> None:
         B, config = len(images), self.model.config
         N, D = config.num_tokens, config.embed_dim
-        few = micro_batch >= most and N >= _SHARED_TOKENS and self._replica.as_made()
+        few = micro_batch >= most and N >= _SHARED_TOKENS and self._replica.as_made() and namespace(images) is np
         pieces = parts_of(N, -(-N // 2)) if few else []
         if self.threads > 1 and (pieces or micro_batch < B):
             self._crew_for(most).predict(images, logits, pieces)
@@ -153,10 +180,17 @@ class Engine:
 
             self.close()
             assert self.micro_batch is not None
-            self._crew = Crew(self.model, self.threads, self.micro_batch, B)
+            size = min(self.threads, max(2, -(-B // self.micro_batch)))
+            self._crew = Crew(self._replica, self._store, size, self.micro_batch, B)
         return self._crew
 
+    def _watched(self) -> str | None:
+        """Return the name of a layer whose passes were replaced on the object, or None."""
+        return next((name for name, layer in self._layers if watched(layer)), None)
+
     def _check(self, images: Array, labels: Array | None = None) -> int:
+        if self.model.parameters.store is not self._store:
+            raise UserError("the model was initialised anew since this engine was made; make a new one")
         namespace(images) if labels is None else namespace(images, labels)
         self._replica.check_images(images)
         if namespace(images) is np and not np.isfinite(images).all():
@@ -168,7 +202,7 @@ class Engine:
         return B
 
 
-def _alone(index: int, count: int) -> AbstractContextManager[None]:
+def _at_once(index: int, count: int) -> AbstractContextManager[None]:
     return nullcontext()
 
 

@@ -87,6 +87,8 @@ class Layer:
 
         def replaced(member: Any) -> Any:
             if isinstance(member, Parameter):
+                if id(member) not in known:
+                    raise _strangers(self)
                 return known[id(member)]
             if isinstance(member, Layer):
                 return member._twin(known)
@@ -129,10 +131,7 @@ class Layer:
             declared = self._declared()
             stores = [parameter.store for parameter in declared.values()]
             if any(store is not stores[0] for store in stores):
-                raise RuntimeError(
-                    f"the layers in this {type(self).__name__} were initialised one by one and share no store: "
-                    "call initialize() on the layer that holds them"
-                )
+                raise _strangers(self)
             self._parameters = Parameters(declared, stores[0] if stores else FlatStore(np.zeros(0, np.float32)))
         return self._parameters
 
@@ -148,7 +147,9 @@ class Layer:
         if values is None:
             named.store.lent = True  # whoever has the replica may write to them
             values = named.store.peek()
-        return self._on_store(named, starts, FlatStore(values))
+        store = FlatStore(values)
+        store.lent = True  # to the original, whose optimiser writes to it
+        return self._on_store(named, starts, store)
 
     def astype(self, dtype: Any) -> Self:
         """Return a copy with its parameters converted to `dtype`."""
@@ -193,9 +194,21 @@ class Layer:
             value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), xp)
 
 
-def untouched(layer: object, kind: type[Layer]) -> bool:
-    """Return whether `layer` is of this very class, and nobody has replaced or watches its passes."""
-    return type(layer) is kind and vars(layer).keys().isdisjoint(("forward", "backward"))
+def watched(layer: Layer) -> bool:
+    """Return whether somebody has replaced the passes of this one object, perhaps to look on."""
+    return not vars(layer).keys().isdisjoint(("forward", "backward"))
+
+
+def untouched(layer: Layer, kind: type[Layer]) -> bool:
+    """Return whether `layer` is of this very class, and not `watched`."""
+    return type(layer) is kind and not watched(layer)
+
+
+def _strangers(layer: Layer) -> RuntimeError:
+    return RuntimeError(
+        f"the layers in this {type(layer).__name__} were initialised one by one and share no store: "
+        "call initialize() on the layer that holds them"
+    )
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Parameter | Layer]]:

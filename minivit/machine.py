@@ -6,9 +6,11 @@ import ctypes
 import functools
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import threadpoolctl
 
@@ -50,8 +52,23 @@ def _blas() -> threadpoolctl.ThreadpoolController:
     return controller
 
 
+_limit_lock = threading.Lock()
+_limited = 0  # blocks that last
+_limiter: Any = None
+
+
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Let every matrix product run on the thread that calls it, while the block lasts."""
-    with _blas().limit(limits=1):
+    """Let every matrix product run on the thread that calls it, while the block lasts, or one in another thread."""
+    global _limited, _limiter
+    with _limit_lock:
+        if _limited == 0:
+            _limiter = _blas().limit(limits=1)
+        _limited += 1
+    try:
         yield
+    finally:
+        with _limit_lock:
+            _limited -= 1
+            if _limited == 0:
+                _limiter.restore_original_limits()

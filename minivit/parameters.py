@@ -101,6 +101,10 @@ class Parameter:
         self._grad: Array | None = None
         self._generation = 0  # of the store, when something was last added
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the views out of a copy, which makes its own of the store's copy."""
+        return {**vars(self), "_value": None, "_grad": None}
+
     def __repr__(self) -> str:
         return f"Parameter({self.name or 'unnamed'}, shape={self.shape})"
 
@@ -130,8 +134,9 @@ class Parameter:
 
     def peek(self) -> Array:
         """Return the tensor for those who do not keep it: `FlatStore.version` stays a number."""
+        values = self.store.peek()
         if self._value is None:
-            self._value = self.store.peek()[self.span].reshape(self.shape)
+            self._value = values[self.span].reshape(self.shape)
         return self._value
 
     @property

@@ -8,7 +8,6 @@ goes round for what must happen in order.
 
 from __future__ import annotations
 
-import atexit
 import gc
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from mmap import mmap
 from multiprocessing.connection import Connection, Pipe
+from multiprocessing.util import Finalize
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -97,10 +97,12 @@ class Together:
             self.doors[0].send_bytes(_GO)
             self.doors[0].recv_bytes()
             return
+        for door in self.doors:
+            with _broken_pipe_raises(RunError(_ENDED)):
+                message = door.recv_bytes()
+            if message != _GO:
+                raise pickle.loads(message)
         with _broken_pipe_raises(RunError(_ENDED)):
-            for door in self.doors:
-                if (message := door.recv_bytes()) != _GO:
-                    raise pickle.loads(message)
             for door in self.doors:
                 door.send_bytes(_GO)
 
@@ -118,11 +120,11 @@ class Together:
 class Team:
     """`size` members, at least 2, that call ``work(number, job, together)`` at the same time; number 0 is the caller.
 
-    An error ends the team: `alive` is False then, and a new one may take its place.
+    An error ends the team: it is not `usable` then, and a new one may take its place. So do the end of the program, and
+    that of a process of multiprocessing, which would otherwise wait for the members for ever.
     """
 
     def __init__(self, size: int, work: Work) -> None:
-        self.alive = False
         self._work = work
         self._process = os.getpid()
         doors = [Pipe() for _ in range(1, size)]
@@ -134,7 +136,7 @@ class Team:
         self._together = members[0]
         forks = can_fork()
         self._others: list[Any] = []
-        self.alive = True
+        self._end = Finalize(self, _end, args=(self._together, self._others), exitpriority=0)
         _teams.add(self)
         for k in range(1, size):
             quiet = warnings.catch_warnings()
@@ -188,31 +190,34 @@ class Team:
     @property
     def usable(self) -> bool:
         """Whether `run` may be called: the team has not ended, and this is the process that made it."""
-        return self.alive and os.getpid() == self._process
+        return self._end.still_active() and os.getpid() == self._process
 
     def close(self) -> None:
         """End the other members."""
-        if not self.usable:
-            return
-        self.alive = False
-        self._together.close()
-        for other in self._others:
-            other.join(timeout=0.2)
-            if other.is_alive() and hasattr(other, "kill"):
-                other.kill()
-                other.join()
+        self._end()
 
-    def __del__(self) -> None:
-        self.close()
+
+def _end(caller: Together, others: list[Any]) -> None:
+    """End `others`, which notice that the caller's pipes are closed, or by force."""
+    caller.close()
+    for other in others:
+        other.join(timeout=0.2)
+        if other.is_alive() and hasattr(other, "kill"):
+            other.kill()
+            other.join()
 
 
 _teams: weakref.WeakSet[Team] = weakref.WeakSet()
 
 
-@atexit.register  # before multiprocessing's own end, which asks by SIGTERM and waits
-def _close_teams() -> None:
+def _leave_teams() -> None:
+    """Close, in a forked process, the callers' ends of all pipes: others wait for their last holder to be gone."""
     for team in list(_teams):
-        team.close()
+        team._together.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_teams)
 
 
 def _forked(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import threading
 from typing import Any
 
 import numpy as np
+import pytest
 from contract import normal
 
-from minivit import Engine, Key, ViT, ViTConfig
+from minivit import Engine, Key, ViT, ViTConfig, team
 from minivit.arrays import Array
 
 CONFIG = ViTConfig(
@@ -17,11 +20,13 @@ CONFIG = ViTConfig(
 )  # fmt: skip
 B = 13
 
+needs_fork = pytest.mark.skipif(not team.can_fork(), reason="this system, or this process, cannot fork")
+
 
 def model(dtype: str = "float32", **fields: Any) -> ViT:
     vit = ViT(dataclasses.replace(CONFIG, **fields), seed=3, dtype=dtype)
     for seed, parameter in enumerate(vit.parameters.values()):
-        parameter.value[...] += 0.2 * normal(parameter.value, seed)
+        parameter.peek()[...] += 0.2 * normal(parameter.peek(), seed)
     return vit
 
 
@@ -39,3 +44,8 @@ def step(
     with Engine(vit, threads, micro_batch) as engine:
         loss = engine.loss_and_gradients(images, labels, key if rng else None, smoothing)
     return loss, vit.parameters.store.gradients
+
+
+def in_a_worker(caller: tuple[int, int]) -> bool:
+    """Return whether this is another process or thread than `caller`'s."""
+    return (os.getpid(), threading.get_ident()) != caller

@@ -102,6 +102,17 @@ def test_soft_labels_run_on_strict_arrays() -> None:
     assert_close([host(loss)], [np.asarray(expected)], 1e-6)
 
 
+def test_few_images_of_many_tokens_run_on_strict_arrays() -> None:
+    """Sharing the tokens of an image among workers is for the host."""
+    config = ViTConfig(img_size=24, patch_size=3, embed_dim=12, depth=2, num_heads=3, num_classes=7)
+    images = np.random.default_rng(0).standard_normal((2, 24, 24, 3), dtype=np.float32)
+    expected = Engine(ViT(config), threads=1).predict(images)
+    with watch() as counts:
+        logits = Engine(ViT(config, backend="strict"), micro_batch=4).predict(strict_of(images))
+    assert counts.to_host == counts.synchronisations == 0
+    assert_close([host(logits)], [expected], 1e-5)
+
+
 def test_key_gives_the_same_bits_on_every_library() -> None:
     key = Key(3, 5, np.arange(7, 12), "place")
     moved = Key(3, 5, strict_of(np.arange(7, 12)), "place")

@@ -37,7 +37,8 @@ def cross_entropy(
     logits : Array
         (B, C), floating.
     labels : Array
-        (B,) integers below C, or (B, C) soft targets of the dtype of `logits`. Their values are the caller's to check.
+        (B,) integers below C, or (B, C) soft targets, real, of the precision of `logits`. Their values are the caller's
+        to check.
     label_smoothing : float
         The share of the target that is spread over all classes, in [0, 1).
     keep : bool

@@ -1,0 +1,187 @@
+"""How the engine's workers begin and end, beside forks, signals and the end of the program."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from contract import assert_same_bits
+from small_vit import batch, model, needs_fork
+
+from minivit import Engine, team
+
+
+@needs_fork
+def test_workers_end_with_an_engine_that_nobody_closed() -> None:
+    """Without the garbage collector, which large arrays do not wake; and at the end of the program, without a word."""
+    images, _, _ = batch()
+    gc.collect()
+    gc.disable()
+    try:
+        engine = Engine(model(), 3, 2)
+        engine.predict(images)
+        assert len(multiprocessing.active_children()) == 2
+        del engine
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()
+    program = """
+import numpy as np, minivit
+engine = minivit.Engine(minivit.create_model("vit_tiny_patch4_32", embed_dim=12, depth=1, num_heads=3), 2, 1)
+print(engine.predict(np.ones((2, 32, 32, 3), np.float32)).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "(2, 10)\n")
+
+
+@needs_fork
+def test_a_polite_kill_of_all_processes_is_the_callers_alone() -> None:
+    images, labels, key = batch()
+    with Engine(model(), 2, 2) as engine:
+        expected = engine.loss_and_gradients(images, labels, key)
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGTERM)
+        assert_same_bits([engine.loss_and_gradients(images, labels, key)], [expected])
+        assert [child.pid for child in multiprocessing.active_children()] == [worker.pid]
+
+
+def test_workers_end_with_their_engine() -> None:
+    images, labels, key = batch()
+    engine = Engine(model(), 3, 2)
+    engine.loss_and_gradients(images, labels, key)
+    assert len(multiprocessing.active_children()) >= 2 or not team.can_fork()
+    engine.close()
+    engine.close()
+    assert multiprocessing.active_children() == []
+    engine.loss_and_gradients(images, labels, key)
+    del engine
+    gc.collect()
+    assert multiprocessing.active_children() == []
+
+
+@needs_fork
+def test_a_process_forked_by_the_user_uses_workers_of_its_own() -> None:
+    images, labels, key = batch()
+    with Engine(model(), 2, 2) as engine:
+        expected = engine.loss_and_gradients(images, labels, key)
+        here, there = multiprocessing.Pipe()
+        if (child := os.fork()) == 0:
+            with contextlib.suppress(BaseException):
+                here.close()
+                there.recv_bytes()  # until the workers of the parent have ended
+                there.send_bytes(engine.loss_and_gradients(images, labels, key).tobytes())
+            os._exit(0)
+        there.close()
+        assert_same_bits([engine.loss_and_gradients(images, labels, key)], [expected])
+        engine.close()
+        here.send_bytes(b"go on")
+        assert here.recv_bytes() == expected.tobytes()
+        os.waitpid(child, 0)
+        assert_same_bits([engine.loss_and_gradients(images, labels, key)], [expected])
+
+
+@needs_fork
+def test_a_library_that_warns_of_every_fork_is_not_heard() -> None:
+    """JAX does so once it has started; it cannot be taken back, so a process of its own says it."""
+    program = """
+import os, warnings, numpy as np, minivit
+os.register_at_fork(before=lambda: warnings.warn("os.fork() may deadlock", RuntimeWarning, stacklevel=2))
+model = minivit.create_model("vit_tiny_patch4_32", embed_dim=12, depth=1, num_heads=3)
+with minivit.Engine(model, threads=2, micro_batch=1) as engine:
+    print(engine.predict(np.ones((2, 32, 32, 3), np.float32)).shape)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "(2, 10)\n")
+
+
+@needs_fork
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_of_multiprocessing_ends_with_the_engine_it_holds(method: str, tmp_path: Path) -> None:
+    """It asks its children to end by SIGTERM and waits, after it has run what was registered with it alone."""
+    program = f"""
+import multiprocessing, numpy as np, minivit
+from concurrent.futures import ProcessPoolExecutor
+
+def begin():
+    global engine
+    engine = minivit.Engine(minivit.create_model("vit_tiny_patch4_32", embed_dim=12, depth=1, num_heads=3), 2, 1)
+
+def shape():
+    return engine.predict(np.ones((2, 32, 32, 3), np.float32)).shape
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, multiprocessing.get_context("{method}"), begin) as pool:
+        print(pool.submit(shape).result())
+"""
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "(2, 10)\n")
+
+
+@needs_fork
+def test_a_fork_during_a_call_does_not_wait_for_it() -> None:
+    """The lock that another thread holds is not held by anybody in the child."""
+    images, _, _ = batch()
+    engine = Engine(model(), 1, 2)
+    expected = engine.predict(images)
+    here, there = multiprocessing.Pipe()
+    with engine._alone(), ThreadPoolExecutor(1) as pool:
+
+        def fork() -> int:
+            if (child := os.fork()) == 0:
+                there.send_bytes(engine.predict(images).tobytes())
+                os._exit(0)
+            return child
+
+        child = pool.submit(fork).result()
+    try:
+        assert here.poll(10)
+        assert here.recv_bytes() == expected.tobytes()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@needs_fork
+def test_workers_of_one_engine_do_not_keep_those_of_another() -> None:
+    """They have no ends of its pipes, so that its workers see them closed and end by themselves."""
+    images, _, _ = batch()
+    first, second = Engine(model(), 2, 2), Engine(model(), 2, 2)
+    first.predict(images)
+    (worker,) = multiprocessing.active_children()
+    second.predict(images)
+    first.close()
+    assert worker.exitcode == 0
+    second.close()
+
+
+def test_a_closed_engine_leaves_its_arrays(members: str) -> None:
+    """Without the garbage collector, which large arrays do not wake."""
+    images, _, _ = batch()
+    engine = Engine(model(), 2, 2)
+    engine.predict(images)
+    assert engine._crew is not None
+    desk = weakref.ref(engine._crew._desk)
+    gc.collect()
+    gc.disable()
+    try:
+        engine.close()
+        for _ in range(100):  # a thread is at its last statement
+            if desk() is None:
+                break
+            time.sleep(0.01)
+        assert desk() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,108 @@
+"""Few images: workers share the tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from contract import assert_close, assert_same_bits, normal
+from small_vit import in_a_worker
+
+from minivit import Engine, ViT, ViTConfig, ops
+from minivit.arrays import Array
+from minivit.layers import Dropout, EncoderBlock
+
+WIDE = ViTConfig(img_size=(24, 33), patch_size=3, embed_dim=12, depth=3, num_heads=3, num_classes=7)
+
+
+@pytest.mark.parametrize("fields", [{}, {"global_pool": "avg"}, {"global_pool": "avg", "class_token": False}], ids=str)
+def test_workers_share_the_tokens_of_few_images(fields: dict[str, Any], members: str) -> None:
+    """The result is the model's up to rounding, with the same bits for any number of workers."""
+    vit = ViT(dataclasses.replace(WIDE, **fields), seed=3)
+    images = np.random.default_rng(0).standard_normal((3, 24, 33, 3), dtype=np.float32)
+    for size in (1, 2, 3):
+        expected = Engine(vit, 1, 4).predict(images[:size])
+        assert_close([expected], [vit(images[:size])], 1e-5)
+        for threads in (2, 3):
+            with Engine(vit, threads, 4) as engine:
+                assert_same_bits([engine.predict(images[:size])], [expected])
+                assert_same_bits([engine.predict(images[:size])], [expected])
+
+
+def wide_model() -> ViT:
+    vit = ViT(WIDE, seed=3)
+    for seed, parameter in enumerate(vit.parameters.values()):
+        parameter.value[...] += 0.1 * normal(parameter.value, seed)
+    return vit
+
+
+def test_who_shares_tokens_depends_on_the_whole_batch_alone() -> None:
+    """The last few images of a batch are computed in the same way for any number of workers."""
+    images = np.random.default_rng(0).standard_normal((17, 24, 33, 3), dtype=np.float32)
+    vit = wide_model()
+    expected = Engine(vit, 1, 2).predict(images)
+    for threads in (2, 3):
+        with Engine(vit, threads, 2) as engine:
+            assert_same_bits([engine.predict(images)], [expected])
+
+
+class Halved(EncoderBlock):
+    """A block that somebody else wrote."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        y, cache = super().forward(*args, **kwargs)
+        return 0.5 * y, cache
+
+
+class Doubled(Dropout):
+    """A layer that somebody else wrote."""
+
+    def forward(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        return 2.0 * x, None
+
+
+@pytest.mark.parametrize("place", ["block", "norm", "pos_drop", "watched"])
+def test_workers_share_no_tokens_of_a_model_that_was_changed(place: str) -> None:
+    images = np.random.default_rng(0).standard_normal((1, 24, 33, 3), dtype=np.float32)
+    vit = wide_model()
+    plain = vit(images)
+    if place == "block":
+        vit.blocks[1].__class__ = Halved
+    elif place == "norm":
+        vit.blocks[1].norm1.forward = lambda x, *args, **kwargs: (0.5 * x, None)  # type: ignore[method-assign]
+    elif place == "pos_drop":
+        vit.pos_drop = Doubled(0.0)
+    else:
+        forward = vit.forward
+        vit.forward = lambda *args, **kwargs: (0.5 * forward(*args, **kwargs)[0], None)  # type: ignore[method-assign]
+    changed = vit(images)
+    assert np.abs(changed - plain).max() > 1e-3
+    with Engine(vit, 2, 4) as engine:
+        assert_close([engine.predict(images)], [changed], 1e-5)
+
+
+@pytest.mark.parametrize("error", [MemoryError, OSError])
+@pytest.mark.parametrize("who", ["the caller", "another"])
+def test_an_error_while_tokens_are_shared_surfaces(
+    who: str, error: type[Exception], members: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).standard_normal((1, 24, 33, 3), dtype=np.float32)
+    caller, attention = (os.getpid(), threading.get_ident()), ops.attention
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if in_a_worker(caller) == (who == "another"):
+            raise error("no room for these tokens")
+        return attention(*args, **kwargs)
+
+    with Engine(ViT(WIDE, seed=3), 2, 4) as engine:
+        expected = engine.predict(images)
+        with monkeypatch.context() as patch:
+            engine.close()
+            patch.setattr(ops, "attention", failing)
+            with pytest.raises(error, match="no room for these tokens"):
+                engine.predict(images)
+        assert_same_bits([engine.predict(images)], [expected])
