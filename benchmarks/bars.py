@@ -91,6 +91,8 @@ def impossible(peer: str, work: Work) -> str | None:
     """Return why a peer cannot do a work here, or None."""
     if work.trains and not PEERS[peer].trains:
         return "it does not train"
+    if peer == "limit-near" and not work.trains:
+        return "the operands of a prediction are near in any case"
     if peer == "bf16" and not (_CPUINFO.exists() and "amx_bf16" in _CPUINFO.read_text()):
         return "this processor has no matrix unit for bfloat16 (AMX)"
     return None

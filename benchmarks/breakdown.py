@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.clock import Clock
-from benchmarks.output import markdown_table, write_json
+from benchmarks.command import at_least_one, ended
+from benchmarks.output import check_writable, markdown_table, write_json
 from benchmarks.recorded_products import Notes, Product, plain, seconds_alone
 from benchmarks.sides import minivit as minivit_side
 from benchmarks.surroundings import surroundings
@@ -167,30 +169,31 @@ def table(figures: dict[str, Any]) -> str:
     return markdown_table(head, rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for one thread and one for all, and write all numbers where --json says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", nargs="?", default="train-tiny", help=f"of {', '.join(WORKS)} (default: train-tiny)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the work")
-    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores()}), help="default: one, and all")
-    parser.add_argument("--steps", type=int, default=5, help="how many are measured (default: 5)")
+    parser.add_argument("--threads", type=at_least_one, nargs="+", default=sorted({1, cores()}), help="default: 1, all")
+    parser.add_argument("--steps", type=at_least_one, default=5, help="how many are measured (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         work = get_work(options.work, options.set)
+        check_writable(options.json)
     except ValueError as error:
         parser.error(str(error))
-    where, versions = surroundings(), minivit_side.versions()
+    where, versions = surroundings(max(options.threads)), minivit_side.versions()
+    about = {"surroundings": where, "versions": versions, "work": work.name, "changes": options.set}
     print(f"{title_of(work)}; time of all threads added up, medians of {options.steps} steps\n")
     found = []
     for threads in options.threads:
         found.append(breakdown(make_task(work, threads), options.steps))
-        print(table(found[-1]) + "\n")
+        print(table(found[-1]) + "\n", flush=True)
+        write_json(options.json, about | {"batch_size": work.batch_size, "breakdowns": found})
     used = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{where['processor']}; {used}; commit {where['commit']}, {where['date']}")
-    about = {"surroundings": where, "versions": versions, "work": work.name, "changes": options.set}
-    write_json(options.json, about | {"batch_size": work.batch_size, "breakdowns": found})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

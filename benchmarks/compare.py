@@ -1,6 +1,7 @@
 """minivit beside its peers: python -m benchmarks.compare [WORK ...] [--against PEER ...] [--json FILE]
 
-Each round runs every system once, in turn, each in a process of its own and never two at once.
+Each round runs every system once, in an order of its own, each in a process of its own and never two at once. The exit
+status is 1 where minivit or a peer failed with all its systems, and 130 after Ctrl-C, which keeps the works measured.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import PEERS, impossible, systems_of, usual_peers
-from benchmarks.output import write_json, write_text
-from benchmarks.rounds import Outcome, run_rounds, run_worker
+from benchmarks.command import at_least_one, duration, ended
+from benchmarks.output import check_writable, write_json, write_text
+from benchmarks.rounds import Outcome, fastest_of, run_rounds, run_worker
 from benchmarks.rows import OURS, Row, notes_of, rows_of
 from benchmarks.sides import missing
 from benchmarks.surroundings import surroundings
@@ -42,8 +44,8 @@ def groups_of(work: Work, peers: Sequence[str], threads: int) -> tuple[dict[str,
 
 def compare(
     work: Work, options: argparse.Namespace, terminal: Terminal
-) -> tuple[list[Row], list[str], dict[str, Outcome]]:
-    """Measure a work; show its table; return its rows, its notes and the outcome of every system."""
+) -> tuple[list[Row], list[str], dict[str, Outcome], list[str]]:
+    """Measure a work; show its table; return its rows, its notes, each system's outcome, and who failed altogether."""
     threads = options.threads or cores()
     groups, notes = groups_of(work, options.against or usual_peers(work), threads)
     arguments = ["--threads", str(threads), "--seconds", str(options.seconds)]
@@ -57,17 +59,23 @@ def compare(
     terminal.table([COLUMNS[0], *(f">{name}" for name in COLUMNS[1:-1]), COLUMNS[-1]], [cells(row) for row in rows])
     for note in notes:
         terminal.say(note)
-    return rows, notes, outcomes
+    return rows, notes, outcomes, [name for name, group in groups.items() if group and not fastest_of(group, outcomes)]
+
+
+def _threads(text: str) -> int:
+    if (threads := at_least_one(text)) > cores():
+        raise argparse.ArgumentTypeError(f"{text!r}; this machine lets a process use {cores()}")
+    return threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, report, and return 1 where minivit itself failed."""
+    """Compare, report, and return 1 where minivit or a peer failed with all its systems."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(WORKS)}; all by default")
     parser.add_argument("--against", nargs="+", choices=PEERS, metavar="PEER", help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--processes", type=int, default=5, help="of each system (default: 5)")
-    parser.add_argument("--seconds", type=float, default=2.5, help="that a process measures, at least (default: 2.5)")
-    parser.add_argument("--threads", type=int, help="processors to use; all by default")
+    parser.add_argument("--processes", type=at_least_one, default=5, help="of each system (default: 5)")
+    parser.add_argument("--seconds", type=duration, default=2.5, help="that a process measures (default: 2.5)")
+    parser.add_argument("--threads", type=_threads, help="processors to use; all by default")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change the works: no bars then"
     )
@@ -76,16 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         works = [get_work(name, options.set) for name in options.works or WORKS]
+        check_writable(options.json, options.markdown)
     except ValueError as error:
         parser.error(str(error))
 
-    terminal, where = Terminal(), surroundings()
+    terminal, where = Terminal(), surroundings(options.threads)
     terminal.say(LEGEND)
     versions: dict[str, str] = {}
-    parts, report = [], []
+    parts, report, failed = [], [], []
     head = ""
     for work in works:
-        rows, notes, outcomes = compare(work, options, terminal)
+        rows, notes, outcomes, without = compare(work, options, terminal)
+        failed += [f"{work.name}: {name}" for name in without]
         for outcome in outcomes.values():
             for result in outcome.results:
                 versions |= result["versions"]
@@ -96,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(options.json, whole)  # after each work, since all take an hour
         write_text(options.markdown, markdown(head, parts))
     terminal.say(f"\n{head}")
-    return 0 if all(rows and rows[0].system == OURS for _, rows, _ in parts) else 1
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _plain(work: Work, rows: Sequence[Row], notes: Sequence[str], outcomes: dict[str, Outcome]) -> dict[str, Any]:
@@ -109,4 +121,4 @@ def _plain(work: Work, rows: Sequence[Row], notes: Sequence[str], outcomes: dict
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.breakdown import replaced
-from benchmarks.output import markdown_table, write_json, write_text
+from benchmarks.command import at_least_one, duration, ended
+from benchmarks.output import check_writable, markdown_table, write_json, write_text
 from benchmarks.ratios import FEWEST_ROUNDS, Ratio, ratio_of_times
 from benchmarks.rounds import Outcome, run_rounds, run_worker
 from benchmarks.sides import minivit as minivit_side
@@ -40,6 +41,7 @@ Change: TypeAlias = Callable[[], AbstractContextManager[Any]]
 USUAL = ("train-tiny", "train-w96", "train-w64", "predict-224")
 AS_IS, NO_BLOCK = "as-is", "block"
 COMMAND = ("benchmarks.gains", "--worker")
+FEWEST_STEPS = 3  # of which a process's time is the median
 LEGEND = (
     "Times as long as a step takes without one gain, from medians of rounds, and the 95 % interval; "
     f"`?`: wider than a tenth, too noisy to tell. Fewer than {FEWEST_ROUNDS} rounds give no interval."
@@ -113,7 +115,7 @@ def measure(variant: Variant, work: Work, seconds: float) -> dict[str, Any]:
     with variant.change():
         step = minivit_side.prepare(make_task(work, variant.threads or cores()), "")
         step()
-        return {"seconds": timed(step, seconds, 1), "peak_bytes": peak_bytes()}
+        return {"seconds": timed(step, seconds, FEWEST_STEPS), "peak_bytes": peak_bytes()}
 
 
 def ratios_of(outcomes: Mapping[str, Outcome]) -> dict[str, Ratio]:
@@ -159,8 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every variant on every work, report, and return 1 where the step as it is failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(WORKS)}; default: {' '.join(USUAL)}")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each variant (default: 5)")
-    parser.add_argument("--seconds", type=float, default=0.4, help="that a process measures, at least (default: 0.4)")
+    parser.add_argument("--rounds", type=at_least_one, default=5, help="processes of each variant (default: 5)")
+    parser.add_argument("--seconds", type=duration, default=0.4, help="of a process, at least (default: 0.4)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
@@ -168,28 +170,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         works = [get_work(name, options.set) for name in options.works or USUAL]
+        check_writable(options.json, options.markdown)
     except ValueError as error:
         parser.error(str(error))
     if options.worker:
         print(json.dumps(measure(VARIANTS[options.worker], works[0], options.seconds)), flush=True)
         return 0
 
-    where = surroundings()
+    where, versions = surroundings(), minivit_side.versions()
+    head = heading(where, versions, options.rounds)
+    about = {"surroundings": where, "versions": versions, "rounds": options.rounds}
     passed_on = ["--seconds", str(options.seconds), *(text for a in options.set for text in ("--set", a))]
     found: list[dict[str, Outcome]] = []
     for work in works:
         run = functools.partial(run_worker, work=work.name, options=passed_on, command=COMMAND)
         tell = functools.partial(print, work.name, file=sys.stderr, flush=True)
         found.append(run_rounds({name: [name] for name in VARIANTS}, options.rounds, run, tell))
-    listed = "\n".join(f"- {title_of(work)}" for work in works)
-    head = heading(where, minivit_side.versions(), options.rounds)
-    text = "\n\n".join([LEGEND, table(works, found), listed, head]) + "\n"
+        done = works[: len(found)]
+        listed = "\n".join(f"- {title_of(work)}" for work in done)
+        text = "\n\n".join([LEGEND, table(done, found), listed, head]) + "\n"
+        write_text(options.markdown, text)  # after each work, so that Ctrl-C loses one at most
+        write_json(options.json, about | {"works": list(map(plain, done, found))})
     print(text)
-    write_text(options.markdown, text)
-    figures = list(map(plain, works, found))
-    write_json(options.json, {"surroundings": where, "rounds": options.rounds, "works": figures})
     return 1 if any(outcomes[AS_IS].stopped for outcomes in found) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

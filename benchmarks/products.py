@@ -6,8 +6,9 @@
 
 Where the head reads the class token alone, the last block has keys and values of all tokens, and the rest for that
 token. Operands have the layouts of a step: q, k and v are views of (B, N, 3, H, K), heads one of (B, M, H, K), for M
-queries. In training each block has arrays of its own for what its backward pass reads, as it must; `near` lets all
-blocks share those of one, which no step can, so that they stay in cache.
+queries. k.T and v.T are laid out by rows, for which BLAS takes up to half the time: one array for all blocks, since a
+step makes such a copy just before it multiplies. In training each block has arrays of its own for what its backward
+pass reads, as it must; `near` lets all blocks share those of one, which no step can, so that they stay in cache.
 """
 
 from __future__ import annotations
@@ -70,15 +71,16 @@ def products(config: ViTConfig, weights: Weights, B: int, training: bool, near: 
         _random(B * config.num_patches, config.embed_dim),
     )
     pooled, logits = _random(B, config.embed_dim), _random(B, config.num_classes)
+    by_rows = _random(B, config.num_heads, config.embed_dim // config.num_heads, config.num_tokens)  # k.T or v.T
 
     found = [Product(pixels, weights.patch_embed, np.empty_like(patches), gathers=True)]
     for tokens, _, matrices in blocks:
-        found += _forward(tokens, *matrices)
+        found += _forward(tokens, by_rows, *matrices)
     found.append(Product(pooled, weights.head, np.empty_like(logits)))
     if training:
         found += _linear_backward(pooled, weights.head, logits, np.empty_like(pooled))
         for tokens, gradient, matrices in reversed(blocks):
-            found += _backward(tokens, gradient, *matrices)
+            found += _backward(tokens, gradient, by_rows, *matrices)
         found += _linear_backward(pixels, weights.patch_embed, patches)
     return found
 
@@ -112,10 +114,10 @@ class _Tokens:
         return self.heads.transpose(0, 2, 1, 3).reshape(len(self.y), -1)
 
 
-def _forward(t: _Tokens, qkv: Array, proj: Array, fc1: Array, fc2: Array) -> list[Product]:
+def _forward(t: _Tokens, k_t: Array, qkv: Array, proj: Array, fc1: Array, fc2: Array) -> list[Product]:
     return [
         *(Product(x, qkv[:, columns], y.reshape(len(x), -1), gathers=True) for x, columns, y in t.maps),
-        Product(t.q, t.k.swapaxes(-1, -2), t.weights),
+        Product(t.q, k_t, t.weights),
         Product(t.weights, t.v, t.heads),
         Product(t.joined, proj, t.y),
         Product(t.mlp_in, fc1, t.hidden),
@@ -123,13 +125,13 @@ def _forward(t: _Tokens, qkv: Array, proj: Array, fc1: Array, fc2: Array) -> lis
     ]
 
 
-def _backward(t: _Tokens, d: _Tokens, qkv: Array, proj: Array, fc1: Array, fc2: Array) -> list[Product]:
+def _backward(t: _Tokens, d: _Tokens, v_t: Array, qkv: Array, proj: Array, fc1: Array, fc2: Array) -> list[Product]:
     found = [
         *_linear_backward(t.hidden, fc2, d.y, d.hidden),
         *_linear_backward(t.mlp_in, fc1, d.hidden, d.mlp_in),
         *_linear_backward(t.joined, proj, d.y, d.joined),
         Product(t.weights.swapaxes(-1, -2), d.heads, d.v),
-        Product(d.heads, t.v.swapaxes(-1, -2), d.weights),
+        Product(d.heads, v_t, d.weights),
         Product(d.weights, t.k, d.q),
         Product(d.weights.swapaxes(-1, -2), t.q, d.k),
     ]

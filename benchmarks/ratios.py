@@ -2,8 +2,9 @@
 
 A round runs each system once, in a process of its own; the time of a round is the median of its steps. The ratio of
 medians is the median of the peer's rounds over the median of ours: above 1 where ours is faster. Its 95 percent
-interval comes from a bootstrap over the rounds; ours and the peer's of a round, measured close to each other, stay
-together. The machine was too noisy to tell where the interval is wider than 10 percent of the ratio.
+interval comes from a bootstrap over the rounds; ours and the peer's of the same round stay together, since a spell in
+which the machine is slow often lasts for both. The machine was too noisy to tell where the interval is wider than 10
+percent of the ratio.
 """
 
 from __future__ import annotations
@@ -41,16 +42,11 @@ class Ratio:
         return self.interval is not None and self.interval[1] - self.interval[0] > WIDEST * self.of_medians
 
     def reaches(self, bar: float) -> bool | None:
-        """Return whether the ratio of medians is at least `bar`; None where the rounds do not tell.
-
-        They tell where the interval lies on one side of the bar, or is narrow.
-        """
+        """Return whether the ratio of medians is at least `bar`; None where the interval contains it, or is missing."""
         if self.interval is None:
             return None
         low, high = self.interval
-        if self.noisy and low < bar <= high:
-            return None
-        return self.of_medians >= bar
+        return None if low < bar <= high else low >= bar
 
 
 def ratio_of_times(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Ratio:

@@ -1,8 +1,14 @@
-"""Rounds of processes: each system once a round, one after the other, never two at once."""
+"""Rounds of processes: each system once a round, one after the other, never two at once.
+
+Each round draws its own order, always the same ones, so that no system keeps the same predecessor, whose heat and
+caches it would inherit.
+"""
 
 from __future__ import annotations
 
 import json
+import random
+import re
 import signal
 import statistics
 import subprocess
@@ -15,10 +21,11 @@ from typing import Any
 _ROOT = Path(__file__).parent.parent
 _TRIAL_ROUNDS = 2  # after which the systems of a peer that are clearly slower than its fastest are measured no more
 _CLEARLY = 1.10
+_RAISED = re.compile(r"[\w.]*(Error|Exception)(:|$)")  # how Python ends a traceback; libraries may add hints below
 
 
 class WorkerError(Exception):
-    """A process failed; the message is the last line of its complaint."""
+    """A process failed; the message is the line of its complaint that names the error, or else the last."""
 
 
 def run_worker(
@@ -33,7 +40,7 @@ def run_worker(
     Raises
     ------
     WorkerError
-        It failed, or took longer than `timeout` seconds.
+        It failed, took longer than `timeout` seconds, or printed something else last.
     """
     whole = [sys.executable, "-m", *command, system, work, *options]
     try:
@@ -44,10 +51,19 @@ def run_worker(
         name = signal.Signals(-done.returncode).name
         raise WorkerError(f"it was ended by {name}{', as where memory runs out' if name == 'SIGKILL' else ''}")
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise WorkerError(lines[-1].strip() if lines else f"exit status {done.returncode}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        raise WorkerError(_complaint(done.stderr) or f"exit status {done.returncode}")
+    last = (done.stdout.strip().splitlines() or [""])[-1]
+    try:
+        result: dict[str, Any] = json.loads(last)
+    except json.JSONDecodeError as error:
+        raise WorkerError(f"it printed {last!r} where its result was due") from error
     return result
+
+
+def _complaint(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.strip().splitlines()]
+    raised = [line for line in lines if _RAISED.match(line)]
+    return (raised or lines or [""])[-1]
 
 
 @dataclass
@@ -92,7 +108,7 @@ def run_rounds(
     run: Callable[[str], dict[str, Any]],
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Outcome]:
-    """Run each system once a round; return the outcome of each.
+    """Run each system once a round, in an order drawn anew for each; return the outcome of each.
 
     Parameters
     ----------
@@ -107,11 +123,11 @@ def run_rounds(
     """
     systems = [system for group in groups.values() for system in group]
     outcomes = {system: Outcome() for system in systems}
+    draw = random.Random(0)
     for i in range(rounds):
         if i == _TRIAL_ROUNDS:
             _leave_out(groups, outcomes)
-        first = i % len(systems)  # no system always follows the same one
-        for system in systems[first:] + systems[:first]:
+        for system in draw.sample(systems, len(systems)):
             outcome = outcomes[system]
             if outcome.stopped:
                 continue

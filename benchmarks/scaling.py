@@ -1,30 +1,33 @@
 """How the rate changes with batch size, tokens, width, depth and threads: python -m benchmarks.scaling --out FOLDER
 
 Trains and predicts at every point of every axis, minivit and PyTorch eager in turn, each in its own process, the whole
-in two rounds; writes tables (scaling.md), figures (SVG and PNG, with matplotlib) and all numbers (scaling.json).
-A point's rate is the best of its rounds, a round's the median of its steps.
+in two rounds; writes, after each round, tables (scaling.md), figures (SVG and PNG, with matplotlib) and all numbers
+(scaling.json). A point's rate is the best of its rounds, a round's the median of its steps. The exit status is 1 where
+a side did not run somewhere.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import PEERS
-from benchmarks.output import write_json, write_text
+from benchmarks.command import at_least_one, duration, ended
+from benchmarks.output import check_writable, write_json, write_text
 from benchmarks.rounds import WorkerError, run_worker
 from benchmarks.scaling_plots import plot_memory, plot_rates
 from benchmarks.scaling_points import BASE, HEAD_SIZE, Axis, Setting, axes, base
 from benchmarks.scaling_tables import Point, growth_table, memory_table, rate_table
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import heading, title_of
+from minivit.errors import UserError
+from minivit.files import read_json
 
 OURS, THEIRS = "minivit", PEERS["eager"].title
 
@@ -52,13 +55,13 @@ def faster_variant(kind: str, seconds: float) -> tuple[str | None, dict[str, str
 
 def measure(
     settings: Iterable[Setting], systems: dict[str, dict[str, str]], rounds: int, seconds: float
-) -> tuple[dict[tuple[Any, ...], list[dict[str, Any]]], dict[str, str]]:
+) -> Iterator[tuple[dict[tuple[Any, ...], list[dict[str, Any]]], dict[str, str]]]:
     """Run every setting on the systems of its kind, in turn, `rounds` times over.
 
-    Returns
-    -------
+    Yields, after each round
+    ------------------------
     results : dict
-        What the workers printed, by setting's key and side.
+        What the workers printed so far, by setting's key and side.
     failures : dict
         Why a side did not run somewhere; it is left out there.
     """
@@ -74,10 +77,12 @@ def measure(
                 if where in failures:
                     continue
                 try:
-                    results[*key, side].append(run(system, setting, seconds))
+                    result = run(system, setting, seconds)
                 except WorkerError as error:
                     failures[where] = str(error)
-    return dict(results), failures
+                else:
+                    results[*key, side].append(result)
+        yield dict(results), failures
 
 
 def points_of(axis: Axis, values: Iterable[int], kinds: Iterable[str], results: dict[Any, Any]) -> list[Point]:
@@ -116,33 +121,41 @@ def write(points: list[Point], about: dict[str, Any], folder: Path) -> None:
     parts = ["# Scaling", method(about), heading(about["surroundings"], about["versions"], about["rounds"])]
     parts += [f"{name} was left out: {why}." for name, why in about["left_out"].items()]
     parts += [f"## {axis.label.capitalize()}\n\n{rate_table(points, axis.name, axis.label)}" for axis in drawn]
-    parts.append(f"## Memory\n\n{memory_table(points)}")
+    memory = any(p.axis == "batch" for p in points)
+    parts += [f"## Memory\n\n{memory_table(points)}"] * memory
     growth = growth_table(points, [axis.name for axis in drawn])
     parts.append(f"## How the cost grows\n\nSeconds of an image ~ value ** exponent:\n\n{growth}")
     write_text(folder / "scaling.md", "\n\n".join(parts) + "\n")
     try:
         for axis in drawn:
             plot_rates(points, axis.name, axis.label, folder)
-        plot_memory(points, axes()[0].label, folder)
+        if memory:
+            plot_memory(points, axes()[0].label, folder)
     except ImportError as error:
         print(f"no figures, for matplotlib is missing ({error}): pip install 'minivit[plots]'", file=sys.stderr)
 
 
-def main() -> None:
-    """Measure, and write the folder."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write the folder, and return 1 where something was left out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where tables and figures go")
     parser.add_argument("--quick", action="store_true", help="training alone, at fewer points")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each point is measured (default: 2)")
-    parser.add_argument("--seconds", type=float, help="of each process, at least (default: 0.5; quick: 0.3)")
+    names = [axis.name for axis in axes()]
+    parser.add_argument("--axes", nargs="+", choices=names, default=names, help="what is varied; all by default")
+    parser.add_argument("--rounds", type=at_least_one, default=2, help="how often each point is measured (default: 2)")
+    parser.add_argument("--seconds", type=duration, help="of each process, at least (default: 0.5; quick: 0.3)")
     parser.add_argument("--from", type=Path, metavar="JSON", dest="earlier", help="write anew what a run measured")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    try:
+        check_writable(options.out / "scaling.json")
+    except UserError as error:
+        parser.error(str(error))
     if options.earlier:
-        about = json.loads(options.earlier.read_text(encoding="utf-8"))
+        about = read_json(options.earlier)
         points = [Point(**{**p, "images_a_second": tuple(p["images_a_second"])}) for p in about.pop("points")]
         write(points, about, options.out)
-        return
-    seconds = options.seconds or (0.3 if options.quick else 0.5)
+        return 0
+    seconds = (0.3 if options.quick else 0.5) if options.seconds is None else options.seconds
     where = surroundings()
     kinds = ("training",) if options.quick else ("training", "prediction")
     systems: dict[str, dict[str, str]] = {}
@@ -151,16 +164,19 @@ def main() -> None:
         faster, failures = faster_variant(kind, seconds)
         systems[kind] = {OURS: "minivit"} | ({THEIRS: faster} if faster else {})
         left_out |= failures
-    places = [(axis, axis.quick if options.quick else axis.values) for axis in axes()]
+    chosen = [axis for axis in axes() if axis.name in options.axes]
+    places = [(axis, axis.quick if options.quick else axis.values) for axis in chosen]
     settings = [axis.setting(value, kind) for kind in kinds for axis, values in places for value in values]
-    results, failures = measure(settings, systems, options.rounds, seconds)
-    points = [point for axis, values in places for point in points_of(axis, values, kinds, results)]
-    versions: dict[str, str] = {}
-    for runs in results.values():
-        versions |= runs[0]["versions"]
-    method = {"rounds": options.rounds, "seconds": seconds, "systems": systems, "left_out": left_out | failures}
-    write(points, {"surroundings": where, "versions": versions} | method, options.out)
+    failures = {}
+    for i, (results, failures) in enumerate(measure(settings, systems, options.rounds, seconds)):
+        points = [point for axis, values in places for point in points_of(axis, values, kinds, results)]
+        versions: dict[str, str] = {}
+        for runs in results.values():
+            versions |= runs[0]["versions"]
+        method = {"rounds": i + 1, "seconds": seconds, "systems": systems, "left_out": left_out | failures}
+        write(points, {"surroundings": where, "versions": versions} | method, options.out)
+    return 1 if left_out or failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

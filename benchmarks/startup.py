@@ -2,7 +2,8 @@
 
 Whole processes, one after the other and the sides in turn: `minivit predict`, and the same model file and image through
 timm and through PyTorch alone. Beside them, what Python takes to do nothing and to import NumPy. All must give the same
-answer. The first process of each side, whose files may still be on the disk, is reported and not counted.
+answer. The first process of each side, whose files may still be on the disk, is reported and not counted. The exit
+status is 1 where a side did not run, or the answers differ.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 import minivit
-from benchmarks.output import write_json
+from benchmarks.command import at_least_one, ended
+from benchmarks.output import check_writable, write_json
 from benchmarks.startup_report import Side, report, table, verdict
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import heading
 from minivit.config import ViTConfig
+from minivit.errors import RunError, UserError
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("vit_tiny_patch16_224", "vit_tiny_patch4_32")
@@ -86,21 +91,28 @@ def compare(everyone: list[Side], repeats: int) -> None:
 
     Raises
     ------
-    RuntimeError
+    RunError
         Ours fails, or two sides give different answers.
     """
     for side in everyone:
         side.first = measure(side)
     running = [side for side in everyone if not side.failure]
-    if everyone[0] not in running:
-        raise RuntimeError(f"{everyone[0].name} failed: {everyone[0].failure}")
-    answers = {side.name: side.answer for side in running if side.answer}
-    names, probabilities = zip(*answers.values(), strict=True)
-    if len(set(names)) > 1 or max(probabilities) - min(probabilities) > 0.11:  # each is rounded to 0.1
-        raise RuntimeError(f"the sides give different answers: {answers}")
+    check_answers(everyone)
     for i in range(repeats):
         for side in running[i % len(running) :] + running[: i % len(running)]:
             side.seconds.append(measure(side))
+        check_answers(everyone)
+
+
+def check_answers(everyone: list[Side]) -> None:
+    """Raise RunError unless ours, the first, gave an answer and every other that ran gave the same one, or none."""
+    ours = everyone[0]
+    if ours.failure or ours.answer is None:
+        raise RunError(f"{ours.name} failed: {ours.failure or 'it printed no answer'}")
+    answers = {side.name: side.answer for side in everyone if side.answer and not side.failure}
+    names, probabilities = zip(*answers.values(), strict=True)
+    if len(set(names)) > 1 or max(probabilities) - min(probabilities) > 0.11:  # each is rounded to 0.1
+        raise RunError(f"the sides give different answers: {answers}")
 
 
 def versions() -> dict[str, str]:
@@ -112,26 +124,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Measure each model, print the tables, and write all numbers where --json says."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure each model, print the tables, write all numbers where --json says, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = f"default: {' '.join(MODELS)}"
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL", help=f"presets ({default})")
-    parser.add_argument("--repeats", type=int, default=7, help="processes of each side that count (default: 7)")
+    parser.add_argument("--repeats", type=at_least_one, default=7, help="processes a side that count (default: 7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    try:
+        configs = {name: minivit.get_config(name) for name in options.models}
+        check_writable(options.json)
+    except UserError as error:
+        parser.error(str(error))
     where = surroundings()
-    results = {}
-    for name in options.models:
+    about = {"surroundings": where, "versions": versions(), "processes": options.repeats}
+    results: dict[str, dict[str, Any]] = {}
+    for name, config in configs.items():
         with tempfile.TemporaryDirectory() as folder:
-            everyone = sides(*prepare(Path(folder), minivit.get_config(name)))
+            everyone = sides(*prepare(Path(folder), config))
             compare(everyone, options.repeats)
         results[name] = report(everyone)
-        print(f"{name}:\n\n{table(results[name])}\n\n{verdict(results[name])}\n")
+        print(f"{name}:\n\n{table(results[name])}\n\n{verdict(results[name])}\n", flush=True)
+        write_json(options.json, about | {"models": results})  # after each model, so that Ctrl-C loses one at most
     print(heading(where, versions(), options.repeats))
-    about = {"surroundings": where, "versions": versions(), "processes": options.repeats}
-    write_json(options.json, about | {"models": results})
+    return 1 if any("failure" in figures for sides in results.values() for figures in sides.values()) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(ended(main))

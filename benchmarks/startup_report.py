@@ -61,16 +61,19 @@ def table(figures: dict[str, Any]) -> str:
         rows.append(row + ratios)
     failed = [f"{name} did not run: {f['failure']}." for name, f in figures.items() if "failure" in f]
     noisy = [name for name, f in figures.items() if f.get("ratio") and f["ratio"]["noisy"]]
-    notes = [f"The machine was too noisy to tell the ratio of {', of '.join(noisy)}."] if noisy else []
+    notes = [f"Ratio uncertain, its interval being wider than a tenth of it: {'; '.join(noisy)}."] if noisy else []
     return "\n\n".join([markdown_table(head, rows), *failed, *notes])
 
 
 def verdict(figures: dict[str, Any]) -> str:
-    """Return how the ratio to the faster of timm's two ways stands to the bar."""
+    """Return how the ratio to the faster of timm's two ways stands to the bar.
+
+    A bar is reached or missed where the whole interval lies on one side of it, and open where the interval contains it.
+    """
     ways = [f["ratio"] for name, f in figures.items() if name.startswith("timm") and f.get("ratio")]
     if not ways:
         return "timm did not run: nothing is said about the bar."
     ratio = Ratio(**{key: value for key, value in min(ways, key=lambda r: r["of_medians"]).items() if key != "noisy"})
-    words = {True: "reached", False: "missed", None: "too noisy to tell"}
+    words = {True: "reached", False: "missed", None: "open" if ratio.interval else "open (too few rounds)"}
     marks = ", ".join(f"{name} {x:g}x {words[ratio.reaches(x)]}" for name, x in (("bar", BAR), ("aim", AIM)))
     return f"Against the faster of timm's two ways {ratio.of_medians:.2f}x: {marks}."

@@ -15,14 +15,19 @@ _ROOT = Path(__file__).parent.parent
 _STEERING = ("BLIS_", "DNNL_", "GOTO_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TORCH", "XLA_")
 
 
-def surroundings() -> dict[str, Any]:
-    """Return the processor, how many cores may be used, the load before, system, Python, commit, date, environment.
+def surroundings(threads: int | None = None) -> dict[str, Any]:
+    """Return the processor, how many cores are used, the load before, system, Python, commit, date, environment.
 
     Of the environment, what steers the libraries that multiply matrices: such a variable can halve or double a rate.
+
+    Parameters
+    ----------
+    threads : int, optional
+        How many threads the measured processes have; as many as there are cores by default.
     """
     return {
         "processor": _processor(),
-        "cores": cores(),
+        "cores": min(threads or cores(), cores()),
         "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),

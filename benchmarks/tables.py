@@ -25,7 +25,8 @@ COLUMNS = (
 LEGEND = (
     "images/s and ms a step: median of the rounds; spread: their range. ratio: the peer's time over ours, of medians "
     "and of the fastest steps; memory: its peak over ours; above 1 ours is faster, or smaller. limit: the matrix "
-    "products alone, in the fastest layout; its ratio is the fraction of it that ours reaches. bar: at least (aim)."
+    "products alone, in the fastest layout; its ratio is the fraction of it that ours reaches. bar: at least (aim); "
+    "open where the interval contains it; ratio uncertain: the interval is wider than a tenth of the ratio."
 )
 
 
@@ -38,8 +39,13 @@ def title_of(work: Work) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """Return the cells of a row."""
+    """Return the cells of a row.
+
+    A bar is reached or missed where the whole interval lies on one side of it, and open where the interval contains it.
+    """
     ratio = row.ratio
+    few = " (too few rounds)" if ratio and ratio.interval is None else ""
+    verdicts = [f"{verdict}{few if verdict.reached is None else ''}" for verdict in row.verdicts]
     return [
         row.title,
         f"{row.images_per_second:,.1f}",
@@ -50,18 +56,19 @@ def cells(row: Row) -> list[str]:
         f"{ratio.interval[0]:.2f} to {ratio.interval[1]:.2f}" if ratio and ratio.interval else "",
         f"{ratio.of_bests:.2f}" if ratio else "",
         f"{row.memory_ratio:.1f}" if row.memory_ratio is not None else "",
-        "; ".join([*map(str, row.verdicts), *(["too noisy to tell"] if ratio and ratio.noisy else [])]),
+        "; ".join([*verdicts, *(["ratio uncertain"] if ratio and ratio.noisy else [])]),
     ]
 
 
 def heading(surroundings: Mapping[str, Any], versions: Mapping[str, str], rounds: int) -> str:
     """Return where, when and with what the figures were measured."""
-    where = f"{surroundings['processor']}, {surroundings['cores']} cores used, {surroundings['system']}"
+    cores = f"{surroundings['cores']} core{'s' * (surroundings['cores'] > 1)} used"
+    where = f"{surroundings['processor']}, {cores}, {surroundings['system']}"
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     when = f"commit {surroundings['commit']}, {surroundings['date']}"
     steered = ", ".join(f"{name}={value}" for name, value in surroundings["environment"].items())
     python = f"Python {surroundings['python']}, {found}" + (f"; with {steered}" if steered else "")
-    return f"{where}; {python}; {when}; {rounds} processes a system, in turn."
+    return f"{where}; {python}; {when}; {rounds} process{'es' * (rounds > 1)} a system, in turn."
 
 
 def markdown(head: str, parts: Sequence[tuple[Work, Sequence[Row], Sequence[str]]]) -> str:

@@ -1,6 +1,6 @@
 """One process of a measurement: python -m benchmarks.worker SYSTEM WORK [--set FIELD=VALUE ...] [--threads N]
 
-Builds the model, warms up, times steps, and prints one line of JSON.
+Builds the model, does the first steps, which do not count, times steps, and prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+_LONG = 14.0  # seconds of steps that do, however few they are
+
 
 def timed(step: Callable[[], object], seconds: float, steps: int) -> list[float]:
     """Return the seconds of each call of `step`: at least `steps` calls, and at least `seconds` in all."""
@@ -24,33 +26,55 @@ def timed(step: Callable[[], object], seconds: float, steps: int) -> list[float]
     return times
 
 
+def measured(step: Callable[[], object], seconds: float, steps: int) -> list[float]:
+    """Return the seconds of each call of `step`, after one that does not count unless it is slow.
+
+    There are at least `steps` calls, and at least `seconds` in all; where calls are slow, fewer: 2 at least. Their
+    number is even, so that the median of calls that are slow and fast by turns is the mean of both kinds.
+    """
+    times = timed(step, 0, 1)
+    if times[0] < _LONG / 2:
+        times = []
+    while len(times) < 2 or (sum(times) < _LONG and (len(times) < steps or sum(times) < seconds)):
+        times += timed(step, 0, 2 - len(times) % 2)
+    return times
+
+
 def peak_bytes() -> int:
     """Return the largest resident memory so far of this process and of those that it has started and that still run.
 
-    What they share is counted once, as far as they share it now. Linux's ru_maxrss begins with what the parent held
-    when it started this process; VmHWM does not.
+    On Linux that is the sum of each one's own peak (VmHWM), with three corrections, so that what they share counts
+    once. Of the anonymous and of the shared memory that a process holds now, the part is taken off that others hold
+    with it: the kernel counts a page that n hold as one nth for each. The files that a started process maps, its
+    libraries, are left out; those of this process count whole. Memory that was freed counts for each that had it.
+    Elsewhere it is the peak of this process alone. On Linux ru_maxrss would begin with what the parent held when it
+    started this process.
     """
-    if Path("/proc/self/status").exists():
-        family = [
-            "self",
-            *(pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()),
-        ]
-        return sum(_own_peak(Path("/proc", member)) for member in family)
+    if Path("/proc/self/smaps_rollup").exists():
+        started = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
+        return _own_peak("self") + sum(map(_own_peak, started))
     import resource  # which Windows lacks
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _own_peak(process: Path) -> int:
-    """Return the peak of a process less the others' part of what it shares: the kernel counts that as Rss - Pss."""
-    peak = _kilobytes(process / "status", "VmHWM")
-    resident, proportional = (_kilobytes(process / "smaps_rollup", name) for name in ("Rss", "Pss"))
-    return 1024 * (peak - resident + proportional)
+def _own_peak(process: str) -> int:
+    try:
+        status, maps = (_kilobytes(Path("/proc", process, name)) for name in ("status", "smaps_rollup"))
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return 0
+    # Each difference of two figures that change together comes from one reading: a process may free gigabytes between
+    # two. Only of shared memory there is none with both, but that of this process and its workers stays as it is.
+    others = maps["Anonymous"] - maps["Pss_Anon"] + status["RssShmem"] - maps["Pss_Shmem"]
+    files = 0 if process == "self" else status["RssFile"]
+    return 1024 * (status["VmHWM"] - others - files)
 
 
-def _kilobytes(file: Path, name: str) -> int:
-    return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(f"{name}:"))
+def _kilobytes(file: Path) -> dict[str, int]:
+    """Return the figures of a file of the kernel's with lines such as ``VmHWM:  1024 kB``."""
+    lines = [line.split() for line in file.read_text().splitlines()]
+    return {words[0].removesuffix(":"): int(words[1]) for words in lines if words[2:] == ["kB"]}
 
 
 def use_threads(threads: int) -> None:
@@ -72,8 +96,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the work")
     parser.add_argument("--threads", type=int, help="the processors that this process may use by default")
     parser.add_argument("--seconds", type=float, default=2.5, help="how long to measure, at least")
-    parser.add_argument("--steps", type=int, default=3, help="how many steps to measure, at least")
-    parser.add_argument("--warm-up", type=int, default=2, help="steps before the first that is measured")
+    parser.add_argument("--steps", type=int, default=6, help="how many at least, unless they are slow")
     options = parser.parse_args()
     if options.threads is not None:
         use_threads(options.threads)
@@ -90,14 +113,12 @@ def main() -> None:
     step = side.prepare(make_task(work, threads), variant)
     step()
     first = time.perf_counter() - begun
-    for _ in range(options.warm_up - 1):
-        step()
     result = {
         "system": options.system,
         "work": work.name,
         "batch_size": work.batch_size,
         "threads": threads,
-        "seconds": timed(step, options.seconds, options.steps),
+        "seconds": measured(step, options.seconds, options.steps),
         "seconds_to_first": first,
         "peak_bytes": peak_bytes(),
         "versions": dict(side.versions()),

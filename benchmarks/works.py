@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import minivit
@@ -38,8 +38,8 @@ class Work:
     def __post_init__(self) -> None:
         if self.kind not in ("training", "prediction"):
             raise ValueError(f"kind is {self.kind!r}; expected 'training' or 'prediction'")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; expected at least 1")
+        if not isinstance(self.batch_size, int) or isinstance(self.batch_size, bool) or self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size!r}; expected a whole number of at least 1")
 
     @property
     def config(self) -> ViTConfig:
@@ -73,6 +73,9 @@ WORKS: dict[str, Work] = {
     )
 }
 
+# What an assignment may change, and whether only True and False will do.
+_FIELDS = {"kind": False, "batch_size": False} | {f.name: isinstance(f.default, bool) for f in fields(ViTConfig)}
+
 
 def get_work(name: str, assignments: Sequence[str] = ()) -> Work:
     """Return the work called `name`, changed by ``field=value`` texts, such as ``depth=2`` or ``img_size=(32,48)``.
@@ -80,7 +83,7 @@ def get_work(name: str, assignments: Sequence[str] = ()) -> Work:
     Raises
     ------
     ValueError
-        There is no such work or field, or a text is no assignment.
+        There is no such work or field, a text is no assignment, or there is no model of these sizes.
     """
     if name not in WORKS:
         raise ValueError(f"there is no work called {name!r}; there are {', '.join(WORKS)}")
@@ -89,12 +92,21 @@ def get_work(name: str, assignments: Sequence[str] = ()) -> Work:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise ValueError(f"{assignment!r} is no assignment; expected field=value")
+        if key not in _FIELDS:
+            raise ValueError(f"a work has no field {key!r}; there are {', '.join(_FIELDS)}")
         values[key] = _value(text)
-    return WORKS[name].changed(**values)
+        if _FIELDS[key] and not isinstance(values[key], bool):
+            raise ValueError(f"{key} is {text!r}; expected True or False")
+    work = WORKS[name].changed(**values)
+    try:
+        _ = work.config  # which refuses what is no model
+    except OverflowError as error:
+        raise ValueError(f"{', '.join(assignments)}: a number is too large") from error
+    return work
 
 
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text  # a word, such as gelu_tanh
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # all that literal_eval may raise
+        return text  # a word, such as prediction

@@ -1,4 +1,4 @@
-"""The benchmarks: works, who is measured, and one real process."""
+"""The benchmarks: works, and who is measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from benchmarks.bars import BARS, PEERS, impossible, usual_peers
-from benchmarks.rounds import WorkerError, run_worker
 from benchmarks.sides import find_side, limit, missing
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import heading
@@ -86,24 +85,6 @@ def test_sides_are_found_by_name() -> None:
     assert missing("minivit") == []
     with pytest.raises(ValueError, match="no system called 'pytorch:fast'"):
         find_side("pytorch:fast")
-
-
-@pytest.mark.parametrize("system", ["minivit", "limit:threaded"])
-def test_a_process_measures(system: str) -> None:
-    small = [argument for text in [*SMALL, "batch_size=2"] for argument in ("--set", text)]
-    result = run_worker(system, "train-w64", [*small, "--seconds", "0", "--threads", "1"])
-    assert len(result["seconds"]) == 3
-    assert all(seconds > 0 for seconds in result["seconds"])
-    assert 1e6 < result["peak_bytes"] < 1e9
-    assert result["threads"] == 1
-    assert {"minivit", "NumPy", "BLAS"} <= set(result["versions"])
-
-
-def test_a_process_that_fails_says_why() -> None:
-    with pytest.raises(WorkerError, match=r"UserError: .*embed_dim 64 cannot be split"):
-        run_worker("minivit", "train-w64", ["--set", "num_heads=7"])
-    with pytest.raises(WorkerError, match="longer than 0 s"):
-        run_worker("minivit", "train-w64", timeout=0.01)
 
 
 def test_the_surroundings_name_machine_and_commit() -> None:

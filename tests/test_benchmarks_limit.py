@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+
 import numpy as np
 import pytest
+import threadpoolctl
 
 from benchmarks.bars import systems_of
 from benchmarks.products import Product, Weights, products
@@ -11,6 +15,7 @@ from benchmarks.sides.limit import layouts, prepare
 from benchmarks.task import make_task
 from benchmarks.works import WORKS, get_work
 from minivit.config import ViTConfig
+from minivit.team import can_fork, shared_array
 
 SMALL = ["img_size=8", "embed_dim=8", "depth=2", "num_heads=2", "num_classes=3"]
 
@@ -48,6 +53,14 @@ def test_the_products_fit_and_write_where_they_say(training: bool, near: bool) -
         np.testing.assert_allclose(product.out, expected, rtol=1e-4, atol=1e-3)
 
 
+def test_the_transposed_operands_of_attention_are_laid_out_by_rows() -> None:
+    config = get_work("train-w64", SMALL).config
+    N, K = config.num_tokens, config.embed_dim // config.num_heads
+    found = [p for p in products(config, Weights(config), 3, training=True) if p.b.shape == (3, config.num_heads, K, N)]
+    assert len(found) == 2 * config.depth  # q @ k.T and dheads @ v.T
+    assert all(p.b.flags.c_contiguous for p in found)
+
+
 @pytest.mark.parametrize("rows", [1, 5, 6])
 def test_the_shares_of_a_product_are_the_product(rows: int) -> None:
     generator = np.random.default_rng(0)
@@ -72,11 +85,38 @@ def test_the_layouts_keep_every_thread_busy() -> None:
 
 @pytest.mark.parametrize("variant", ["threaded", "micro-2", "micro-2-near", "rows"])
 def test_every_layout_computes_all_products(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = get_work("predict-one" if variant == "rows" else "train-w64", SMALL)
-    work = work.changed(batch_size=1 if variant == "rows" else 5, patch_size=4)
+    work = get_work("predict-one" if variant == "rows" else "train-w64", [*SMALL, "patch_size=4"])
+    work = work.changed(batch_size=1 if variant == "rows" else 5)
     done: list[int] = []
     monkeypatch.setattr(Product, "run", lambda self: done.append(self.flops))
+    monkeypatch.setattr("minivit.team.can_fork", lambda: False)  # a thread's work is seen here, a process's is not
     monkeypatch.setattr("threadpoolctl.threadpool_limits", lambda *limits, **kinds: None)
     prepare(make_task(work, threads=2), variant)()
     config = work.config
     assert sum(done) == sum(p.flops for p in products(config, Weights(config), work.batch_size, work.trains))
+
+
+@pytest.mark.skipif(not can_fork(), reason="here a team has threads")
+def test_processes_share_the_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two processes waits in its first product until the other is in its own."""
+    work = get_work("train-w64", SMALL).changed(batch_size=2)
+    seen, both = shared_array((2,), np.int64), multiprocessing.get_context("fork").Barrier(2)
+    parent, run = os.getpid(), Product.run
+
+    def noted(product: Product) -> None:
+        mine = int(os.getpid() == parent)
+        if not seen[mine]:
+            both.wait(60)
+        seen[mine] += 1
+        run(product)
+
+    monkeypatch.setattr(Product, "run", noted)
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):  # restores what `prepare` sets for good
+        prepare(make_task(work, threads=2), "micro-1")()
+    assert list(seen) == [len(products(work.config, Weights(work.config), 1, training=True))] * 2
+
+
+def test_a_prediction_has_no_layout_with_operands_near() -> None:
+    for name, variant in (("predict-224", "micro-8-near"), ("predict-one", "rows-near")):
+        with pytest.raises(ValueError, match="near in any case"):
+            prepare(make_task(get_work(name, [*SMALL, "patch_size=4"]), threads=2), variant)

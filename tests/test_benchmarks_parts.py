@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import pytest
 import minivit
 from benchmarks import breakdown, startup, startup_report
 from benchmarks.clock import Clock
+from benchmarks.command import ended
 from benchmarks.recorded_products import Notes, Operand, plain
 from benchmarks.task import make_task
 from benchmarks.works import Work
@@ -124,3 +128,67 @@ def test_start_up_tables_give_ratios_and_name_what_did_not_run() -> None:
     assert "| timm | 2.000 | 1.000 | 50.0 % | 3.000 | 10.00x | | 10.00x |" in squeezed(text)
     assert "PyTorch alone did not run: No module named 'torch'" in text
     assert "10.00x: bar 4x" in startup_report.verdict(startup_report.report(everyone))
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ([0.9, 1.0, 1.0, 1.0, 1.1], "10.00x: bar 4x reached, aim 8x reached."),
+        ([0.3, 0.3, 0.4, 0.5, 0.5], "4.00x: bar 4x open, aim 8x missed."),
+        ([1.0], "10.00x: bar 4x open (too few rounds), aim 8x open (too few rounds)."),
+    ],
+)
+def test_the_bar_of_the_start_up_is_reached_missed_or_open(times: list[float], words: str) -> None:
+    ours = startup_report.Side("minivit predict", [], ("class1", 50.0), 0.3, [0.1] * len(times))
+    theirs = startup_report.Side("timm", [], ("class1", 50.0), 3.0, times)
+    figures = startup_report.report([ours, theirs])
+    assert startup_report.verdict(figures).endswith(words)
+    assert ("Ratio uncertain" in startup_report.table(figures)) == (len(times) == 5)
+
+
+def scripted(*answers: str) -> list[startup_report.Side]:
+    """Return sides that print an answer each, and fail where it is empty."""
+    code = "import sys; sys.exit('broken') if not sys.argv[1] else print(sys.argv[1])"
+    return [startup_report.Side(f"side {i}", [sys.executable, "-c", code, a]) for i, a in enumerate(answers)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "status", "line"),
+    [
+        (("50.0 %  class1", "50.1 %  class1"), 0, ""),
+        (("50.0 %  class1", ""), 1, ""),
+        (("", "50.0 %  class1"), 1, "side 0 failed: broken"),
+        (("hello", "50.0 %  class1"), 1, "side 0 failed: it printed no answer"),
+        (("50.0 %  class1", "50.0 %  class2"), 1, "the sides give different answers"),
+    ],
+)
+def test_the_start_up_fails_where_a_side_does_or_the_answers_differ(
+    answers: tuple[str, ...],
+    status: int,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(startup, "prepare", lambda folder, config: (folder, folder))
+    monkeypatch.setattr(startup, "sides", lambda *_: scripted(*answers))
+    out = tmp_path / "startup.json"
+    assert ended(lambda: startup.main(["vit_micro_patch4_8", "--repeats", "1", "--json", str(out)])) == status
+    assert capsys.readouterr().err.startswith(line)
+    assert out.exists() == (not line)
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (startup.main, ["nosuch"]),
+        (startup.main, ["--repeats", "0"]),
+        (breakdown.main, ["--steps", "0"]),
+        (breakdown.main, ["--set", "depth=two"]),
+        (breakdown.main, ["--json", "/dev/null/deep"]),
+    ],
+)
+def test_a_wrong_option_ends_a_command_at_once(main: Callable[[list[str]], Any], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks import scaling
+from benchmarks.command import ended
+from benchmarks.rounds import WorkerError
 from benchmarks.scaling_points import axes
 from benchmarks.scaling_tables import Point, fit_exponent, fit_line, growth_table, memory_table, rate_table
 from benchmarks.surroundings import surroundings
@@ -99,3 +101,39 @@ def test_a_folder_with_tables_figures_and_all_numbers_is_written(tmp_path: Path)
 def test_settings_that_are_the_same_are_measured_once() -> None:
     keys = [axis.setting(value, "training").key for axis in axes() for value in axis.values]
     assert len(keys) - len(set(keys)) == len(axes()) - 1  # the base lies on every axis
+
+
+def fake_run(stop_after: int | None = None, broken: str = "") -> Any:
+    """Return a stand-in for `run_worker`: the side `broken` fails, and Ctrl-C comes after some processes."""
+    calls: list[str] = []
+
+    def run(system: str, work: str, options: list[str]) -> dict[str, Any]:
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        calls.append(system)
+        if system == broken:
+            raise WorkerError("MemoryError")
+        return {"batch_size": 64, "seconds": [0.1], "peak_bytes": 10**8, "versions": {"NumPy": np.__version__}}
+
+    return run
+
+
+def test_ctrl_c_keeps_the_rounds_that_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "run_worker", fake_run(stop_after=2 + 6 + 1))  # both variants, a round, one more
+    arguments = ["--quick", "--axes", "depth", "--rounds", "3", "--out", str(tmp_path)]
+    assert ended(lambda: scaling.main(arguments)) == 130
+    found = json.loads((tmp_path / "scaling.json").read_text())
+    assert found["rounds"] == 1
+    assert {(p["axis"], len(p["images_a_second"])) for p in found["points"]} == {("depth", 1)}
+    assert len(found["points"]) == 6
+    assert "## Memory" not in (tmp_path / "scaling.md").read_text()  # which is along batch
+
+
+@pytest.mark.parametrize(("broken", "status"), [("", 0), ("minivit", 1), ("pytorch:timm", 1)])
+def test_a_side_that_does_not_run_is_an_error(
+    broken: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "run_worker", fake_run(broken=broken))
+    assert scaling.main(["--quick", "--axes", "depth", "batch", "--rounds", "1", "--out", str(tmp_path)]) == status
+    text = (tmp_path / "scaling.md").read_text()
+    assert ("was left out: MemoryError." in text) == bool(broken)

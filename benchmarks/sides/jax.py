@@ -11,6 +11,7 @@ import jaxlib
 import numpy as np
 import optax
 
+from benchmarks.sides.same_model import check_same_model
 from benchmarks.task import BETAS, EPS, LR, WEIGHT_DECAY, Task
 from minivit.arrays import Array
 from minivit.config import ViTConfig
@@ -55,8 +56,7 @@ def _logits(p: Any, x: Any, config: ViTConfig) -> Any:
 def prepare(task: Task, variant: str) -> Callable[[], Array]:
     """Return a step of training or a prediction."""
     config = task.work.config
-    if not config.class_token or config.global_pool != "token":
-        raise ValueError("the model of this side reads the class token; expected global_pool='token'")
+    check_same_model(config)
     jax.config.update("jax_platforms", "cpu")
     parameters: Any = {name: jnp.array(value) for name, value in task.state.items()}
     images, labels = jnp.array(task.images), jnp.array(task.labels)

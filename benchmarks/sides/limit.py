@@ -1,15 +1,16 @@
 """The limit: the matrix products that a step or a prediction needs, and nothing else, in one of several layouts.
 
 threaded    each product on the whole batch, shared by the threads of BLAS
-micro-16    threads of ours that take 16 images at a time through all products, with single-threaded BLAS
+micro-16    processes of a team that take 16 images at a time through all products, with single-threaded BLAS
 rows        for one image: each product's rows shared by threads of ours, which wait for each other where they must
 """
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +21,7 @@ from benchmarks.sides import minivit
 from benchmarks.task import Task
 from benchmarks.works import Work
 from minivit.arrays import Array
+from minivit.team import Team, Together
 
 _LOGITS = np.zeros(0, dtype=np.float32)  # nothing is computed that has a meaning
 
@@ -34,9 +36,17 @@ def layouts(work: Work, threads: int) -> list[str]:
 
 
 def prepare(task: Task, variant: str) -> Callable[[], Array]:
-    """Return a function that computes all products once."""
+    """Return a function that computes all products once.
+
+    Raises
+    ------
+    ValueError
+        Operands near are asked for in a prediction.
+    """
     layout = variant.removesuffix("-near")
     near = variant != layout
+    if near and not task.work.trains:
+        raise ValueError("the operands of a prediction are near in any case, since its blocks keep none")
     threadpoolctl.threadpool_limits(task.threads if layout == "threaded" else 1, user_api="blas")  # for good
     if layout == "threaded":
         return _whole(task, near)
@@ -58,26 +68,34 @@ def _whole(task: Task, near: bool) -> Callable[[], Array]:
 def _by_images(task: Task, size: int, near: bool) -> Callable[[], Array]:
     B, config = task.work.batch_size, task.work.config
     sizes = [min(size, B - start) for start in range(0, B, size)]
-    threads = min(task.threads, len(sizes))
+    members = min(task.threads, len(sizes))
     weights = Weights(config)
-    sets = [{n: products(config, weights, n, task.work.trains, near) for n in set(sizes)} for _ in range(threads)]
-    turns: deque[int] = deque()
+    begun = multiprocessing.Value("q", 0)
 
-    def work(own: Mapping[int, list[Product]]) -> None:
+    @functools.cache
+    def own(number: int) -> dict[int, list[Product]]:  # which a member makes in the first step, in its own memory
+        return {n: products(config, weights, n, task.work.trains, near) for n in set(sizes)}
+
+    def work(number: int, job: None, together: Together | None) -> None:
+        mine = own(number)
         while True:
-            try:
-                size = turns.popleft()
-            except IndexError:
+            with begun.get_lock():
+                turn = begun.value
+                begun.value += 1
+            if turn >= len(sizes):
                 return
-            for product in own[size]:
+            for product in mine[sizes[turn]]:
                 product.run()
 
     def step() -> Array:
-        turns.extend(sizes)
-        list(pool.map(work, sets))
+        begun.value = 0
+        if team is None:
+            work(0, None, None)
+        else:
+            team.run(None)
         return _LOGITS
 
-    pool = ThreadPoolExecutor(threads)
+    team = Team(members, work) if members > 1 else None
     return step
 
 

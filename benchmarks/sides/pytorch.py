@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.sides.plain_vit import PlainViT
+from benchmarks.sides.same_model import check_same_model
 from benchmarks.task import BETAS, EPS, LR, WEIGHT_DECAY, Task
 from minivit.arrays import Array
 from minivit.machine import keep_freed_pages
@@ -25,9 +26,9 @@ from minivit.weights.timm import exported
 
 def build(task: Task, variant: str) -> tuple[Any, Any]:
     """Return the model with the task's weights, and the images (B, C, height, width)."""
-    if not task.work.config.class_token or task.work.config.global_pool != "token":
-        raise ValueError("the models of this side read the class token; expected global_pool='token'")
-    if variant.endswith("timm"):
+    from_timm = variant.endswith("timm")
+    check_same_model(task.work.config, ("gelu", "gelu_tanh") if from_timm else ("gelu",))
+    if from_timm:
         from benchmarks.sides.timm_vit import timm_vit
 
         model = timm_vit(task.work.config)
