@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minivit.arrays import Array, real_dtype
+from minivit.machine import forget_pages
 from minivit.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, train
 from minivit.ops.registry import set_aside, set_aside_these
 from minivit.parameters import FlatStore
@@ -91,7 +93,7 @@ class Crew:
         self._own = self._desk.replicas[0].parameters
         self._own.store.share_gradients(store)
         self._version: int | None = None  # of the values, when they were copied last
-        self._team = Team(size, self._desk.work)
+        self._team = Team(size, self._desk.work, functools.partial(_forget, store))
 
     def fits(self, B: int) -> bool:
         """Return whether the crew can take a batch of `B` images."""
@@ -124,3 +126,10 @@ class Crew:
             self._version = store.version
         self._desk.images[: job.B] = images
         self._team.run(job)
+
+
+def _forget(store: FlatStore) -> None:
+    """Do without the caller's own values and gradients, which every optimiser step writes to."""
+    forget_pages(store.peek())
+    if store.has_gradients:
+        forget_pages(store.gradients)

@@ -120,11 +120,13 @@ class Together:
 class Team:
     """`size` members, at least 2, that call ``work(number, job, together)`` at the same time; number 0 is the caller.
 
+    A process that is forked for a member calls ``begin()`` first.
+
     An error ends the team: it is not `usable` then, and a new one may take its place. So do the end of the program, and
     that of a process of multiprocessing, which would otherwise wait for the members for ever.
     """
 
-    def __init__(self, size: int, work: Work) -> None:
+    def __init__(self, size: int, work: Work, begin: Callable[[], None] | None = None) -> None:
         self._work = work
         self._process = os.getpid()
         doors = [Pipe() for _ in range(1, size)]
@@ -143,7 +145,8 @@ class Team:
             if forks:
                 foreign = [end for end in ends if end not in kept[k]]
                 fork = multiprocessing.get_context("fork")
-                other: Any = fork.Process(target=_forked, args=(work, k, members[k], foreign, quiet), daemon=True)
+                args = (work, begin, k, members[k], foreign, quiet)
+                other: Any = fork.Process(target=_forked, args=args, daemon=True)
             else:
                 other = threading.Thread(target=_serve, args=(work, k, members[k]), daemon=True)
             with quiet:
@@ -221,7 +224,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _forked(
-    work: Work, number: int, together: Together, foreign: list[Connection], quiet: warnings.catch_warnings[None]
+    work: Work,
+    begin: Callable[[], None] | None,
+    number: int,
+    together: Together,
+    foreign: list[Connection],
+    quiet: warnings.catch_warnings[None],
 ) -> None:
     """Be a member in a process of its own, without the ends of the pipes that belong to others."""
     # Ctrl-C and a polite kill, which a terminal or `timeout` sends to all processes, are the caller's; when it ends,
@@ -232,6 +240,8 @@ def _forked(
     gc.freeze()  # looking through the caller's objects for garbage would copy their pages
     for end in foreign:
         end.close()
+    if begin is not None:
+        begin()
     _serve(work, number, together)
 
 

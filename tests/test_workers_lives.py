@@ -9,16 +9,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from contract import assert_same_bits
-from small_vit import batch, model, needs_fork
+from small_vit import batch, in_a_worker, model, needs_fork
 
-from minivit import Engine, team
+from minivit import Engine, RunError, ViT, team
 
 
 @needs_fork
@@ -165,6 +168,29 @@ def test_workers_of_one_engine_do_not_keep_those_of_another() -> None:
     first.close()
     assert worker.exitcode == 0
     second.close()
+
+
+@needs_fork
+def test_workers_do_without_the_callers_own_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would keep every page that the optimiser writes to as it was when they were begun."""
+    images, labels, key = batch()
+    vit = model()
+    caller, forward = (os.getpid(), threading.get_ident()), ViT.forward
+    values, gradients = vit.parameters.store.peek(), vit.parameters.store.gradients
+    gradients[...] = 1.0
+    held = [int(np.count_nonzero(values)), gradients.size]
+
+    def counting(self: ViT, *args: Any) -> Any:
+        if in_a_worker(caller):
+            raise RunError(f"{np.count_nonzero(values)} {np.count_nonzero(gradients)}")
+        return forward(self, *args)
+
+    monkeypatch.setattr(ViT, "forward", counting)
+    with Engine(vit, 2, 2) as engine, pytest.raises(RunError) as caught:
+        engine.loss_and_gradients(images, labels, key)
+    for left, before in zip(str(caught.value).split(), held, strict=True):
+        assert 0 <= int(left) < 0.5 * before
+    assert np.count_nonzero(values) == held[0]
 
 
 def test_a_closed_engine_leaves_its_arrays(members: str) -> None:
