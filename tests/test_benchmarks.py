@@ -77,6 +77,8 @@ def test_who_is_measured_by_default() -> None:
     assert "onnx" in usual_peers(WORKS["predict-one"])
     assert "onnx" not in usual_peers(WORKS["train-tiny"])
     assert impossible("onnx", WORKS["train-tiny"]) == "it does not train"
+    assert impossible("limit-near", WORKS["train-tiny"]) is None
+    assert impossible("limit-near", WORKS["predict-one"]) == "the operands of a prediction are near in any case"
 
 
 def test_sides_are_found_by_name() -> None:

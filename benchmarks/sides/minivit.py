@@ -8,12 +8,14 @@ import numpy as np
 import threadpoolctl
 
 import minivit
+from benchmarks.sides.same_model import check_no_dropout
 from benchmarks.task import BETAS, EPS, LR, WEIGHT_DECAY, Task
 from minivit.arrays import Array
 
 
 def prepare(task: Task, variant: str) -> Callable[[], Array]:
     """Return a step of training or a prediction."""
+    check_no_dropout(task.work.config)
     model = minivit.create_model(task.work.preset, **task.work.overrides)
     model.load_state_dict(task.state)
     engine = minivit.Engine(model, task.threads)

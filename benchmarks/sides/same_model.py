@@ -22,6 +22,11 @@ def check_same_model(config: ViTConfig, activations: tuple[str, ...] = ("gelu",)
     if config.act_layer not in activations:
         expected = " or ".join(map(repr, activations))
         raise ValueError(f"the model of this side has no other act_layer than {expected}, got {config.act_layer!r}")
+    check_no_dropout(config)
+
+
+def check_no_dropout(config: ViTConfig) -> None:
+    """Raise ValueError if `config` has dropout, of which no side draws any."""
     for name in _DROPOUT:
         if getattr(config, name):
             raise ValueError(f"the model of this side has no dropout; {name} is {getattr(config, name)}, expected 0")
