@@ -131,5 +131,4 @@ class Crew:
 def _forget(store: FlatStore) -> None:
     """Do without the caller's own values and gradients, which every optimiser step writes to."""
     forget_pages(store.peek())
-    if store.has_gradients:
-        forget_pages(store.gradients)
+    forget_pages(store.gradients)

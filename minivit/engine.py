@@ -8,8 +8,6 @@ of workers; what the layers keep for their backward passes does not grow with th
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
@@ -17,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from minivit.arrays import Array, namespace, real_dtype, to_host
-from minivit.errors import UserError
+from minivit.errors import RunError, UserError
 from minivit.keys import Key
-from minivit.layer import watched
-from minivit.machine import cores, keep_freed_pages, single_threaded_blas
+from minivit.layer import PASSES, watched
+from minivit.machine import cores, keep_freed_pages, one_at_a_time, single_threaded_blas
 from minivit.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, train
 from minivit.vit import ViT
 
@@ -34,7 +32,8 @@ _SHARED_TOKENS = 64  # from so many tokens on, two workers share those of a sing
 class Engine:
     """Runs a model over batches of any size.
 
-    Values are checked here on the host: labels in range, images finite. Calls from several threads wait for each other.
+    Values are checked here on the host: labels in range, images finite. Calls from several threads, of other engines
+    too, wait for each other.
 
     Parameters
     ----------
@@ -63,27 +62,32 @@ class Engine:
         self.threads = (threads or cores()) if on_host else 1
         self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
         self._replica = model.replica(values)
+        for _, layer in self._replica.named_layers():
+            for passes in PASSES:  # what watches stays with the model
+                vars(layer).pop(passes, None)
         self._layers = list(model.named_layers())
         self._crew: Crew | None = None
-        self._lock = threading.RLock()  # a crew does one thing at a time
-        self._process = os.getpid()
+        self._busy = False
         if on_host:
             keep_freed_pages()
 
     def close(self) -> None:
         """End the other workers, when they have done what they do."""
-        with self._alone():
+        with one_at_a_time():
             if self._crew is not None:
                 self._crew.close()
                 self._crew = None
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Let one thread after the other into the block."""
-        if os.getpid() != self._process:  # a fork copies a lock as it is, held or not
-            self._process, self._lock = os.getpid(), threading.RLock()
-        with self._lock:
-            yield
+    def _at_work(self) -> Iterator[None]:
+        with single_threaded_blas():
+            if self._busy:  # this thread may enter again, and would overwrite what it computes with
+                raise RunError("this engine was called while it computes, by a signal handler or what watches a layer")
+            self._busy = True
+            try:
+                yield
+            finally:
+                self._busy = False
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -135,7 +139,7 @@ class Engine:
         total = self.model.parameters.settled_gradients()
         batch = Batch(xp.ascontiguousarray(images), labels, logits, losses, total)
         step = Step(rng, label_smoothing)
-        with self._alone(), single_threaded_blas():
+        with self._at_work():
             if self.threads == 1 or len(parts) == 1:
                 train(self._replica, batch, step, parts, range(len(parts)), _at_once)
             else:
@@ -147,7 +151,7 @@ class Engine:
         B = self._check(images)
         xp = namespace(images)
         logits = xp.empty((B, self.model.config.num_classes), dtype=images.dtype)
-        with self._alone(), single_threaded_blas():
+        with self._at_work():
             is_watched = self._watched() is not None
             if is_watched or self.micro_batch is None:
                 parts = parts_of(B, self.micro_batch or B)

@@ -194,9 +194,12 @@ class Layer:
             value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), xp)
 
 
+PASSES = ("forward", "backward")
+
+
 def watched(layer: Layer) -> bool:
     """Return whether somebody has replaced the passes of this one object, perhaps to look on."""
-    return not vars(layer).keys().isdisjoint(("forward", "backward"))
+    return not vars(layer).keys().isdisjoint(PASSES)
 
 
 def untouched(layer: Layer, kind: type[Layer]) -> bool:

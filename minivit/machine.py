@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import threadpoolctl
@@ -43,11 +43,13 @@ def keep_freed_pages() -> bool:
 
 
 def forget_pages(x: Array) -> None:
-    """Let this process lose what `x` holds and so its memory, but for the ends of it; other than on Linux, do nothing.
+    """Let this process lose what `x` holds and so its memory, but for the ends of it.
+
+    Nothing happens other than on Linux, or where `x` has gaps.
 
     For a forked process: of what the other one writes to, it would keep every page as it was.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or not x.flags.c_contiguous:
         return
     begin = -(-x.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (x.ctypes.data + x.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -68,23 +70,29 @@ def _blas() -> threadpoolctl.ThreadpoolController:
     return controller
 
 
-_limit_lock = threading.Lock()
-_limited = 0  # blocks that last
-_limiter: Any = None
+_computing = threading.RLock()
+
+
+def _nobody_computes() -> None:
+    """Make the lock anew in a forked process, which has it as it was, held or not."""
+    global _computing
+    _computing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_nobody_computes)
+
+
+def one_at_a_time() -> AbstractContextManager[Any]:
+    """Return a context in which one thread of the process is at a time; that thread may enter again."""
+    return _computing
 
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Let every matrix product run on the thread that calls it, while the block lasts, or one in another thread."""
-    global _limited, _limiter
-    with _limit_lock:
-        if _limited == 0:
-            _limiter = _blas().limit(limits=1)
-        _limited += 1
-    try:
+    """Let every matrix product run on the thread that calls it, while the block lasts.
+
+    One thread of the process at a time: BLAS has one number of threads for all, and one of them may set it.
+    """
+    with one_at_a_time(), _blas().limit(limits=1):
         yield
-    finally:
-        with _limit_lock:
-            _limited -= 1
-            if _limited == 0:
-                _limiter.restore_original_limits()

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from mmap import mmap
 from multiprocessing.connection import Connection, Pipe
-from multiprocessing.util import Finalize
+from multiprocessing.util import Finalize, is_exiting
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -45,8 +45,8 @@ def shared_array(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def can_fork() -> bool:
-    """Return whether this process may fork: on Linux, unless it is itself a daemon of multiprocessing."""
-    return sys.platform == "linux" and not multiprocessing.current_process().daemon
+    """Return whether this process may fork: on Linux, unless it is itself a daemon of multiprocessing, or ends."""
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon and not is_exiting()
 
 
 class StoppedError(Exception):

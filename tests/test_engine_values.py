@@ -11,7 +11,7 @@ import pytest
 from contract import assert_close, assert_same_bits
 from small_vit import CONFIG, batch, model, step
 
-from minivit import SGD, Engine, UserError, ViT, ViTConfig
+from minivit import SGD, Engine, RunError, UserError, ViT, ViTConfig
 from minivit.arrays import Array
 from minivit.layers import Linear
 
@@ -109,6 +109,37 @@ def test_a_watched_model_predicts_and_does_not_train(threads: int, passes: str, 
         assert not engine.predict(images).any()
         with pytest.raises(UserError, match=r"backward pass of blocks.1.mlp.fc1 was replaced on the object"):
             engine.loss_and_gradients(images, labels, key)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_engine_made_under_watch_works_when_nobody_watches_any_more(threads: int) -> None:
+    images, labels, key = batch()
+    expected = [*step(model(), 1, 2), Engine(model(), 1, 2).predict(images)]
+    vit = model()
+    watching(vit, "forward")
+    with Engine(vit, threads, 2) as engine:
+        del vit.blocks[1].mlp.fc1.forward
+        loss = engine.loss_and_gradients(images, labels, key, 0.1)
+        assert_same_bits([loss, vit.parameters.store.gradients, engine.predict(images)], expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_engine_does_not_compute_two_things_at_once(threads: int) -> None:
+    """Its arrays are those of one call; what watches a layer, or handles a signal, is in the midst of it."""
+    images, _, _ = batch()
+    vit = model()
+    engine = Engine(vit, threads, 2)
+    expected = engine.predict(images)
+
+    def again(*args: Any, **kwargs: Any) -> Any:
+        return engine.predict(images)
+
+    vit.forward = again  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="this engine was called while it computes"):
+        engine.predict(images)
+    del vit.forward
+    assert_same_bits([engine.predict(images)], [expected])
+    engine.close()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
