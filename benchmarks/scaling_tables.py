@@ -97,14 +97,15 @@ def rate_table(points: Sequence[Point], axis: str, label: str) -> str:
         curves = {side: {p.value: p for p in curve(points, axis, kind, side)} for side in sides}
         ours, others = sides[0], [side for side in sides[1:] if curves[side]]
         head = [label, *(f"{side}, images/s" for side in (ours, *others)), *(f"against {side}" for side in others)]
-        head.append("spread")
+        several = any(len(p.images_a_second) > 1 for p in curves[ours].values())  # of one round there is no spread
+        head += ["spread"] * several
         rows = []
         for value, point in curves[ours].items():
             here = [curves[side].get(value) for side in others]
             rates = [f"{p.best:.0f}" if p else "" for p in (point, *here)]
             ratios = [f"{point.best / p.best:.2f}x" if p else "" for p in here]
             spread = max(1 - min(p.images_a_second) / p.best for p in (point, *filter(None, here)))
-            rows.append([str(value), *rates, *ratios, percent(spread)])
+            rows.append([str(value), *rates, *ratios, *[percent(spread)] * several])
         parts.append(f"{kind.capitalize()}:\n\n{markdown_table(head, rows)}")
     return "\n\n".join(parts)
 
