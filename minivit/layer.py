@@ -145,8 +145,7 @@ class Layer:
         named = self.parameters
         starts = {name: parameter.span.start for name, parameter in named.items()}
         if values is None:
-            named.store.lent = True  # whoever has the replica may write to them
-            values = named.store.peek()
+            values = named.store.values  # lent: whoever has the replica may write to them
         store = FlatStore(values)
         store.lent = True  # to the original, whose optimiser writes to it
         return self._on_store(named, starts, store)

@@ -198,10 +198,9 @@ class Parameters(Mapping[str, Parameter]):
     def clear_gaps(self) -> None:
         """Set the gradient vector to zero behind each view, where whoever wrote to the whole vector left something."""
         gradients = self.store.gradients
-        step = max(1, ALIGNMENT // gradients.dtype.itemsize)
         for parameter in self.values():
             end = parameter.span.stop
-            gradients[end : -(-end // step) * step] = 0
+            gradients[end : padded(end, gradients.dtype.itemsize)] = 0
 
     @property
     def count(self) -> int:
@@ -209,14 +208,18 @@ class Parameters(Mapping[str, Parameter]):
         return sum(parameter.size for parameter in self.values())
 
 
+def padded(size: int, itemsize: int) -> int:
+    """Return the first place from `size` on, in elements, where a view may start."""
+    step = max(1, ALIGNMENT // itemsize)
+    return -(-size // step) * step
+
+
 def plan(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> tuple[dict[str, int], int]:
     """Return where in the flat vector each view starts, and the vector's length, in elements."""
-    step = max(1, ALIGNMENT // itemsize)
     starts, end = {}, 0
     for name, shape in shapes.items():
         starts[name] = end
-        size = int(np.prod(shape, dtype=np.int64))
-        end += -(-size // step) * step
+        end += padded(int(np.prod(shape, dtype=np.int64)), itemsize)
     return starts, end
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.errors import UserError
 from minivit.layer import Layer
-from minivit.parameters import ALIGNMENT, FlatStore
+from minivit.parameters import FlatStore, padded
 
 _CHUNK = 1 << 14  # elements: six vectors of float32 take 384 KiB
 
@@ -39,10 +39,10 @@ class Group(NamedTuple):
 def groups_of(model: Layer, lr: float, weight_decay: float) -> list[Group]:
     """Return one group for each run of neighbouring parameters that decay alike."""
     groups: list[Group] = []
-    gap = max(1, ALIGNMENT // model.parameters.store.peek().dtype.itemsize)
+    itemsize = model.parameters.store.peek().dtype.itemsize
     for parameter in sorted(model.parameters.values(), key=lambda p: p.span.start):
         decay = weight_decay if parameter.decay else 0.0
-        near = bool(groups) and parameter.span.start - groups[-1].span.stop < gap  # none but padding lies between
+        near = bool(groups) and parameter.span.start == padded(groups[-1].span.stop, itemsize)
         if near and groups[-1].weight_decay == decay:
             groups[-1] = groups[-1]._replace(span=slice(groups[-1].span.start, parameter.span.stop))
         else:
