@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.clock import Clock
-from benchmarks.command import at_least_one, ended
+from benchmarks.command import at_least_one, ended, refused_by
 from benchmarks.output import check_writable, markdown_table, write_json
 from benchmarks.recorded_products import Notes, Product, plain, seconds_alone
 from benchmarks.sides import minivit as minivit_side
@@ -178,11 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=at_least_one, default=5, help="how many are measured (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args(arguments)
-    try:
+    with refused_by(parser):
         work = get_work(options.work, options.set)
         check_writable(options.json)
-    except ValueError as error:
-        parser.error(str(error))
     where, versions = surroundings(max(options.threads)), minivit_side.versions()
     about = {"surroundings": where, "versions": versions, "work": work.name, "changes": options.set}
     print(f"{title_of(work)}; time of all threads added up, medians of {options.steps} steps\n")

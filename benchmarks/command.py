@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from minivit.errors import RunError, UserError
 
@@ -28,6 +29,15 @@ def duration(text: str) -> float:
     if not 0 <= seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}; expected seconds, at least 0")
     return seconds
+
+
+@contextmanager
+def refused_by(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Let a ValueError of the block end the command as a wrong option does: its usage, one line, exit status 2."""
+    try:
+        yield
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def ended(main: Callable[[], int | None]) -> int:

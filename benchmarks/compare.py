@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import PEERS, impossible, systems_of, usual_peers
-from benchmarks.command import at_least_one, duration, ended
+from benchmarks.command import at_least_one, duration, ended, refused_by
 from benchmarks.output import check_writable, write_json, write_text
 from benchmarks.rounds import Outcome, fastest_of, run_rounds, run_worker
 from benchmarks.rows import OURS, Row, notes_of, rows_of
@@ -82,11 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     options = parser.parse_args(arguments)
-    try:
+    with refused_by(parser):
         works = [get_work(name, options.set) for name in options.works or WORKS]
         check_writable(options.json, options.markdown)
-    except ValueError as error:
-        parser.error(str(error))
 
     terminal, where = Terminal(), surroundings(options.threads)
     terminal.say(LEGEND)

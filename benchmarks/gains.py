@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.breakdown import replaced
-from benchmarks.command import at_least_one, duration, ended
+from benchmarks.command import at_least_one, duration, ended, refused_by
 from benchmarks.output import check_writable, markdown_table, write_json, write_text
 from benchmarks.ratios import FEWEST_ROUNDS, Ratio, ratio_of_times
 from benchmarks.rounds import Outcome, run_rounds, run_worker
@@ -168,11 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     parser.add_argument("--worker", choices=VARIANTS, help="be the process of this variant")
     options = parser.parse_args(arguments)
-    try:
+    with refused_by(parser):
         works = [get_work(name, options.set) for name in options.works or USUAL]
         check_writable(options.json, options.markdown)
-    except ValueError as error:
-        parser.error(str(error))
     if options.worker:
         print(json.dumps(measure(VARIANTS[options.worker], works[0], options.seconds)), flush=True)
         return 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bars import PEERS
-from benchmarks.command import at_least_one, duration, ended
+from benchmarks.command import at_least_one, duration, ended, refused_by
 from benchmarks.output import check_writable, write_json, write_text
 from benchmarks.rounds import WorkerError, run_worker
 from benchmarks.scaling_plots import plot_memory, plot_rates
@@ -26,7 +26,6 @@ from benchmarks.scaling_points import BASE, HEAD_SIZE, Axis, Setting, axes, base
 from benchmarks.scaling_tables import Point, growth_table, memory_table, rate_table
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import heading, title_of
-from minivit.errors import UserError
 from minivit.files import read_json
 
 OURS, THEIRS = "minivit", PEERS["eager"].title
@@ -146,10 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=duration, help="of each process, at least (default: 0.5; quick: 0.3)")
     parser.add_argument("--from", type=Path, metavar="JSON", dest="earlier", help="write anew what a run measured")
     options = parser.parse_args(arguments)
-    try:
+    with refused_by(parser):
         check_writable(options.out / "scaling.json")
-    except UserError as error:
-        parser.error(str(error))
     if options.earlier:
         about = read_json(options.earlier)
         points = [Point(**{**p, "images_a_second": tuple(p["images_a_second"])}) for p in about.pop("points")]

@@ -26,13 +26,13 @@ import numpy as np
 from PIL import Image
 
 import minivit
-from benchmarks.command import at_least_one, ended
+from benchmarks.command import at_least_one, ended, refused_by
 from benchmarks.output import check_writable, write_json
 from benchmarks.startup_report import Side, report, table, verdict
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import heading
 from minivit.config import ViTConfig
-from minivit.errors import RunError, UserError
+from minivit.errors import RunError
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("vit_tiny_patch16_224", "vit_tiny_patch4_32")
@@ -132,13 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=at_least_one, default=7, help="processes a side that count (default: 7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args(arguments)
-    try:
+    with refused_by(parser):
         configs = {name: minivit.get_config(name) for name in options.models}
         check_writable(options.json)
-    except UserError as error:
-        parser.error(str(error))
-    where = surroundings()
-    about = {"surroundings": where, "versions": versions(), "processes": options.repeats}
+    where, used = surroundings(), versions()
+    about = {"surroundings": where, "versions": used, "processes": options.repeats}
     results: dict[str, dict[str, Any]] = {}
     for name, config in configs.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results[name] = report(everyone)
         print(f"{name}:\n\n{table(results[name])}\n\n{verdict(results[name])}\n", flush=True)
         write_json(options.json, about | {"models": results})  # after each model, so that Ctrl-C loses one at most
-    print(heading(where, versions(), options.repeats))
+    print(heading(where, used, options.repeats))
     return 1 if any("failure" in figures for sides in results.values() for figures in sides.values()) else 0
 
 
