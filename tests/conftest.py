@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, settings
 pytest.register_assert_rewrite("contract")
 
 import strict  # noqa: E402 - after the rewriting of asserts
-from small_vit import needs_fork  # noqa: E402
+from small_vit import needs_fork  # noqa: E402 - as above
 
-from minivit import team  # noqa: E402
+from minivit import team  # noqa: E402 - as above
 
 settings.register_profile(
     "minivit", derandomize=True, deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]

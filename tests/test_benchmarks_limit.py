@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import threadpoolctl
+from small_vit import needs_fork
 
 from benchmarks.bars import systems_of
 from benchmarks.products import Product, Weights, products
@@ -15,7 +16,7 @@ from benchmarks.sides.limit import layouts, prepare
 from benchmarks.task import make_task
 from benchmarks.works import WORKS, get_work
 from minivit.config import ViTConfig
-from minivit.team import can_fork, shared_array
+from minivit.team import shared_array
 
 SMALL = ["img_size=8", "embed_dim=8", "depth=2", "num_heads=2", "num_classes=3"]
 
@@ -96,7 +97,7 @@ def test_every_layout_computes_all_products(variant: str, monkeypatch: pytest.Mo
     assert sum(done) == sum(p.flops for p in products(config, Weights(config), work.batch_size, work.trains))
 
 
-@pytest.mark.skipif(not can_fork(), reason="here a team has threads")
+@needs_fork
 def test_processes_share_the_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of two processes waits in its first product until the other is in its own."""
     work = get_work("train-w64", SMALL).changed(batch_size=2)

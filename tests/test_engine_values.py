@@ -124,7 +124,7 @@ def test_an_engine_made_under_watch_works_when_nobody_watches_any_more(threads: 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_an_engine_does_not_compute_two_things_at_once(threads: int) -> None:
+def test_an_engine_does_not_compute_two_things_at_once(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its arrays are those of one call; what watches a layer, or handles a signal, is in the midst of it."""
     images, _, _ = batch()
     vit = model()
@@ -134,10 +134,10 @@ def test_an_engine_does_not_compute_two_things_at_once(threads: int) -> None:
     def again(*args: Any, **kwargs: Any) -> Any:
         return engine.predict(images)
 
-    vit.forward = again  # type: ignore[method-assign]
-    with pytest.raises(RunError, match="this engine was called while it computes"):
-        engine.predict(images)
-    del vit.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(vit, "forward", again)
+        with pytest.raises(RunError, match="this engine was called while it computes"):
+            engine.predict(images)
     assert_same_bits([engine.predict(images)], [expected])
     engine.close()
 

@@ -66,19 +66,19 @@ class Doubled(Dropout):
 
 
 @pytest.mark.parametrize("place", ["block", "norm", "pos_drop", "watched"])
-def test_workers_share_no_tokens_of_a_model_that_was_changed(place: str) -> None:
+def test_workers_share_no_tokens_of_a_model_that_was_changed(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).standard_normal((1, 24, 33, 3), dtype=np.float32)
     vit = wide_model()
     plain = vit(images)
     if place == "block":
         vit.blocks[1].__class__ = Halved
     elif place == "norm":
-        vit.blocks[1].norm1.forward = lambda x, *args, **kwargs: (0.5 * x, None)  # type: ignore[method-assign]
+        monkeypatch.setattr(vit.blocks[1].norm1, "forward", lambda x, *args, **kwargs: (0.5 * x, None))
     elif place == "pos_drop":
         vit.pos_drop = Doubled(0.0)
     else:
         forward = vit.forward
-        vit.forward = lambda *args, **kwargs: (0.5 * forward(*args, **kwargs)[0], None)  # type: ignore[method-assign]
+        monkeypatch.setattr(vit, "forward", lambda *args, **kwargs: (0.5 * forward(*args, **kwargs)[0], None))
     changed = vit(images)
     assert np.abs(changed - plain).max() > 1e-3
     with Engine(vit, 2, 4) as engine:
