@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import platform
+from typing import Any
 
 import numpy as np
 import threadpoolctl
 
 import minivit
-from minivit.arrays import available_backends
+from minivit.arrays import about_backends
 from minivit.commands.common import Outcome
 from minivit.config import ViTConfig
 from minivit.inspect.summary import LayerCost, Summary, summarize
@@ -96,18 +97,33 @@ def _machine(terminal: Terminal) -> Outcome:
     columns = ("model", ">parameters", ">FLOPs an image", ">memory a training image")
     terminal.table(columns, [_row(name, cost) for name, cost in costs.items()])
     libraries = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
-    backends = available_backends()
+    backends = about_backends()
     about = {
         "version": minivit.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "blas": ", ".join(f"{library['internal_api']} {library['version']}" for library in libraries) or "unknown",
         "cores": cores(),
-        "backends": backends,
     }
+    shown = {"minivit": about["version"], **about, **_shown(backends)}
     terminal.show("")
-    shown = {"minivit": about["version"], **about, "backends": ", ".join(backends)}
     terminal.table(("this machine", ""), [(name, str(value)) for name, value in shown.items() if name != "version"])
+    terminal.show(*(facts["reason"] for facts in backends.values() if facts["reason"]))
     terminal.show("", "`minivit info vit_tiny_patch4_32` shows a model layer by layer")
     models = {name: {"parameters": c.parameters, "flops": c.flops, "memory": c.memory} for name, c in costs.items()}
-    return Outcome({**about, "models": models})
+    return Outcome({**about, "backends": backends, "models": models})
+
+
+def _shown(backends: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return what the table says of the backends: which can be used, what their devices are and who drives them."""
+    shown = {"backends": ", ".join(name for name, facts in backends.items() if not facts["reason"])}
+    for name, facts in backends.items():
+        if facts.get("cuda_runtime"):
+            shown[name] = f"{facts['version']} for CUDA {facts['cuda_runtime']}"
+        if facts.get("cuda_driver"):
+            shown["driver"] = f"knows CUDA {facts['cuda_driver']}"
+        for device in facts["devices"]:
+            shown[f"{name}:{device['index']}"] = (
+                f"{device['name']}, {_bytes(device['memory'])}, compute capability {device['compute_capability']}"
+            )
+    return shown

@@ -1,0 +1,343 @@
+"""Which library and device a name selects, what stands in the way, and what is asked of a device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from fake_cupy import CUDARuntimeError, Device, FakeArray, fake_cupy, install
+from strict import StrictArray, StrictLibrary
+
+from minivit import arrays
+from minivit.arrays import backend, namespace, to_backend, to_host
+from minivit.errors import RunError, UserError
+
+X = np.arange(6.0).reshape(2, 3)
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CuPy with two devices."""
+    return install(monkeypatch, fake_cupy())
+
+
+def insufficient() -> CUDARuntimeError:
+    return CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
+
+
+# What is selected
+
+
+def test_numpy_needs_no_other_library() -> None:
+    assert backend("numpy") is np
+
+
+def test_importing_minivit_does_not_look_for_cupy() -> None:
+    code = """
+import sys
+
+class Door:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("cupy"):
+            sys.exit(f"{name} was imported")
+
+sys.meta_path.insert(0, Door())
+import minivit
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_cupy_is_the_current_device(cupy: Any) -> None:
+    assert backend("cupy") is cupy
+    assert Device.current == 0
+    assert arrays.library_name(cupy) == "cupy"
+
+
+def test_a_device_is_selected_by_its_index(cupy: Any) -> None:
+    assert backend("cupy:1") is cupy
+    assert Device.current == 1
+    assert backend("cupy") is cupy
+    assert Device.current == 1
+    assert arrays.library_name(cupy) == "cupy"
+
+
+def test_an_array_of_a_library_nobody_asked_for_yet(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeArray, "__module__", "cupy._core.core")
+    assert namespace(FakeArray(X)) is cupy
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("torch", "unknown backend 'torch'; expected 'numpy', 'cupy' or, for device 1, 'cupy:1'"),
+        ("cupy:", "'' is no device's index; write it as in 'cupy:0'"),
+        ("cupy:-1", "'-1' is no device's index"),
+        ("cupy:one", "'one' is no device's index"),
+        ("cupy:2", r"there is no device 2; there is 0 \(Card 0\), 1 \(Card 1\)"),
+        ("numpy:0", "numpy has no devices to choose from; write 'numpy'"),
+    ],
+)
+def test_a_name_that_selects_nothing(cupy: Any, name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        backend(name)
+    assert Device.current == 0
+
+
+# What stands in the way
+
+
+WAY_OUT = "or use backend='numpy'"
+
+IN_THE_WAY: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no driver": ({"count": insufficient(), "driver": 0}, ["no NVIDIA driver here"]),
+    "an old driver": (
+        {"count": insufficient(), "driver": 11040},
+        ["the NVIDIA driver knows CUDA 11.4", "made for 12.9", "update the driver"],
+    ),
+    "no device": (
+        {"count": CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")},
+        ["driver is there but no device", "CUDA_VISIBLE_DEVICES"],
+    ),
+    "zero devices": ({"count": 0}, ["driver is there but no device"]),
+    "a broken driver": (
+        {"count": CUDARuntimeError("cudaErrorSystemDriverMismatch: driver and kernel differ")},
+        ["CUDA does not start", "cudaErrorSystemDriverMismatch: driver and kernel differ", "nvidia-smi"],
+    ),
+    "no NVRTC": (
+        {"nvrtc": RuntimeError('Failure finding "libnvrtc.so.12":\nNo such file')},
+        ['does not load (Failure finding "libnvrtc.so.12": No such file)', "pip install 'minivit[cuda12]'"],
+    ),
+    "an old device": (
+        {"capabilities": ("61", "75")},
+        ["Card 0 has compute capability 6.1", "need 7.0", "take another device"],
+    ),
+    "an old CuPy": ({"version": "13.6.0"}, ["CuPy 13.6.0", "needs 14", "pip install 'minivit[cuda12]'"]),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_each_obstacle_is_one_line_with_the_way_out(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    wrong, words = IN_THE_WAY[name]
+    install(monkeypatch, fake_cupy(**wrong))
+    with pytest.raises(UserError) as refused:
+        backend("cupy")
+    said = str(refused.value)
+    assert "\n" not in said
+    assert [word for word in [*words, WAY_OUT] if word not in said] == []
+
+
+def test_another_device_than_one_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = install(monkeypatch, fake_cupy(capabilities=("61", "75")))
+    assert backend("cupy:1") is cupy
+
+
+def test_cupy_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, None)
+    monkeypatch.delitem(sys.modules, "cupy")
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(UserError, match=r"needs CuPy, which is not installed: pip install 'minivit\[cuda12\]'"):
+        backend("cupy")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "module 'cupy' has no attribute '__version__'"),
+        ("try:\n    import no_such_part\nexcept ImportError as e:\n    raise ImportError('====\\nadvice') from e",
+         "No module named 'no_such_part'"),
+        ("import no_such_part", "No module named 'no_such_part'"),
+        ("raise OSError('libcudart.so.12:\\n  cannot open shared object file')",
+         "libcudart.so.12: cannot open shared object file"),
+    ],
+)  # fmt: skip
+def test_cupy_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, text: str, reason: str) -> None:
+    install(monkeypatch, None)
+    monkeypatch.delitem(sys.modules, "cupy")
+    (tmp_path / "cupy.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as refused:
+        backend("cupy")
+    assert f"is installed but does not import ({reason}); uninstall it and pip install" in str(refused.value)
+
+
+def test_a_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, fake_cupy(insufficient()))
+    with pytest.raises(UserError):
+        backend("cupy")
+    cupy = install(monkeypatch, fake_cupy())
+    assert backend("cupy") is cupy
+
+
+# Moves between devices
+
+
+def test_to_backend_moves_to_the_device_that_it_names_and_leaves_the_current_one(cupy: Any) -> None:
+    first: Any = to_backend(X, "cupy:0")
+    second: Any = to_backend(first, "cupy:1")
+    assert (first.device.id, second.device.id, Device.current) == (0, 1, 0)
+    assert np.array_equal(to_host(second), X)
+    assert to_backend(second, "cupy:1") is second
+    assert to_backend(second, cupy) is second
+
+
+def test_two_devices_do_not_mix(cupy: Any) -> None:
+    first, second = (to_backend(X, name) for name in ("cupy:0", "cupy:1"))
+    assert namespace(first, first) is cupy
+    with pytest.raises(TypeError, match="cannot mix arrays of cupy on the device 0 and cupy on the device 1"):
+        namespace(first, second)
+    with pytest.raises(TypeError, match="cannot mix arrays of cupy on the device 1 and numpy on the host"):
+        namespace(second, X)
+
+
+def test_on_device_of_an_array_its_device_is_current(cupy: Any) -> None:
+    second = to_backend(X, "cupy:1")
+    with arrays.on_device_of(second):
+        assert Device.current == 1
+    assert Device.current == 0
+    with arrays.on_device_of(X):
+        assert Device.current == 0
+
+
+# Questions to a device
+
+
+def test_devices_are_listed(cupy: Any) -> None:
+    assert arrays.devices() == [
+        {"index": 0, "name": "Card 0", "memory": 80_000_000_000, "compute_capability": "9.0"},
+        {"index": 1, "name": "Card 1", "memory": 80_000_000_000, "compute_capability": "7.5"},
+    ]
+    assert arrays.devices("numpy") == []
+
+
+def test_free_memory_is_what_the_driver_and_the_pool_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert arrays.free_memory(np) is None
+    install(monkeypatch, fake_cupy())
+    assert arrays.free_memory(backend("cupy")) == 1020
+
+
+def test_free_memory_under_a_limit_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, fake_cupy(limit=100))
+    assert arrays.free_memory(backend("cupy")) == 70
+
+
+def test_synchronize_waits_for_the_current_device(cupy: Any) -> None:
+    arrays.synchronize(np)
+    arrays.synchronize(backend("cupy:1"))
+    assert Device.waited == [1]
+
+
+def test_bfloat16_needs_a_device_that_has_it(cupy: Any) -> None:
+    arrays.check_dtype(np, ml_dtypes.bfloat16)
+    arrays.check_dtype(backend("cupy:0"), ml_dtypes.bfloat16)
+    arrays.check_dtype(backend("cupy:1"), "float16")
+    with pytest.raises(UserError, match=r"compute capability 7\.5, but bfloat16 needs 8\.0; use float16 or float32"):
+        arrays.check_dtype(cupy, ml_dtypes.bfloat16)
+
+
+def test_the_oldest_devices_that_will_do_and_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, fake_cupy(3, capabilities=("70", "80", "120")))
+    backend("cupy:0")
+    arrays.check_dtype(backend("cupy:1"), ml_dtypes.bfloat16)
+    arrays.check_dtype(backend("cupy:2"), ml_dtypes.bfloat16)
+
+
+def test_a_registered_library_answers_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, None)
+    waited: list[str] = []
+    library: Any = StrictLibrary()
+    arrays.register_backend("other", library, StrictArray)
+    assert arrays.free_memory(library) is None
+    library.free_memory = lambda: 64
+    library.synchronize = lambda: waited.append("other")
+    arrays.synchronize(library)
+    assert arrays.free_memory(library) == 64
+    assert waited == ["other"]
+
+
+def test_another_answers_for_a_registered_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, None)
+    library = StrictLibrary()
+    arrays.register_backend("other", library, StrictArray, devices=SimpleNamespace(free_memory=lambda: 32))
+    assert arrays.free_memory(library) == 32
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"), True),
+        (RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), True),
+        (CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered"), False),
+        (RunError("the disk is full"), False),
+        (ValueError("cudaErrorMemoryAllocation"), False),
+    ],
+)
+def test_out_of_memory(error: Exception, expected: bool) -> None:
+    assert arrays.is_out_of_memory(error) is expected
+
+
+# When a library is registered
+
+
+def test_what_waits_for_a_library_runs_when_it_is_first_used(cupy: Any) -> None:
+    loaded: list[str] = []
+    arrays.when_registered("cupy", lambda: loaded.append("kernels"))
+    assert loaded == []
+    backend("cupy")
+    backend("cupy:1")
+    assert loaded == ["kernels"]
+
+
+def test_what_waits_for_a_library_that_is_there_runs_at_once() -> None:
+    loaded: list[str] = []
+    arrays.when_registered("numpy", lambda: loaded.append("kernels"))
+    assert loaded == ["kernels"]
+
+
+def test_what_waits_is_not_run_where_the_device_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, fake_cupy(0))
+    loaded: list[str] = []
+    arrays.when_registered("cupy", lambda: loaded.append("kernels"))
+    with pytest.raises(UserError):
+        backend("cupy")
+    assert loaded == []
+
+
+# Dtypes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex128", ml_dtypes.bfloat16])
+def test_floating(dtype: Any) -> None:
+    assert arrays.is_floating(dtype)
+    assert arrays.is_floating(np.dtype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "V2", "S3"])
+def test_not_floating(dtype: str) -> None:
+    assert not arrays.is_floating(dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "real"),
+    [("complex128", "float64"), ("complex64", "float32"), ("float16", "float16"), ("bfloat16", "bfloat16")],
+)
+def test_the_real_dtype_of_the_same_precision(dtype: str, real: str) -> None:
+    assert arrays.real_dtype(arrays.dtype_named(dtype)) == arrays.dtype_named(real)
+
+
+def test_a_dtype_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert arrays.dtype_named("bfloat16") == ml_dtypes.bfloat16
+    assert arrays.dtype_named("float32") == np.float32
+    with pytest.raises(UserError, match="unknown dtype 'float31'; expected such as 'float32' or 'bfloat16'"):
+        arrays.dtype_named("float31")
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(UserError, match="bfloat16 needs ml_dtypes, which is not installed: pip install ml_dtypes"):
+        arrays.dtype_named("bfloat16")
+    assert arrays.dtype_named("float32") == np.float32
