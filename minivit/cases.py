@@ -109,8 +109,9 @@ def _labels(x: Array, first: int) -> Array:
 
 
 def _soft_targets(x: Array, first: int) -> Array:
-    """Return targets whose sum over the classes is not 1."""
-    targets: Array = sample_key(x, first).bits(x.shape).astype(real_dtype(x.dtype)) * 2.0**-32
+    """Return targets whose sum over the classes is not 1, of few bits, so that every dtype can tell them."""
+    targets: Array = (sample_key(x, first).bits(x.shape) >> 24).astype(real_dtype(x.dtype))
+    targets *= 2.0**-8
     return targets
 
 

@@ -14,10 +14,12 @@ array library and for every dtype.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from minivit.arrays import Array, namespace, real_dtype
+from minivit.ops.registry import routine
 
 
 def _mix(h: Array) -> Array:
@@ -56,35 +58,49 @@ class Key:
         """Return the key of some of the samples, for a micro-batch."""
         return replace(self, sample_ids=self.sample_ids[samples])
 
-    def bits(self, shape: tuple[int, ...]) -> Array:
-        """Return uint32 random bits of `shape`, whose first axis is the batch: (B, ...)."""
-        xp = namespace(self.sample_ids)
-        if len(self.sample_ids) != shape[0]:
-            raise ValueError(f"the key names {len(self.sample_ids)} samples, but bits of shape {shape} are asked of it")
+    def words(self) -> tuple[int, int]:
+        """Return the two words of 32 bits that stand for seed, step and place."""
         name = f"{self.seed}/{self.step}/{self.place}".encode()
         digest = hashlib.blake2s(name, digest_size=8).digest()
-        first, second = (int.from_bytes(digest[i : i + 4], "little") for i in (0, 4))
-        s1 = _mix(self.sample_ids.astype(xp.uint32) ^ first)
-        s2 = _mix(s1 ^ second)
-        count = 1
-        for size in shape[1:]:
-            count *= size
-        index = xp.arange(count, dtype=xp.uint32)
-        index *= 0x9E3779B9
-        h = index ^ s1[:, None]
-        h ^= h >> 16
-        h *= 0x21F0AAAD
-        h ^= h >> 15
-        h += s2[:, None]
-        h *= 0xD35A2D97
-        h ^= h >> 15
-        return h.reshape(shape)
+        return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+    def bits(self, shape: tuple[int, ...]) -> Array:
+        """Return uint32 random bits of `shape`, whose first axis is the batch: (B, ...)."""
+        return hashed(self.sample_ids, self.words(), self._count(shape)).reshape(shape)
 
     def keep_mask(self, shape: tuple[int, ...], rate: float, dtype: Any) -> Array:
         """Return a mask that is 0 with probability `rate` and 1 / (1 - rate) otherwise, in the real type of `dtype`."""
-        mask: Array = (self.bits(shape) >= round(rate * 2**32)).astype(real_dtype(dtype))
-        mask *= 1.0 / (1.0 - rate)
-        return mask
+        return drawn_mask(self.sample_ids, self.words(), self._count(shape), rate, real_dtype(dtype)).reshape(shape)
+
+    def _count(self, shape: tuple[int, ...]) -> int:
+        if len(self.sample_ids) != shape[0]:
+            raise ValueError(f"the key names {len(self.sample_ids)} samples, but bits of shape {shape} are asked of it")
+        return math.prod(shape[1:])
+
+
+def hashed(sample_ids: Array, words: tuple[int, int], count: int) -> Array:
+    """Return `count` words of random bits for each sample: (B, count) uint32."""
+    xp = namespace(sample_ids)
+    s1 = _mix(sample_ids.astype(xp.uint32) ^ words[0])
+    s2 = _mix(s1 ^ words[1])
+    index = xp.arange(count, dtype=xp.uint32)
+    index *= 0x9E3779B9
+    h: Array = index ^ s1[:, None]
+    h ^= h >> 16
+    h *= 0x21F0AAAD
+    h ^= h >> 15
+    h += s2[:, None]
+    h *= 0xD35A2D97
+    h ^= h >> 15
+    return h
+
+
+@routine
+def drawn_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: float, dtype: Any) -> Array:
+    """Return (B, count) numbers of `dtype`, 0 with probability `rate` and 1 / (1 - rate) otherwise."""
+    mask: Array = (hashed(sample_ids, words, count) >= round(rate * 2**32)).astype(dtype)
+    mask *= 1.0 / (1.0 - rate)
+    return mask
 
 
 def fold(rng: Key | None, name: str) -> Key | None:

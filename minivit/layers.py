@@ -229,6 +229,10 @@ class EncoderBlock(Layer):
         h, cache6 = self.drop_path2.forward(h, fold(rng, "drop_path2"), keep)
         return x + h, (cache1, cache2, cache3, cache4, cache5, cache6, queries) if keep else None
 
+    def draws(self) -> bool:
+        """Return whether something in it is random in training."""
+        return any(attrgetter(name)(self).rate > 0.0 for name, kind in _MADE_OF.items() if issubclass(kind, Dropout))
+
     def as_made(self) -> bool:
         """Return whether what it computes stands in this file: nothing in it is another layer, or watched."""
         return untouched(self, EncoderBlock) and all(

@@ -49,10 +49,10 @@ class FlatStore:
 
     @property
     def gradients(self) -> Array:
-        """The flat gradient vector, allocated as zeros on first use."""
+        """The flat gradient vector, allocated as zeros on first use; of 16-bit values it is float32."""
         if self._gradients is None:
-            xp = namespace(self._values)
-            self._gradients = xp.zeros(self._values.shape, dtype=self._values.dtype)
+            xp, dtype = namespace(self._values), self._values.dtype
+            self._gradients = xp.zeros(self._values.shape, dtype=xp.float32 if dtype.itemsize == 2 else dtype)
         return self._gradients
 
     def share_gradients(self, store: FlatStore) -> None:
@@ -166,11 +166,17 @@ class Parameter:
 
     def add_product(self, a: Array, b: Array) -> None:
         """Add ``a @ b``, of the parameter's own shape, to the gradient; the first one is computed in its place."""
-        if self._generation == self.store.generation:
-            self.add_grad(a @ b)
-            return
-        namespace(a, b).matmul(a, b, out=self._gradient())
+        grad, add = self.receive()
+        if add:
+            grad += a @ b
+        else:
+            namespace(a, b).matmul(a, b, out=grad)
+
+    def receive(self) -> tuple[Array, bool]:
+        """Return the gradient for one who now adds to it, and whether to add; else it is to be set."""
+        add = self._generation == self.store.generation
         self._generation = self.store.generation
+        return self._gradient(), add
 
 
 class Parameters(Mapping[str, Parameter]):

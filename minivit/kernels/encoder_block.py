@@ -12,7 +12,6 @@ sums and the slopes of GELU are applied in place to products that nobody else ho
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,14 +46,11 @@ class FastBlockCache(NamedTuple):
     hidden: Array  # (B * M, F), after GELU
 
 
-_RANDOM = ("attn.attn_drop", "attn.proj_drop", "drop_path1", "mlp.drop1", "mlp.drop2", "drop_path2")
-
-
 def _covers(x: Array, block: Any, rng: Any, queries: slice) -> bool:
     if x.dtype.name not in FAST_DTYPES or x.ndim != 3 or x[:, queries].size == 0:
         return False
     # A layer that somebody has put in its place, or watches, is called as it stands.
-    return block.as_made() and (rng is None or not any(attrgetter(name)(block).rate for name in _RANDOM))
+    return bool(block.as_made() and (rng is None or not block.draws()))
 
 
 def _forward(x: Array, block: Any, queries: slice = ALL, keep: bool = True) -> tuple[Array, FastBlockCache | None]:

@@ -12,7 +12,7 @@ docs/derivations/softmax_cross_entropy.md.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minivit.arrays import Array, namespace, real_dtype
 from minivit.ops.registry import op, op_backward
@@ -24,6 +24,26 @@ class CrossEntropyCache(NamedTuple):
 
     p: Array  # (B, C)
     targets: Array  # (B, C)
+
+
+def check_cross_entropy(logits: Array, labels: Array, label_smoothing: float, soft: tuple[Any, ...]) -> Any:
+    """Return the array library of the arguments of `cross_entropy`, or raise if they do not fit together.
+
+    Soft targets have one of the dtypes `soft`.
+    """
+    xp = namespace(logits, labels)
+    expect("cross_entropy", "logits", logits, ("B", "C"))
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; expected at least 0 and below 1")
+    same_dtype("cross_entropy", logits=logits)
+    B, C = logits.shape
+    if labels.dtype.kind in "iu":
+        expect("cross_entropy", "labels", labels, (B,))
+    else:
+        expect("cross_entropy", "labels", labels, (B, C))
+        if labels.dtype not in soft:
+            raise TypeError(f"cross_entropy: labels have dtype {labels.dtype}; expected integers or {soft[0]}")
+    return xp
 
 
 @op
@@ -50,21 +70,10 @@ def cross_entropy(
         0-d, of the dtype of `logits`.
     cache : CrossEntropyCache or None
     """
-    xp = namespace(logits, labels)
-    expect("cross_entropy", "logits", logits, ("B", "C"))
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; expected at least 0 and below 1")
-    same_dtype("cross_entropy", logits=logits)
-    B, C = logits.shape
     dtype = real_dtype(logits.dtype)
-    if labels.dtype.kind in "iu":
-        expect("cross_entropy", "labels", labels, (B,))
-        targets = (labels[:, None] == xp.arange(C)).astype(dtype)
-    else:
-        expect("cross_entropy", "labels", labels, (B, C))
-        if labels.dtype != dtype:
-            raise TypeError(f"cross_entropy: labels have dtype {labels.dtype}; expected integers or {dtype}")
-        targets = labels
+    xp = check_cross_entropy(logits, labels, label_smoothing, (dtype,))
+    B, C = logits.shape
+    targets = (labels[:, None] == xp.arange(C)).astype(dtype) if labels.dtype.kind in "iu" else labels
     if label_smoothing:
         targets = targets * (1.0 - label_smoothing) + label_smoothing / C
     shifted = logits - logits.real.max(axis=-1, keepdims=True)

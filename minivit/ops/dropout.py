@@ -9,7 +9,7 @@ The mask comes from a key (keys.py): it is drawn where it is used and is the sam
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
@@ -23,6 +23,16 @@ class DropoutCache(NamedTuple):
     shape: tuple[int, ...]  # of x
 
 
+def check_dropout(x: Array, mask: Array) -> Any:
+    """Return the array library of the arguments of `dropout`, or raise if they do not fit together."""
+    xp = namespace(x, mask)
+    same_dtype("dropout", x=x)
+    if mask.ndim != x.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
+        raise ValueError(f"dropout: mask has shape {mask.shape}; expected {x.shape}, or 1 on axes that share it")
+    same_precision("dropout", "mask", mask, x)
+    return xp
+
+
 @op
 def dropout(x: Array, mask: Array, *, keep: bool = True) -> tuple[Array, DropoutCache | None]:
     """Return ``x * mask`` and the cache that `dropout_backward` reads.
@@ -34,11 +44,7 @@ def dropout(x: Array, mask: Array, *, keep: bool = True) -> tuple[Array, Dropout
     mask : Array
         The shape of `x`, or (B, 1, ...) to keep or drop whole samples; from `Key.keep_mask`, of the dtype of `x`.
     """
-    namespace(x, mask)
-    same_dtype("dropout", x=x)
-    if mask.ndim != x.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
-        raise ValueError(f"dropout: mask has shape {mask.shape}; expected {x.shape}, or 1 on axes that share it")
-    same_precision("dropout", "mask", mask, x)
+    check_dropout(x, mask)
     return x * mask, DropoutCache(mask, x.shape) if keep else None
 
 

@@ -11,7 +11,7 @@ differ by up to 4.8e-4 and their derivatives by 8.7e-4: each has its own. The st
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.erf import clip_real, normal_cdf
@@ -30,6 +30,15 @@ class GELUCache(NamedTuple):
     slope: Array  # dy/dx, the shape of x
 
 
+def check_gelu(x: Array, approximate: str) -> Any:
+    """Return the array library of the arguments of `gelu`, or raise if they are not what it takes."""
+    xp = namespace(x)
+    same_dtype("gelu", x=x)
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate is {approximate!r}; expected 'none' or 'tanh'")
+    return xp
+
+
 @op
 def gelu(x: Array, approximate: str = "none", *, keep: bool = True) -> tuple[Array, GELUCache | None]:
     """Return GELU of each element of `x`.
@@ -43,10 +52,7 @@ def gelu(x: Array, approximate: str = "none", *, keep: bool = True) -> tuple[Arr
     keep : bool
         Whether to return the cache that `gelu_backward` reads.
     """
-    namespace(x)
-    same_dtype("gelu", x=x)
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"gelu: approximate is {approximate!r}; expected 'none' or 'tanh'")
+    check_gelu(x, approximate)
     return (_gelu_exact if approximate == "none" else _gelu_tanh)(x, keep)
 
 

@@ -9,7 +9,7 @@ All leading axes are rows: they are flattened, so that one matrix product serves
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
@@ -21,6 +21,16 @@ class LinearCache(NamedTuple):
 
     x: Array  # (..., I)
     weight: Array  # (I, O)
+
+
+def check_linear(x: Array, weight: Array, bias: Array) -> Any:
+    """Return the array library of the arguments of `linear`, or raise if they do not fit together."""
+    xp = namespace(x, weight, bias)
+    same_dtype("linear", x=x, weight=weight, bias=bias)
+    expect("linear", "weight", weight, ("I", "O"))
+    expect("linear", "bias", bias, (weight.shape[1],))
+    expect_last("linear", "x", x, weight.shape[0], "the first axis of weight")
+    return xp
 
 
 @op
@@ -44,11 +54,7 @@ def linear(x: Array, weight: Array, bias: Array, *, keep: bool = True) -> tuple[
         (..., O), of the dtype of `x`.
     cache : LinearCache or None
     """
-    namespace(x, weight, bias)
-    same_dtype("linear", x=x, weight=weight, bias=bias)
-    expect("linear", "weight", weight, ("I", "O"))
-    expect("linear", "bias", bias, (weight.shape[1],))
-    expect_last("linear", "x", x, weight.shape[0], "the first axis of weight")
+    check_linear(x, weight, bias)
     y = x.reshape(-1, x.shape[-1]) @ weight
     y += bias
     return y.reshape(*x.shape[:-1], -1), LinearCache(x, weight) if keep else None

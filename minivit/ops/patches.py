@@ -9,7 +9,7 @@ Patches do not overlap and every pixel is in one: the map is a permutation, so i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
@@ -21,6 +21,18 @@ class PatchesCache(NamedTuple):
 
     shape: tuple[int, int, int, int]  # (B, height, width, C)
     patch_size: tuple[int, int]  # height and width of a patch
+
+
+def check_patches(x: Array, patch_size: tuple[int, int]) -> Any:
+    """Return the array library of the arguments of `patches`, or raise if they do not fit together."""
+    xp = namespace(x)
+    same_dtype("patches", x=x)
+    expect("patches", "x", x, ("B", "height", "width", "C"))
+    _, height, width, _ = x.shape
+    P, Q = patch_size
+    if height % P or width % Q:
+        raise ValueError(f"patches: images of {height} x {width} pixels cannot be cut into patches of {P} x {Q}")
+    return xp
 
 
 @op
@@ -42,13 +54,9 @@ def patches(x: Array, patch_size: tuple[int, int], *, keep: bool = True) -> tupl
         (B, N, P * P * C), of the dtype of `x`.
     cache : PatchesCache or None
     """
-    namespace(x)
-    same_dtype("patches", x=x)
-    expect("patches", "x", x, ("B", "height", "width", "C"))
+    check_patches(x, patch_size)
     B, height, width, C = x.shape
     P, Q = patch_size
-    if height % P or width % Q:
-        raise ValueError(f"patches: images of {height} x {width} pixels cannot be cut into patches of {P} x {Q}")
     y = x.reshape(B, height // P, P, width // Q, Q, C).transpose(0, 1, 3, 2, 4, 5)  # (B, row, column, P, Q, C)
     return y.reshape(B, -1, P * Q * C), PatchesCache((B, height, width, C), (P, Q)) if keep else None
 

@@ -2,6 +2,7 @@
 
 An op is a reference forward and backward in a file beside this one. `kernels/` may register a rival pair for it. The
 forward call asks each rival whether it covers the arguments; the backward call goes where the class of the cache says.
+A `routine` is a function without a backward pass, such as an optimiser's update, and its rival a function alone.
 Without any rival the reference runs, and `reference_only` runs it alone.
 """
 
@@ -21,15 +22,23 @@ Dy = TypeVar("Dy")
 Cache = TypeVar("Cache")
 
 
+class _Nothing:
+    """What a routine keeps for a backward pass."""
+
+
+def _none(*_: Any) -> Any:
+    raise TypeError("a routine has no backward pass")
+
+
 @dataclass(frozen=True)
 class Rival:
-    """A forward and backward pair that may stand in for an op on one array library."""
+    """A forward and backward pair that may stand in for an op on one array library; for a routine, `forward` alone."""
 
     library: str
     covers: Callable[..., bool]
     forward: Callable[..., Any]
-    backward: Callable[..., Any]
-    cache: type
+    backward: Callable[..., Any] = _none
+    cache: type = _Nothing
 
 
 _rivals: dict[str, list[Rival]] = {}
@@ -93,6 +102,11 @@ def op_backward(reference: Callable[[Dy, Cache], R]) -> Callable[[Dy, Cache | No
         return result
 
     return backward
+
+
+def routine(reference: Callable[P, R]) -> Callable[P, R]:
+    """Make `reference`, which has no backward pass, give way to a rival that covers the arguments."""
+    return op(reference)
 
 
 def register_rival(name: str, rival: Rival) -> None:

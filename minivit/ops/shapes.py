@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from minivit.arrays import real_dtype
+from minivit.arrays import is_floating, real_dtype
 
 
 def same_dtype(op: str, **arrays: Any) -> None:
     """Raise TypeError unless all `arrays` have one floating dtype."""
     present = [(name, x.dtype) for name, x in arrays.items() if x is not None]
     name, first = present[0]
-    if first.kind not in "fc":
+    if not is_floating(first):
         raise TypeError(f"{op}: {name} has dtype {first}; expected floating point, say {name}.astype('float32')")
     for _, dtype in present:
         if dtype != first:

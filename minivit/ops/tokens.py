@@ -9,7 +9,7 @@ pool:   y = x[0], the class token (equation 4), or y = mean of the patch tokens
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
@@ -21,6 +21,18 @@ class EmbedCache(NamedTuple):
 
     shape: tuple[int, int, int]  # (B, N, D) of the result
     has_cls_token: bool
+
+
+def check_embed(x: Array, pos_embed: Array, cls_token: Array | None) -> Any:
+    """Return the array library of the arguments of `embed`, or raise if they do not fit together."""
+    xp = namespace(x, pos_embed) if cls_token is None else namespace(x, pos_embed, cls_token)
+    same_dtype("embed", x=x, pos_embed=pos_embed, cls_token=cls_token)
+    expect("embed", "x", x, ("B", "N", "D"))
+    _, N, D = x.shape
+    expect("embed", "pos_embed", pos_embed, (1, N + (cls_token is not None), D))
+    if cls_token is not None:
+        expect("embed", "cls_token", cls_token, (1, 1, D))
+    return xp
 
 
 @op
@@ -46,15 +58,11 @@ def embed(
         (B, N, D) or (B, N + 1, D).
     cache : EmbedCache or None
     """
-    xp = namespace(x, pos_embed) if cls_token is None else namespace(x, pos_embed, cls_token)
-    same_dtype("embed", x=x, pos_embed=pos_embed, cls_token=cls_token)
-    expect("embed", "x", x, ("B", "N", "D"))
+    xp = check_embed(x, pos_embed, cls_token)
     B, N, D = x.shape
     start = 0 if cls_token is None else 1
-    expect("embed", "pos_embed", pos_embed, (1, N + start, D))
     y = xp.empty((B, N + start, D), dtype=x.dtype)
     if cls_token is not None:
-        expect("embed", "cls_token", cls_token, (1, 1, D))
         y[:, :1] = cls_token
     y[:, start:] = x
     y += pos_embed
@@ -79,6 +87,16 @@ class PoolCache(NamedTuple):
     stop: int
 
 
+def check_pool(x: Array, mode: str, num_prefix_tokens: int) -> tuple[Any, int, int]:
+    """Return the array library of the arguments of `pool`, and from which token to which the mean goes, or raise."""
+    xp = namespace(x)
+    same_dtype("pool", x=x)
+    expect("pool", "x", x, ("B", "N", "D"))
+    if mode not in ("token", "avg"):
+        raise ValueError(f"pool: mode is {mode!r}; expected 'token' or 'avg'")
+    return (xp, 0, 1) if mode == "token" else (xp, num_prefix_tokens, x.shape[1])
+
+
 @op
 def pool(x: Array, mode: str, num_prefix_tokens: int, *, keep: bool = True) -> tuple[Array, PoolCache | None]:
     """Return one vector (B, D) an image from its tokens `x` (B, N, D).
@@ -94,13 +112,8 @@ def pool(x: Array, mode: str, num_prefix_tokens: int, *, keep: bool = True) -> t
     keep : bool
         Whether to return the cache that `pool_backward` reads.
     """
-    namespace(x)
-    same_dtype("pool", x=x)
-    expect("pool", "x", x, ("B", "N", "D"))
-    if mode not in ("token", "avg"):
-        raise ValueError(f"pool: mode is {mode!r}; expected 'token' or 'avg'")
+    _, first, stop = check_pool(x, mode, num_prefix_tokens)
     B, N, D = x.shape
-    first, stop = (0, 1) if mode == "token" else (num_prefix_tokens, N)
     return x[:, first:stop].mean(axis=1), PoolCache((B, N, D), first, stop) if keep else None
 
 
