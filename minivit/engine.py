@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from minivit.arrays import Array, namespace, real_dtype, to_host
+from minivit.device_step import DeviceStep, check_precision
 from minivit.errors import RunError, UserError
 from minivit.keys import Key
 from minivit.layer import PASSES, watched
@@ -40,9 +41,17 @@ class Engine:
     model : ViT
         Its gradients receive the total of each step.
     threads : int, optional
-        Workers, each for one core; the machine's cores by default. On a device the step runs whole, on one.
+        Workers, each for one core; the machine's cores by default. On a device there is one.
     micro_batch : int, optional
-        Images a worker takes at a time; by default what the model says (`ViTConfig.micro_batch`).
+        Images a worker takes at a time; by default what the model says (`ViTConfig.micro_batch`), on a device all.
+    precision : str, optional
+        On a device, how a float32 model computes: "float32" (the default), "tf32", "bfloat16" or "float16"; see
+        `minivit.precision`. Parameters, gradients and logits are float32 with each.
+
+    Attributes
+    ----------
+    dtype : dtype
+        Of the images as the step computes with them; those of the model's dtype are converted.
 
     Notes
     -----
@@ -51,17 +60,22 @@ class Engine:
     a training step is refused.
     """
 
-    def __init__(self, model: ViT, threads: int | None = None, micro_batch: int | None = None) -> None:
+    def __init__(
+        self, model: ViT, threads: int | None = None, micro_batch: int | None = None, precision: str | None = None
+    ) -> None:
         for name, value in (("threads", threads), ("micro_batch", micro_batch)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; expected at least 1")
         self._store = model.parameters.store
         values = self._store.peek()
         on_host = namespace(values) is np
+        check_precision(precision, values.dtype, on_host)
         self.model = model
         self.threads = (threads or cores()) if on_host else 1
         self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
-        self._replica = model.replica(values)
+        self._device = None if on_host else DeviceStep(model, precision)
+        self._replica = self._device.replica if self._device else model.replica(values)
+        self.dtype: Any = self._device.dtype if self._device else values.dtype
         for _, layer in self._replica.named_layers():
             for passes in PASSES:  # what watches stays with the model
                 vars(layer).pop(passes, None)
@@ -80,7 +94,7 @@ class Engine:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        with single_threaded_blas():
+        with one_at_a_time() if self._device else single_threaded_blas():
             if self._busy:  # this thread may enter again, and would overwrite what it computes with
                 raise RunError("this engine was called while it computes, by a signal handler or what watches a layer")
             self._busy = True
@@ -121,9 +135,20 @@ class Engine:
         return self.training_step(images, labels, rng, label_smoothing)[0]
 
     def training_step(
-        self, images: Array, labels: Array, rng: Key | None = None, label_smoothing: float = 0.0
+        self,
+        images: Array,
+        labels: Array,
+        rng: Key | None = None,
+        label_smoothing: float = 0.0,
+        loss_scale: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Do what `loss_and_gradients` does, and return the logits (B, classes) beside the loss."""
+        """Do what `loss_and_gradients` does, and return the logits (B, classes) beside the loss.
+
+        Parameters
+        ----------
+        loss_scale : Array, optional
+            0-d, of the dtype of the gradients, by which these, and not the loss, are multiplied: for "float16".
+        """
         B = self._check(images, labels)
         if (name := self._watched()) is not None:
             raise UserError(
@@ -134,13 +159,15 @@ class Engine:
             raise UserError(f"the key names {len(rng.sample_ids)} samples; expected {B}, one for each image")
         xp = namespace(images)
         parts = parts_of(B, self.micro_batch or B)
-        logits = xp.empty((B, self.model.config.num_classes), dtype=images.dtype)
-        losses = xp.empty(len(parts), dtype=images.dtype)
         total = self.model.parameters.settled_gradients()
-        batch = Batch(xp.ascontiguousarray(images), labels, logits, losses, total)
-        step = Step(rng, label_smoothing)
+        logits = xp.empty((B, self.model.config.num_classes), dtype=total.dtype)
+        losses = xp.empty(len(parts), dtype=total.dtype)
+        batch = Batch(self._ready(images), labels, logits, losses, total)
+        step = Step(rng, label_smoothing, loss_scale)
         with self._at_work():
-            if self.threads == 1 or len(parts) == 1:
+            if self._device:
+                self._device.train(batch, step, parts)
+            elif self.threads == 1 or len(parts) == 1:
                 train(self._replica, batch, step, parts, range(len(parts)), _at_once)
             else:
                 self._crew_for(B).train(batch, step)
@@ -150,13 +177,16 @@ class Engine:
         """Return logits (B, classes) in evaluation mode; on the host in memory that does not grow with B."""
         B = self._check(images)
         xp = namespace(images)
-        logits = xp.empty((B, self.model.config.num_classes), dtype=images.dtype)
+        dtype = self._store.peek().dtype
+        logits = xp.empty((B, self.model.config.num_classes), dtype=dtype)
         with self._at_work():
-            is_watched = self._watched() is not None
-            if is_watched or self.micro_batch is None:
+            if self._watched() is not None:
                 parts = parts_of(B, self.micro_batch or B)
-                predict(self.model if is_watched else self._replica, images, logits, parts, range(len(parts)))
+                predict(self.model, images.astype(dtype, copy=False), logits, parts, range(len(parts)))
+            elif self._device:
+                self._device.predict(self._ready(images), logits, self.micro_batch)
             else:
+                assert self.micro_batch is not None
                 step = self.micro_batch * self.threads * _ROUND
                 for part in parts_of(B, step):
                     some = xp.ascontiguousarray(images[part])
@@ -188,6 +218,9 @@ class Engine:
             self._crew = Crew(self._replica, self._store, size, self.micro_batch, B)
         return self._crew
 
+    def _ready(self, images: Array) -> Array:
+        return namespace(images).ascontiguousarray(images.astype(self.dtype, copy=False))
+
     def _watched(self) -> str | None:
         """Return the name of a layer whose passes were replaced on the object, or None."""
         return next((name for name, layer in self._layers if watched(layer)), None)
@@ -196,13 +229,13 @@ class Engine:
         if self.model.parameters.store is not self._store:
             raise UserError("the model was initialised anew since this engine was made; make a new one")
         namespace(images) if labels is None else namespace(images, labels)
-        self._replica.check_images(images)
+        (self._replica if images.dtype == self.dtype else self.model).check_images(images)
         if namespace(images) is np and not np.isfinite(images).all():
             bad = next(i for i, image in enumerate(images) if not np.isfinite(image).all())
             raise UserError(f"image {bad} of the batch holds NaN or infinity; every value must be finite")
         B = len(images)
         if labels is not None:
-            check_labels(labels, B, self.model.config.num_classes, images.dtype)
+            check_labels(labels, B, self.model.config.num_classes, self._store.peek().dtype)
         return B
 
 

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from minivit.arrays import Array, backend, library_name, namespace, to_backend, to_host
+from minivit.arrays import Array, backend, library_name, namespace, on_device_of, to_backend, to_host
 from minivit.errors import UserError, counted
 from minivit.keys import Key
 from minivit.parameters import FlatStore, Parameter, Parameters, first_value, plan
@@ -152,7 +152,9 @@ class Layer:
 
     def astype(self, dtype: Any) -> Self:
         """Return a copy with its parameters converted to `dtype`."""
-        return self._moved(np.dtype(dtype), namespace(self.parameters.store.peek()))
+        values = self.parameters.store.peek()
+        with on_device_of(values):
+            return self._moved(np.dtype(dtype), namespace(values))
 
     def to(self, backend_name: str) -> Self:
         """Return a copy with its parameters on the backend "numpy" or "cupy"."""

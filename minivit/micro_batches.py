@@ -35,6 +35,7 @@ class Step(NamedTuple):
 
     rng: Key | None
     label_smoothing: float
+    loss_scale: Array | None = None  # 0-d, by which the gradients are multiplied
 
 
 def parts_of(B: int, size: int) -> list[slice]:
@@ -44,16 +45,9 @@ def parts_of(B: int, size: int) -> list[slice]:
 
 def train(replica: ViT, batch: Batch, step: Step, parts: list[slice], mine: Iterable[int], turn: Turn) -> None:
     """Take the micro-batches numbered `mine` through the forward and backward pass, and add their gradients in turn."""
-    B = parts[-1].stop
     for index in mine:
-        part = parts[index]
-        share = (part.stop - part.start) / B
         replica.parameters.store.forget_gradients()
-        logits, cache = replica.forward(batch.images[part], None if step.rng is None else step.rng[part])
-        loss, loss_cache = ops.cross_entropy(logits, batch.labels[part], step.label_smoothing)
-        replica.backward(ops.cross_entropy_backward(share, loss_cache), cache, release=True)
-        batch.logits[part] = logits
-        batch.losses[index] = loss * share
+        take(replica, batch, step, parts, index)
         gradients = replica.parameters.settled_gradients()
         with turn(index, len(parts)):
             if index == 0:
@@ -62,10 +56,22 @@ def train(replica: ViT, batch: Batch, step: Step, parts: list[slice], mine: Iter
                 batch.total[...] += gradients
 
 
+def take(replica: ViT, batch: Batch, step: Step, parts: list[slice], index: int) -> None:
+    """Take one micro-batch through the forward and backward pass, into the gradients of `replica`."""
+    part = parts[index]
+    share = (part.stop - part.start) / parts[-1].stop
+    logits, cache = replica.forward(batch.images[part], None if step.rng is None else step.rng[part])
+    loss, loss_cache = ops.cross_entropy(logits, batch.labels[part], step.label_smoothing)
+    dloss = share if step.loss_scale is None else step.loss_scale * share
+    replica.backward(ops.cross_entropy_backward(dloss, loss_cache), cache, release=True)
+    batch.logits[part] = logits.astype(batch.logits.dtype, copy=False)
+    batch.losses[index] = loss * share
+
+
 def predict(replica: ViT, images: Array, logits: Array, parts: list[slice], mine: Iterable[int]) -> None:
     """Set the rows of `logits` (B, classes) for the micro-batches numbered `mine`."""
     for index in mine:
-        logits[parts[index]] = replica(images[parts[index]])
+        logits[parts[index]] = replica(images[parts[index]]).astype(logits.dtype, copy=False)
 
 
 class Tokens(NamedTuple):

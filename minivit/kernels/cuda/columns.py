@@ -1,0 +1,50 @@
+"""Sums over the rows of a matrix, as biases and other parameters get them from a batch.
+
+Each block adds some rows, then the blocks are added: a fixed order, so that the bits are the same each time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from minivit.arrays import Array, namespace
+from minivit.kernels.cuda.runtime import WARP, acc_dtype, blocks, launch, pack
+
+TALL = 8  # warps of a block, one above the other
+_TALLER = 32
+_MOST = 256  # blocks that share the rows
+
+
+class Grid(NamedTuple):
+    """Blocks of kernels in which each lane keeps to its columns."""
+
+    across: int
+    down: int
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Lanes and warps of each block."""
+        return WARP, TALL
+
+
+def grid_of(rows: int, columns: int, dtype: object) -> Grid:
+    """Return the blocks for a matrix."""
+    width = pack(dtype) if columns % pack(dtype) == 0 else 1
+    return Grid(blocks(columns, WARP * width), min(blocks(rows, TALL), _MOST))
+
+
+def column_sums(x: Array, out: Array, add: bool = False) -> None:
+    """Set `out` (columns,), of the dtype that sums have, to the sums of `x` (rows, columns), or add them."""
+    rows, columns = x.shape
+    grid = grid_of(rows, columns, x.dtype)
+    partial = namespace(x).empty((grid.down, columns), dtype=acc_dtype(x.dtype))
+    launch("columns", "column_sums", x, grid, grid.block, x, partial, rows, columns)
+    column_totals(partial, out, add)
+
+
+def column_totals(partial: Array, out: Array, add: bool = False) -> None:
+    """Set `out` (columns,) to the sums of `partial` (blocks, columns), whose rows may lie apart, or add them."""
+    count, columns = partial.shape
+    stride = partial.strides[0] // partial.itemsize
+    launch("columns", "column_totals", partial, (blocks(columns, WARP),), (WARP, _TALLER), partial, out, count, columns,
+           stride, int(add))  # fmt: skip

@@ -1,0 +1,72 @@
+"""Softmax cross-entropy in one pass each way. Rival of `ops.cross_entropy`.
+
+Of 16-bit logits the loss and the softmax are float32, and soft targets may be.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minivit.arrays import Array, namespace
+from minivit.kernels.cuda.runtime import WARP, acc_dtype, blocks, covers_dtype, launch, settled
+from minivit.ops.cross_entropy import check_cross_entropy
+from minivit.ops.registry import Rival, register_rival
+from minivit.ops.shapes import expect_gradient
+
+_TALL = 4  # images of a block
+
+
+class CudaCrossEntropyCache(NamedTuple):
+    """What the backward pass reads."""
+
+    p: Array  # (B, C)
+    labels: Array | None  # (B,)
+    targets: Array | None  # (B, C), where there are no labels
+    label_smoothing: float
+    like: Array  # of the dtype of the logits
+
+
+def _covers(logits: Array, labels: Array, label_smoothing: float = 0.0, *, keep: bool = True) -> bool:
+    return covers_dtype(logits)
+
+
+def _forward(
+    logits: Array, labels: Array, label_smoothing: float = 0.0, *, keep: bool = True
+) -> tuple[Array, CudaCrossEntropyCache | None]:
+    dtype = acc_dtype(logits.dtype)
+    xp = check_cross_entropy(logits, labels, label_smoothing, (dtype, logits.dtype))
+    B, C = logits.shape
+    hard = soft = None
+    if labels.dtype.kind in "iu":
+        hard = settled(labels.astype(np.int64, copy=False))
+    else:
+        soft = settled(labels.astype(dtype, copy=False))
+    p = xp.empty((B, C), dtype=dtype) if keep else None
+    losses, loss = xp.empty(B, dtype=dtype), xp.empty((), dtype=dtype)
+    launch("cross_entropy", "cross_entropy", logits, (blocks(B, _TALL),), (WARP, _TALL), settled(logits), hard, soft,
+           float(label_smoothing), p, losses, B, C)  # fmt: skip
+    launch("cross_entropy", "cross_entropy_total", logits, (1,), (WARP,), losses, loss, B)
+    return loss, None if p is None else CudaCrossEntropyCache(p, hard, soft, label_smoothing, logits)
+
+
+def _backward(dloss: Array | float, cache: CudaCrossEntropyCache) -> Array:
+    p, hard, soft, label_smoothing, like = cache
+    B, C = p.shape
+    factor, given = 1.0, None
+    if isinstance(dloss, int | float):
+        factor = float(dloss)
+    else:
+        namespace(dloss, p)
+        expect_gradient("cross_entropy", dloss, (), p.dtype)
+        given = dloss
+    dlogits = namespace(p).empty((B, C), dtype=like.dtype)
+    launch("cross_entropy", "cross_entropy_backward", dlogits, (blocks(B, _TALL),), (WARP, _TALL), p, hard, soft,
+           float(label_smoothing), factor, given, dlogits, B, C)  # fmt: skip
+    return dlogits
+
+
+def register(library: str) -> None:
+    """Let the kernels compete on `library`."""
+    register_rival("cross_entropy", Rival(library, _covers, _forward, _backward, CudaCrossEntropyCache))

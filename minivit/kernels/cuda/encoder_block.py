@@ -1,0 +1,130 @@
+"""A whole encoder block with its biases, residual sums and norms fused. Rival of the layer `EncoderBlock`.
+
+Where nothing in the block is random. Between two products there is one pass over memory: bias and GELU; bias, residual
+sum and the second norm; bias and the second residual sum. The gradients of the matrices are written, or added, where
+the parameters keep them, in float32 also for 16-bit arrays. Attention is the op.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from minivit import ops
+from minivit.arrays import Array, namespace
+from minivit.kernels.cuda.columns import column_sums, column_totals
+from minivit.kernels.cuda.gelu import bias_gelu, bias_gelu_backward
+from minivit.kernels.cuda.layer_norm import Statistics, covers_width, normalize, normalize_backward
+from minivit.kernels.cuda.linear import add_bias
+from minivit.kernels.cuda.products import product
+from minivit.kernels.cuda.runtime import covers_dtype, settled
+from minivit.ops.attention import ALL
+from minivit.ops.registry import Rival, register_rival
+from minivit.ops.shapes import expect, expect_gradient, same_dtype
+
+
+class _Normed(NamedTuple):
+    """A norm: what went in, its statistics and what came out."""
+
+    x: Array  # (rows, D)
+    statistics: Statistics
+    y: Array  # (rows, D)
+
+
+class CudaBlockCache(NamedTuple):
+    """What the backward pass reads."""
+
+    queries: slice
+    shape: tuple[int, int, int]
+    norm1: _Normed
+    attention: Any
+    gathered: Array  # (B * M, D), what the heads gathered
+    norm2: _Normed
+    h: Array  # (B * M, F), before its bias and GELU
+    hidden: Array  # (B * M, F), after them
+
+
+def _covers(x: Array, block: Any, rng: Any, queries: slice) -> bool:
+    if not covers_dtype(x) or x.ndim != 3 or x[:, queries].size == 0 or not covers_width(x.shape[-1], x.dtype):
+        return False
+    # A layer that somebody has put in its place, or watches, is called as it stands.
+    return bool(block.as_made() and (rng is None or not block.draws()))
+
+
+def _forward(x: Array, block: Any, queries: slice = ALL, keep: bool = True) -> tuple[Array, CudaBlockCache | None]:
+    attn, mlp = block.attn, block.mlp
+    same_dtype("EncoderBlock", x=x, weight=attn.qkv.weight.value)
+    expect("EncoderBlock", "x", x, ("B", "N", attn.qkv.weight.shape[0]))
+    B, N, D = x.shape
+    every = settled(x).reshape(B * N, D)
+    norm1 = _norm(every, block.norm1)
+    qkv = _product(norm1.y, attn.qkv.weight.value)
+    add_bias(qkv, attn.qkv.bias.value, None, qkv)
+    y, attention = ops.attention(qkv.reshape(B, N, 3 * D), attn.num_heads, None, queries, keep=keep)
+    gathered = y.reshape(-1, D)
+    asking = every if queries == ALL else settled(x[:, queries]).reshape(-1, D)
+    norm2 = _norm(asking, block.norm2, _product(gathered, attn.proj.weight.value), attn.proj.bias.value)
+    h = _product(norm2.y, mlp.fc1.weight.value)
+    hidden = namespace(x).empty(h.shape, dtype=x.dtype) if keep else h
+    bias_gelu(h, mlp.fc1.bias.value, mlp.act.approximate == "tanh", hidden)
+    out = _product(hidden, mlp.fc2.weight.value)
+    add_bias(out, mlp.fc2.bias.value, norm2.x, out)
+    cache = CudaBlockCache(queries, (B, N, D), norm1, attention, gathered, norm2, h, hidden)
+    return out.reshape(B, -1, D), cache if keep else None
+
+
+def _product(x: Array, weight: Array) -> Array:
+    y: Array = namespace(x).empty((len(x), weight.shape[1]), dtype=x.dtype)
+    product(x, weight, y)
+    return y
+
+
+def _norm(x: Array, norm: Any, h: Array | None = None, h_bias: Array | None = None) -> _Normed:
+    """Return the norm of `x`, or of ``x + h + h_bias``, which takes the memory of `h`."""
+    y = namespace(x).empty(x.shape, dtype=x.dtype)
+    residual = None if h is None or h_bias is None else (h, h_bias, h)
+    statistics = normalize(x, norm.weight.value, norm.bias.value, norm.eps, y, residual)
+    return _Normed(x if h is None else h, statistics, y)
+
+
+def _backward(dy: Array, cache: CudaBlockCache, block: Any) -> Array:
+    queries, shape, norm1, attention, gathered, norm2, h, hidden = cache
+    B, N, D = shape
+    expect_gradient("EncoderBlock", dy, (B, len(range(N)[queries]), D), gathered.dtype)
+    attn, mlp = block.attn, block.mlp
+    d = settled(dy).reshape(-1, D)
+    dh = _linear_backward(d, hidden, mlp.fc2)
+    partial = bias_gelu_backward(dh, h, mlp.fc1.bias.value, mlp.act.approximate == "tanh", dh)
+    d = _norm_backward(_linear_backward(dh, norm2.y, mlp.fc1, partial), norm2, block.norm2, d)
+    dgathered = _linear_backward(d, gathered, attn.proj).reshape(dy.shape)
+    dqkv = ops.attention_backward(dgathered, attention).reshape(B * N, 3 * D)
+    past = d if queries == ALL else None
+    dx = _norm_backward(_linear_backward(dqkv, norm1.y, attn.qkv), norm1, block.norm1, past).reshape(shape)
+    if past is None:
+        dx[:, queries] += d.reshape(dy.shape)
+    return dx
+
+
+def _linear_backward(dy: Array, x: Array, linear: Any, partial: Array | None = None) -> Array:
+    """Return ``dx`` of a linear map; `partial` is what the bias gets, where it is known."""
+    dweight, add = linear.weight.receive()
+    product(x.T, dy, dweight, add=add)
+    dbias, add = linear.bias.receive()
+    if partial is None:
+        column_sums(dy, dbias, add)
+    else:
+        column_totals(partial, dbias, add)
+    return _product(dy, linear.weight.value.T)
+
+
+def _norm_backward(dy: Array, normed: _Normed, norm: Any, residual: Array | None) -> Array:
+    """Return ``dx`` of a norm in the memory of `dy`, and what comes past the norm as `residual` added to it."""
+    partial = normalize_backward(dy, normed.x, norm.weight.value, normed.statistics, residual, dy)
+    for which, parameter in enumerate((norm.weight, norm.bias)):
+        dvalue, add = parameter.receive()
+        column_totals(partial[:, which], dvalue, add)
+    return dy
+
+
+def register(library: str) -> None:
+    """Let the kernels compete on `library`."""
+    register_rival("EncoderBlock", Rival(library, _covers, _forward, _backward, CudaBlockCache))

@@ -1,0 +1,100 @@
+// GELU of x + bias, exact or by tanh, and its gradient with the sums that the bias gets (gelu.py, linear.py).
+#include "common.cuh"
+
+constexpr int TALL = 8;
+constexpr double DENSITY = 0.3989422804014327; // 1 / sqrt(2 pi)
+constexpr double C = 0.7978845608028654;       // sqrt(2 / pi)
+constexpr double A = 0.044715;
+constexpr double HALF_ROOT = 0.7071067811865476; // sqrt(1 / 2)
+
+__device__ __forceinline__ acc cdf(acc x) { return acc(0.5) * erfc(-x * acc(HALF_ROOT)); }
+
+template <bool TANH> __device__ __forceinline__ acc gelu_of(acc x) {
+  if (!TANH) return x * cdf(x);
+  return x * (acc(0.5) + acc(0.5) * tanh(acc(C) * (x + acc(A) * x * x * x)));
+}
+
+template <bool TANH> __device__ __forceinline__ acc slope_of(acc x) {
+  if (!TANH) return cdf(x) + x * acc(DENSITY) * exp(acc(-0.5) * x * x);
+  // Further out t is 1 to the last bit, and the square would overflow.
+  const acc z = x > acc(20) ? acc(20) : x < acc(-20) ? acc(-20) : x;
+  const acc t = tanh(acc(C) * (z + acc(A) * z * z * z));
+  return acc(0.5) + acc(0.5) * t + z * acc(0.5) * (1 - t * t) * (acc(C) + acc(3 * C * A) * z * z);
+}
+
+template <int V> __device__ __forceinline__ void add_bias(const real *bias, size column, acc (&a)[V]) {
+  if (!bias) return;
+  acc b[V];
+  load<V>(bias + column, b);
+#pragma unroll
+  for (int j = 0; j < V; ++j) a[j] += b[j];
+}
+
+template <int V, bool TANH>
+__device__ void forward(const real *x, const real *bias, real *y, size rows, size columns) {
+  const size column = (size(blockIdx.x) * WARP + threadIdx.x) * V;
+  if (column >= columns) return;
+  for (size r = size(blockIdx.y) * TALL + threadIdx.y; r < rows; r += size(gridDim.y) * TALL) {
+    acc a[V];
+    load<V>(x + r * columns + column, a);
+    add_bias<V>(bias, column, a);
+#pragma unroll
+    for (int j = 0; j < V; ++j) a[j] = gelu_of<TANH>(a[j]);
+    store<V>(a, y + r * columns + column);
+  }
+}
+
+template <int V, bool TANH>
+__device__ void backward(const real *dy, const real *x, const real *bias, real *dx, acc *partial, size rows,
+                         size columns) {
+  const size column = (size(blockIdx.x) * WARP + threadIdx.x) * V;
+  acc sums[V] = {};
+  if (column < columns)
+    for (size r = size(blockIdx.y) * TALL + threadIdx.y; r < rows; r += size(gridDim.y) * TALL) {
+      acc d[V], a[V];
+      load<V>(dy + r * columns + column, d);
+      load<V>(x + r * columns + column, a);
+      add_bias<V>(bias, column, a);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        d[j] = acc(real(d[j] * slope_of<TANH>(a[j])));
+        sums[j] += d[j];
+      }
+      store<V>(d, dx + r * columns + column);
+    }
+  if (partial) block_columns<V, TALL>(sums, column, columns, partial + blockIdx.y * columns);
+}
+
+template <int V>
+__device__ void either(const real *x, const real *bias, real *y, size rows, size columns, size by_tanh) {
+  if (by_tanh)
+    forward<V, true>(x, bias, y, rows, columns);
+  else
+    forward<V, false>(x, bias, y, rows, columns);
+}
+
+template <int V>
+__device__ void either_backward(const real *dy, const real *x, const real *bias, real *dx, acc *partial, size rows,
+                                size columns, size by_tanh) {
+  if (by_tanh)
+    backward<V, true>(dy, x, bias, dx, partial, rows, columns);
+  else
+    backward<V, false>(dy, x, bias, dx, partial, rows, columns);
+}
+
+// bias may be null; y may be x.
+extern "C" __global__ void gelu(const real *x, const real *bias, real *y, size rows, size columns, size by_tanh) {
+  if (packed(columns))
+    either<PACK>(x, bias, y, rows, columns, by_tanh);
+  else
+    either<1>(x, bias, y, rows, columns, by_tanh);
+}
+
+// bias and partial (blocks, columns) may be null; dx may be dy.
+extern "C" __global__ void gelu_backward(const real *dy, const real *x, const real *bias, real *dx, acc *partial,
+                                         size rows, size columns, size by_tanh) {
+  if (packed(columns))
+    either_backward<PACK>(dy, x, bias, dx, partial, rows, columns, by_tanh);
+  else
+    either_backward<1>(dy, x, bias, dx, partial, rows, columns, by_tanh);
+}

@@ -1,0 +1,68 @@
+"""GELU in one pass each way, with the bias before it where there is one. Rival of `ops.gelu`.
+
+The backward pass computes the slope anew from x: that reads as much as the slope would, and saves writing it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from minivit.arrays import Array, namespace
+from minivit.kernels.cuda.columns import grid_of
+from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, launch, settled
+from minivit.ops.gelu import check_gelu
+from minivit.ops.registry import Rival, register_rival
+from minivit.ops.shapes import expect_gradient
+
+
+class CudaGELUCache(NamedTuple):
+    """What the backward pass reads."""
+
+    x: Array
+    by_tanh: bool
+
+
+def bias_gelu(x: Array, bias: Array | None, by_tanh: bool, y: Array) -> None:
+    """Set `y` (rows, columns) to GELU of ``x + bias``."""
+    rows, columns = x.shape
+    grid = grid_of(rows, columns, x.dtype)
+    launch("gelu", "gelu", x, grid, grid.block, x, bias, y, rows, columns, int(by_tanh))
+
+
+def bias_gelu_backward(dy: Array, x: Array, bias: Array | None, by_tanh: bool, dx: Array) -> Array | None:
+    """Set `dx`, which may be `dy`, to the gradient of ``x + bias``, and return what the bias gets from each block."""
+    rows, columns = x.shape
+    grid = grid_of(rows, columns, x.dtype)
+    partial = None if bias is None else namespace(x).empty((grid.down, columns), dtype=acc_dtype(x.dtype))
+    launch("gelu", "gelu_backward", x, grid, grid.block, dy, x, bias, dx, partial, rows, columns, int(by_tanh))
+    return partial
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1] if x.ndim else 1)
+
+
+def _covers(x: Array, approximate: str = "none", *, keep: bool = True) -> bool:
+    return covers_dtype(x)
+
+
+def _forward(x: Array, approximate: str = "none", *, keep: bool = True) -> tuple[Array, CudaGELUCache | None]:
+    xp = check_gelu(x, approximate)
+    x = settled(x)
+    y = xp.empty(x.shape, dtype=x.dtype)
+    by_tanh = approximate == "tanh"
+    bias_gelu(_rows(x), None, by_tanh, y)
+    return y, CudaGELUCache(x, by_tanh) if keep else None
+
+
+def _backward(dy: Array, cache: CudaGELUCache) -> Array:
+    x, by_tanh = cache
+    expect_gradient("gelu", dy, x.shape, x.dtype)
+    dx = namespace(dy, x).empty(x.shape, dtype=x.dtype)
+    bias_gelu_backward(settled(dy), _rows(x), None, by_tanh, dx)
+    return dx
+
+
+def register(library: str) -> None:
+    """Let the kernels compete on `library`."""
+    register_rival("gelu", Rival(library, _covers, _forward, _backward, CudaGELUCache))

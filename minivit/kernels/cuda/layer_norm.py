@@ -1,0 +1,109 @@
+"""Layer norm in one pass forward and one backward. Rival of `ops.layer_norm`.
+
+What is kept is x, which the layer before holds anyway, and two numbers a row. A residual sum before the norm, and the
+gradient that goes past it, are done on the way. For 16-bit arrays dweight and dbias come in float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from minivit.arrays import Array, namespace
+from minivit.kernels.cuda.columns import column_totals
+from minivit.kernels.cuda.runtime import WARP, acc_dtype, blocks, covers_dtype, launch, settled
+from minivit.ops.layer_norm import check_layer_norm
+from minivit.ops.registry import Rival, register_rival
+from minivit.ops.shapes import expect_gradient
+
+_TALL = 8  # rows that a block takes at a time
+_SHARED = 48 * 1024  # bytes of a block
+_MOST = 512  # blocks that share the rows in the backward pass
+
+
+class Statistics(NamedTuple):
+    """The mean and 1 / std of each row."""
+
+    mean: Array  # (rows,)
+    inv_std: Array  # (rows,)
+
+
+class CudaLayerNormCache(NamedTuple):
+    """What the backward pass reads."""
+
+    x: Array  # (..., D)
+    statistics: Statistics
+    weight: Array  # (D,)
+
+
+def covers_width(columns: int, dtype: object) -> bool:
+    """Return whether the sums of two numbers a column fit into a block's shared memory."""
+    return 2 * columns * acc_dtype(dtype).itemsize <= _SHARED
+
+
+def normalize(
+    x: Array, weight: Array, bias: Array, eps: float, y: Array, residual: tuple[Array, Array, Array] | None = None
+) -> Statistics:
+    """Set `y` to the norm of the rows of `x`.
+
+    With `residual`, which is h, h_bias and sum, it is the norm of ``x + h + h_bias``, and that is written to sum.
+    """
+    rows, columns = x.shape
+    xp, dtype = namespace(x), acc_dtype(x.dtype)
+    statistics = Statistics(xp.empty(rows, dtype=dtype), xp.empty(rows, dtype=dtype))
+    h, h_bias, total = residual or (None, None, None)
+    launch("layer_norm", "layer_norm", x, (blocks(rows, _TALL),), (WARP, _TALL), x, h, h_bias, weight, bias, float(eps),
+           total, y, *statistics, rows, columns)  # fmt: skip
+    return statistics
+
+
+def normalize_backward(
+    dy: Array, x: Array, weight: Array, statistics: Statistics, residual: Array | None, dx: Array
+) -> Array:
+    """Set `dx` to the gradient of the norm of the rows of `x`, plus `residual`, which `dx` may be.
+
+    Returns
+    -------
+    partial : Array
+        (blocks, 2, D), what dweight and dbias get from the rows of each block.
+    """
+    rows, columns = x.shape
+    dtype = acc_dtype(x.dtype)
+    row_bytes = 2 * columns * dtype.itemsize
+    tall = max(1, min(_TALL, _SHARED // row_bytes))
+    count = min(blocks(rows, tall), _MOST)
+    partial = namespace(x).empty((count, 2, columns), dtype=dtype)
+    launch("layer_norm", "layer_norm_backward", x, (count,), (WARP, tall), dy, x, weight, *statistics, residual, dx,
+           partial, rows, columns, shared=tall * row_bytes)  # fmt: skip
+    return partial
+
+
+def _covers(x: Array, weight: Array, bias: Array, eps: float = 1e-6, *, keep: bool = True) -> bool:
+    return covers_dtype(x) and x.ndim > 0 and covers_width(x.shape[-1], x.dtype)
+
+
+def _forward(
+    x: Array, weight: Array, bias: Array, eps: float = 1e-6, *, keep: bool = True
+) -> tuple[Array, CudaLayerNormCache | None]:
+    xp = check_layer_norm(x, weight, bias)
+    x, weight = settled(x), settled(weight)
+    y = xp.empty(x.shape, dtype=x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    statistics = normalize(rows, weight, settled(bias), eps, y)
+    return y, CudaLayerNormCache(x, statistics, weight) if keep else None
+
+
+def _backward(dy: Array, cache: CudaLayerNormCache) -> tuple[Array, Array, Array]:
+    x, statistics, weight = cache
+    expect_gradient("layer_norm", dy, x.shape, x.dtype)
+    xp = namespace(dy, x)
+    D = x.shape[-1]
+    dx = xp.empty(x.shape, dtype=x.dtype)
+    partial = normalize_backward(settled(dy), x.reshape(-1, D), weight, statistics, None, dx)
+    sums = xp.empty((2, D), dtype=partial.dtype)
+    column_totals(partial.reshape(len(partial), -1), sums)
+    return dx, sums[0], sums[1]
+
+
+def register(library: str) -> None:
+    """Let the kernels compete on `library`."""
+    register_rival("layer_norm", Rival(library, _covers, _forward, _backward, CudaLayerNormCache))

@@ -1,0 +1,58 @@
+"""Linear maps as one product for all rows and one pass for the bias. Rival of `ops.linear`.
+
+For 16-bit arrays dweight and dbias, sums over the batch, come in float32.
+"""
+
+from __future__ import annotations
+
+from minivit.arrays import Array, namespace
+from minivit.kernels.cuda.columns import column_sums, grid_of
+from minivit.kernels.cuda.products import product
+from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, launch, settled
+from minivit.ops.linear import LinearCache, check_linear
+from minivit.ops.registry import Rival, register_rival
+from minivit.ops.shapes import expect_gradient
+
+
+class CudaLinearCache(LinearCache):
+    """What the backward pass reads, as in the op."""
+
+
+def add_bias(x: Array, bias: Array, residual: Array | None, y: Array) -> None:
+    """Set `y` (rows, columns), which may be `x`, to ``x + bias + residual``."""
+    rows, columns = x.shape
+    grid = grid_of(rows, columns, x.dtype)
+    launch("elementwise", "add_bias", x, grid, grid.block, x, bias, residual, y, rows, columns)
+
+
+def _covers(x: Array, weight: Array, bias: Array, *, keep: bool = True) -> bool:
+    return covers_dtype(x) and weight.size > 0
+
+
+def _forward(x: Array, weight: Array, bias: Array, *, keep: bool = True) -> tuple[Array, CudaLinearCache | None]:
+    xp = check_linear(x, weight, bias)
+    x, weight = settled(x), settled(weight)
+    rows = x.reshape(-1, x.shape[-1])
+    y = xp.empty((len(rows), weight.shape[1]), dtype=x.dtype)
+    product(rows, weight, y)
+    add_bias(y, settled(bias), None, y)
+    return y.reshape(*x.shape[:-1], -1), CudaLinearCache(x, weight) if keep else None
+
+
+def _backward(dy: Array, cache: CudaLinearCache) -> tuple[Array, Array, Array]:
+    x, weight = cache
+    xp = namespace(dy, x)
+    expect_gradient("linear", dy, (*x.shape[:-1], weight.shape[1]), x.dtype)
+    dy_rows, x_rows = settled(dy).reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    sums = acc_dtype(x.dtype)
+    dx = xp.empty(x_rows.shape, dtype=x.dtype)
+    dweight, dbias = xp.empty(weight.shape, dtype=sums), xp.empty(weight.shape[1:], dtype=sums)
+    product(dy_rows, weight.T, dx)
+    product(x_rows.T, dy_rows, dweight)
+    column_sums(dy_rows, dbias)
+    return dx.reshape(x.shape), dweight, dbias
+
+
+def register(library: str) -> None:
+    """Let the kernels compete on `library`."""
+    register_rival("linear", Rival(library, _covers, _forward, _backward, CudaLinearCache))

@@ -1,0 +1,103 @@
+"""Matrix products by cuBLAS, on views as they lie: no operand is copied, transposed or converted.
+
+One call of gemmStridedBatchedEx serves every dtype: 16-bit operands are summed in float32 and may give a float32
+result, and float32 goes through TF32 where `minivit.precision` allows it. cuBLAS counts columns first, so that what it
+is asked for is out.T = b.T @ a.T.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from minivit.arrays import Array, namespace
+from minivit.kernels.cuda.runtime import acc_dtype, address, blas_of
+from minivit.precision import tf32_allowed
+
+# cudaDataType_t and cublasComputeType_t
+_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+_COMPUTE_32F, _COMPUTE_32F_FAST_TF32, _COMPUTE_64F = 68, 77, 70
+_DEFAULT_ALGORITHM = -1
+
+
+def product(a: Array, b: Array, out: Array, *, scale: float = 1.0, add: bool = False) -> None:
+    """Set `out` to ``scale * a @ b``, or add it.
+
+    Parameters
+    ----------
+    a, b, out : Array
+        (m, k), (k, n) and (m, n), or with one batch axis in front of all three. Of their last two axes one must have
+        neighbours in memory, in `out` the last; any of the four floating dtypes, `out` also of the dtype that sums
+        have.
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit, or the strides are others.
+    """
+    namespace(a, b, out)
+    m, k = a.shape[-2:]
+    n = b.shape[-1]
+    if a.shape[:-2] != b.shape[:-2] or b.shape[-2] != k or out.shape != (*a.shape[:-2], m, n):
+        raise ValueError(f"no product of {a.shape} and {b.shape} has the shape {out.shape}")
+    if 0 in out.shape:
+        return
+    transpose_a, lda = _layout(a)
+    transpose_b, ldb = _layout(b)
+    transpose_out, ldc = _layout(out)
+    if transpose_out:
+        raise ValueError(f"the result of a product has strides {out.strides}; its rows must have neighbours in memory")
+    bindings, handle = blas_of(out)
+    number = _number(acc_dtype(a.dtype))
+    bindings.gemmStridedBatchedEx(
+        handle(), transpose_b, transpose_a, n, m, k,
+        number(scale), address(b), _code(b), ldb, _batch_stride(b),
+        address(a), _code(a), lda, _batch_stride(a),
+        number(float(add)), address(out), _code(out), ldc, _batch_stride(out),
+        out.shape[0] if out.ndim == 3 else 1, _compute_type(a), _DEFAULT_ALGORITHM,
+    )  # fmt: skip
+
+
+def _layout(x: Array) -> tuple[int, int]:
+    """Return whether columns, not rows, have neighbours in memory, and the distance of two rows or of two columns."""
+    rows, columns = x.shape[-2:]
+    row, column = (stride // x.itemsize for stride in x.strides[-2:])
+    if columns == 1 or column == 1:
+        return 0, max(row if rows > 1 else columns, 1)
+    if rows == 1 or row == 1:
+        return 1, column
+    raise ValueError(f"an operand of a product has strides {x.strides}; neither rows nor columns lie side by side")
+
+
+def _batch_stride(x: Array) -> int:
+    return x.strides[0] // x.itemsize if x.ndim == 3 else 0
+
+
+def _code(x: Array) -> int:
+    return _codes(x.dtype)
+
+
+@functools.cache
+def _codes(dtype: Any) -> int:
+    return _TYPES[dtype.name]
+
+
+def _compute_type(x: Array) -> int:
+    if x.dtype == np.float64:
+        return _COMPUTE_64F
+    return _COMPUTE_32F_FAST_TF32 if tf32_allowed() and x.dtype == np.float32 else _COMPUTE_32F
+
+
+@functools.cache
+def _number(dtype: np.dtype[Any]) -> Any:
+    """Return a function from a number to the address of it on the host."""
+
+    @functools.cache
+    def address(value: float) -> int:
+        kept.append(np.array(value, dtype))
+        return int(kept[-1].ctypes.data)
+
+    kept: list[Array] = []
+    return address

@@ -1,0 +1,64 @@
+"""What is drawn from a key, in one pass: masks of dropout, and the augmented images of a batch.
+
+Rivals of the routines `drawn_mask` and `training_images`, with the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minivit.arrays import Array, namespace
+from minivit.kernels.cuda.elementwise import THREADS, grid_of_all
+from minivit.kernels.cuda.runtime import TYPES, acc_dtype, launch, settled
+from minivit.keys import Key
+from minivit.ops.registry import Rival, open_to_rivals, register_rival
+
+
+def _covers_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: float, dtype: Any) -> bool:
+    return sample_ids.dtype.kind in "iu" and dtype.name in TYPES and count * len(sample_ids) > 0
+
+
+def _drawn_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: float, dtype: Any) -> Array:
+    mask: Array = namespace(sample_ids).empty((len(sample_ids), count), dtype=dtype)
+    samples = settled(sample_ids.astype(np.int64, copy=False))
+    launch("random", "keep_mask", mask, grid_of_all(mask.size), (THREADS,), samples, *words,
+           round(rate * 2**32), 1.0 / (1.0 - rate), mask, len(sample_ids), count)  # fmt: skip
+    return mask
+
+
+def _covers_images(
+    images: Array, key: Key, *, crop_padding: int, flip: bool, scale: Array, shift: Array, dtype: Any
+) -> bool:
+    dtype = np.dtype(dtype)
+    fits = dtype.name in TYPES and scale.dtype == shift.dtype == acc_dtype(dtype)
+    some = images.size > 0 and len(key.sample_ids) > 0
+    return fits and some and images.dtype == np.uint8 and images.ndim == 4 and key.sample_ids.dtype == np.int64
+
+
+def _training_images(
+    images: Array, key: Key, *, crop_padding: int, flip: bool, scale: Array, shift: Array, dtype: Any
+) -> Array:
+    xp = namespace(images, key.sample_ids, scale, shift)
+    _, height, width, C = images.shape
+    if not 0 <= crop_padding < min(height, width) or scale.shape != (C,) or shift.shape != (C,):
+        raise ValueError(
+            f"images of {images.shape[1:]} with a crop padding of {crop_padding}, scale {scale.shape} and shift "
+            f"{shift.shape}; expected 0 to {min(height, width) - 1}, ({C},) and ({C},)"
+        )
+    y: Array = xp.empty((len(key.sample_ids), height, width, C), dtype=dtype)
+    launch("random", "training_images", y, grid_of_all(y.size), (THREADS,), settled(images), settled(key.sample_ids),
+           *key.fold("augment.crop").words(), crop_padding, *key.fold("augment.flip").words(), int(flip),
+           settled(scale), settled(shift), y, y.size, height, width, C)  # fmt: skip
+    return y
+
+
+def register(library: str) -> None:
+    """Let the kernels compete on `library`."""
+    for name, covers, function in (
+        ("drawn_mask", _covers_mask, _drawn_mask),
+        ("training_images", _covers_images, _training_images),
+    ):
+        open_to_rivals(name)
+        register_rival(name, Rival(library, covers, function))
