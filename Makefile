@@ -1,7 +1,7 @@
-# check: lint and types    test: the suite    slow, conformance, mutants: the longer proofs    lock: renew the pins
+# check: lint and types    test: the suite    slow, conformance, cuda, mutants: the longer proofs    lock: renew the pins
 PYTHON ?= python
 
-.PHONY: check format test slow conformance mutants cifar10 bench lock
+.PHONY: check format test slow conformance cuda mutants cifar10 bench lock
 
 check:
 	$(PYTHON) -m ruff check .
@@ -20,6 +20,10 @@ slow:
 
 conformance:
 	$(PYTHON) -m pytest -m conformance tests/conformance
+
+# Compiles every CUDA source; needs CuPy and NVIDIA's compilers (tests/cuda/compilers.py), but no GPU.
+cuda:
+	$(PYTHON) -m pytest -m cuda tests/cuda
 
 mutants:
 	$(PYTHON) -m tests.mutants

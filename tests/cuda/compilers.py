@@ -1,0 +1,110 @@
+"""NVIDIA's compilers, nvcc and NVRTC, from their wheels: no GPU and no toolkit of the system is needed.
+
+    pip install 'minivit[test]' cupy-cuda13x 'cuda-toolkit[cccl,nvcc,nvrtc]==13.*'
+    python tests/cuda/compilers.py softmax
+
+prints what each kernel of softmax.cu uses; without a name, of all files. There is no ``__init__.py`` here: a package
+called cuda would hide NVIDIA's, which CuPy imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+import re
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+from minivit.kernels.cuda import runtime
+
+INSTALL = "pip install cupy-cuda13x 'cuda-toolkit[cccl,nvcc,nvrtc]==13.*'"
+ARCHITECTURES = ("80", "90")
+
+# A warning is an error, and so is a register that is spilled to memory.
+STRICT = ("-Werror=all-warnings", *(f"--ptxas-options={option}" for option in ("-v", "--warn-on-spills", "-Werror")))
+# What CuPy adds to the options of every kernel: denormal float32 numbers are zeros.
+CUPYS_OWN = ("-ftz=true",)
+
+
+class CompileError(Exception):
+    """The compiler refused a source; the message is its own."""
+
+
+class Kernel(NamedTuple):
+    """What one kernel uses: registers and bytes of stack for a thread, bytes of static shared memory for a block."""
+
+    name: str
+    registers: int
+    stack: int
+    shared: int
+
+
+def find_nvcc() -> Path:
+    """Return the nvcc that is installed as a Python package."""
+    files = metadata.files("nvidia-cuda-nvcc") or []
+    return next(Path(str(file.locate())) for file in files if file.name == "nvcc")
+
+
+def nvcc(source: str, options: tuple[str, ...], arch: str) -> list[Kernel]:
+    """Compile `source` with nvcc and return its kernels."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernels.cu"
+        file.write_text(source, encoding="utf-8")
+        command = [str(find_nvcc()), "-cubin", f"-arch=sm_{arch}", *options, *CUPYS_OWN, *STRICT, file.name]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CompileError(done.stdout + done.stderr)
+    return _kernels(done.stdout + done.stderr)
+
+
+def nvrtc(source: str, options: tuple[str, ...], arch: str) -> list[Kernel]:
+    """Compile `source` with NVRTC as CuPy's RawModule does, up to the loading, and return its kernels."""
+    compiler = importlib.import_module("cupy.cuda.compiler")
+    core = importlib.import_module("cupy._core.core")
+    log = io.StringIO()
+    # CuPy remembers this choice of options for each device, and so would ask for a device.
+    choose = mock.patch.object(
+        compiler,
+        "_get_arch_for_options_for_nvrtc",
+        inspect.unwrap(compiler._get_arch_for_options_for_nvrtc),
+    )
+    options = core.assemble_cupy_compiler_options(options) + CUPYS_OWN + STRICT
+    try:
+        with choose:
+            compiler.compile_using_nvrtc(source, options, arch, "kernels.cu", log_stream=log)
+    except compiler.CompileException as error:
+        raise CompileError(str(error)) from error
+    return _kernels(log.getvalue())
+
+
+COMPILERS = {"nvcc": nvcc, "nvrtc": nvrtc}
+
+
+def _kernels(log: str) -> list[Kernel]:
+    """Read the report of the assembler."""
+    kernels = []
+    for name, report in re.findall(r"Compiling entry function '(\w+)'(.*?)Compile time", log, re.DOTALL):
+        numbers = [
+            re.search(pattern, report) for pattern in (r"Used (\d+) reg", r"(\d+) bytes stack", r"(\d+) bytes smem")
+        ]
+        kernels.append(Kernel(name, *(int(number[1]) if number else 0 for number in numbers)))
+    return kernels
+
+
+def report(name: str, dtype: str, arch: str) -> str:
+    """Return a table of what the kernels of a file use."""
+    kernels = nvrtc(runtime.source(name), runtime.options(dtype), arch)
+    rows = [f"  {kernel.name:40}{kernel.registers:5}{kernel.stack:7}{kernel.shared:7}" for kernel in kernels]
+    return "\n".join([f"{name}.cu, {dtype}, sm_{arch}: registers, stack, static shared memory", *rows, "\n"])
+
+
+if __name__ == "__main__":
+    for file, dtype, arch in product(sys.argv[1:] or runtime.sources(), runtime.TYPES, ARCHITECTURES):
+        sys.stdout.write(report(file, dtype, arch))

@@ -1,0 +1,55 @@
+"""Every kernel is in a source, and Python and CUDA agree on its name and on the width of what is passed by value."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import minivit
+from minivit.kernels.cuda import runtime
+
+KERNEL = re.compile(r'extern "C" __global__ void(?: __launch_bounds__\(.*?\))? (\w+)\((.*?)\)', re.DOTALL)
+
+PARAMETERS = {
+    (file, name): [parameter.strip() for parameter in parameters.split(",")]
+    for file in runtime.sources()
+    for name, parameters in KERNEL.findall(runtime.source(file))
+}
+
+
+def launched() -> set[tuple[str, str]]:
+    """Return the file and the name of every kernel that is launched somewhere in the package."""
+    found = set()
+    for path in Path(minivit.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("launch"):
+                file, function = (ast.literal_eval(argument) for argument in node.args[:2])
+                found.add((file, function))
+    return found
+
+
+def test_what_is_launched_is_what_there_is() -> None:
+    assert launched() == PARAMETERS.keys()
+
+
+def test_no_global_function_is_missed_here() -> None:
+    """One in another form would be neither found by its name nor looked at below."""
+    for file in runtime.sources():
+        assert runtime.source(file).count("__global__") == len(KERNEL.findall(runtime.source(file))), file
+
+
+def test_what_is_passed_by_value_has_eight_bytes() -> None:
+    """CuPy passes a Python int as eight bytes and a float as a double, whatever the kernel expects."""
+    for kernel, parameters in PARAMETERS.items():
+        for parameter in parameters:
+            assert "*" in parameter or parameter.split()[0] in ("size", "double"), f"{kernel}: {parameter}"
+
+
+def test_every_kernel_is_in_a_source() -> None:
+    """What CuPy would generate by itself is compiled nowhere but on a GPU."""
+    hidden = {"ElementwiseKernel", "ReductionKernel", "RawKernel", "fuse", "vectorize"}
+    for path in Path(minivit.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+            assert name not in hidden, f"{path.name}: {name}"
