@@ -22,6 +22,7 @@ from minivit.arrays import namespace, to_backend, to_host
 from minivit.data.dataset import Dataset
 from minivit.errors import UserError
 from minivit.files import atomic_write, read_json, remove_leftovers, write_json
+from minivit.train.guard import FIRST_SCALING
 from minivit.train.optim import Optimizer
 from minivit.train.recipe import Recipe
 from minivit.vit import ViT
@@ -44,6 +45,15 @@ class Progress:
     epoch_loss: float = 0.0
     epoch_correct: int = 0
     epoch_images: int = 0
+    scaling: tuple[float, int] = FIRST_SCALING  # of the loss, in float16
+
+    def add(self, images: int, loss: float, correct: int, seconds: float) -> None:
+        """Count what a step of this epoch came to; `step` counts the steps that were begun."""
+        self.seconds += seconds
+        self.epoch_seconds += seconds
+        self.epoch_images += images
+        self.epoch_loss += loss * images
+        self.epoch_correct += correct
 
 
 class Run:
@@ -206,8 +216,10 @@ def _layout(model: ViT) -> str:
 def _progress(path: Path, text: str) -> Progress:
     try:
         values = json.loads(text)
+        values = {"scaling": FIRST_SCALING, **values}  # which older checkpoints do not have
+        values["scaling"] = float(values["scaling"][0]), int(values["scaling"][1])
         return Progress(**{field.name: values[field.name] for field in fields(Progress)})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, IndexError) as error:
         raise UserError(f"{path} does not say how far the run was: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """Augmentation moves pixels as it says, by the key of each sample alone, and keeps the dtype."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from strict import strict, watch
 
+from minivit import ops
+from minivit.arrays import to_backend, to_host
 from minivit.data import augment, channel_statistics, normalize, random_crop, random_flip
+from minivit.data.augment import channel_scale, training_images
 from minivit.keys import Key
 
 SHAPES = st.tuples(st.integers(1, 7), st.integers(2, 11), st.integers(2, 13), st.integers(1, 3))
@@ -139,6 +144,30 @@ def test_normalised_training_images_have_mean_0_and_deviation_1() -> None:
     result = normalize(images, *channel_statistics(images), np.float64)
     np.testing.assert_allclose(result.mean(axis=(0, 1, 2)), 0, atol=1e-12)
     np.testing.assert_allclose(result.std(axis=(0, 1, 2)), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("crop_padding", "flip"), [(0, False), (2, False), (0, True), (2, True)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kernels", [nullcontext, ops.reference_only], ids=["with kernels", "reference"])
+def test_training_images_are_picked_augmented_and_normalised_with_the_same_bits_everywhere(
+    crop_padding: int, flip: bool, dtype: str, kernels: Any
+) -> None:
+    images = random_images((11, 5, 7, 3))
+    mean, std = (0.49, 0.5, 0.1), (0.25, 0.2, 0.5)
+    key = Key(3, 5, np.array([7, 0, 10, 7]))
+    expected = augment(images[key.sample_ids], key, crop_padding=crop_padding, flip=flip)
+    expected = normalize(expected, mean, std, np.float32).astype(dtype)
+    for library in (np, strict):
+        there = Key(3, 5, to_backend(key.sample_ids, library))
+        scale, shift = channel_scale(mean, std, "float32", library)
+        resident = to_backend(images, library)
+        with kernels(), watch() as counts:
+            made = training_images(
+                resident, there, crop_padding=crop_padding, flip=flip, scale=scale, shift=shift, dtype=dtype
+            )
+        assert (counts.to_device, counts.to_host, counts.synchronisations) == (0, 0, 0)
+        assert made.dtype == dtype
+        np.testing.assert_array_equal(to_host(made), expected)
 
 
 def test_only_uint8_is_normalised() -> None:

@@ -24,6 +24,7 @@ from minivit.cases import CASES
 from minivit.cli import COMMANDS, main
 from minivit.data import normalize
 from minivit.train import loop
+from minivit.train.loop import Interrupted, Trainer
 from minivit.weights import read_tensors
 
 SIZES = ("patch_size=2", "depth=1", "embed_dim=8", "num_heads=2")
@@ -450,6 +451,67 @@ def test_an_unknown_command(cli: Minivit) -> None:
 def test_bad_options(cli: Minivit, argv: list[object], words: list[str]) -> None:
     assert_refused(cli(*argv), 2, *words)
     assert not list(Path.cwd().iterdir())
+
+
+def test_commands_run_on_a_device(cli: Minivit, squares: Path, run_folder: Path) -> None:
+    options = ("--epochs", 1, "--backend", "strict")
+    said = cli("train", squares, *TINY, *options, "--run", "here", "--micro-batch", 5)
+    assert said.status == 0
+    assert "on strict, into here" in said.out
+    assert json.loads(Path("here/recipe.json").read_text())["micro_batch"] != 5
+    image = squares / "test" / "left" / "0.png"
+    for argv in (("eval", run_folder, "--json"), ("predict", run_folder, image, "--json")):
+        there, here = cli(*argv, "--backend", "strict").json(), cli(*argv).json()
+        for name in there.keys() & {"accuracy", "loss"}:
+            assert there[name] == pytest.approx(here[name], rel=1e-5)
+        for one, other in zip(there.get("predictions", []), here.get("predictions", []), strict=True):
+            assert [top["label"] for top in one["top"]] == [top["label"] for top in other["top"]]
+            assert one["top"][0]["probability"] == pytest.approx(other["top"][0]["probability"], rel=1e-5)
+
+
+def test_the_way_on_names_the_device(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Trainer, *_: Any) -> None:
+        raise Interrupted(3)
+
+    monkeypatch.setattr(Trainer, "fit", interrupted)
+    options = ("--backend", "strict", "--precision", "tf32", "--micro-batch", 4)
+    said = cli("train", squares, *TINY, *options, "--run", "here")
+    assert said.status == 1
+    options_again = "--precision tf32 --backend strict --micro-batch 4"
+    assert said.err.endswith(f"To go on: minivit train {squares} --run here {options_again} --resume\n")
+    said = cli("train", squares, *TINY, "--micro-batch", 4, "--run", "there")
+    assert said.err.endswith(f"To go on: minivit train {squares} --run there --resume\n")
+
+
+def test_out_of_memory_gives_the_command_that_helps(
+    cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minivit.engine.Engine.training_step", full)
+        said = cli("train", squares, *TINY, "--backend", "strict", "--batch-size", 16, "--run", "here")
+    assert_refused(
+        said, 1, "at step 1, taking 16 images at a time. About 8 would fit: --micro-batch 8 cuts", "here/last"
+    )
+    again = said.err.rpartition(": minivit ")[2]
+    assert again == f"train {squares} --run here --backend strict --micro-batch 8 --resume\n"
+    assert cli(*again.split()).status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--precision", "bfloat16"), ["precision bfloat16 needs a GPU"]),
+        (("--precision", "tf32", "--dtype", "float64", "--backend", "strict"), ["float64", "leave it out"]),
+        (("--precision", "double"), ["double", "bfloat16"]),
+    ],
+    ids=str,
+)
+def test_a_precision_that_does_not_fit_is_refused(cli: Minivit, options: tuple[str, ...], words: list[str]) -> None:
+    assert_refused(cli("train", "digits", *options), 2, *words)
+    assert not Path("runs").exists()
 
 
 def test_cupy_where_it_is_not(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:

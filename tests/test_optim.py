@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 from contract import assert_close, assert_same_bits, normal
 
-from minivit import SGD, Adam, AdamW, Layer, Parameter, UserError, ViT, ViTConfig, initializers, layers
-from minivit.arrays import Array
+from minivit import SGD, Adam, AdamW, Layer, Parameter, UserError, ViT, ViTConfig, initializers, layers, ops
+from minivit.arrays import Array, to_backend, to_host
 from minivit.parameters import FlatStore
-from minivit.train import Group, learning_rate, optim
+from minivit.train import Group, learning_rate, updates
 from minivit.train.optim import Optimizer, clip_gradients, groups_of
 
 STEPS = 5
@@ -172,8 +173,50 @@ def test_the_size_of_the_pieces_does_not_change_a_bit(
         return layer.parameters.store.values
 
     whole = run()
-    monkeypatch.setattr(optim, "_CHUNK", chunk)
+    monkeypatch.setattr(updates, "_CHUNK", chunk)
     assert_same_bits([run()], [whole])
+
+
+@pytest.fixture(params=["with kernels", "reference"])
+def _with_and_without_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    with ops.reference_only() if request.param == "reference" else nullcontext():
+        yield
+
+
+@pytest.mark.usefixtures("_with_and_without_kernels")
+@pytest.mark.parametrize("backend", ["numpy", "strict"])
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+def test_a_factor_multiplies_the_gradients_and_nan_changes_nothing(
+    make: Callable[..., Optimizer], backend: str
+) -> None:
+    def stepped(scale: float, factor: float | None) -> tuple[Layer, Optimizer, list[Array]]:
+        layer = Pair().initialize(seed=1, dtype="float32", backend=backend)
+        optimizer = make(layer, lr=0.1, weight_decay=0.1)
+        for number in range(2):
+            for seed, parameter in enumerate(layer.parameters.values()):
+                gradient = scale * normal(np.empty(parameter.shape, np.float32), 10 * number + seed)
+                parameter.grad[...] = to_backend(gradient.astype("float32"), backend)
+            given = None if factor is None else to_backend(np.array(factor, np.float32), backend)
+            optimizer.step(given)
+        return layer, optimizer, everything(layer, optimizer)
+
+    def everything(layer: Layer, optimizer: Optimizer) -> list[Array]:
+        return [to_host(layer.parameters.store.values).copy(), *optimizer.state().values()]
+
+    layer, optimizer, plain = stepped(0.5, None)
+    assert_same_bits(stepped(1.0, 0.5)[2], plain)
+    assert_same_bits(stepped(0.5, 1.0)[2], plain)
+    for parameter in layer.parameters.values():
+        parameter.grad[...] = float("inf")
+    optimizer.step(to_backend(np.array(np.nan, np.float32), backend))
+    assert_same_bits(everything(layer, optimizer), plain)
+    assert optimizer.steps == 3
+
+
+def test_groups_can_be_keys() -> None:
+    one, same, other = (Group(slice(0, stop), 0.1, 0.0) for stop in (5, 5, 6))
+    assert {one: 1}[same] == 1
+    assert other not in {one: 1}
 
 
 @pytest.mark.parametrize("make", [SGD, Adam, AdamW])

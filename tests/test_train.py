@@ -3,17 +3,27 @@
 import errno
 import json
 import os
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_run import (
+    RECIPE,
+    SMALL,
+    Killed,
+    Listener,
+    ask_to_stop,
+    bits,
+    kill,
+    make_dataset,
+    read,
+    run_at,
+)
 
 from minivit import AdamW, Engine, RunError, UserError, ViT, load_model
-from minivit.data import Dataset, normalize
+from minivit.data import normalize
 from minivit.files import locked
 from minivit.inspect import figures
 from minivit.inspect.trace import first_non_finite
@@ -22,89 +32,7 @@ from minivit.train import loop
 from minivit.train.evaluate import Evaluation, evaluate
 from minivit.train.loop import Interrupted, Trainer, train
 from minivit.train.recipe import Recipe
-from minivit.train.reporter import StepReport
-from minivit.weights import read_tensors
-
-RATES = dict.fromkeys(("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.2)
-SMALL: dict[str, Any] = {"patch_size": 2, "depth": 2, "embed_dim": 8, "num_heads": 2, **RATES}
-RECIPE = Recipe(
-    dataset="squares",
-    model="vit_micro_patch4_8",
-    model_options=SMALL,
-    epochs=3,
-    batch_size=8,
-    validation=0.2,
-    crop_padding=1,
-    flip=True,
-    label_smoothing=0.1,
-    micro_batch=3,
-)
-
-
-def make_dataset(count: int = 35, test: int = 13) -> Dataset:
-    """Noise with a bright half, left or right: 28 images are trained on and 7 choose the best epoch."""
-    generator = np.random.default_rng(0)
-
-    def part(n: int) -> tuple[np.ndarray, np.ndarray]:
-        images = generator.integers(0, 128, (n, 4, 4, 1), dtype=np.uint8)
-        labels = np.arange(n) % 2
-        for image, label in zip(images, labels, strict=True):
-            image[:, 2 * label : 2 * label + 2] += 100
-        return images, labels
-
-    return Dataset("squares", *part(count), *part(test), ("left", "right"), (0.5,), (0.25,))
-
-
-class Listener:
-    """A reporter that remembers, and does something after some step."""
-
-    def __init__(self, at: int = 0, then: Callable[[], None] = lambda: None) -> None:
-        self.at, self.then = at, then
-        self.reports: list[StepReport] = []
-        self.epochs: list[dict[str, Any]] = []
-        self.started_with: list[Any] = []
-
-    def started(self, run: Run, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
-        self.started_with = [first_step, total_steps, steps_per_epoch]
-
-    def stepped(self, report: StepReport) -> None:
-        self.reports.append(report)
-        if report.step == self.at:
-            self.then()
-
-    def epoch_ended(self, metrics: dict[str, Any]) -> None:
-        self.epochs.append(metrics)
-
-
-class Killed(Exception):  # noqa: N818 - it is no error
-    """Stands for a kill: nothing is saved on the way out."""
-
-
-def kill() -> None:
-    raise Killed
-
-
-def ask_to_stop() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def run_at(path: Path, recipe: Recipe = RECIPE) -> Run:
-    return Run.create(path, recipe)
-
-
-def tensors(run: Run) -> dict[str, bytes]:
-    """Return the bytes of every tensor in the run's files."""
-    files = sorted(run.path.rglob("*.safetensors"))
-    return {f"{file}/{name}"[len(str(run.path)) :]: value.tobytes() for file in files for name, value in read(file)}
-
-
-def read(file: Path) -> list[tuple[str, np.ndarray]]:
-    return sorted(read_tensors(file)[0].items())
-
-
-def bits(run: Run) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """Return what must not depend on interruptions, threads and time."""
-    return tensors(run), [{k: v for k, v in line.items() if "second" not in k} for line in run.metrics()]
+from minivit.train.setup import model_config
 
 
 @pytest.fixture(autouse=True)
@@ -286,9 +214,9 @@ def test_each_training_image_is_seen_once_an_epoch_and_no_other(
     steps: list[np.ndarray] = []
     step = Trainer._step
 
-    def spy(self: Trainer, samples: np.ndarray) -> StepReport:
+    def spy(self: Trainer, samples: np.ndarray) -> None:
         steps.append(samples)
-        return step(self, samples)
+        step(self, samples)
 
     monkeypatch.setattr(Trainer, "_step", spy)
     listener = Listener()
@@ -331,7 +259,7 @@ def test_without_validation_images_the_last_epoch_is_the_best(tmp_path: Path) ->
 def test_evaluation_counts_every_image(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     monkeypatch.setattr("minivit.train.evaluate.EVALUATION_BATCH", batch)
     dataset = make_dataset()
-    model = ViT(loop.model_config(RECIPE, dataset), seed=3)
+    model = ViT(model_config(RECIPE, dataset), seed=3)
     with Engine(model) as engine:
         measured = evaluate(engine, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std)
     images = normalize(dataset.test_images, dataset.mean, dataset.std, np.float32)
@@ -455,7 +383,7 @@ def test_a_crop_that_could_lose_the_image_is_refused_before_the_run(tmp_path: Pa
 
 
 def test_a_gradient_that_is_not_finite_is_named_where_the_backward_pass_meets_it_first() -> None:
-    vit = ViT(loop.model_config(RECIPE, make_dataset()))
+    vit = ViT(model_config(RECIPE, make_dataset()))
     images = np.zeros((2, 4, 4, 1), np.float32)
     for parameter in vit.parameters.values():
         parameter.grad[...] = np.nan
@@ -475,8 +403,8 @@ def test_a_validation_loss_that_is_not_finite_names_the_layer(tmp_path: Path, mo
     run = run_at(tmp_path / "run", replace(RECIPE, batch_size=100))
     step = AdamW.step
 
-    def leap(self: Any) -> None:
-        step(self)
+    def leap(self: Any, factor: Any) -> None:
+        step(self, factor)
         self._store.values[...] *= np.float32(1e30)
 
     monkeypatch.setattr(AdamW, "step", leap)

@@ -29,14 +29,17 @@ class Outcome(NamedTuple):
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Add --backend, for which `check_backend` answers."""
-    parser.add_argument("--backend", default="numpy", help="numpy; training and prediction run on nothing else so far")
+    parser.add_argument(
+        "--backend",
+        default="numpy",
+        metavar="NAME",
+        help="numpy, cupy, or cupy:1 for another GPU than the first (default: numpy)",
+    )
 
 
 def check_backend(name: str) -> None:
-    """Raise UserError unless the commands run on the backend `name`."""
-    if name != "numpy":
-        backend(name)  # whether it is there comes first
-        raise UserError(f"the commands run on NumPy alone so far, not on {name}: leave --backend out")
+    """Raise UserError unless there is a backend `name`, with the device that it names, before any other work."""
+    backend(name)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +62,8 @@ def open_dataset(name: str, image_size: tuple[int, int], data: str | None, termi
         return load_dataset(name, data_dir=data, progress=progress, image_size=image_size if is_folder else None)
 
 
-def open_model(text: str, checkpoint: str) -> tuple[ViT, dict[str, Any]]:
-    """Load the model of a run folder, or a model file or folder, and what was saved with it.
+def open_model(text: str, checkpoint: str, backend: str) -> tuple[ViT, dict[str, Any]]:
+    """Load the model of a run folder, or a model file or folder, onto a backend, and what was saved with it.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def open_model(text: str, checkpoint: str) -> tuple[ViT, dict[str, Any]]:
     missing = [key for key in LABELS_MEAN_STD if key not in about]
     if missing:
         raise UserError(f"{path} does not say its {', '.join(missing)}, which minivit.save_model keeps as extra=")
-    model = load_model(path)
+    model = load_model(path, backend=backend)
     if len(about["class_names"]) != model.config.num_classes:
         raise UserError(
             f"{path} names {len(about['class_names'])} classes, but its head has {model.config.num_classes}"

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
         raise UserError(f"there is no run or model {args.run}")
     if args.dataset is None and recipe is None:
         raise UserError(f"{args.run} is no run, so it does not say which images it is for; name them with --dataset")
-    model, about = open_model(args.run, args.checkpoint)
+    model, about = open_model(args.run, args.checkpoint, args.backend)
     config = model.config
     name = dataset_name(args.dataset) if args.dataset is not None or recipe is None else recipe.dataset
     dataset = open_dataset(name, (config.height, config.width), args.data, terminal)

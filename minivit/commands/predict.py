@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.arrays import Array
+from minivit.arrays import Array, to_backend, to_host
 from minivit.commands.common import Outcome, add_backend, check_backend, open_model
 from minivit.data import normalize, read_images
 from minivit.engine import Engine
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     check_backend(args.backend)
     if args.top < 1:
         raise UserError(f"--top is {args.top}; expected at least 1")
-    model, about = open_model(args.run, args.checkpoint)
+    model, about = open_model(args.run, args.checkpoint, args.backend)
     config = model.config
     paths, images, resized, errors = [], [], [], []
     for name in args.images:
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     if images:
         # To start a second worker takes longer than it saves on a few images.
         with Engine(model, threads=1 if len(images) <= config.micro_batch else None) as engine:
-            logits = engine.predict(normalize(np.stack(images), about["mean"], about["std"], np.float32))
+            pixels = to_backend(np.stack(images), args.backend)
+            logits = to_host(engine.predict(normalize(pixels, about["mean"], about["std"], np.float32)))
         if not np.isfinite(logits).all():
             raise UserError(f"{args.run} answers with NaN or infinity: take another checkpoint")
         probabilities, _ = softmax(logits, keep=False)

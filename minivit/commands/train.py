@@ -12,11 +12,13 @@ from typing import Any
 from minivit.commands.common import Outcome, add_backend, add_data, check_backend, dataset_name, open_dataset
 from minivit.config import ViTConfig
 from minivit.errors import RunError, UserError
+from minivit.precision import PRECISIONS
 from minivit.presets import get_config
 from minivit.reporters import duration, percent
 from minivit.runs import Run, latest_run_path, next_run_path
 from minivit.terminal import Terminal
 from minivit.train.loop import Interrupted, Trainer
+from minivit.train.memory import OutOfMemoryError
 from minivit.train.recipe import OPTIMIZERS, load_recipe
 from minivit.train.schedules import SCHEDULES
 
@@ -31,6 +33,7 @@ examples:
   minivit train digits
   minivit train cifar10 --epochs 30 --run runs/long
   minivit train cifar10 --run runs/long --resume
+  minivit train cifar10 --backend cupy --precision bfloat16
   minivit train photos/ --model vit_tiny_patch16_224 --set drop_path_rate=0.1"""
 
 # The options that are fields of the recipe: only those given count.
@@ -49,7 +52,11 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "flip": {"action": argparse.BooleanOptionalAction, "help": "whether half of the training images are mirrored"},
     "label_smoothing": {"type": float, "help": "share of the label that goes to all classes"},
     "validation": {"type": float, "help": "share of the training images that choose the best epoch"},
-    "micro_batch": {"type": int, "help": "images that a thread takes at a time; 0: by the model's size"},
+    "micro_batch": {
+        "type": int,
+        "help": "images that a thread takes at a time, 0: by the model's size; on a GPU, where the memory is too small "
+        "for the whole batch, and where it may differ with --resume",
+    },
     "dtype": {"choices": ("float32", "float64"), "help": "of parameters and arithmetic"},
     "seed": {"type": int, "help": "of all that is random"},
 }
@@ -77,6 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_data(parser)
     add_backend(parser)
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of a GPU's arithmetic; parameters stay float32 (default: float32; tf32 and the 16-bit types are faster)",
+    )
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
@@ -93,7 +105,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     size = recipe.model_options.get("img_size", (preset.height, preset.width))
     image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
     dataset = open_dataset(recipe.dataset, image_size, args.data, terminal)
-    trainer = Trainer(opened, dataset, args.threads)
+    on_device = {"micro_batch": args.micro_batch or None} if _has_device(args) else {}
+    trainer = Trainer(opened, dataset, args.threads, args.backend, args.precision, **on_device)
     if not args.resume:
         Run.create(opened.path, trainer.recipe)
     terminal.say(
@@ -103,19 +116,43 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
     terminal.say(
         f"{recipe.model}: {trainer.model.parameters.count:,} parameters, {epochs}, "
-        f"threads: {trainer.engine.threads}, into {opened.path}"
+        f"{_where(args, trainer)}, into {opened.path}"
     )
-    data = ["--data", args.data] if args.data else []
-    again = shlex.join(["minivit", "train", args.dataset, "--run", str(opened.path), *data, "--resume"])
     try:
         with terminal.training() as reporter:
             result = trainer.fit(reporter, args.resume, args.checkpoint_seconds)
     except Interrupted as stop:
         where = f"stopped after step {stop.step:,} of {trainer.total_steps:,}"
-        raise RunError(f"{where}; all is saved. To go on: {again}") from stop
+        raise RunError(f"{where}; all is saved. To go on: {_again(args, opened)}") from stop
     except KeyboardInterrupt as stop:
-        raise RunError(f"stopped at once. To go on after the last checkpoint: {again}") from stop
+        raise RunError(f"stopped at once. To go on after the last checkpoint: {_again(args, opened)}") from stop
+    except OutOfMemoryError as stop:
+        if stop.micro_batch is None:
+            raise
+        args.micro_batch = stop.micro_batch
+        raise RunError(f"{stop}: {_again(args, opened)}") from stop
     return _finished(opened, result, terminal)
+
+
+def _has_device(args: argparse.Namespace) -> bool:
+    return bool(args.backend != "numpy")
+
+
+def _where(args: argparse.Namespace, trainer: Trainer) -> str:
+    """Return on what the run is, for people."""
+    if not _has_device(args):
+        return f"threads: {trainer.engine.threads}"
+    return f"on {args.backend}" + (f" in {args.precision}" if args.precision else "")
+
+
+def _again(args: argparse.Namespace, stopped: Run) -> str:
+    """Return the command that goes on with the run where it was."""
+    names = ["data", "precision"]
+    if _has_device(args):
+        names += ["backend", "micro_batch"]
+    given = [(f"--{name.replace('_', '-')}", getattr(args, name)) for name in names]
+    options = [word for option, value in given if value for word in (option, str(value))]
+    return shlex.join(["minivit", "train", args.dataset, "--run", str(stopped.path), *options, "--resume"])
 
 
 def _new(args: argparse.Namespace) -> Run:
@@ -141,6 +178,8 @@ def _resumed(args: argparse.Namespace) -> Run:
 def _given(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the recipe that the command line names."""
     given: dict[str, Any] = {name: getattr(args, name) for name in RECIPE_OPTIONS if getattr(args, name) is not None}
+    if _has_device(args):
+        given.pop("micro_batch", None)  # it decides bits on the host alone
     if args.set:
         given["model_options"] = {**model_options, **dict(_field(text) for text in args.set)}
     return given

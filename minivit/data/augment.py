@@ -6,10 +6,12 @@ random operations keep the dtype, and cost least on uint8, before `normalize`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from minivit.arrays import Array, namespace
 from minivit.keys import Key
+from minivit.ops.registry import routine
 
 
 def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: Any) -> Array:
@@ -31,20 +33,34 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dt
     ValueError
         `mean` or `std` has not one number a channel.
     """
-    xp = namespace(images)
-    if images.dtype != xp.uint8:
-        raise TypeError(f"normalize got images of {images.dtype}; expected uint8, 0 to 255")
     if not len(mean) == len(std) == images.shape[-1]:
         raise ValueError(f"images have {images.shape[-1]} channels, but mean {len(mean)} and std {len(std)} numbers")
+    return normalized(images, *channel_scale(mean, std, dtype, namespace(images)), dtype)
+
+
+def channel_scale(mean: Sequence[float], std: Sequence[float], dtype: Any, library: Any) -> tuple[Array, Array]:
+    """Return scale and shift (C,) such that ``images * scale + shift`` is normalised, as arrays of `library`.
+
+    To make them is a transfer to a device; whoever normalises often makes them once.
+    """
+    scale, shift = [1.0 / (255.0 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+    return library.asarray(scale, dtype=dtype), library.asarray(shift, dtype=dtype)
+
+
+def normalized(images: Array, scale: Array, shift: Array, dtype: Any) -> Array:
+    """Return ``images * scale + shift`` for uint8 `images` (B, height, width, C), rounded to `dtype` at the end.
+
+    Computed in the dtype of `scale` and `shift` (C,); see `channel_scale`.
+    """
+    xp = namespace(images, scale, shift)
+    if images.dtype != xp.uint8:
+        raise TypeError(f"normalize got images of {images.dtype}; expected uint8, 0 to 255")
     # Each channel's numbers are repeated along the width: long rows are five times as fast as a last axis of 3.
     width = images.shape[-2]
-    scale = xp.asarray([1.0 / (255.0 * s) for s in std] * width, dtype=dtype)
-    shift = xp.asarray([-m / s for m, s in zip(mean, std, strict=True)] * width, dtype=dtype)
-    rows = images.reshape(-1, len(scale)).astype(dtype)
-    rows *= scale
-    rows += shift
-    result: Array = rows.reshape(images.shape)
-    return result
+    rows = images.reshape(-1, width * images.shape[-1]).astype(scale.dtype)
+    rows *= xp.tile(scale, width)
+    rows += xp.tile(shift, width)
+    return rows.reshape(images.shape).astype(dtype, copy=False)
 
 
 def random_crop(images: Array, padding: int, key: Key) -> Array:
@@ -106,3 +122,32 @@ def augment(images: Array, key: Key, *, crop_padding: int, flip: bool) -> Array:
     if flip:
         images = random_flip(images, key.fold("augment.flip"))
     return images
+
+
+@routine
+def training_images(
+    images: Array, key: Key, *, crop_padding: int, flip: bool, scale: Array, shift: Array, dtype: Any
+) -> Array:
+    """Return a batch of training images: picked, augmented and normalised.
+
+    Parameters
+    ----------
+    images : Array
+        uint8 (n, height, width, C): all training images.
+    key : Key
+        Its `sample_ids` (B,) are the numbers of those in the batch.
+    crop_padding, flip
+        See `augment`.
+    scale, shift : Array
+        (C,) of a float type, in which the computation is done; see `channel_scale`.
+    dtype : dtype
+        Of the result.
+
+    Returns
+    -------
+    Array
+        (B, height, width, C); the same bits on every library.
+    """
+    xp = namespace(images, key.sample_ids, scale, shift)
+    picked = xp.take(images, key.sample_ids, axis=0)
+    return normalized(augment(picked, key, crop_padding=crop_padding, flip=flip), scale, shift, dtype)

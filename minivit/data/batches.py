@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.keys import Key
 
@@ -17,8 +18,8 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(scores, kind="stable")
 
 
-def batches(order: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Return `order` piece by piece, `batch_size` at a time; the last piece holds what is left.
+def batches(order: Array, batch_size: int) -> Iterator[Array]:
+    """Return `order`, on any device, piece by piece, `batch_size` at a time; the last piece holds what is left.
 
     Raises
     ------

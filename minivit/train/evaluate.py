@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minivit import ops
-from minivit.arrays import Array, to_host
-from minivit.data.augment import normalize
+from minivit.arrays import Array, namespace, to_backend, to_host
+from minivit.data.augment import channel_scale, normalized
 from minivit.data.batches import batches
 from minivit.engine import Engine
 
@@ -27,12 +27,18 @@ class Evaluation(NamedTuple):
 def evaluate(
     engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Evaluation:
-    """Return what the engine's model makes of uint8 `images` (n, height, width, C)."""
-    dtype = engine.model.parameters.store.peek().dtype
+    """Return what the engine's model makes of uint8 `images` (n, height, width, C) on the host.
+
+    They go to the model's device piece by piece; each piece's logits come back together.
+    """
+    values = engine.model.parameters.store.peek()
+    library = namespace(values)
+    scale, shift = channel_scale(mean, std, values.dtype, library)
     total_loss = 0.0
     confusion = np.zeros((engine.model.config.num_classes,) * 2, np.int64)
     for part in batches(np.arange(len(images)), EVALUATION_BATCH):
-        logits = to_host(engine.predict(normalize(images[part], mean, std, dtype)))
+        pixels = to_backend(images[part], library)
+        logits = to_host(engine.predict(normalized(pixels, scale, shift, engine.dtype)))
         total_loss += float(ops.cross_entropy(logits, labels[part], keep=False)[0]) * len(part)
         np.add.at(confusion, (labels[part], logits.argmax(axis=1)), 1)
     return Evaluation(int(confusion.trace()) / len(images), total_loss / len(images), len(images), confusion)

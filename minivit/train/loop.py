@@ -1,34 +1,38 @@
 """The training loop: epochs of steps, a checkpoint now and then, the test set once at the end.
 
 All randomness derives from the recipe's seed, the step and the images' numbers, so a run that was killed and resumed
-ends in the same bits as one that was not.
+ends in the same bits as one that was not. On a device the host runs ahead: it reads what steps came to every so often,
+and a guard on the device sees to it that nothing is updated from the first loss on that is not finite.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from minivit.arrays import Array
-from minivit.config import ViTConfig
-from minivit.data.augment import augment, normalize
-from minivit.data.batches import batches, epoch_order
+import numpy as np
+
+from minivit import arrays
+from minivit.arrays import Array, on_device_of, to_backend
+from minivit.data.augment import normalize
+from minivit.data.batches import batches
 from minivit.data.dataset import Dataset, split_validation
 from minivit.engine import Engine
 from minivit.errors import RunError, UserError
 from minivit.files import locked
 from minivit.inspect.trace import first_non_finite, first_non_finite_parameter
-from minivit.keys import Key
-from minivit.presets import get_config
 from minivit.runs import Progress, Run
-from minivit.train.evaluate import Evaluation, evaluate
+from minivit.train.evaluate import EVALUATION_BATCH, Evaluation, evaluate
+from minivit.train.feed import Feed
 from minivit.train.interrupt import Interrupt
-from minivit.train.optim import SGD, Adam, AdamW, Optimizer, clip_gradients
-from minivit.train.recipe import Recipe
+from minivit.train.memory import image_bytes, room
 from minivit.train.reporter import Reporter, StepReport
 from minivit.train.schedules import learning_rate
+from minivit.train.setup import make_optimizer, model_config
+from minivit.train.steps import Steps
 from minivit.vit import ViT
 
 
@@ -40,57 +44,57 @@ class Interrupted(Exception):  # noqa: N818 - it reports no error
         self.step = step
 
 
-def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
-    """Return the recipe's model with the data set's image size, channels and classes.
-
-    Raises
-    ------
-    UserError
-        There is no such model, or the recipe asks for one that the images do not fit.
-    """
-    _, height, width, channels = dataset.train_images.shape
-    fitting = {"img_size": (height, width), "in_chans": channels, "num_classes": len(dataset.class_names)}
-    config = get_config(recipe.model, **{**fitting, **recipe.model_options})
-    for name, value in fitting.items():
-        if getattr(config, name) != value:
-            asked = getattr(config, name)
-            raise UserError(f"{name} {asked} was asked for, but {dataset.name} has {value}; leave it out")
-    return config
-
-
-def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
-    """Return the recipe's optimiser for `model`."""
-    if recipe.optimizer == "sgd":
-        return SGD(model, recipe.lr, recipe.momentum, recipe.weight_decay)
-    kind = AdamW if recipe.optimizer == "adamw" else Adam
-    return kind(model, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay)
-
-
 class Trainer:
-    """One run: its data, model, optimiser and place."""
+    """One run: its data, model, optimiser and place.
 
-    def __init__(self, run: Run, dataset: Dataset, threads: int | None = None) -> None:
+    Parameters
+    ----------
+    run, dataset, threads, backend, precision, micro_batch
+        See `train`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        threads: int | None = None,
+        backend: str = "numpy",
+        precision: str | None = None,
+        micro_batch: int | None = None,
+    ) -> None:
         config = model_config(run.recipe, dataset)
         recipe = replace(run.recipe, micro_batch=run.recipe.micro_batch or config.micro_batch)
         if recipe.crop_padding >= min(config.height, config.width):
             raise UserError(
                 f"crop_padding {recipe.crop_padding} could shift images of {config.height} x {config.width} away"
             )
+        self._library = arrays.backend(backend)
+        on_host = self._library is np
+        if on_host and micro_batch is not None:
+            raise UserError("on the host the micro-batch is the recipe's: set it there")
         self.run, self.dataset, self.recipe = Run(run.path, recipe), dataset, recipe
-        self.model = ViT(config, seed=recipe.seed, dtype=recipe.dtype)
-        self.optimizer = make_optimizer(recipe, self.model)
-        self.engine = Engine(self.model, threads, recipe.micro_batch)
+        self.backend, self.precision = backend, precision
+        self.micro_batch = recipe.micro_batch if on_host else micro_batch
         self.train_index, self.validation_index = split_validation(dataset, recipe.validation, recipe.seed)
         self.steps_per_epoch = -(-len(self.train_index) // recipe.batch_size)
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.progress = Progress()
         self.fingerprint = dataset.fingerprint()
+        self.bytes_per_image = 0
+        with self._room("before the first step", 0):
+            self.model = ViT(config, seed=recipe.seed, dtype=recipe.dtype, backend=backend)
+            self.optimizer = make_optimizer(recipe, self.model)
+            self.engine = Engine(self.model, threads, self.micro_batch, precision=precision)
+            self.bytes_per_image = image_bytes(config, self.engine.dtype)
+            self.feed = Feed(dataset, self.train_index, recipe, self._library)
+            self.steps = Steps(self.engine, self.optimizer, self.feed, recipe, precision == "float16", on_host)
 
     def fit(self, reporter: Reporter, resume: bool, checkpoint_seconds: float) -> dict[str, Any]:
         """Train from the start, or from the last checkpoint, to the end; return the result."""
         if resume and (result := self.run.result()) is not None:
             return result
-        with locked(self.run.path), Interrupt() as interrupt, self.engine:
+        values = self.model.parameters.store.peek()
+        with locked(self.run.path), Interrupt() as interrupt, on_device_of(values), self.engine:
             self._begin(resume)
             reporter.started(self.run, self.model, self.progress.step, self.total_steps, self.steps_per_epoch)
             self._train(reporter, interrupt, checkpoint_seconds)
@@ -99,6 +103,7 @@ class Trainer:
     def _begin(self, resume: bool) -> None:
         if resume and self.run.has_state():
             self.progress = self.run.load_state(self.model, self.optimizer, self.fingerprint)
+            self.steps.guard.go_on_with(self.progress.scaling)
             done = [m for m in self.run.metrics() if m["step"] <= self.progress.step]
             if [m["epoch"] for m in done] != list(range(1, self.progress.step // self.steps_per_epoch + 1)):
                 raise UserError(
@@ -116,49 +121,49 @@ class Trainer:
         saved = time.monotonic()
         while progress.step < self.total_steps:
             epoch, done = divmod(progress.step, self.steps_per_epoch)
-            order = self.train_index[epoch_order(len(self.train_index), recipe.seed, epoch)]
-            for samples in list(batches(order, recipe.batch_size))[done:]:
-                reporter.stepped(self._step(samples))
+            for samples in list(batches(self.feed.order(epoch), recipe.batch_size))[done:]:
+                self._step(samples)
+                if self.steps.full:
+                    self._hear(reporter)
                 if progress.step % self.steps_per_epoch == 0:
+                    self._hear(reporter)
                     reporter.epoch_ended(self._end_epoch(epoch + 1))
                     saved = time.monotonic()
                 elif interrupt.asked or time.monotonic() - saved >= checkpoint_seconds:
+                    self._hear(reporter)
                     self._checkpoint()
                     saved = time.monotonic()
                 if interrupt.asked and progress.step < self.total_steps:
                     raise Interrupted(progress.step)
 
-    def _step(self, samples: Array) -> StepReport:
-        progress, recipe, dataset = self.progress, self.recipe, self.dataset
-        begun = time.perf_counter()
-        key = Key(recipe.seed, progress.step, samples)
-        pixels = augment(dataset.train_images[samples], key, crop_padding=recipe.crop_padding, flip=recipe.flip)
-        images = normalize(pixels, dataset.mean, dataset.std, recipe.dtype)
-        labels = dataset.train_labels[samples]
-        loss, logits = self.engine.training_step(images, labels, key, recipe.label_smoothing)
-        norm = clip_gradients(self.model.parameters.store, recipe.clip_norm or None)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._stop_not_finite(progress.step + 1, first_non_finite(self.model, images, key))
+    def _step(self, samples: Array) -> None:
+        """Do a step on the images numbered `samples`; `_hear` tells what came of it."""
+        progress, recipe = self.progress, self.recipe
         warmup_steps = round(recipe.warmup_epochs * self.steps_per_epoch)
-        self.optimizer.lr = learning_rate(progress.step, self.total_steps, recipe.lr, warmup_steps, recipe.schedule)
-        self.optimizer.step()
-        seconds = time.perf_counter() - begun
+        lr = learning_rate(progress.step, self.total_steps, recipe.lr, warmup_steps, recipe.schedule)
+        with self._room(f"at step {progress.step + 1}", len(samples)):
+            self.steps.do(progress.step + 1, samples, lr)
         progress.step += 1
-        progress.seconds += seconds
-        progress.epoch_seconds += seconds
-        progress.epoch_images += len(samples)
-        progress.epoch_loss += float(loss) * len(samples)
-        progress.epoch_correct += int((logits.argmax(axis=1) == labels).sum())
-        rate = progress.epoch_images / progress.epoch_seconds
-        return StepReport(
-            epoch=(progress.step - 1) // self.steps_per_epoch + 1,
-            step=progress.step,
-            loss=progress.epoch_loss / progress.epoch_images,
-            accuracy=progress.epoch_correct / progress.epoch_images,
-            learning_rate=self.optimizer.lr,
-            images_per_second=rate,
-            seconds_left=(self.total_steps - progress.step) * recipe.batch_size / rate,
-        )
+
+    def _hear(self, reporter: Reporter) -> None:
+        """Wait for the steps that are under way, and tell what they came to."""
+        progress = self.progress
+        for step in self.steps.heard():
+            if step.stopped:
+                self._stop_not_finite(step.number, self.steps.where_not_finite(step))
+            progress.add(len(step.samples), step.loss, step.correct, step.seconds)
+            rate = progress.epoch_images / progress.epoch_seconds
+            reporter.stepped(
+                StepReport(
+                    epoch=(step.number - 1) // self.steps_per_epoch + 1,
+                    step=step.number,
+                    loss=progress.epoch_loss / progress.epoch_images,
+                    accuracy=progress.epoch_correct / progress.epoch_images,
+                    learning_rate=step.lr,
+                    images_per_second=rate,
+                    seconds_left=(self.total_steps - step.number) * self.recipe.batch_size / rate,
+                )
+            )
 
     def _end_epoch(self, epoch: int) -> dict[str, Any]:
         progress, dataset = self.progress, self.dataset
@@ -170,6 +175,8 @@ class Trainer:
             "train_accuracy": progress.epoch_correct / progress.epoch_images,
             "images_per_second": progress.epoch_images / progress.epoch_seconds,
             "seconds": progress.seconds,
+            "backend": self.backend,
+            "precision": self.precision or self.recipe.dtype,
         }
         self._expect_finite_parameters()
         accuracy = progress.best_accuracy  # without a validation part every epoch is the best so far
@@ -193,9 +200,11 @@ class Trainer:
 
     def _evaluate(self, engine: Engine, images: Array, labels: Array, part: str) -> Evaluation:
         mean, std = self.dataset.mean, self.dataset.std
-        measured = evaluate(engine, images, labels, mean, std)
+        with self._room(f"on the {part} images after step {self.progress.step}", min(len(images), EVALUATION_BATCH)):
+            measured = evaluate(engine, images, labels, mean, std)
         if not math.isfinite(measured.loss):
-            where = first_non_finite(engine.model, normalize(images, mean, std, self.recipe.dtype), None)
+            there = normalize(to_backend(images, self._library), mean, std, self.recipe.dtype)
+            where = first_non_finite(engine.model, there, None)
             self._stop_not_finite(self.progress.step, f"on the {part} images after it, {where}")
         return measured
 
@@ -205,8 +214,14 @@ class Trainer:
             f"{self.run.path / 'last'}; a smaller --lr often helps"
         )
 
+    def _room(self, when: str, images: int) -> AbstractContextManager[None]:
+        """Return a context in which a device that runs out of memory for `images` says what would help."""
+        tried = min(images, self.micro_batch or images)
+        return room(self._library, self.bytes_per_image, tried, when, self.run.path / "last")
+
     def _checkpoint(self) -> None:
         self._expect_finite_parameters()
+        self.progress.scaling = self.steps.guard.scaling() or self.progress.scaling
         self.run.save_model("last", self.model, self.dataset)
         self.run.save_state(self.model, self.optimizer, self.progress, self.fingerprint)
 
@@ -215,8 +230,8 @@ class Trainer:
         from minivit.weights import load_model
 
         dataset, progress = self.dataset, self.progress
-        best = load_model(self.run.path / "best", dtype=self.recipe.dtype)
-        with Engine(best, self.engine.threads, self.recipe.micro_batch) as engine:
+        best = load_model(self.run.path / "best", dtype=self.recipe.dtype, backend=self.backend)
+        with Engine(best, self.engine.threads, self.micro_batch, precision=self.precision) as engine:
             measured = self._evaluate(engine, dataset.test_images, dataset.test_labels, "test")
         result = {
             "run": str(self.run.path),
@@ -241,6 +256,9 @@ def train(
     resume: bool = False,
     threads: int | None = None,
     checkpoint_seconds: float = 60.0,
+    backend: str = "numpy",
+    precision: str | None = None,
+    micro_batch: int | None = None,
 ) -> dict[str, Any]:
     """Train the model of a run's recipe on a data set.
 
@@ -258,6 +276,12 @@ def train(
         Worker threads; they change the time and no bit of the result.
     checkpoint_seconds : float
         Longest time between two checkpoints.
+    backend : str
+        "numpy", "cupy" or, for another device, such as "cupy:1". A run may go on with another one than before.
+    precision : str, optional
+        On a GPU "float32", "tf32", "bfloat16" or "float16"; see `minivit.precision`. Parameters stay float32.
+    micro_batch : int, optional
+        Images that a device takes at a time; by default the whole batch. On the host the recipe says it.
 
     Returns
     -------
@@ -269,6 +293,9 @@ def train(
     Interrupted
         The user asked to stop; the run is saved.
     RunError
-        The loss is not finite, or a file cannot be written; the last good checkpoint is kept.
+        The loss is not finite, a file cannot be written, or a device has too little memory (`OutOfMemoryError`, which
+        says what would fit); the last good checkpoint is kept.
+    UserError
+        There is no such backend or precision here.
     """
-    return Trainer(run, dataset, threads).fit(reporter, resume, checkpoint_seconds)
+    return Trainer(run, dataset, threads, backend, precision, micro_batch).fit(reporter, resume, checkpoint_seconds)

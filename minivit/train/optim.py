@@ -1,14 +1,4 @@
-"""Optimisers: whole update rules over the flat parameter vector, in pieces that fit in cache.
-
-With g the gradient, lr the learning rate, wd the weight decay and t = 1, 2, ... the step:
-
-    SGD     b = momentum * b + (g + wd * p)            p = p - lr * b
-
-    Adam    g = g + wd * p                             (Kingma and Ba 2015, algorithm 1)
-            m = m + (1 - beta1) * (g - m)              v = v + (1 - beta2) * (g * g - v)
-            p = p - lr * m_hat / (sqrt(v_hat) + eps)   m_hat = m / (1 - beta1**t),  v_hat = v / (1 - beta2**t)
-
-    AdamW   p = p - lr * wd * p, then Adam with wd = 0 (Loshchilov and Hutter 2019, algorithm 2)
+"""Optimisers: what the update rules of `updates` work with, and the norm of the gradients.
 
 Weight decay acts on matrices alone: not on biases, norms, tokens and positions (`Parameter.decay`).
 """
@@ -16,24 +6,16 @@ Weight decay acts on matrices alone: not on biases, norms, tokens and positions 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.errors import UserError
 from minivit.layer import Layer
+from minivit.ops.registry import routine
 from minivit.parameters import FlatStore, padded
-
-_CHUNK = 1 << 14  # elements: six vectors of float32 take 384 KiB
-
-
-class Group(NamedTuple):
-    """A stretch of the flat vector with a learning rate and a weight decay of its own."""
-
-    span: slice
-    lr: float
-    weight_decay: float
+from minivit.train.updates import Group, adam_step, sgd_step
 
 
 def groups_of(model: Layer, lr: float, weight_decay: float) -> list[Group]:
@@ -50,24 +32,33 @@ def groups_of(model: Layer, lr: float, weight_decay: float) -> list[Group]:
     return groups
 
 
+@routine
+def gradient_norm(gradients: Array) -> Array:
+    """Return the root of the sum of squares of the flat vector `gradients`, a 0-d array on its device."""
+    xp = namespace(gradients)
+    size = 1 << 16 if xp is np else max(1, gradients.size)
+    pieces = (gradients[start : start + size] for start in range(0, gradients.size, size))
+    return xp.asarray(xp.sqrt(sum((piece * piece).sum() for piece in pieces)))
+
+
+def clip_factor(norm: Array, max_norm: float) -> Array:
+    """Return the factor, at most 1, that makes a vector of norm `norm` (0-d) one of norm `max_norm`."""
+    xp = namespace(norm)
+    scale = max_norm / (norm + 1e-6)
+    return xp.where(scale < 1.0, scale, xp.ones_like(scale))
+
+
 def clip_gradients(store: FlatStore, max_norm: float | None) -> Array:
     """Scale all gradients so that their global norm is at most `max_norm`; return the norm before, a 0-d array."""
     gradients = store.gradients
-    xp = namespace(gradients)
-    norm = xp.sqrt(sum((part * part).sum() for part in _pieces(gradients)))
+    norm = gradient_norm(gradients)
     if max_norm is not None:
-        scale = max_norm / (norm + 1e-6)
-        gradients *= xp.where(scale < 1.0, scale, xp.ones_like(scale))
-    return xp.asarray(norm)
-
-
-def _pieces(vector: Array) -> list[Array]:
-    size = 1 << 16 if namespace(vector) is np else max(1, vector.size)
-    return [vector[start : start + size] for start in range(0, vector.size, size)]
+        gradients *= clip_factor(norm, max_norm)
+    return norm
 
 
 class Optimizer:
-    """Shared by all: groups, state vectors, chunks and the count of steps.
+    """Shared by all: groups, state vectors and the count of steps.
 
     Parameters
     ----------
@@ -89,28 +80,34 @@ class Optimizer:
         if lr < 0 or weight_decay < 0:
             raise UserError(f"lr {lr} and weight_decay {weight_decay} must not be negative")
         self._store = model.parameters.store
-        self._groups = list(groups) if groups is not None else groups_of(model, lr, weight_decay)
+        self._groups = tuple(groups) if groups is not None else tuple(groups_of(model, lr, weight_decay))
         self._base_lr = lr
         self.lr = lr
         self.steps = 0
         values = self._store.peek()
         self._xp = namespace(values)
-        self._chunk = _CHUNK if self._xp is np else max(1, values.size)
         self._state = {name: self._xp.zeros(values.shape, dtype=values.dtype) for name in self.vectors}
-        size = min(self._chunk, values.size)
-        self._scratch = [self._xp.empty(size, dtype=values.dtype) for _ in range(2)]
 
-    def step(self) -> None:
-        """Update all parameters from their gradients."""
+    def step(self, factor: Array | None = None) -> None:
+        """Update all parameters from their gradients.
+
+        Parameters
+        ----------
+        factor : Array, optional
+            0-d, on the device and of the dtype of the gradients, by which they are multiplied. Where it is NaN no
+            parameter and no state changes. The step counts all the same, as the host does not know of it.
+        """
         self.steps += 1
-        for group in self._groups:
-            lr = group.lr * (self.lr / self._base_lr) if self._base_lr else self.lr
-            for start in range(group.span.start, group.span.stop, self._chunk):
-                piece = slice(start, min(start + self._chunk, group.span.stop))
-                scratch = [vector[: piece.stop - piece.start] for vector in self._scratch]
-                self._update(piece, lr, group.weight_decay, scratch)
+        if factor is not None and self._xp is np and factor == 1.0:
+            factor = None  # on the host, that is known
+        groups, lr_scale = self._groups, 1.0
+        if self._base_lr:
+            lr_scale = self.lr / self._base_lr
+        else:
+            groups = tuple(group._replace(lr=self.lr) for group in groups)
+        self._update(self._store.peek(), self._store.gradients, groups, {"lr_scale": lr_scale, "factor": factor})
 
-    def _update(self, piece: slice, lr: float, weight_decay: float, scratch: list[Array]) -> None:
+    def _update(self, values: Array, gradients: Array, groups: tuple[Group, ...], options: dict[str, Any]) -> None:
         raise NotImplementedError
 
     def state(self) -> dict[str, Array]:
@@ -151,21 +148,15 @@ class SGD(Optimizer):
         super().__init__(model, lr, weight_decay, groups)
         self.momentum = momentum
 
-    def _update(self, piece: slice, lr: float, weight_decay: float, scratch: list[Array]) -> None:
-        p, g, b = self._store.peek()[piece], self._store.gradients[piece], self._state["momentum"][piece]
-        (a, _) = scratch
-        xp = self._xp
-        b *= self.momentum
-        b += g
-        if weight_decay:
-            b += xp.multiply(p, weight_decay, out=a)
-        p -= xp.multiply(b, lr, out=a)
+    def _update(self, values: Array, gradients: Array, groups: tuple[Group, ...], options: dict[str, Any]) -> None:
+        sgd_step(values, gradients, self._state["momentum"], groups, momentum=self.momentum, **options)
 
 
 class Adam(Optimizer):
     """Adam; weight decay, if any, is added to the gradient."""
 
     vectors = ("m", "v")
+    _decoupled = False
 
     def __init__(
         self,
@@ -182,34 +173,15 @@ class Adam(Optimizer):
         self.betas = betas
         self.eps = eps
 
-    def _update(self, piece: slice, lr: float, weight_decay: float, scratch: list[Array]) -> None:
-        p, g = self._store.peek()[piece], self._store.gradients[piece]
-        if weight_decay:
-            g = self._xp.multiply(p, weight_decay, out=scratch[1])
-            g += self._store.gradients[piece]
-        self._adam(piece, p, g, lr, scratch)
-
-    def _adam(self, piece: slice, p: Array, g: Array, lr: float, scratch: list[Array]) -> None:
-        m, v = self._state["m"][piece], self._state["v"][piece]
-        beta1, beta2 = self.betas
-        xp, a = self._xp, scratch[0]
-        xp.subtract(g, m, out=a)
-        a *= 1.0 - beta1
-        m += a
-        xp.multiply(g, g, out=a)
-        a -= v
-        a *= 1.0 - beta2
-        v += a
-        xp.multiply(v, 1.0 / (1.0 - beta2**self.steps), out=a)
-        xp.sqrt(a, out=a)
-        a += self.eps
-        xp.divide(m, a, out=a)
-        a *= lr / (1.0 - beta1**self.steps)
-        p -= a
+    def _update(self, values: Array, gradients: Array, groups: tuple[Group, ...], options: dict[str, Any]) -> None:
+        options |= {"betas": self.betas, "eps": self.eps, "steps": self.steps, "decoupled": self._decoupled}
+        adam_step(values, gradients, self._state["m"], self._state["v"], groups, **options)
 
 
 class AdamW(Adam):
     """Adam with weight decay apart from the gradient."""
+
+    _decoupled = True
 
     def __init__(
         self,
@@ -221,9 +193,3 @@ class AdamW(Adam):
         groups: Sequence[Group] | None = None,
     ) -> None:
         super().__init__(model, lr, betas, eps, weight_decay, groups)
-
-    def _update(self, piece: slice, lr: float, weight_decay: float, scratch: list[Array]) -> None:
-        p, g = self._store.peek()[piece], self._store.gradients[piece]
-        if weight_decay:
-            p *= 1.0 - lr * weight_decay
-        self._adam(piece, p, g, lr, scratch)

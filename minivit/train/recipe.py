@@ -50,7 +50,8 @@ class Recipe:
     validation : float
         Share of the training images that choose the best epoch and are not trained on.
     micro_batch : int
-        Images a thread takes at a time; 0 for what the model says. It is part of the recipe, for it decides the bits.
+        Images a thread takes at a time; 0 for what the model says. It is part of the recipe, for it decides the bits;
+        on a device it is without effect.
     dtype : str
         "float32" or "float64".
     seed : int

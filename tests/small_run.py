@@ -1,0 +1,98 @@
+"""A small data set, a recipe that trains on it within a second, and who listens to or disturbs such a run."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minivit import ViT
+from minivit.data import Dataset
+from minivit.runs import Run
+from minivit.train.recipe import Recipe
+from minivit.train.reporter import StepReport
+from minivit.weights import read_tensors
+
+RATES = dict.fromkeys(("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.2)
+SMALL: dict[str, Any] = {"patch_size": 2, "depth": 2, "embed_dim": 8, "num_heads": 2, **RATES}
+RECIPE = Recipe(
+    dataset="squares",
+    model="vit_micro_patch4_8",
+    model_options=SMALL,
+    epochs=3,
+    batch_size=8,
+    validation=0.2,
+    crop_padding=1,
+    flip=True,
+    label_smoothing=0.1,
+    micro_batch=3,
+)
+
+
+def make_dataset(count: int = 35, test: int = 13) -> Dataset:
+    """Noise with a bright half, left or right: 28 images are trained on and 7 choose the best epoch."""
+    generator = np.random.default_rng(0)
+
+    def part(n: int) -> tuple[np.ndarray, np.ndarray]:
+        images = generator.integers(0, 128, (n, 4, 4, 1), dtype=np.uint8)
+        labels = np.arange(n) % 2
+        for image, label in zip(images, labels, strict=True):
+            image[:, 2 * label : 2 * label + 2] += 100
+        return images, labels
+
+    return Dataset("squares", *part(count), *part(test), ("left", "right"), (0.5,), (0.25,))
+
+
+class Listener:
+    """A reporter that remembers, and does something after some step."""
+
+    def __init__(self, at: int = 0, then: Callable[[], None] = lambda: None) -> None:
+        self.at, self.then = at, then
+        self.reports: list[StepReport] = []
+        self.epochs: list[dict[str, Any]] = []
+        self.started_with: list[Any] = []
+
+    def started(self, run: Run, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+        self.started_with = [first_step, total_steps, steps_per_epoch]
+
+    def stepped(self, report: StepReport) -> None:
+        self.reports.append(report)
+        if report.step == self.at:
+            self.then()
+
+    def epoch_ended(self, metrics: dict[str, Any]) -> None:
+        self.epochs.append(metrics)
+
+
+class Killed(Exception):  # noqa: N818 - it is no error
+    """Stands for a kill: nothing is saved on the way out."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def ask_to_stop() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def run_at(path: Path, recipe: Recipe = RECIPE) -> Run:
+    return Run.create(path, recipe)
+
+
+def tensors(run: Run) -> dict[str, bytes]:
+    """Return the bytes of every tensor in the run's files."""
+    files = sorted(run.path.rglob("*.safetensors"))
+    return {f"{file}/{name}"[len(str(run.path)) :]: value.tobytes() for file in files for name, value in read(file)}
+
+
+def read(file: Path) -> list[tuple[str, np.ndarray]]:
+    return sorted(read_tensors(file)[0].items())
+
+
+def bits(run: Run) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    """Return what must not depend on interruptions, threads and time."""
+    return tensors(run), [{k: v for k, v in line.items() if "second" not in k} for line in run.metrics()]

@@ -1,0 +1,402 @@
+"""Training on a device, shown on the strict stand-in: nothing crosses in a step, and the run is that of the host."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from devices import needs_kernels
+from small_run import RECIPE, Killed, Listener, ask_to_stop, bits, kill, make_dataset, read, run_at
+from strict import watch
+
+from minivit import RunError, UserError, load_model, ops
+from minivit.arrays import to_host
+from minivit.data.augment import channel_scale
+from minivit.data.batches import batches
+from minivit.inspect import figures
+from minivit.micro_batches import take
+from minivit.runs import Run
+from minivit.train import feed, guard, steps
+from minivit.train.loop import Interrupted, Trainer, train
+from minivit.train.memory import OutOfMemoryError, images_that_fit
+from minivit.train.recipe import Recipe
+from minivit.weights import read_tensors, write_tensors
+
+SIXTEEN_BITS = [pytest.param(name, marks=needs_kernels) for name in ("bfloat16", "float16")]
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the picture, which takes longer than such a run."""
+    monkeypatch.setattr(figures, "save_curves", lambda metrics, path: None)
+
+
+@pytest.fixture(autouse=True)
+def _reads_every_third_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_READ_EVERY", 3)
+
+
+@pytest.fixture(scope="module")
+def on_host(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = run_at(tmp_path_factory.mktemp("runs") / "host")
+    train(run, make_dataset(), Listener())
+    return run
+
+
+def trainer(path: Path, recipe: Recipe = RECIPE, **options: Any) -> Trainer:
+    return Trainer(run_at(path, recipe), make_dataset(), **{"backend": "strict", **options})
+
+
+def crossings(of: Trainer, count: int) -> tuple[int, int, int]:
+    """Return the transfers and synchronisations in `count` steps of the second epoch."""
+    first, second = (list(batches(of.feed.order(epoch), of.recipe.batch_size)) for epoch in (0, 1))
+    of._step(first[0])  # what is made once, such as tables of a kernel, is made here
+    with watch() as counts:
+        for samples in second[:count]:
+            of._step(samples)
+    return counts.to_device, counts.to_host, counts.synchronisations
+
+
+def assert_same_course(run: Run, other: Run, tolerance: float = 1e-4) -> None:
+    """Assert that two runs measured and learned the same up to rounding."""
+    assert len(run.metrics()) == len(other.metrics()) == 3
+    for one, two in zip(run.metrics(), other.metrics(), strict=True):
+        numbers = [name for name in one if "second" not in name and isinstance(one[name], int | float)]
+        assert len(numbers) >= 5
+        for name in numbers:
+            assert one[name] == pytest.approx(two[name], rel=tolerance), name
+    for (name, one_value), (_, two_value) in zip(
+        *(read(r.path / "last" / "training.safetensors") for r in (run, other)), strict=True
+    ):
+        scale = np.abs(two_value).max()
+        np.testing.assert_allclose(one_value, two_value, atol=20 * tolerance * scale, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("precision", [None, "tf32", *SIXTEEN_BITS])
+def test_nothing_crosses_or_waits_between_two_reads(tmp_path: Path, optimizer: str, precision: str | None) -> None:
+    of = trainer(tmp_path / "run", replace(RECIPE, optimizer=optimizer), precision=precision)
+    assert crossings(of, 2) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_nothing_crosses_or_waits_without_any_kernel(tmp_path: Path, optimizer: str) -> None:
+    with ops.reference_only():
+        assert crossings(trainer(tmp_path / "run", replace(RECIPE, optimizer=optimizer)), 2) == (0, 0, 0)
+
+
+def test_nothing_crosses_or_waits_in_micro_batches(tmp_path: Path) -> None:
+    assert crossings(trainer(tmp_path / "run", micro_batch=3), 2) == (0, 0, 0)
+
+
+def reads_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    factor = guard.Guard.factor
+
+    def wrong(self: guard.Guard, loss: Any, gradients: Any) -> Any:
+        return factor(self, loss, gradients) if float(loss) < 1e9 else None
+
+    monkeypatch.setattr(guard.Guard, "factor", wrong)
+
+
+def brings_numbers_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = feed.Feed.batch
+
+    def wrong(self: feed.Feed, *args: Any) -> Any:
+        self._scale, self._shift = channel_scale((0.5,), (0.25,), "float32", self._library)
+        return batch(self, *args)
+
+    monkeypatch.setattr(feed.Feed, "batch", wrong)
+
+
+@pytest.mark.parametrize(("fault", "expected"), [(reads_the_loss, (0, 2, 2)), (brings_numbers_along, (4, 0, 0))])
+def test_a_planted_crossing_is_noticed(
+    tmp_path: Path, fault: Callable[[pytest.MonkeyPatch], None], expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(monkeypatch)
+    assert crossings(trainer(tmp_path / "run"), 2) == expected
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_run_on_a_device_is_that_of_the_host_up_to_rounding(
+    tmp_path: Path, on_host: Run, micro_batch: int | None
+) -> None:
+    run = run_at(tmp_path / "run")
+    listener = Listener()
+    result = train(run, make_dataset(), listener, backend="strict", micro_batch=micro_batch)
+    assert [report.step for report in listener.reports] == list(range(1, 13))
+    assert result["test_accuracy"] == on_host.result()["test_accuracy"]  # type: ignore[index]
+    assert [line["backend"] for line in run.metrics()] == ["strict"] * 3
+    assert_same_course(run, on_host)
+
+
+@pytest.mark.parametrize("every", [1, 2, 100])
+def test_how_often_is_read_changes_no_bit(tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [run_at(tmp_path / name) for name in ("three", "other")]
+    train(runs[0], make_dataset(), Listener(), backend="strict")
+    monkeypatch.setattr(steps, "_READ_EVERY", every)
+    train(runs[1], make_dataset(), Listener(), backend="strict")
+    assert bits(runs[0]) == bits(runs[1])
+
+
+def test_reports_come_when_they_are_read(tmp_path: Path) -> None:
+    """Of four steps an epoch three are read together, the fourth at the epoch's end."""
+    listener, told = Listener(), []
+    of = trainer(tmp_path / "run")
+    do = of.steps.do
+
+    def spy(number: int, samples: Any, lr: float) -> None:
+        told.append(len(listener.reports))
+        do(number, samples, lr)
+
+    of.steps.do = spy  # type: ignore[method-assign]
+    of.fit(listener, False, 1e9)
+    assert told == [0, 0, 0, 3, 4, 4, 4, 7, 8, 8, 8, 11]
+    assert sum(report.step for report in listener.reports) == 78
+    assert listener.reports[-1].seconds_left == 0
+
+
+@pytest.mark.parametrize(("first", "then"), [("strict", "numpy"), ("numpy", "strict"), ("strict", "strict")])
+@pytest.mark.parametrize("at", [3, 7])
+def test_a_run_goes_on_elsewhere(tmp_path: Path, on_host: Run, first: str, then: str, at: int) -> None:
+    run = run_at(tmp_path / "run")
+    with pytest.raises(Interrupted, match=f"step {at}"):
+        train(run, make_dataset(), Listener(at, ask_to_stop), backend=first)
+    listener = Listener()
+    train(run, make_dataset(), listener, resume=True, backend=then)
+    assert listener.started_with[0] == at
+    assert_same_course(run, on_host)
+
+
+def test_a_killed_run_on_a_device_ends_in_the_same_bits(tmp_path: Path) -> None:
+    runs = [run_at(tmp_path / name) for name in ("whole", "killed")]
+    train(runs[0], make_dataset(), Listener(), backend="strict")
+    with pytest.raises(Killed):
+        train(runs[1], make_dataset(), Listener(7, kill), backend="strict", checkpoint_seconds=0.0)
+    train(runs[1], make_dataset(), Listener(), resume=True, backend="strict")
+    assert bits(runs[0]) == bits(runs[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("lr", [1e30, 1e12])
+def test_the_first_loss_that_is_not_finite_is_named_as_on_the_host(
+    tmp_path: Path, lr: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_READ_EVERY", 100)
+    said = []
+    for backend in ("numpy", "strict"):
+        run = run_at(tmp_path / backend, replace(RECIPE, lr=lr, optimizer="sgd", clip_norm=0.0))
+        with pytest.raises(RunError, match=r"not finite at step \d+") as raised:
+            train(run, make_dataset(), Listener(), backend=backend, checkpoint_seconds=1e9)
+        said.append(str(raised.value).replace(backend, ""))
+        for value in load_model(run.path / "last").state_dict().values():
+            assert np.isfinite(value).all()
+    assert said[0] == said[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_nothing_is_updated_from_the_first_step_on_that_is_not_finite(tmp_path: Path) -> None:
+    of = trainer(tmp_path / "run")
+    samples = list(batches(of.feed.order(0), 8))
+    of._step(samples[0])
+    store = of.model.parameters.store
+    of.feed._scale[...] = float("inf")
+    before = to_host(store.peek()), of.optimizer.state()
+    of._step(samples[1])
+    of.feed._scale[...] = 1.0
+    of._step(samples[2])
+    np.testing.assert_array_equal(to_host(store.peek()), before[0])
+    for name, vector in of.optimizer.state().items():
+        np.testing.assert_array_equal(vector, before[1][name])
+    assert [step.stopped for step in of.steps.heard()] == [False, True, True]
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_no_checkpoint_follows_a_step_that_is_not_finite(tmp_path: Path) -> None:
+    of = trainer(tmp_path / "run")
+    real, at = of.feed.batch, []
+
+    def batch(samples: Any, step: int, dtype: Any) -> Any:
+        made = real(samples, step, dtype)
+        if step == 5:
+            made.images[0] *= float("nan")
+            at.append(step)
+        return made
+
+    of.feed.batch = batch  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="not finite at step 6: the images themselves hold NaN"):
+        of.fit(Listener(), False, 0.0)  # a checkpoint after every step
+    assert of.run.load_state(of.model, of.optimizer, of.fingerprint).step == 5
+
+
+def test_a_gradient_that_is_not_finite_is_named_though_later_steps_had_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = trainer(tmp_path / "run")
+    real = of.engine.training_step
+
+    def overflow(images: Any, labels: Any, key: Any, *rest: Any) -> Any:
+        came = real(images, labels, key, *rest)
+        if key.step == 1:
+            of.model.parameters["blocks.1.norm2.weight"].grad[...] = float("inf")
+        return came
+
+    monkeypatch.setattr(of.engine, "training_step", overflow)
+    with pytest.raises(RunError, match=r"not finite at step 2: .* in the gradient of blocks\.1\.norm2\.weight"):
+        of.fit(Listener(), False, 1e9)
+
+
+def test_too_little_memory_for_the_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("minivit.train.loop.Feed", full)
+    monkeypatch.setattr("minivit.train.memory.free_memory", lambda library: 3 << 20)
+    with pytest.raises(OutOfMemoryError, match=r"before the first step; 3 MiB are free\. Take a smaller --model"):
+        trainer(tmp_path / "run")
+
+
+def test_out_of_memory_says_what_fits_and_that_works(
+    tmp_path: Path, on_host: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device of this test holds the activations of five images, and lets go of those that were too many."""
+    of = trainer(tmp_path / "run")
+    held: list[Any] = []
+
+    def free_memory(library: Any) -> int:
+        assert held.pop()() is None
+        return 5 * of.bytes_per_image
+
+    monkeypatch.setattr("minivit.train.memory.free_memory", free_memory)
+
+    def hungry(replica: Any, batch: Any, step: Any, parts: Any, index: int) -> None:
+        if step.rng.step >= 5 and parts[index].stop - parts[index].start > 5:
+            activations = step.rng.bits((8, 3))
+            held.append(weakref.ref(activations))
+            raise MemoryError("Out of memory allocating 1,024 bytes")
+        take(replica, batch, step, parts, index)
+
+    monkeypatch.setattr("minivit.device_step.take", hungry)
+    with pytest.raises(OutOfMemoryError) as raised:
+        of.fit(Listener(), False, 1e9)
+    assert raised.value.micro_batch == 4
+    words = str(raised.value)
+    assert "ran out of memory at step 6, taking 8 images at a time" in words
+    assert "--micro-batch 4 cuts each step into such pieces" in words
+    assert str(of.run.path / "last") in words
+    listener = Listener()
+    train(of.run, make_dataset(), listener, resume=True, backend="strict", micro_batch=4)
+    assert listener.started_with[0] == 4
+    assert_same_course(of.run, on_host)
+
+
+def test_out_of_memory_with_one_image_has_another_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = trainer(tmp_path / "run", micro_batch=1)
+
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(of.engine, "training_step", full)
+    with pytest.raises(OutOfMemoryError, match="a smaller --model, or --backend numpy") as raised:
+        of.fit(Listener(), False, 1e9)
+    assert raised.value.micro_batch is None
+
+
+def test_other_errors_of_a_step_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = trainer(tmp_path / "run")
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(of.engine, "training_step", broken)
+    with pytest.raises(ZeroDivisionError):
+        of.fit(Listener(), False, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("tried", "per_image", "free", "expected"),
+    [
+        (256, 10, 10_000, 128),  # it did not fit, whatever the estimate says
+        (256, 10, 1000, 64),
+        (256, 10, 640, 64),
+        (256, 10, 639, 32),
+        (256, 10, 10, 1),
+        (256, 10, 9, None),
+        (100, 10, None, 32),
+        (2, 10, None, 1),
+        (1, 10, 1000, None),
+        (0, 10, 1000, None),
+    ],
+)
+def test_images_that_fit(tried: int, per_image: int, free: int | None, expected: int | None) -> None:
+    assert images_that_fit(tried, per_image, free) == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ({}, {"backend": "numpy", "precision": "bfloat16"}, "precision bfloat16 needs a GPU"),
+        ({"dtype": "float64"}, {"precision": "tf32"}, "is for models of float32"),
+        ({}, {"precision": "float8"}, "precision is 'float8'; expected one of float32, tf32, bfloat16, float16"),
+        ({}, {"backend": "numpy", "micro_batch": 4}, "the recipe's"),
+        ({}, {"micro_batch": 0}, "micro_batch is 0"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together_are_refused(
+    tmp_path: Path, recipe: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trainer(tmp_path / "run", replace(RECIPE, **recipe), **options)
+
+
+def test_labels_are_checked_before_they_go_to_the_device(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    dataset.train_labels[3] = 2
+    with pytest.raises(UserError, match="label 2 of image 3 is out of range"):
+        Trainer(run_at(tmp_path / "run"), dataset, backend="strict")
+
+
+def test_a_checkpoint_of_before_loss_scales_is_read(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train(run, make_dataset(), Listener(2, ask_to_stop))
+    path = run.path / "last" / "training.safetensors"
+    tensors, about = read_tensors(path)
+    progress = json.loads(about["progress"])
+    del progress["scaling"]
+    write_tensors(path, tensors, {**about, "progress": json.dumps(progress)})
+    listener = Listener()
+    train(run, make_dataset(), listener, resume=True, backend="strict", precision="tf32")
+    assert listener.started_with[0] == 2
+
+
+@needs_kernels
+def test_the_loss_scale_is_kept(tmp_path: Path) -> None:
+    of = trainer(tmp_path / "run", precision="float16")
+    of.steps.guard.go_on_with((512.0, 7))
+    of._checkpoint()
+    of = Trainer(of.run, make_dataset(), backend="strict", precision="float16")
+    of._begin(resume=True)
+    assert of.steps.guard.scaling() == (512.0, 7)
+    plain = Trainer(of.run, make_dataset())
+    plain._begin(resume=True)
+    plain._checkpoint()
+    assert plain.progress.scaling == (512.0, 7)
+
+
+@pytest.mark.parametrize("precision", SIXTEEN_BITS)
+def test_sixteen_bits_follow_the_host(tmp_path: Path, on_host: Run, precision: str) -> None:
+    """And go on there: the parameters of a checkpoint are float32."""
+    run = run_at(tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train(run, make_dataset(), Listener(6, ask_to_stop), backend="strict", precision=precision)
+    train(run, make_dataset(), Listener(), resume=True)
+    assert [line["precision"] for line in run.metrics()] == [precision, "float32", "float32"]
+    for one, other in zip(run.metrics(), on_host.metrics(), strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=2e-2)
