@@ -9,6 +9,8 @@ step is left out and the scale halved; 2000 good steps double it. At a scale of 
 
 from __future__ import annotations
 
+from typing import Any
+
 from minivit.arrays import Array, namespace, to_host
 from minivit.ops.registry import routine
 from minivit.train.optim import clip_factor, gradient_norm
@@ -20,7 +22,9 @@ GROWTH_STEPS = 2000
 
 
 @routine
-def judge(state: Array, loss: Array, norm: Array, *, clip_norm: float, scaled: bool) -> None:
+def judge(
+    state: Array, loss: Array, norm: Array, *, clip_norm: float, scaled: bool, growth_steps: int, largest_scale: float
+) -> None:
     """Bring the state of a guard up to date, in place.
 
     Parameters
@@ -33,6 +37,10 @@ def judge(state: Array, loss: Array, norm: Array, *, clip_norm: float, scaled: b
         Largest norm; 0 for no clipping.
     scaled : bool
         Whether the loss scale changes; else it is 1.
+    growth_steps : int
+        Good steps after which the loss scale doubles.
+    largest_scale : float
+        Which it does not exceed.
     """
     xp = namespace(state, loss, norm)
     scale, good, finite = state[SCALE], state[GOOD], xp.isfinite(norm)
@@ -40,9 +48,9 @@ def judge(state: Array, loss: Array, norm: Array, *, clip_norm: float, scaled: b
     going_on = xp.isfinite(loss) & (finite | excused) & (state[STOPPED] == 0.0)
     factor = (clip_factor(norm / scale, clip_norm) if clip_norm else xp.ones_like(norm)) / scale
     if scaled:
-        grows = finite & (good >= GROWTH_STEPS - 1.0)
+        grows = finite & (good >= growth_steps - 1.0)
         good = xp.where(finite & ~grows, good + 1.0, 0.0)
-        scale = xp.where(excused, scale * 0.5, xp.where(grows, xp.minimum(scale * 2.0, LARGEST_SCALE), scale))
+        scale = xp.where(excused, scale * 0.5, xp.where(grows, xp.minimum(scale * 2.0, largest_scale), scale))
         state[SCALE], state[GOOD] = scale, good
     state[STOPPED] = xp.where(going_on, xp.zeros_like(norm), xp.ones_like(norm))
     state[FACTOR] = xp.where(going_on & finite, factor, xp.nan)
@@ -81,7 +89,8 @@ class Guard:
         """Return what the flat vector `gradients` is to be multiplied by, 0-d; NaN where nothing may be updated."""
         state = self._state
         norm = gradient_norm(gradients)
-        judge(state, loss, norm, clip_norm=self._clip_norm, scaled=self._scaled)
+        limits: dict[str, Any] = {"growth_steps": GROWTH_STEPS, "largest_scale": LARGEST_SCALE}
+        judge(state, loss, norm, clip_norm=self._clip_norm, scaled=self._scaled, **limits)
         return state[FACTOR]
 
     def scaling(self) -> tuple[float, int] | None:

@@ -9,6 +9,7 @@ from minivit.kernels.cuda import (
     elementwise,
     encoder_block,
     gelu,
+    guard,
     layer_norm,
     linear,
     optimizer,
@@ -16,7 +17,9 @@ from minivit.kernels.cuda import (
     softmax,
 )
 
-_RIVALS = (attention, cross_entropy, elementwise, encoder_block, gelu, layer_norm, linear, optimizer, random, softmax)
+_RIVALS = (
+    attention, cross_entropy, elementwise, encoder_block, gelu, guard, layer_norm, linear, optimizer, random, softmax,
+)  # fmt: skip
 
 
 def register(library: str) -> None:
