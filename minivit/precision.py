@@ -1,9 +1,9 @@
 """How exactly a device computes: the precisions of a step, and whether float32 products may round to TF32.
 
-    float32     products and everything else in float32
-    tf32        the operands of float32 products are rounded to 10 bits of mantissa, as tensor cores take them
-    bfloat16    arrays of 16 bits with 8 bits of mantissa; float32 sums, statistics, gradients and parameters
-    float16     the same with 11 bits and the range of 6e-8 to 65504, so that the loss is scaled
+float32     products and everything else in float32
+tf32        the operands of float32 products are rounded to 10 bits of mantissa, as tensor cores take them
+bfloat16    arrays of 16 bits with 8 bits of mantissa; float32 sums, statistics, gradients and parameters
+float16     the same with 11 bits and the range of 6e-8 to 65504, so that the loss is scaled
 """
 
 from __future__ import annotations

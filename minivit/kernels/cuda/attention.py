@@ -1,7 +1,8 @@
-"""Attention by strided products on qkv as it lies, and one softmax pass over the scores. Rival of `ops.attention`.
+"""Attention by batched products over all heads of all images, and one softmax pass. Rival of `ops.attention`.
 
-A product takes one head of all images, since only the images of a batch are evenly spaced in qkv and in the result.
-Rows of scores start at multiples of 16 bytes, which tensor cores need; softmax takes its maxima and sums in float32.
+The heads are taken apart, so that one product serves them all; with the bias of the linear map before, that costs no
+pass of its own (encoder_block.py). Rows of scores start at multiples of 16 bytes, which tensor cores need; softmax
+takes its maxima and sums in float32.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import multiply
+from minivit.kernels.cuda.heads import merge_heads, split_heads
 from minivit.kernels.cuda.products import product
 from minivit.kernels.cuda.runtime import covers_dtype, pack, settled
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
-from minivit.ops.attention import ALL, check_attention, heads
+from minivit.ops.attention import ALL, check_attention
 from minivit.ops.registry import Rival, register_rival
 from minivit.ops.shapes import expect_gradient
 
@@ -21,18 +23,55 @@ from minivit.ops.shapes import expect_gradient
 class CudaAttentionCache(NamedTuple):
     """What the backward pass reads."""
 
-    qkv: Array  # (B, N, 3 D)
-    weights: Array  # (B, H, M, N), the rows of memory that may be longer
-    mask: Array | None  # (B, H, M, N)
+    qkv: Array  # (3, B, H, N, K)
+    weights: Array  # (B * H, M, N), whose rows may lie apart
+    mask: Array | None  # (B * H, M, N)
     queries: slice
 
 
-def _scores(like: Array, B: int, H: int, M: int, N: int, padded: bool) -> tuple[Array, Array, int]:
-    """Return memory for scores, the (B, H, M, N) of it that are scores, and how far their rows lie apart."""
+def _scores(like: Array, heads: int, M: int, N: int, padded: bool) -> tuple[Array, Array]:
+    """Return memory for scores, and the (heads, M, N) of it that are scores."""
     step = pack(like.dtype) if padded else 1
-    stride = -(-N // step) * step
-    memory = namespace(like).empty((B, H, M, stride), dtype=like.dtype)
-    return memory, memory[..., :N], stride
+    memory = namespace(like).empty((heads, M, -(-N // step) * step), dtype=like.dtype)
+    return memory, memory[..., :N]
+
+
+def attend(qkv: Array, mask: Array | None, queries: slice) -> tuple[Array, CudaAttentionCache]:
+    """Return (B, M, D) for `qkv` (3, B, H, N, K), and what the backward pass reads."""
+    _, B, H, N, K = qkv.shape
+    q, k, v = qkv.reshape(3, B * H, N, K)
+    q = q[:, queries]
+    M = q.shape[1]
+    mask = None if mask is None else settled(mask).reshape(B * H, M, N)
+    memory, weights = _scores(qkv, B * H, M, N, mask is None)
+    product(q, k.swapaxes(1, 2), weights, scale=K**-0.5)
+    scaled_softmax(memory, 1.0, memory, B * H * M, N, memory.shape[2])
+    y = namespace(qkv).empty((1, B, H, M, K), dtype=qkv.dtype)
+    product(weights if mask is None else multiply(weights, mask), v, y.reshape(B * H, M, K))
+    return merge_heads(y)[0], CudaAttentionCache(qkv, weights, mask, queries)
+
+
+def attend_backward(dy: Array, cache: CudaAttentionCache) -> Array:
+    """Return ``dqkv`` (3, B, H, N, K) for the gradient `dy` (B, M, D)."""
+    qkv, weights, mask, queries = cache
+    _, B, H, N, K = qkv.shape
+    M = weights.shape[1]
+    expect_gradient("attention", dy, (B, M, H * K), qkv.dtype)
+    xp = namespace(dy, qkv)
+    q, k, v = qkv.reshape(3, B * H, N, K)
+    q = q[:, queries]
+    dy = split_heads(settled(dy), None, 1, H).reshape(B * H, M, K)
+    dqkv: Array = (xp.empty if M == N else xp.zeros)(qkv.shape, dtype=qkv.dtype)
+    dq, dk, dv = dqkv.reshape(3, B * H, N, K)
+    product((weights if mask is None else multiply(weights, mask)).swapaxes(1, 2), dy, dv)
+    memory, dweights = _scores(qkv, B * H, M, N, mask is None)
+    product(dy, v.swapaxes(1, 2), dweights)
+    if mask is not None:
+        memory = dweights = multiply(dweights, mask)
+    scaled_softmax_backward(memory, weights, K**-0.5, memory, B * H * M, N, memory.shape[2])
+    product(dweights, k, dq[:, queries])
+    product(dweights.swapaxes(1, 2), q, dk)
+    return dqkv
 
 
 def _covers(qkv: Array, num_heads: int, mask: Array | None = None, queries: slice = ALL, *, keep: bool = True) -> bool:
@@ -42,47 +81,13 @@ def _covers(qkv: Array, num_heads: int, mask: Array | None = None, queries: slic
 def _forward(
     qkv: Array, num_heads: int, mask: Array | None = None, queries: slice = ALL, *, keep: bool = True
 ) -> tuple[Array, CudaAttentionCache | None]:
-    xp = check_attention(qkv, num_heads, mask, queries)
-    qkv = settled(qkv)
-    q, k, v = heads(qkv, num_heads)
-    q = q[:, :, queries]
-    B, H, M, K = q.shape
-    N = k.shape[2]
-    mask = None if mask is None else settled(mask)
-    memory, weights, stride = _scores(qkv, B, H, M, N, mask is None)
-    for h in range(H):
-        product(q[:, h], k[:, h].swapaxes(1, 2), weights[:, h], scale=K**-0.5)
-    scaled_softmax(memory, 1.0, memory, B * H * M, N, stride)
-    dropped = weights if mask is None else multiply(weights, mask)
-    y = xp.empty((B, M, H, K), dtype=qkv.dtype)
-    for h in range(H):
-        product(dropped[:, h], v[:, h], y[:, :, h])
-    return y.reshape(B, M, H * K), CudaAttentionCache(qkv, weights, mask, queries) if keep else None
+    check_attention(qkv, num_heads, mask, queries)
+    y, cache = attend(split_heads(settled(qkv), None, 3, num_heads), mask, queries)
+    return y, cache if keep else None
 
 
 def _backward(dy: Array, cache: CudaAttentionCache) -> Array:
-    qkv, weights, mask, queries = cache
-    B, H, M, N = weights.shape
-    expect_gradient("attention", dy, (B, M, qkv.shape[2] // 3), qkv.dtype)
-    xp = namespace(dy, qkv)
-    q, k, v = heads(qkv, H)
-    q, K = q[:, :, queries], q.shape[-1]
-    dy = settled(dy).reshape(B, M, H, K)
-    dqkv = (xp.empty if M == N else xp.zeros)(qkv.shape, dtype=qkv.dtype)
-    dq, dk, dv = heads(dqkv, H)
-    dq = dq[:, :, queries]
-    dropped = weights if mask is None else multiply(weights, mask)
-    memory, dweights, stride = _scores(qkv, B, H, M, N, mask is None)
-    for h in range(H):
-        product(dropped[:, h].swapaxes(1, 2), dy[:, :, h], dv[:, h])
-        product(dy[:, :, h], v[:, h].swapaxes(1, 2), dweights[:, h])
-    if mask is not None:
-        memory = dweights = multiply(dweights, mask)
-    scaled_softmax_backward(memory, weights, K**-0.5, memory, B * H * M, N, stride)
-    for h in range(H):
-        product(dweights[:, h], k[:, h], dq[:, h])
-        product(dweights[:, h].swapaxes(1, 2), q[:, h], dk[:, h])
-    return dqkv
+    return merge_heads(attend_backward(dy, cache))[0]
 
 
 def register(library: str) -> None:

@@ -27,9 +27,9 @@ class Grid(NamedTuple):
         return WARP, TALL
 
 
-def grid_of(rows: int, columns: int, dtype: object) -> Grid:
-    """Return the blocks for a matrix."""
-    width = pack(dtype) if columns % pack(dtype) == 0 else 1
+def grid_of(rows: int, columns: int, dtype: object, together: int | None = None) -> Grid:
+    """Return the blocks for a matrix, of whose columns so many lie `together`, all by default."""
+    width = pack(dtype) if (together or columns) % pack(dtype) == 0 else 1
     return Grid(blocks(columns, WARP * width), min(blocks(rows, TALL), _MOST))
 
 

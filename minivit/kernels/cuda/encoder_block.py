@@ -1,18 +1,19 @@
 """A whole encoder block with its biases, residual sums and norms fused. Rival of the layer `EncoderBlock`.
 
-Where nothing in the block is random. Between two products there is one pass over memory: bias and GELU; bias, residual
-sum and the second norm; bias and the second residual sum. The gradients of the matrices are written, or added, where
-the parameters keep them, in float32 also for 16-bit arrays. Attention is the op.
+Where nothing in the block is random. Between two products there is one pass over memory: bias and taking the heads
+apart; bias, residual sum and the second norm; bias and GELU; bias and the second residual sum. The gradients of the
+matrices are written, or added, where the parameters keep them, in float32 also for 16-bit arrays.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from minivit import ops
 from minivit.arrays import Array, namespace
+from minivit.kernels.cuda.attention import CudaAttentionCache, attend, attend_backward
 from minivit.kernels.cuda.columns import column_sums, column_totals
 from minivit.kernels.cuda.gelu import bias_gelu, bias_gelu_backward
+from minivit.kernels.cuda.heads import merge_heads, split_heads
 from minivit.kernels.cuda.layer_norm import Statistics, covers_width, normalize, normalize_backward
 from minivit.kernels.cuda.linear import add_bias
 from minivit.kernels.cuda.products import product
@@ -36,7 +37,7 @@ class CudaBlockCache(NamedTuple):
     queries: slice
     shape: tuple[int, int, int]
     norm1: _Normed
-    attention: Any
+    attention: CudaAttentionCache
     gathered: Array  # (B * M, D), what the heads gathered
     norm2: _Normed
     h: Array  # (B * M, F), before its bias and GELU
@@ -57,9 +58,8 @@ def _forward(x: Array, block: Any, queries: slice = ALL, keep: bool = True) -> t
     B, N, D = x.shape
     every = settled(x).reshape(B * N, D)
     norm1 = _norm(every, block.norm1)
-    qkv = _product(norm1.y, attn.qkv.weight.value)
-    add_bias(qkv, attn.qkv.bias.value, None, qkv)
-    y, attention = ops.attention(qkv.reshape(B, N, 3 * D), attn.num_heads, None, queries, keep=keep)
+    qkv = _product(norm1.y, attn.qkv.weight.value).reshape(B, N, 3 * D)
+    y, attention = attend(split_heads(qkv, attn.qkv.bias.value, 3, attn.num_heads), None, queries)
     gathered = y.reshape(-1, D)
     asking = every if queries == ALL else settled(x[:, queries]).reshape(-1, D)
     norm2 = _norm(asking, block.norm2, _product(gathered, attn.proj.weight.value), attn.proj.bias.value)
@@ -96,9 +96,10 @@ def _backward(dy: Array, cache: CudaBlockCache, block: Any) -> Array:
     partial = bias_gelu_backward(dh, h, mlp.fc1.bias.value, mlp.act.approximate == "tanh", dh)
     d = _norm_backward(_linear_backward(dh, norm2.y, mlp.fc1, partial), norm2, block.norm2, d)
     dgathered = _linear_backward(d, gathered, attn.proj).reshape(dy.shape)
-    dqkv = ops.attention_backward(dgathered, attention).reshape(B * N, 3 * D)
+    dqkv, partial = merge_heads(attend_backward(dgathered, attention), sums=True)
     past = d if queries == ALL else None
-    dx = _norm_backward(_linear_backward(dqkv, norm1.y, attn.qkv), norm1, block.norm1, past).reshape(shape)
+    dnormed = _linear_backward(dqkv.reshape(B * N, 3 * D), norm1.y, attn.qkv, partial)
+    dx = _norm_backward(dnormed, norm1, block.norm1, past).reshape(shape)
     if past is None:
         dx[:, queries] += d.reshape(dy.shape)
     return dx
