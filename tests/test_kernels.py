@@ -161,6 +161,7 @@ def test_what_a_rival_does_not_cover_goes_to_the_reference(name: str) -> None:
 def softmax_rivals() -> Iterator[None]:
     rivals = registry._rivals["softmax"]
     before = rivals[:]
+    rivals[:] = [rival for rival in rivals if rival.library != "strict"]
     yield
     rivals[:] = before
 
