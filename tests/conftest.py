@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("contract")
 
-import strict  # noqa: E402 - after the rewriting of asserts
+import devices  # noqa: E402 - after the rewriting of asserts
+import strict  # noqa: E402 - as above
 from small_vit import needs_fork  # noqa: E402 - as above
 
 from minivit import team  # noqa: E402 - as above
@@ -17,6 +18,7 @@ settings.register_profile(
 )
 settings.load_profile("minivit")
 strict.register()
+devices.register_kernels()
 
 
 @pytest.fixture(params=[pytest.param("processes", marks=needs_fork), "threads"])

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivit import Layer, ops, testing
-from minivit.arrays import Array, to_backend, to_host
+from minivit.arrays import Array, dtype_named, to_backend, to_host
 from minivit.cases import Case
 from minivit.ops import registry
 from minivit.ops.registry import Rival
@@ -62,7 +62,7 @@ def on(library: str, case: Case) -> Case:
 
 def rival_of(case: Case, dtype: str) -> Rival | None:
     """Return the rival that runs the case in `dtype`, or None where the reference does."""
-    _, cache = case.forward(*case.make(0, dtype))
+    _, cache = case.forward(*case.make(0, dtype_named(dtype)))
     return next((rival for rival in rivals_of(case.op) if type(own(cache)) is rival.cache), None)
 
 

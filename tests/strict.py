@@ -2,8 +2,9 @@
 
 `StrictArray` wraps a NumPy array and behaves as CuPy's arrays do where they differ: no implicit conversion to NumPy, no
 NumPy function, no host array or NumPy scalar beside it, 0-d arrays instead of scalars. The namespace `strict` offers
-only what NumPy and CuPy both have. `watch` counts what would cross between host and device or wait for the device. A
-float64 result where no float64 went in is an error, and so is an operation that mixes precisions.
+only what NumPy and CuPy both have. `watch` counts what would cross between host and device or wait for the device, and
+what is allocated. A float64 result where no float64 went in is an error, and so is an operation that mixes precisions
+or devices. CUDA kernels run from their source (cuda_on_cpu), and what `empty` returns is NaN until it is written.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import functools
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from cuda_on_cpu.compiler import COMPILER
+from cuda_on_cpu.emulator import RawModule
+from cuda_on_cpu.memory import Device, MixError, check_devices, device_of, placed, pointer_to
 
-from minivit.arrays import register_backend
+from minivit.arrays import is_floating, real_dtype, register_backend
 
-DOUBLE = (np.float64, np.complex128)
 CREATION = {"arange", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like", "zeros",
             "zeros_like"}  # fmt: skip
 FUNCTIONS = CREATION | {
@@ -40,20 +43,17 @@ CONSTANTS = {
 
 
 class LeakError(AssertionError):
-    """A float64 array came out of an operation into which none went."""
-
-
-class MixError(TypeError):
-    """A host array, a NumPy scalar or an array of another precision met a strict array."""
+    """An array of a higher precision came out of an operation than went in; float64 out of no float."""
 
 
 @dataclass
 class Counts:
-    """What happened while `watch` looked on."""
+    """What happened while `watch` looked on; `allocations` are the sizes in bytes of the arrays that were made."""
 
     to_device: int = 0
     to_host: int = 0
     synchronisations: int = 0
+    allocations: list[int] = field(default_factory=list)
 
 
 _counts = Counts()
@@ -61,7 +61,7 @@ _counts = Counts()
 
 @contextmanager
 def watch() -> Iterator[Counts]:
-    """Count the transfers and synchronisations of the block."""
+    """Count the transfers, synchronisations and allocations of the block."""
     global _counts
     before, _counts = _counts, Counts()
     try:
@@ -95,25 +95,31 @@ def _arrays(value: Any) -> Iterator[StrictArray]:
 
 def _call(name: str, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     """Call a NumPy function on what is behind its arguments, and judge the dtype of what it returns."""
-    floats = {x.dtype for x in _arrays([args, kwargs]) if x.dtype.kind in "fc"}
-    if len(floats) > 1:
+    given = list(_arrays([args, kwargs]))
+    floats = {real_dtype(x.dtype) for x in given if is_floating(x.dtype)}
+    check_devices(name, [x.device for x in given])
+    if len(floats) > 1 and name != "copyto":
         raise MixError(f"{name} mixes {' and '.join(sorted(str(dtype) for dtype in floats))}")
-    asked = kwargs.get("dtype") is not None and (name in CREATION or not floats)
+    converts = name == "astype" or kwargs.get("dtype") is not None
+    asked = converts and (name in CREATION or not floats)
     result = function(*_plain(args), **_plain(kwargs))
     if result is NotImplemented:
         return result
     if kwargs.get("out") is not None:
         return kwargs["out"]
-    wrapped = _wrapped(result)
+    wrapped = _wrapped(result, unknown=name in ("empty", "empty_like"))
+    known = max((dtype.itemsize for dtype in floats), default=0)
     for x in _arrays(wrapped):
-        if x.dtype in DOUBLE and not asked and not any(dtype in DOUBLE for dtype in floats):
+        size = real_dtype(x.dtype).itemsize if is_floating(x.dtype) else 0
+        harmless = size < 8 and (converts or not floats)
+        if size > known and not asked and not harmless:
             raise LeakError(f"{name} returns {x.dtype}, but {', '.join(map(str, floats)) or 'no float'} went in")
     return wrapped
 
 
-def _wrapped(result: Any) -> Any:
+def _wrapped(result: Any, unknown: bool = False) -> Any:
     if isinstance(result, np.ndarray | np.generic):
-        return StrictArray(np.asarray(result))
+        return StrictArray(np.asarray(result), unknown)
     return type(result)(map(_wrapped, result)) if isinstance(result, tuple | list) else result
 
 
@@ -133,7 +139,11 @@ class StrictArray:
     __array_ufunc__ = None  # so that NumPy's own operators leave the work, and the refusal, to this class
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+    def __init__(self, array: np.ndarray[Any, Any], unknown: bool = False) -> None:
+        """Take a view of what is on a device already, or copy to the current one; if `unknown`, without the numbers."""
+        if device_of(array) is None:
+            array = placed(array, copy=not unknown)
+            _counts.allocations.append(array.nbytes)
         self._array = array
 
     def __repr__(self) -> str:
@@ -153,7 +163,8 @@ class StrictArray:
     itemsize = property(lambda self: self._array.itemsize)
     strides = property(lambda self: self._array.strides)
     flags = property(lambda self: self._array.flags)
-    device = property(lambda self: 0)
+    data = property(lambda self: pointer_to(self._array))
+    device = property(lambda self: device_of(self._array))
     T = property(lambda self: StrictArray(self._array.T))
     real = property(lambda self: StrictArray(self._array.real))
     imag = property(lambda self: StrictArray(self._array.imag))
@@ -237,6 +248,8 @@ class StrictLibrary:
     """The functions that NumPy and CuPy both have, for strict arrays."""
 
     ndarray = StrictArray
+    if COMPILER:
+        RawModule = RawModule
 
     def __getattr__(self, name: str) -> Any:
         if name in CONSTANTS:
@@ -258,6 +271,17 @@ class StrictLibrary:
         return StrictArray(np.array(x, dtype=dtype))
 
     array = asarray
+
+    @staticmethod
+    def select(index: int | None) -> Device:
+        """Return a device, for None the current one: `minivit.arrays` asks so; CuPy has no such function."""
+        return Device(Device.current if index is None else index)
+
+    @staticmethod
+    def on_device(x: StrictArray, index: int) -> StrictArray:
+        """Return a copy of `x` on another device; CuPy has no such function."""
+        with Device(index):
+            return StrictArray(x._array.copy())
 
     @staticmethod
     def asnumpy(x: StrictArray) -> np.ndarray[Any, Any]:

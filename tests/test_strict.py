@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 from contract import assert_close, normal
-from strict import LeakError, MixError, StrictArray, strict, watch
+from cuda_on_cpu.memory import MixError
+from devices import needs_kernels
+from strict import LeakError, StrictArray, strict, watch
 
 from minivit import SGD, Adam, AdamW, Engine, Key, ViT, ViTConfig, arrays, ops
 from minivit.arrays import Array, to_backend, to_host
@@ -35,6 +38,14 @@ def strict_of(x: Array) -> Array:
     return to_backend(x, strict)
 
 
+@pytest.fixture(params=[pytest.param("kernels", marks=needs_kernels), "references"])
+def computed(request: pytest.FixtureRequest) -> Iterator[str]:
+    """By what: the CUDA kernels, or the ops' own source."""
+    with ops.reference_only() if request.param == "references" else nullcontext():
+        yield request.param
+
+
+@pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_case_runs_on_strict_arrays(case: Case) -> None:
     given = case.make(0, "float32")
@@ -48,7 +59,7 @@ def test_every_case_runs_on_strict_arrays(case: Case) -> None:
         gradients = case.backward(moved_dy, cache)
     assert (counts.to_device, counts.to_host, counts.synchronisations) == (0, 0, 0)
     assert {x.dtype.name for x in (y, *gradients)} == {"float32"}
-    assert_close([host(x) for x in (y, *gradients)], expected, 1e-6)
+    assert_close([host(x) for x in (y, *gradients)], expected, 2e-6)
 
 
 def model(backend: str, **fields: Any) -> ViT:
@@ -60,21 +71,30 @@ def model(backend: str, **fields: Any) -> ViT:
 def step(
     backend: str, pool: str, make: Callable[[ViT], Any], max_norm: float | None
 ) -> tuple[ViT, Engine, tuple[Array, ...]]:
-    """Return a model that took two training steps; on the strict backend nothing may cross in them."""
+    """Return a model that took three training steps; on the strict backend nothing may cross in them.
+
+    The first step may bring constants to the device; after it, every step allocates the same.
+    """
     library = arrays.backend(backend)
     vit = model(backend, global_pool=pool)
     engine, optimizer = Engine(vit, threads=1, micro_batch=5), make(vit)
     images, labels, ids = (to_backend(x, library) for x in (IMAGES, LABELS, np.arange(5)))
-    with watch() as counts:
-        for number in range(2):
+    steps = []
+    for number in range(3):
+        with watch() as counts:
             loss = engine.loss_and_gradients(images, labels, Key(0, number, ids), label_smoothing=0.1)
             norm = clip_gradients(vit.parameters.store, max_norm)
             optimizer.step()
+        steps.append(counts)
+        assert (counts.to_host, counts.synchronisations) == (0, 0)
+    assert steps[1] == steps[2]
+    with watch() as counts:
         logits = engine.predict(images)
-    assert (counts.to_device, counts.to_host, counts.synchronisations) == (0, 0, 0)
+    assert counts.to_device == counts.to_host == counts.synchronisations == steps[2].to_device == 0
     return vit, engine, (loss, norm, logits, vit.parameters.store.gradients, vit.parameters.store.values)
 
 
+@pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("pool", ["token", "avg"])
 @pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW])
 @pytest.mark.parametrize("max_norm", [None, 0.1])
@@ -242,7 +262,7 @@ def test_a_fault_planted_in_an_op_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys.modules["minivit.ops.gelu"], "_DENSITY", np.float64(0.398942280401))
     with ops.reference_only():
         assert case.forward(x)[1].slope.dtype == np.float64
-    with pytest.raises(MixError):
+    with ops.reference_only(), pytest.raises(MixError):
         case.forward(strict_of(x))
 
 

@@ -1,0 +1,226 @@
+"""Every CUDA kernel computes what its op does: run on a CPU from the same source (cuda_on_cpu), or on a GPU.
+
+The contract of ops and layers is in test_ops.py and test_layers.py, the kernels' share of it included. Here are the
+sizes that take packs of 16 bytes or several blocks, 16-bit arrays, and the order of the threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from contract import assert_same_bits, by_reference, normal, on, rival_of
+from cuda_on_cpu.emulator import ORDERS, thread_order
+from devices import DEVICES, needs_kernels
+
+from minivit import Key, ops
+from minivit.arrays import Array, dtype_named, to_backend, to_host
+from minivit.cases import CASES, Case
+from minivit.data.augment import channel_scale, training_images
+from minivit.kernels.cuda.runtime import TYPES
+from minivit.train.guard import judge
+from minivit.train.optim import gradient_norm
+from minivit.train.tally import note
+from minivit.train.updates import Group, adam_step
+
+pytestmark = needs_kernels
+
+# Of the norm of each gradient: the bars of the project for a device. A layer of many ops rounds many times.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
+OPS_OF_A_LAYER = 5
+SIZES: list[dict[str, int]] = [{}, dict.fromkeys("BNIODCK", 1), {"B": 3, "N": 40, "D": 48, "I": 16, "O": 32, "C": 40}]
+LONG_ROWS = {"B": 2, "N": 1, "D": 600, "C": 600}  # of softmax: more than the lanes of a warp keep
+
+KERNELS = [case for case in CASES if case.op in ("EncoderBlock", *ops.__all__)]
+of_kernels = pytest.mark.parametrize("case", KERNELS, ids=str)
+on_devices = pytest.mark.parametrize("device", DEVICES)
+
+
+def sizes_of(case: Case) -> Iterator[dict[str, int]]:
+    """Yield sizes that the case lets choose: its own, one of each, and whole packs."""
+    for sizes in [*SIZES, *([LONG_ROWS] if case.op in ("softmax", "cross_entropy") else [])]:
+        yield {name: size for name, size in sizes.items() if name in case.sizes}
+
+
+def passes(case: Case, arrays: Sequence[Array], dy: Array | None = None) -> list[Array]:
+    y, cache = case.forward(*arrays)
+    return [y, *case.backward(normal(y) if dy is None else dy, cache)]
+
+
+def assert_near(got: Sequence[Array], expected: Sequence[Array], limit: float) -> None:
+    """Assert equality to `limit` times each norm, or of a hundredth of the largest where a norm is less."""
+    norms = [float(np.linalg.norm(x)) for x in expected]
+    for one, other, norm in zip(got, expected, norms, strict=True):
+        assert one.shape == other.shape
+        assert float(np.linalg.norm(one.astype("float64") - other)) <= limit * max(norm, 1e-2 * max(norms))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_op_and_the_block_have_kernels(dtype: str) -> None:
+    """Where something in a block is random, its ops have them."""
+    without = {case.name for case in KERNELS if not rival_of(on("strict", case), dtype)}
+    assert without == {"EncoderBlock-drop", "EncoderBlock-queries-drop"}
+
+
+@of_kernels
+@on_devices
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_kernel_equals_its_op_in_float64(case: Case, device: str, dtype: str) -> None:
+    """Both are given the same numbers, of few bits where the dtype has few."""
+    for seed, sizes in enumerate(sizes_of(case)):
+        given = [x.astype(dtype_named(dtype)) for x in case.make(seed, "float64", sizes)]
+        got = passes(on(device, case), given)
+        dy = normal(got[0]).astype("float64")
+        expected = passes(by_reference(case), [x.astype("float64") for x in given], dy)
+        assert_near(got, expected, TOLERANCE[dtype] * (1 if case.op in ops.__all__ else OPS_OF_A_LAYER))
+
+
+@of_kernels
+@on_devices
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_reference_runs_on_a_device(case: Case, device: str, dtype: str) -> None:
+    given = case.make(0, dtype)
+    expected = passes(by_reference(case), [x.astype("float64") for x in given])
+    with ops.reference_only():
+        assert_near(passes(on(device, case), given), expected, TOLERANCE[dtype])
+
+
+@of_kernels
+@on_devices
+def test_a_kernel_has_the_same_bits_each_time(case: Case, device: str) -> None:
+    given = case.make(0, "float32", dict.fromkeys(case.sizes, 16))
+    assert_same_bits(passes(on(device, case), given), passes(on(device, case), given))
+
+
+@of_kernels
+@pytest.mark.parametrize("order", ORDERS[1:])
+def test_the_order_of_threads_changes_no_bit(case: Case, order: str) -> None:
+    given = case.make(0, "float32", {name: 9 for name in case.sizes if name != "D"})
+    expected = passes(on("strict", case), given)
+    with thread_order(order):
+        assert_same_bits(passes(on("strict", case), given), expected)
+
+
+@on_devices
+def test_many_rows_are_summed_over_many_blocks(device: str) -> None:
+    """More rows than the blocks of a grid take at a time."""
+    for name, sizes in (
+        ("linear", {"B": 2100, "N": 1, "I": 3, "O": 2}),
+        ("layer_norm", {"B": 4200, "N": 1, "D": 3}),
+        ("EncoderBlock", {"B": 2100, "N": 1, "D": 4}),
+    ):
+        case = next(case for case in KERNELS if case.name == name)
+        given = case.make(0, "float64", sizes)
+        assert_near(passes(on(device, case), given), passes(by_reference(case), given), TOLERANCE["float64"])
+
+
+def keys(count: int = 6) -> tuple[Key, Array]:
+    samples = np.array([5, 0, 3, 3, 7, 1][:count])
+    return Key(3, 2, samples), samples
+
+
+@on_devices
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(6, 5, 7), (6, 1, 1)])
+def test_a_mask_has_the_same_bits_as_on_the_host(device: str, dtype: str, shape: tuple[int, ...]) -> None:
+    key, samples = keys()
+    expected = key.fold("here").keep_mask(shape, 0.3, dtype)
+    got = replace(key, sample_ids=to_backend(samples, device)).fold("here").keep_mask(shape, 0.3, dtype)
+    assert_same_bits([to_host(got)], [expected])
+
+
+@on_devices
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("padding", "flip"), [(0, False), (2, False), (0, True), (3, True)])
+def test_images_have_the_same_bits_as_on_the_host(device: str, dtype: str, padding: int, flip: bool) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 5, 9, 3), np.uint8)
+    key, samples = keys()
+
+    def made(images: Array, samples: Array, library: str) -> Array:
+        scale, shift = (to_backend(x, library) for x in channel_scale((0.4, 0.5, 0.6), (0.2, 0.3, 0.1), dtype, np))
+        own = replace(key, sample_ids=samples)
+        return training_images(images, own, crop_padding=padding, flip=flip, scale=scale, shift=shift, dtype=dtype)
+
+    got = made(to_backend(images, device), to_backend(samples, device), device)
+    assert_same_bits([to_host(got)], [made(images, samples, "numpy")])
+
+
+GROUPS = (Group(slice(0, 40), 0.1, 0.01), Group(slice(64, 150), 0.2, 0.0), Group(slice(192, 320), 0.3, 0.5))
+
+
+@on_devices
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("factor", [None, 0.5, np.nan])
+def test_adam_updates_as_on_the_host(device: str, dtype: str, decoupled: bool, factor: float | None) -> None:
+    generator = np.random.default_rng(0)
+    vectors = [generator.standard_normal(320).astype(dtype) for _ in range(3)]
+    vectors.append(generator.random(320).astype(dtype))
+    for vector in vectors:
+        vector[40:64] = vector[150:192] = 0  # between the parameters
+
+    def stepped(library: str) -> list[Array]:
+        p, g, m, v = (to_backend(x.copy(), library) for x in vectors)
+        given = None if factor is None else to_backend(np.asarray(factor, dtype), library)
+        rest: dict[str, Any] = {"lr_scale": 0.7, "betas": (0.9, 0.99), "eps": 1e-8, "steps": 3, "decoupled": decoupled}
+        adam_step(p, g, m, v, GROUPS, factor=given, **rest)
+        return [to_host(x) for x in (p, g, m, v)]
+
+    assert_near(stepped(device), [x.astype("float64") for x in stepped("numpy")], TOLERANCE[dtype])
+    if factor is not None and np.isnan(factor):
+        assert_same_bits(stepped(device), vectors)
+
+
+@on_devices
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_norm_of_the_gradients_is_that_of_the_host(device: str, dtype: str) -> None:
+    gradients = np.random.default_rng(0).standard_normal(5 * 1024).astype(dtype)
+    norm = gradient_norm(to_backend(gradients, device))
+    assert float(to_host(norm)) == pytest.approx(np.linalg.norm(gradients.astype("float64")), rel=TOLERANCE[dtype])
+
+
+STATES = [(0, 1, 0), (1, 1, 0), (0, 64, 5), (0, 64, 9), (0, 100, 9), (0, 1, 3)]  # stopped, loss scale, good steps
+
+
+@on_devices
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("clip_norm", [0.0, 2.0])
+def test_a_step_is_judged_as_on_the_host(device: str, dtype: str, scaled: bool, clip_norm: float) -> None:
+    options: dict[str, Any] = {"clip_norm": clip_norm, "scaled": scaled, "growth_steps": 10, "largest_scale": 128.0}
+    for state in STATES:
+        for loss, norm in itertools.product((1.5, np.inf, np.nan), (0.5, 300.0, np.inf, np.nan)):
+
+            def judged(library: str, given: Any = (state, loss, norm)) -> Array:
+                first, *others = (to_backend(np.asarray(x, dtype), library) for x in ((*given[0], 0), *given[1:]))
+                judge(first, *others, **options)
+                return to_host(first)
+
+            np.testing.assert_allclose(judged(device), judged("numpy"), rtol=1e-6)
+
+
+LOGITS = np.random.default_rng(0).integers(-9, 9, (45, 70))  # with several that are the largest
+
+
+@on_devices
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("classes", [1, 3, 70])
+@pytest.mark.parametrize("bad", [None, np.nan, np.inf, -np.inf])
+def test_what_a_step_came_to_is_noted_as_on_the_host(device: str, dtype: str, classes: int, bad: float | None) -> None:
+    logits = LOGITS[:, :classes].astype(dtype)
+    if bad is not None:
+        logits[::4, -1] = logits[::6, 0] = bad
+        logits[5] = bad
+    labels = np.where(np.arange(45) % 3, logits.argmax(axis=1), 0)
+
+    def noted(library: str) -> Array:
+        record = to_backend(np.full(3, 9, dtype), library)
+        rest = [to_backend(np.asarray(x), library) for x in (np.asarray(2.5, dtype), logits, labels)]
+        note(record, *rest, to_backend(np.asarray(1, dtype), library))
+        return to_host(record)
+
+    assert_same_bits([noted(device)], [noted("numpy")])

@@ -1,0 +1,169 @@
+"""The products of cuBLAS on a CPU: they are NumPy's, and what cuBLAS refuses or would get wrong is caught."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_on_cpu import cublas
+from cuda_on_cpu.emulator import LaunchError
+from cuda_on_cpu.memory import MixError
+from strict import strict
+
+from minivit.arrays import Array, dtype_named, to_backend, to_host
+
+BATCH, M, N, K = 3, 5, 7, 4
+TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+CODES = {
+    "float32": cublas.CUBLAS_COMPUTE_32F,
+    "float64": cublas.CUBLAS_COMPUTE_64F,
+    "tf32": cublas.CUBLAS_COMPUTE_32F_FAST_TF32,
+}
+
+
+def matrices(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Any:
+    """Return numbers that have few bits, whose products are exact in float32."""
+    numbers = np.random.default_rng(seed).integers(-8, 9, shape) / 8
+    return to_backend(numbers.astype(dtype_named(dtype)), strict)
+
+
+def number(value: float, compute: str) -> Array:
+    return np.array(value, "float64" if compute == "float64" else "float32")
+
+
+def gemm(
+    a: Any, b: Any, c: Any, *, scale: float = 1.0, share: float = 0.0, compute: str = "float32", **other: Any
+) -> None:
+    """Set c (batch, n, m) to b (batch, n, k) @ a (batch, k, m), which are A @ B column by column."""
+    alpha, beta = number(scale, compute), number(share, compute)
+    options: dict[str, Any] = {
+        "handle": cublas.handle(), "transa": 0, "transb": 0, "m": M, "n": N, "k": K,
+        "alpha": int(alpha.ctypes.data), "A": a.data.ptr, "Atype": TYPES[a.dtype.name], "lda": M, "strideA": M * K,
+        "B": b.data.ptr, "Btype": TYPES[b.dtype.name], "ldb": K, "strideB": K * N,
+        "beta": int(beta.ctypes.data), "C": c.data.ptr, "Ctype": TYPES[c.dtype.name], "ldc": M, "strideC": M * N,
+        "batchCount": BATCH, "computeType": CODES[compute], "algo": cublas.CUBLAS_GEMM_DEFAULT,
+    }  # fmt: skip
+    cublas.gemmStridedBatchedEx(**options | other)
+
+
+def operands(dtype: str = "float32", out: str | None = None) -> tuple[Any, Any, Any]:
+    a, b = matrices(dtype, (BATCH, K, M)), matrices(dtype, (BATCH, N, K), 1)
+    return a, b, strict.empty((BATCH, N, M), dtype=dtype_named(out or dtype))
+
+
+def expected(a: Any, b: Any) -> Array:
+    return to_host(b).astype("float64") @ to_host(a).astype("float64")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "out", "compute"),
+    [("float32", "float32", "float32"), ("float32", "float32", "tf32"), ("float64", "float64", "float64"),
+     ("float16", "float16", "float32"), ("float16", "float32", "float32"), ("bfloat16", "bfloat16", "float32"),
+     ("bfloat16", "float32", "float32")],
+)  # fmt: skip
+def test_every_type_of_product(dtype: str, out: str, compute: str) -> None:
+    a, b, c = operands(dtype, out)
+    gemm(a, b, c, scale=0.5, compute=compute)
+    once = 0.5 * expected(a, b)
+    assert (to_host(c) == once.astype(dtype_named(out))).all()
+    gemm(a, b, c, share=2.0, compute=compute)
+    assert (to_host(c) == (expected(a, b) + 2 * once.astype(dtype_named(out))).astype(dtype_named(out))).all()
+
+
+@pytest.mark.parametrize("transa", [0, 1])
+@pytest.mark.parametrize("transb", [0, 1])
+def test_operands_may_be_transposed(transa: int, transb: int) -> None:
+    a, b, c = operands()
+    left, right = (x.swapaxes(1, 2).copy() if turn else x for x, turn in ((a, transa), (b, transb)))
+    gemm(left, right, c, transa=transa, transb=transb, lda=K if transa else M, ldb=N if transb else K)
+    assert (to_host(c) == expected(a, b)).all()
+
+
+def test_rows_and_matrices_may_lie_apart() -> None:
+    """As the heads of attention lie: batch by batch within a row."""
+    a, b, _ = operands()
+    apart, c = strict.zeros((K, BATCH, M), dtype="float32"), strict.zeros((N, BATCH, M), dtype="float32")
+    apart.swapaxes(0, 1)[...] = a
+    gemm(apart, b, c, lda=BATCH * M, strideA=M, ldc=BATCH * M, strideC=M)
+    assert (to_host(c).swapaxes(0, 1) == expected(a, b)).all()
+    gemm(a, b, c, strideA=0, ldc=BATCH * M, strideC=M)
+    assert (to_host(c).swapaxes(0, 1) == expected(a[:1], b)).all()
+
+
+def test_one_product() -> None:
+    a, b, c = operands()
+    one, zero = number(1, ""), number(0, "")
+    cublas.gemmEx(cublas.handle(), 0, 0, M, N, K, int(one.ctypes.data), a.data.ptr, 0, M, b.data.ptr, 0, K,
+                  int(zero.ctypes.data), c.data.ptr, 0, M, cublas.CUBLAS_COMPUTE_32F, -1)  # fmt: skip
+    assert (to_host(c[0]) == expected(a, b)[0]).all()
+    assert np.isnan(to_host(c[1:])).all()
+
+
+def test_tf32_keeps_ten_bits() -> None:
+    a, b, c = operands()
+    a[...], b[...] = 1 + 2.0**-10 + 2.0**-12, 1 + 2.0**-11 + 2.0**-12
+    gemm(a, b, c, compute="tf32")
+    assert (to_host(c) == np.float32(K * (1 + 2.0**-10) * (1 + 2.0**-10))).all()
+    a[...] = np.inf
+    gemm(a, b, c, compute="tf32")
+    assert np.isposinf(to_host(c)).all()
+
+
+def test_a_product_of_nothing_is_zero() -> None:
+    a, b, c = operands()
+    gemm(a, b, c, k=0, ldb=1)
+    assert not to_host(c).any()
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "handle": ({"handle": 1}, "handle 1"),
+    "a NumPy integer": ({"m": np.int64(M)}, "m are no integers"),
+    "a float": ({"lda": 5.0}, "lda are no integers"),
+    "conjugate": ({"transb": 2}, "2 are neither N nor T"),
+    "negative": ({"k": -1}, "are no sizes"),
+    "algorithm": ({"algo": 3}, "no algorithm 3"),
+    "lda": ({"lda": M - 1}, "lda are less"),
+    "lda transposed": ({"transa": 1, "lda": K - 1}, "lda are less"),
+    "ldb": ({"ldb": K - 1}, "ldb are less"),
+    "ldc": ({"ldc": M - 1}, "ldc are less"),
+    "two types": ({"Btype": 2}, "do not fit"),
+    "an unknown type": ({"Atype": 3, "Btype": 3}, "do not fit"),
+    "result of fewer bits": ({"Ctype": 2}, "do not fit"),
+    "a type for a computation": ({"computeType": 0}, "do not fit"),
+    "double computation": ({"computeType": 70}, "do not fit"),
+    "A too short": ({"strideA": M * K + 1}, "A reaches outside"),
+    "B too short": ({"batchCount": BATCH + 1, "strideA": 0, "strideC": 0}, "B reaches outside"),
+    "C too short": ({"ldc": M + 1, "strideC": (M + 1) * N}, "C reaches outside"),
+    "C below": ({"strideC": -M * N}, "C reaches outside"),
+    "null": ({"A": 0}, "A reaches outside"),
+    "between two numbers": ({"strideA": 0, "A": 2}, "A starts at an address"),
+    "results on one another": ({"strideC": 0}, "matrices of C overlap"),
+    "results in one another": ({"strideC": M * N - 1}, "matrices of C overlap"),
+    "alpha": ({"alpha": 0}, "alpha is no address"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_wrong_argument_is_an_error(fault: str) -> None:
+    other, message = WRONG[fault]
+    a, b, c = operands()
+    if other.get("A"):
+        other = other | {"A": a.data.ptr + other["A"]}
+    with pytest.raises(LaunchError, match=f"^gemm: .*{message}"):
+        gemm(a, b, c, **other)
+    assert np.isnan(to_host(c)).all()
+
+
+def test_a_result_may_not_lie_on_an_operand() -> None:
+    a, b, c = operands()
+    with pytest.raises(LaunchError, match="C overlaps an operand"):
+        gemm(c, b, c, strideA=0)
+    with pytest.raises(LaunchError, match="beta is no address on the host"):
+        gemm(a, b, c, beta=c.data.ptr)
+
+
+def test_devices_do_not_mix() -> None:
+    a, b, c = operands()
+    with pytest.raises(MixError, match=r"gemm runs on the device 0, .* on the device 1"):
+        gemm(strict.on_device(a, 1), b, c)

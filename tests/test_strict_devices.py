@@ -1,0 +1,144 @@
+"""What the strict stand-in knows of memory: its devices, its precisions of 16 bits, and what is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_on_cpu.memory import MixError
+from strict import LeakError, strict, watch
+
+from minivit.arrays import backend, dtype_named, namespace, on_device_of, to_backend, to_host
+
+BFLOAT16 = dtype_named("bfloat16")
+
+
+def on_1(x: Any) -> Any:
+    return strict.on_device(x, 1)
+
+
+def ones(dtype: Any = "float32", shape: tuple[int, ...] = (2, 3)) -> Any:
+    return strict.ones(shape, dtype=dtype)
+
+
+# Devices
+
+
+def test_an_array_says_where_it_is() -> None:
+    x = on_1(ones())
+    assert (ones().device.id, x.device.id, x[0].device.id, x.T.device.id) == (0, 1, 1, 1)
+    assert to_host(x).tolist() == to_host(ones()).tolist()
+
+
+def test_two_devices_do_not_mix() -> None:
+    here, there = ones(), on_1(ones())
+    with pytest.raises(TypeError, match="cannot mix arrays of strict on the device 0 and strict on the device 1"):
+        namespace(here, there)
+    mixes: list[Callable[[], Any]] = [
+        lambda: here + there, lambda: strict.where(here > 0, here, there), lambda: here.__iadd__(there)
+    ]  # fmt: skip
+    for mix in mixes:
+        with pytest.raises(MixError, match=r"runs on the device 0, .* is on the device 1"):
+            mix()
+
+
+def test_work_runs_on_the_current_device() -> None:
+    here, there = ones(), on_1(ones())
+    with pytest.raises(MixError, match="add__ runs on the device 0"):
+        there + there
+    with on_device_of(there):
+        assert (there + there).device.id == strict.zeros(3, dtype="float32").device.id == 1
+        with on_device_of(here), pytest.raises(MixError, match="add__ runs on the device 0"):
+            there + there
+        with pytest.raises(MixError, match="add__ runs on the device 1"):
+            here + here
+    assert (here + here).device.id == 0
+
+
+def test_a_device_is_chosen_by_name() -> None:
+    there: Any = to_backend(np.ones(3), "strict:1")
+    here: Any = to_backend(np.ones(3), "strict")
+    assert (here.device.id, there.device.id) == (0, 1)
+    with strict.select(None):
+        backend("strict:1")
+        assert ones().device.id == 1
+    assert ones().device.id == 0
+
+
+# Precisions
+
+
+@pytest.mark.parametrize("dtype", ["float16", BFLOAT16, "float32", "float64"])
+def test_what_was_never_written_is_nan(dtype: Any) -> None:
+    for x in (strict.empty((2, 3), dtype=dtype), strict.empty_like(ones(dtype))):
+        assert np.isnan(to_host(x).astype("float32")).all()
+    assert (to_host(strict.empty(3, dtype="int64")) == -1).all()
+
+
+MIXES: dict[str, Callable[[], Any]] = {
+    "bfloat16 and float32": lambda: ones(BFLOAT16) + ones(),
+    "float16 and bfloat16": lambda: ones(BFLOAT16) * ones("float16"),
+    "assigned": lambda: ones().__setitem__(..., ones(BFLOAT16)),
+    "a host array copied": lambda: strict.copyto(ones(), np.ones((2, 3), np.float32)),
+}
+
+
+@pytest.mark.parametrize("fault", MIXES)
+def test_numbers_of_16_bits_do_not_mix_with_others(fault: str) -> None:
+    with pytest.raises(MixError):
+        MIXES[fault]()
+
+
+@pytest.mark.parametrize("leak", [lambda: ones(BFLOAT16) * 2.0, lambda: ones(BFLOAT16) @ ones(BFLOAT16).T])
+def test_a_silent_change_to_float32_is_caught(leak: Callable[[], Any]) -> None:
+    """NumPy computes some things of bfloat16 in float32 and returns that."""
+    with pytest.raises(LeakError, match="returns float32, but bfloat16 went in"):
+        leak()
+
+
+@pytest.mark.parametrize("dtype", ["float16", BFLOAT16, "float64"])
+def test_conversions_that_are_asked_for_are_made(dtype: Any) -> None:
+    x, y = ones(), strict.empty((2, 3), dtype=dtype)
+    strict.copyto(y, x, casting="unsafe")
+    assert (to_host(y) == 1).all()
+    x[...] = (y + y).astype("float32")
+    assert (to_host(x) == 2).all()
+    strict.copyto(x, y, casting="unsafe")
+    assert (to_host(x) == 1).all()
+
+
+# Memory
+
+
+def test_an_array_has_an_address() -> None:
+    x = ones(shape=(4, 8))
+    assert x.data.ptr % 256 == 0
+    assert x[1:, 2:].data.ptr - x.data.ptr == (8 + 2) * 4
+    assert (x.flags.c_contiguous, x[:, 1:].flags.c_contiguous, x.T.flags.f_contiguous) == (True, False, True)
+    assert x.copy().data.ptr != x.data.ptr
+
+
+def test_allocations_are_counted() -> None:
+    x = ones()
+    with watch() as counts:
+        x[0], x.T, x.reshape(3, 2), x.ravel()
+        x += 1.0
+        x[...] = 2.0
+        strict.multiply(x, 2.0, out=x)
+    assert counts.allocations == []
+    with watch() as counts:
+        strict.empty((5, 5), dtype="float64")
+        x + x
+        x.T.ravel()
+        strict.argmax(x)
+        to_backend(np.ones(3, np.uint8), strict)
+    assert counts.allocations == [200, 24, 24, 8, 3]
+
+
+def test_results_keep_the_layout_that_numpy_gives_them() -> None:
+    x: Any = strict.asarray(np.arange(24.0).reshape(2, 3, 4))
+    assert (x.transpose(2, 0, 1) + 1.0).strides == (8, 96, 32)
+    assert (x.T * 2.0).flags.f_contiguous
+    assert to_host(x.T * 2.0).tolist() == (np.arange(24.0).reshape(2, 3, 4).T * 2).tolist()
