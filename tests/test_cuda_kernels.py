@@ -218,9 +218,9 @@ def test_what_a_step_came_to_is_noted_as_on_the_host(device: str, dtype: str, cl
     labels = np.where(np.arange(45) % 3, logits.argmax(axis=1), 0)
 
     def noted(library: str) -> Array:
-        record = to_backend(np.full(3, 9, dtype), library)
-        rest = [to_backend(np.asarray(x), library) for x in (np.asarray(2.5, dtype), logits, labels)]
-        note(record, *rest, to_backend(np.asarray(1, dtype), library))
+        given = np.full(3, 9, dtype), np.asarray(2.5, dtype), logits, labels, np.asarray(1, dtype)
+        record, loss, scores, wanted, stopped = (to_backend(x, library) for x in given)
+        note(record, loss, scores, wanted, stopped)
         return to_host(record)
 
     assert_same_bits([noted(device)], [noted("numpy")])

@@ -75,23 +75,31 @@ def test_the_order_of_blocks_can_show() -> None:
 # Barriers
 
 DIVERGENT = {
-    "one warp waits, the other asks a lane that waits": "if (threadIdx.x < 33) __syncthreads(); else __syncwarp();",
-    "two barriers": "if (threadIdx.x < 32) __syncthreads();\nelse __syncthreads();",
-    "lanes that ended": "if (threadIdx.x % 2) return; __syncwarp();",
-    "lanes that never come": "if (threadIdx.x % 2) __syncwarp();\nelse x[0] = __shfl_sync(0xffffffff, x[0], 0);",
-    "not in the mask": "x[threadIdx.x] = __shfl_xor_sync(0x7fffffff, x[threadIdx.x], 1);",
-    "two masks": "__syncwarp(threadIdx.x % 32 < 16 ? 0x0001ffff : 0xffff0000);",
+    "if (threadIdx.x < 33) __syncthreads(); else __syncwarp();": "for the lanes 0x00000001|wait for ever",
+    "if (threadIdx.x < 32) __syncthreads();\nelse __syncthreads();": "waits at line [12] .* while others wait at line",
+    "if (threadIdx.x % 2) return; __syncwarp();": "which have ended or never were|wait for ever",
+    "if (threadIdx.x % 2) __syncwarp();\nelse x[0] = __shfl_sync(0xffffffff, x[0], 0);": "32 at other lines",
+    "x[threadIdx.x] = __shfl_xor_sync(0x7fffffff, x[threadIdx.x], 1);": r"is not in the mask 0x7fffffff|wait for ever",
+    "__syncwarp(threadIdx.x % 32 < 31 ? 0xffffffff : 0xc0000000);": "wait for ever",
 }
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("fault", DIVERGENT)
-def test_a_barrier_that_not_all_reach_is_an_error(fault: str, order: str) -> None:
-    with thread_order(order), pytest.raises(LaunchError, match=r"^kernel faulty: .*(wait|mask)"):
-        run(DIVERGENT[fault], array())
+@pytest.mark.parametrize("body", DIVERGENT)
+def test_a_barrier_that_not_all_reach_is_an_error(body: str, order: str) -> None:
+    with thread_order(order), pytest.raises(LaunchError, match=f"^kernel faulty: .*({DIVERGENT[body]})"):
+        run(body, array())
     x = array()
     run(SHIFT.format("__syncthreads();"), x)  # what went wrong leaves no trace
     assert (strict.asnumpy(x) == np.roll(X, -1)).all()
+
+
+def test_a_lane_that_is_not_in_the_mask_cannot_shuffle() -> None:
+    with (
+        thread_order("backward"),
+        pytest.raises(LaunchError, match=r"thread \(63, 0, 0\) .* not in the mask 0x7fffffff"),
+    ):
+        run("x[threadIdx.x] = __shfl_xor_sync(0x7fffffff, x[threadIdx.x], 1);", array())
 
 
 def test_an_error_shows_the_line() -> None:
@@ -106,8 +114,10 @@ def test_a_warp_that_is_not_whole_cannot_shuffle_as_one() -> None:
         run("x[0] = __shfl_xor_sync(0xffffffff, x[0], 1);", array(), threads=24)
 
 
-def test_threads_that_ended_are_not_waited_for() -> None:
-    run("if (threadIdx.x < 40) return; __syncthreads(); x[threadIdx.x] = -1;", x := array())
+@pytest.mark.parametrize("order", ORDERS)
+def test_threads_that_ended_are_not_waited_for(order: str) -> None:
+    with thread_order(order):
+        run("if (threadIdx.x < 40) return; __syncthreads(); x[threadIdx.x] = -1;", x := array())
     assert (strict.asnumpy(x) == np.where(np.arange(64) < 40, X, -1)).all()
 
 

@@ -102,12 +102,17 @@ def test_one_product() -> None:
 
 def test_tf32_keeps_ten_bits() -> None:
     a, b, c = operands()
-    a[...], b[...] = 1 + 2.0**-10 + 2.0**-12, 1 + 2.0**-11 + 2.0**-12
-    gemm(a, b, c, compute="tf32")
-    assert (to_host(c) == np.float32(K * (1 + 2.0**-10) * (1 + 2.0**-10))).all()
+    step = 2.0**-10
+    for given, kept in ((0.75 * step, step), (0.5 * step, 0), (1.5 * step, 2 * step), (0.25 * step, 0)):
+        for x, y in ((a, b), (b, a)):
+            x[...], y[...] = 1 + given, 1.0
+            gemm(a, b, c, compute="tf32")
+            assert (to_host(c) == np.float32(K * (1 + kept))).all()
     a[...] = np.inf
     gemm(a, b, c, compute="tf32")
     assert np.isposinf(to_host(c)).all()
+    gemm(strict.empty_like(a), b, c, compute="tf32")
+    assert np.isnan(to_host(c)).all()
 
 
 def test_a_product_of_nothing_is_zero() -> None:
