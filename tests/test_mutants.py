@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 from mutants.__main__ import EQUIVALENT, CannotJudgeError, read_equivalent, summary
+from mutants.cuda_operators import mutants_of_source
+from mutants.cuda_text import kernels_with
+from mutants.cuda_trial import CAN_RUN, find_cuda_mutants
 from mutants.operators import Mutant, mutants_of
-from mutants.trial import KERNELS, Verdict, belongs, find_mutants, install, target
+from mutants.python_trial import KERNELS, belongs, find_mutants, install, target
+from mutants.verdicts import Verdict
 
 from minivit import ops
+from minivit.kernels.cuda.runtime import source, sources
 from minivit.layers import Attention
 from minivit.ops import registry
 
@@ -79,6 +85,100 @@ def test_a_statement_has_these_mutants(statement: str, expected: list[str]) -> N
     assert sorted(mutated(statement)) == sorted(ast.unparse(ast.parse(change)) for change in expected)
 
 
+def mutated_cuda(statement: str) -> list[str]:
+    """Return the changed statements of a kernel with the given one."""
+    text = f"""// a - b
+#define N 8
+template <int V = 2> struct alignas(V) Pack {{ int v[V - 1]; }};
+extern "C" __global__ void f(const double *x, int n = 1) {{
+  {statement} // x - 1
+}}
+"""
+    return [mutant.after for mutant in mutants_of_source(text, "f.cu", "f.cu")]
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("const acc y = a + b * c - d;", ["const acc y = a - b * c - d;", "const acc y = a - d;",
+                                         "const acc y = a + b / c - d;", "const acc y = a + b * c + d;",
+                                         "const acc y = a + b * c;"]),
+        ("const acc y = acc(-0.5) * *x;", ["const acc y = acc(0.5) * *x;", "const acc y = acc(-1.5) * *x;",
+                                           "const acc y = acc(-0.5) / *x;"]),
+        ("const int y = 16 / n % 2;", ["const int y = 32 / n % 2;", "const int y = 16 * n % 2;",
+                                       "const int y = 16 / n / 2;", "const int y = 16 / n % 3;"]),
+        ("h *= 0x21F0AAADu;", ["h /= 0x21F0AAADu;", "h *= 0x21F0AAACu;"]),
+        ("h ^= h >> n;", ["h |= h >> n;", "h ^= h << n;"]),
+        ("y += x[i];", ["y -= x[i];", "y = x[i];"]),
+        ("y -= x[i];", ["y += x[i];"]),
+        ("y[i] = a;", [";"]),
+        ("*y = a;", [";"]),
+        ("load<V>(x + at, a);", ["load<V>(x, a);"]),
+        ("else store<V>(a - n, y + at);", ["else ;", "else store<V>(a + n, y + at);", "else store<V>(a, y + at);",
+                                           "else store<V>(a - n, y);"]),
+        ("if (a <= b && b > c) return;", ["if (a < b && b > c) return;", "if (a <= b || b > c) return;",
+                                          "if (a <= b && b < c) return;"]),
+        ("if (a >= b || a == c) return;", ["if (a > b || a == c) return;", "if (a >= b && a == c) return;",
+                                           "if (a >= b || a != c) return;"]),
+        ("if (packed(n)) return;", ["if (!packed(n)) return;"]),
+        ("if (!n) return;", ["if (n) return;"]),
+        ("if constexpr (N) return;", ["if constexpr (!N) return;"]),
+        ("const acc y = soft ? a : b;", ["const acc y = !soft ? a : b;"]),
+        ("for (int i = threadIdx.x * V; i < n; i += WARP * V) f<V>(i);",
+         ["for (int i = 0 * V; i < n; i += WARP * V) f<V>(i);",
+          "for (int i = threadIdx.x / V; i < n; i += WARP * V) f<V>(i);",
+          "for (int i = threadIdx.x * V; i <= n; i += WARP * V) f<V>(i);",
+          "for (int i = threadIdx.x * V; i < n; i += 2 * WARP * V) f<V>(i);",
+          "for (int i = threadIdx.x * V; i < n; i += WARP * V) ;"]),
+        ("for (int j = 0; j < V; ++j) f(j);", ["for (int j = 0; j < V; ++j) ;"]),
+        ("const int i = n * blockIdx.x + threadIdx.x;", ["const int i = n / blockIdx.x + threadIdx.x;",
+                                                        "const int i = n * 0 + threadIdx.x;",
+                                                        "const int i = n * blockIdx.x;"]),
+        ("return size(gridDim.x) * blockDim.x;", []),
+        ("if (threadIdx.x == 0) *y = a;", ["if (threadIdx.x == 0) ;"]),
+        ("x = __shfl_xor_sync(ALL, x, n);", [";", "x = __shfl_xor_sync(ALL, x, 1);"]),
+        ("__shared__ acc shared[8];", []),
+        ("__syncthreads();", [";"]),
+        ("return;", []),
+    ],
+)  # fmt: skip
+def test_a_statement_of_cuda_has_these_mutants(statement: str, expected: list[str]) -> None:
+    assert sorted(mutated_cuda(statement)) == sorted(expected)
+
+
+def test_a_constant_of_cuda_has_mutants() -> None:
+    (mutant,) = mutants_of_source("constexpr int TALL = 8;", "f.cu", "f.cu")
+    assert (mutant.function, mutant.kind, mutant.after) == ("TALL", "number", "constexpr int TALL = 9;")
+
+
+def test_functions_of_a_structure_have_mutants() -> None:
+    text = "struct S {\n  int k;\n  __device__ S(int a) : k(a * 2) {}\n  __device__ int of() { return k; }\n};"
+    assert [mutant.after for mutant in mutants_of_source(text, "f.cu", "f.cu")] == [
+        "__device__ S(int a) : k(a / 2) {}", "__device__ S(int a) : k(a * 3) {}",
+    ]  # fmt: skip
+
+
+def test_a_change_concerns_the_kernels_that_use_it_however_far_away() -> None:
+    text = """constexpr int N = 8;
+__device__ int near() { return N; }
+template <class T> __device__ T far() { return near(); }
+extern "C" __global__ void one(int *x) { *x = far<int>(); }
+extern "C" __global__ void other(int *x) { *x = 0; }
+"""
+    assert kernels_with(text, "N") == kernels_with(text, "far") == {"one"}
+    assert kernels_with(text, "other") == {"other"}
+
+
+def test_every_kernel_has_mutants() -> None:
+    mutants = find_cuda_mutants()
+    assert len({(mutant.path, mutant.source) for mutant in mutants}) == len(mutants)
+    functions = {mutant.function for mutant in mutants}
+    for name in sources():
+        code = source(name)
+        changed = {kernel for function in functions for kernel in kernels_with(code, function)}
+        assert changed == set(re.findall(r"__global__ void (\w+)", code))
+
+
 def test_a_mutant_is_the_whole_function_with_one_change() -> None:
     function = ast.parse("@op\ndef f(dy: Array) -> Array:\n    y = dy * 2\n    return y").body[0]
     assert isinstance(function, ast.FunctionDef)
@@ -96,7 +196,8 @@ def test_every_backward_pass_has_mutants(mutants: list[Mutant]) -> None:
     kernels = {mutant.path for mutant in mutants if mutant.path.startswith(KERNELS)}
     assert {mutant.function for mutant in mutants if mutant.path not in kernels} == backward | derivatives | methods
     rivals = [rival for name in registry._rivals for rival in registry.rivals_of(name)]
-    assert kernels == {f"{rival.backward.__module__.replace('.', '/')}.py" for rival in rivals}
+    of_numpy = [rival for rival in rivals if rival.library == "numpy"]
+    assert kernels == {f"{rival.backward.__module__.replace('.', '/')}.py" for rival in of_numpy}
     assert len({(mutant.path, mutant.function, mutant.source) for mutant in mutants}) == len(mutants)
 
 
@@ -179,7 +280,7 @@ def test_a_proof_is_one_line(tmp_path: Path, mutants: list[Mutant], proof: str) 
 
 
 def test_the_list_of_equivalent_mutants_is_up_to_date(mutants: list[Mutant]) -> None:
-    read_equivalent(EQUIVALENT, mutants)
+    read_equivalent(EQUIVALENT, [*mutants, *find_cuda_mutants()])
 
 
 def test_a_survivor_or_too_many_equivalents_fail(mutants: list[Mutant]) -> None:
@@ -195,6 +296,12 @@ def test_a_survivor_or_too_many_equivalents_fail(mutants: list[Mutant]) -> None:
     assert summary(one, {mutants[0]: ""})["passed"]
 
 
+def test_what_does_not_compile_is_no_mutant(mutants: list[Mutant]) -> None:
+    refused, killed = Verdict("test_it", 0.5, compiles=False), Verdict("test_it", 0.5)
+    result = summary({mutants[0]: refused, mutants[1]: killed}, {})
+    assert (result["mutants"], result["killed"], result["refused"]) == (1, 1, 1)
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     root = EQUIVALENT.parent.parent
     command = [sys.executable, "-m", "tests.mutants", *arguments]
@@ -203,6 +310,20 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_mutant_of_softmax_is_killed() -> None:
     done = run("softmax", "--json", "--limit", "20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["mutants"] == result["killed"] > 10
+
+
+def test_mutants_are_chosen_by_their_folder_too() -> None:
+    count = len(find_cuda_mutants())
+    assert run("minivit/kernels/cuda", "--list").stdout.splitlines()[-1] == f"{count} mutants"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CAN_RUN, reason="the kernels run on a CPU by way of g++")
+def test_every_mutant_of_random_bits_in_cuda_is_killed() -> None:
+    done = run("keys.cuh", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["mutants"] == result["killed"] > 10

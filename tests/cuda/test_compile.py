@@ -53,7 +53,8 @@ def compilers_are_installed() -> None:
 @pytest.mark.parametrize("name", runtime.sources())
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_a_source_compiles(compiler: str, name: str, dtype: str, arch: str) -> None:
-    assert COMPILERS[compiler](runtime.source(name), runtime.options(dtype), arch)
+    for options in runtime.variants(name, dtype):
+        assert COMPILERS[compiler](runtime.source(name), options, arch)
 
 
 def test_there_are_sources() -> None:

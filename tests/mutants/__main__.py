@@ -1,13 +1,15 @@
-"""The mutation test: does a test fail for every wrong sign, term, factor, axis and operand of a backward pass?
+"""The mutation test: does a test fail for every wrong sign, term, factor, axis or index, in backward passes and CUDA?
 
     python -m tests.mutants                  # all of them, and the score
     python -m tests.mutants softmax MLP      # those of some ops and layers
+    python -m tests.mutants gelu.cu          # those of some files, or of a folder: minivit/kernels/cuda
     python -m tests.mutants softmax --list   # what would be tried
 
-A mutant is killed when a test of its op fails within the limit, which counts the tests alone. mutants_equivalent.toml
-lists those that no test can kill, each with a proof. The exit status is 1 when a mutant survives or more than 3 percent
-of all are equivalent, and 2 when there is nothing to judge: an unknown op, tests that fail without a mutant, or an
-entry of that list that fits no mutant or one that is killed.
+A mutant is killed when a test of its op fails within the limit, which counts the tests alone; one of a CUDA source also
+when a kernel takes longer or crashes. What the compiler refuses does not count. mutants_equivalent.toml lists those
+that no test can kill, each with a proof. The exit status is 1 when a mutant survives or more than 3 percent of all are
+equivalent, and 2 when there is nothing to judge: an unknown op, tests that fail without a mutant, or an entry of that
+list that fits no mutant or one that is killed.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from .cuda_trial import CAN_RUN, find_cuda_mutants
 from .operators import Mutant
-from .trial import Trial, Verdict, find_mutants, run_trials
+from .python_trial import find_mutants
+from .trial import run_trials
+from .verdicts import Trial, Verdict
 
 EQUIVALENT = Path(__file__).parent.parent / "mutants_equivalent.toml"
 MOST_EQUIVALENT = 3.0  # percent
@@ -39,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
     try:
-        everything = find_mutants()
+        everything = [*find_mutants(), *find_cuda_mutants()]
         proofs = read_equivalent(EQUIVALENT, everything)
         chosen = _chosen(everything, options.ops)
         if options.list:
             _say(*map(str, chosen), f"{len(chosen)} mutants")
             return 0
-        verdicts = judge(chosen, proofs, options.limit, options.workers)
+        verdicts = judge(_possible(chosen), proofs, options.limit, options.workers)
     except (CannotJudgeError, RuntimeError) as error:
         sys.stderr.write(f"mutants: {error}\n")
         return 2
@@ -58,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m tests.mutants", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("ops", nargs="*", metavar="OP", help="ops and layers, such as softmax or MLP; all by default")
+    parser.add_argument("ops", nargs="*", metavar="OP", help="ops, layers, CUDA files and folders; all by default")
     parser.add_argument("--limit", type=float, default=2.0, help="seconds for the tests of a mutant (default: 2)")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes (default: up to 2)")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
@@ -67,33 +72,52 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _chosen(mutants: list[Mutant], ops: Sequence[str]) -> list[Mutant]:
-    known = list(dict.fromkeys(mutant.op for mutant in mutants))
-    unknown = [op for op in ops if op not in known]
+    unknown = [op for op in ops if not any(_is_of(mutant, op) for mutant in mutants)]
     if unknown:
-        raise CannotJudgeError(f"unknown op {', '.join(unknown)}; the ops and layers are {', '.join(known)}")
-    return [mutant for mutant in mutants if not ops or mutant.op in ops]
+        known = ", ".join(dict.fromkeys(mutant.op for mutant in mutants))
+        raise CannotJudgeError(f"unknown op {', '.join(unknown)}; the ops and layers are {known}")
+    return [mutant for mutant in mutants if not ops or any(_is_of(mutant, op) for op in ops)]
+
+
+def _is_of(mutant: Mutant, op: str) -> bool:
+    return op in (mutant.op, mutant.path) or mutant.path.startswith(f"{op.rstrip('/')}/")
+
+
+def _possible(mutants: list[Mutant]) -> list[Mutant]:
+    of_python = [mutant for mutant in mutants if mutant.path.endswith(".py")]
+    if CAN_RUN or len(of_python) == len(mutants):
+        return mutants
+    if not of_python:
+        raise CannotJudgeError("CUDA sources run on a CPU where there is g++, on Linux")
+    sys.stderr.write(f"mutants: without g++ {len(mutants) - len(of_python)} mutants of CUDA sources are left out\n")
+    return of_python
 
 
 def read_equivalent(path: Path, mutants: Sequence[Mutant]) -> dict[Mutant, str]:
     """Return the proofs of the mutants that are equivalent to the original."""
     entries = tomllib.loads(path.read_text(encoding="utf-8")).get("equivalent", [])
-    by_change = {(m.path, m.function, m.before, m.after): m for m in mutants}
+    by_change: dict[tuple[str, ...], list[Mutant]] = {}
+    for mutant in mutants:
+        by_change.setdefault((mutant.path, mutant.function, mutant.before, mutant.after), []).append(mutant)
     proofs: dict[Mutant, str] = {}
     for entry in entries:
-        before, after = (ast.unparse(ast.parse(entry[side])) for side in ("before", "after"))
-        mutant = by_change.get((entry["path"], entry["function"], before, after))
-        if mutant is None:
+        before, after = entry["before"], entry["after"]
+        if entry["path"].endswith(".py"):
+            before, after = (ast.unparse(ast.parse(side)) for side in (before, after))
+        found = by_change.get((entry["path"], entry["function"], before, after))
+        if found is None:
             raise CannotJudgeError(f"{path.name} is stale: {entry['function']} has no mutant\n    + {entry['after']}")
         if not entry["proof"] or "\n" in entry["proof"]:
             raise CannotJudgeError(f"{path.name}: the proof is one line\n    + {entry['after']}")
-        proofs[mutant] = entry["proof"]
+        proofs.update(dict.fromkeys(found, entry["proof"]))
     return proofs
 
 
 def judge(mutants: Sequence[Mutant], proofs: dict[Mutant, str], limit: float, workers: int) -> dict[Mutant, Verdict]:
     """Return what the tests say of each mutant, after they have passed without one."""
     verdicts: dict[Mutant, Verdict] = {}
-    baseline = [Trial(op, path, BASELINE_LIMIT) for op, path in dict.fromkeys((m.op, m.path) for m in mutants)]
+    of_python = dict.fromkeys((m.op, m.path) for m in mutants if m.path.endswith(".py"))
+    baseline = [Trial(op, path, BASELINE_LIMIT) for op, path in of_python]
     trials = [Trial(mutant.op, mutant.path, limit, mutant) for mutant in mutants]
 
     def note(trial: Trial, verdict: Verdict) -> None:
@@ -114,11 +138,14 @@ def judge(mutants: Sequence[Mutant], proofs: dict[Mutant, str], limit: float, wo
 
 def summary(verdicts: dict[Mutant, Verdict], proofs: dict[Mutant, str]) -> dict[str, object]:
     """Return the score and its parts as plain values."""
+    refused = sum(not verdict.compiles for verdict in verdicts.values())
+    verdicts = {mutant: verdict for mutant, verdict in verdicts.items() if verdict.compiles}
     survivors = [mutant for mutant, verdict in verdicts.items() if not verdict.killer and mutant not in proofs]
     equivalent = sum(mutant in proofs for mutant in verdicts)
-    percent = 100.0 * equivalent / len(verdicts)
+    percent = 100.0 * equivalent / max(len(verdicts), 1)
     return {
         "mutants": len(verdicts),
+        "refused": refused,
         "killed": len(verdicts) - equivalent - len(survivors),
         "equivalent": equivalent,
         "equivalent_percent": round(percent, 1),
@@ -143,6 +170,8 @@ def _report(verdicts: dict[Mutant, Verdict], proofs: dict[Mutant, str], result: 
         f"mutation score: {result['killed']} of {result['mutants']} killed, {result['equivalent']} equivalent "
         f"({result['equivalent_percent']} percent), {result['survived']} survived"
     )
+    if result["refused"]:
+        _say(f"{result['refused']} more did not compile")
 
 
 def _say(*lines: str) -> None:

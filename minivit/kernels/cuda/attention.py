@@ -1,19 +1,19 @@
 """Attention by batched products over all heads of all images, and one softmax pass. Rival of `ops.attention`.
 
 The heads are taken apart, so that one product serves them all; with the bias of the linear map before, that costs no
-pass of its own (encoder_block.py). Rows of scores start at multiples of 16 bytes, which tensor cores need; softmax
-takes its maxima and sums in float32.
+pass of its own (encoder_block.py). Rows of scores start at multiples of 16 bytes, which tensor cores need. Of 16-bit
+arrays the scores and their gradients are float32 until softmax has made weights of them.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import multiply
 from minivit.kernels.cuda.heads import merge_heads, split_heads
 from minivit.kernels.cuda.products import product
-from minivit.kernels.cuda.runtime import covers_dtype, pack, settled
+from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, pack, settled
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
 from minivit.ops.attention import ALL, check_attention
 from minivit.ops.registry import Rival, register_rival
@@ -24,16 +24,23 @@ class CudaAttentionCache(NamedTuple):
     """What the backward pass reads."""
 
     qkv: Array  # (3, B, H, N, K)
-    weights: Array  # (B * H, M, N), whose rows may lie apart
+    weights: Array  # (B * H, M, N), or a little more than N
     mask: Array | None  # (B * H, M, N)
     queries: slice
 
 
-def _scores(like: Array, heads: int, M: int, N: int, padded: bool) -> tuple[Array, Array]:
-    """Return memory for scores, and the (heads, M, N) of it that are scores."""
-    step = pack(like.dtype) if padded else 1
-    memory = namespace(like).empty((heads, M, -(-N // step) * step), dtype=like.dtype)
-    return memory, memory[..., :N]
+def _like_scores(qkv: Array, M: int, mask: Array | None) -> Array:
+    """Return memory for scores that are not rounded; where a mask is to meet them, of the dtype and shape of that."""
+    _, B, H, N, _ = qkv.shape
+    step = pack(qkv.dtype) if mask is None else 1
+    dtype = acc_dtype(qkv.dtype) if mask is None else qkv.dtype
+    memory: Array = namespace(qkv).empty((B * H, M, -(-N // step) * step), dtype=dtype)
+    return memory
+
+
+def _rounded(scores: Array, dtype: Any) -> Array:
+    """Return memory of `dtype` for what becomes of `scores`: their own, if it can be."""
+    return scores if scores.dtype == dtype else namespace(scores).empty(scores.shape, dtype=dtype)
 
 
 def attend(qkv: Array, mask: Array | None, queries: slice) -> tuple[Array, CudaAttentionCache]:
@@ -43,11 +50,12 @@ def attend(qkv: Array, mask: Array | None, queries: slice) -> tuple[Array, CudaA
     q = q[:, queries]
     M = q.shape[1]
     mask = None if mask is None else settled(mask).reshape(B * H, M, N)
-    memory, weights = _scores(qkv, B * H, M, N, mask is None)
-    product(q, k.swapaxes(1, 2), weights, scale=K**-0.5)
-    scaled_softmax(memory, 1.0, memory, B * H * M, N, memory.shape[2])
+    scores = _like_scores(qkv, M, mask)
+    product(q, k.swapaxes(1, 2), scores[..., :N], scale=K**-0.5)
+    weights = _rounded(scores, qkv.dtype)
+    scaled_softmax(scores, 1.0, weights, N)
     y = namespace(qkv).empty((1, B, H, M, K), dtype=qkv.dtype)
-    product(weights if mask is None else multiply(weights, mask), v, y.reshape(B * H, M, K))
+    product((weights if mask is None else multiply(weights, mask))[..., :N], v, y.reshape(B * H, M, K))
     return merge_heads(y)[0], CudaAttentionCache(qkv, weights, mask, queries)
 
 
@@ -63,19 +71,22 @@ def attend_backward(dy: Array, cache: CudaAttentionCache) -> Array:
     dy = split_heads(settled(dy), None, 1, H).reshape(B * H, M, K)
     dqkv: Array = (xp.empty if M == N else xp.zeros)(qkv.shape, dtype=qkv.dtype)
     dq, dk, dv = dqkv.reshape(3, B * H, N, K)
-    product((weights if mask is None else multiply(weights, mask)).swapaxes(1, 2), dy, dv)
-    memory, dweights = _scores(qkv, B * H, M, N, mask is None)
-    product(dy, v.swapaxes(1, 2), dweights)
+    dropped = weights if mask is None else multiply(weights, mask)
+    product(dropped[..., :N].swapaxes(1, 2), dy, dv)
+    dweights = _like_scores(qkv, M, mask)
+    product(dy, v.swapaxes(1, 2), dweights[..., :N])
     if mask is not None:
-        memory = dweights = multiply(dweights, mask)
-    scaled_softmax_backward(memory, weights, K**-0.5, memory, B * H * M, N, memory.shape[2])
-    product(dweights, k, dq[:, queries])
-    product(dweights.swapaxes(1, 2), q, dk)
+        dweights = multiply(dweights, mask)
+    dscores = _rounded(dweights, qkv.dtype)
+    scaled_softmax_backward(dweights, weights, K**-0.5, dscores, N)
+    dscores = dscores[..., :N]
+    product(dscores, k, dq[:, queries])
+    product(dscores.swapaxes(1, 2), q, dk)
     return dqkv
 
 
 def _covers(qkv: Array, num_heads: int, mask: Array | None = None, queries: slice = ALL, *, keep: bool = True) -> bool:
-    return covers_dtype(qkv) and qkv.ndim == 3 and qkv[:, queries].size > 0
+    return covers_dtype(qkv) and qkv.ndim == 3 and queries.step in (None, 1) and qkv[:, queries].size > 0
 
 
 def _forward(

@@ -1,8 +1,7 @@
 // Sums over the rows of a matrix (columns.py), in two stages whose order does not depend on the device.
 #include "common.cuh"
 
-constexpr int TALL = 8;    // warps of a block in the first stage
-constexpr int TALLER = 32; // and in the second
+constexpr int TALLER = 32; // warps of a block in the second stage
 
 template <int V> __device__ void sum_rows(const real *x, acc *partial, size rows, size columns) {
   const size column = (size(blockIdx.x) * WARP + threadIdx.x) * V;
@@ -14,7 +13,7 @@ template <int V> __device__ void sum_rows(const real *x, acc *partial, size rows
 #pragma unroll
       for (int j = 0; j < V; ++j) sums[j] += a[j];
     }
-  block_columns<V, TALL>(sums, column, columns, partial + blockIdx.y * columns);
+  block_columns<V>(sums, column, columns, partial + blockIdx.y * columns);
 }
 
 // partial: (blocks, columns), of the rows that each block takes.

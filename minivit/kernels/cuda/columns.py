@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
-from minivit.kernels.cuda.runtime import WARP, acc_dtype, blocks, launch, pack
+from minivit.kernels.cuda.runtime import MOST_BLOCKS, TALL, WARP, acc_dtype, blocks, launch, pack
 
-TALL = 8  # warps of a block, one above the other
-_TALLER = 32
-_MOST = 256  # blocks that share the rows
+_TALLER = 32  # warps of a block that adds up blocks
+_MOST = 1024  # blocks that sum rows, some 8 for each of an H100's or H200's processors
 
 
 class Grid(NamedTuple):
@@ -27,16 +26,18 @@ class Grid(NamedTuple):
         return WARP, TALL
 
 
-def grid_of(rows: int, columns: int, dtype: object, together: int | None = None) -> Grid:
-    """Return the blocks for a matrix, of whose columns so many lie `together`, all by default."""
+def grid_of(rows: int, columns: int, dtype: object, together: int | None = None, sums: bool = False) -> Grid:
+    """Return the blocks for a matrix, of whose columns so many lie `together`; few of them where each `sums`."""
     width = pack(dtype) if (together or columns) % pack(dtype) == 0 else 1
-    return Grid(blocks(columns, WARP * width), min(blocks(rows, TALL), _MOST))
+    across = blocks(columns, WARP * width)
+    most = max(1, _MOST // across) if sums else MOST_BLOCKS
+    return Grid(across, min(blocks(rows, TALL), most))
 
 
 def column_sums(x: Array, out: Array, add: bool = False) -> None:
     """Set `out` (columns,), of the dtype that sums have, to the sums of `x` (rows, columns), or add them."""
     rows, columns = x.shape
-    grid = grid_of(rows, columns, x.dtype)
+    grid = grid_of(rows, columns, x.dtype, sums=True)
     partial = namespace(x).empty((grid.down, columns), dtype=acc_dtype(x.dtype))
     launch("columns", "column_sums", x, grid, grid.block, x, partial, rows, columns)
     column_totals(partial, out, add)

@@ -20,6 +20,11 @@ THREADS = 256
 _MOST = 4096  # blocks; each takes several pieces of a larger array
 
 
+def covers_count(x: Array) -> bool:
+    """Return whether there are kernels for `x`, whose numbers 31 bits can count."""
+    return covers_dtype(x) and x.size < 2**31
+
+
 def grid_of_all(count: int, each: int = 1) -> tuple[int]:
     """Return the blocks for `count` numbers, of which a thread takes `each` at a time."""
     return (min(blocks(count, THREADS * each), _MOST),)
@@ -42,7 +47,7 @@ class CudaDropoutCache(NamedTuple):
 
 def _covers_dropout(x: Array, mask: Array, *, keep: bool = True) -> bool:
     per_sample = mask.ndim > 0 and mask.shape == (len(x), *(1 for _ in x.shape[1:]))
-    return covers_dtype(x) and (mask.shape == x.shape or per_sample)
+    return covers_count(x) and (mask.shape == x.shape or per_sample)
 
 
 def _dropout(x: Array, mask: Array, *, keep: bool = True) -> tuple[Array, CudaDropoutCache | None]:
@@ -60,13 +65,13 @@ class CudaPatchesCache(PatchesCache):
 
 
 def _covers_patches(x: Array, patch_size: tuple[int, int], *, keep: bool = True) -> bool:
-    return covers_dtype(x)
+    return covers_count(x)
 
 
 def _permute(x: Array, y: Array, cache: PatchesCache, back: bool) -> Array:
-    (_, height, width, C), (P, Q) = cache
-    launch("elementwise", "patches", x, grid_of_all(x.size), (THREADS,), settled(x), y, x.size, height // P, width // Q,
-           P, Q, C, int(back))  # fmt: skip
+    (_, _, width, C), (P, Q) = cache
+    launch("elementwise", "patches", x, grid_of_all(x.size), (THREADS,), settled(x), y, x.size, width // Q, P, Q, C,
+           int(back))  # fmt: skip
     return y
 
 
@@ -90,7 +95,7 @@ class CudaEmbedCache(EmbedCache):
 
 
 def _covers_tokens(x: Array, *_: object, keep: bool = True) -> bool:
-    return covers_dtype(x)
+    return covers_count(x)
 
 
 def _embed(

@@ -1,21 +1,34 @@
 // GELU of x + bias, exact or by tanh, and its gradient with the sums that the bias gets (gelu.py, linear.py).
 #include "common.cuh"
 
-constexpr int TALL = 8;
 constexpr double DENSITY = 0.3989422804014327; // 1 / sqrt(2 pi)
 constexpr double C = 0.7978845608028654;       // sqrt(2 / pi)
 constexpr double A = 0.044715;
-constexpr double HALF_ROOT = 0.7071067811865476; // sqrt(1 / 2)
 
-__device__ __forceinline__ acc cdf(acc x) { return acc(0.5) * erfc(-x * acc(HALF_ROOT)); }
+// Phi(x), and exp(-x^2 / 2), of which Phi's tail is a fraction: the approximation of ops/erf.py, with its numbers.
+__device__ __forceinline__ acc normal_cdf(acc x, acc &gauss) {
+  gauss = exp(acc(-0.5) * x * x);
+  if constexpr (sizeof(acc) == 8) return acc(0.5) * erfc(-x * acc(0.7071067811865476));
+  const float z = x < 0 ? -x : x;
+  const float p = ((0.398831383f * z + 2.96211465f) * z + 9.29608844f) * z + 13.4574033f;
+  const float q = (((z + 7.41540371f) * z + 24.4369513f) * z + 40.0669486f) * z + 26.9148089f;
+  // Far out p / q is inf / inf, and gauss is 0.
+  const float tail = z < 39 ? gauss * (p / q) : 0.0f;
+  return x < 0 ? tail : 1 - tail;
+}
 
 template <bool TANH> __device__ __forceinline__ acc gelu_of(acc x) {
-  if (!TANH) return x * cdf(x);
+  acc gauss;
+  if (!TANH) return x * normal_cdf(x, gauss);
   return x * (acc(0.5) + acc(0.5) * tanh(acc(C) * (x + acc(A) * x * x * x)));
 }
 
 template <bool TANH> __device__ __forceinline__ acc slope_of(acc x) {
-  if (!TANH) return cdf(x) + x * acc(DENSITY) * exp(acc(-0.5) * x * x);
+  acc gauss;
+  if (!TANH) {
+    const acc cdf = normal_cdf(x, gauss);
+    return cdf + x * acc(DENSITY) * gauss;
+  }
   // Further out t is 1 to the last bit, and the square would overflow.
   const acc z = x > acc(20) ? acc(20) : x < acc(-20) ? acc(-20) : x;
   const acc t = tanh(acc(C) * (z + acc(A) * z * z * z));
@@ -62,7 +75,7 @@ __device__ void backward(const real *dy, const real *x, const real *bias, real *
       }
       store<V>(d, dx + r * columns + column);
     }
-  if (partial) block_columns<V, TALL>(sums, column, columns, partial + blockIdx.y * columns);
+  if (partial) block_columns<V>(sums, column, columns, partial + blockIdx.y * columns);
 }
 
 template <int V>

@@ -32,7 +32,7 @@ def bias_gelu(x: Array, bias: Array | None, by_tanh: bool, y: Array) -> None:
 def bias_gelu_backward(dy: Array, x: Array, bias: Array | None, by_tanh: bool, dx: Array) -> Array | None:
     """Set `dx`, which may be `dy`, to the gradient of ``x + bias``, and return what the bias gets from each block."""
     rows, columns = x.shape
-    grid = grid_of(rows, columns, x.dtype)
+    grid = grid_of(rows, columns, x.dtype, sums=bias is not None)
     partial = None if bias is None else namespace(x).empty((grid.down, columns), dtype=acc_dtype(x.dtype))
     launch("gelu", "gelu_backward", x, grid, grid.block, dy, x, bias, dx, partial, rows, columns, int(by_tanh))
     return partial

@@ -25,14 +25,14 @@ extern "C" __global__ void judge(acc *state, const acc *loss, const acc *norm, d
   state[FACTOR] = going_on && finite ? factor / scale : sqrt(acc(-1)); // NaN
 }
 
-// One block of TALL warps. record: the loss, how many rows of logits are largest at their label, and the flag.
-constexpr int TALL = 8;
+// One block of COUNTERS warps. record: the loss, how many rows of logits are largest at their label, and the flag.
+constexpr int COUNTERS = 32;
 
 extern "C" __global__ void note(acc *record, const acc *loss, const real *logits, const long long *labels,
                                 const acc *stopped, size batch, size classes) {
-  __shared__ int counts[TALL];
+  __shared__ int counts[COUNTERS];
   int correct = 0;
-  for (size b = threadIdx.y; b < batch; b += TALL) {
+  for (size b = threadIdx.y; b < batch; b += COUNTERS) {
     const real *row = logits + b * classes;
     // The first of the largest, as argmax has it; NaN is larger than all.
     acc most = LEAST;
@@ -59,7 +59,7 @@ extern "C" __global__ void note(acc *record, const acc *loss, const real *logits
   if (threadIdx.x == 0) counts[threadIdx.y] = correct;
   __syncthreads();
   if (threadIdx.x == 0 && threadIdx.y == 0) {
-    for (int y = 1; y < TALL; ++y) correct += counts[y];
+    for (int y = 1; y < COUNTERS; ++y) correct += counts[y];
     record[0] = *loss;
     record[1] = correct;
     record[2] = *stopped;

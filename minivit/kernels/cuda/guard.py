@@ -8,7 +8,7 @@ from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.runtime import WARP, acc_dtype, launch, settled
 from minivit.ops.registry import Rival, open_to_rivals, register_rival
 
-_TALL = 8  # warps of the block that counts
+_COUNTERS = 32  # warps of the block that counts
 
 
 def _covers_judge(state: Array, loss: Array, norm: Array, **options: object) -> bool:
@@ -31,7 +31,7 @@ def _covers_note(record: Array, loss: Array, logits: Array, labels: Array, stopp
 
 def _note(record: Array, loss: Array, logits: Array, labels: Array, stopped: Array) -> None:
     namespace(record, loss, logits, labels, stopped)
-    launch("guard", "note", logits, (1,), (WARP, _TALL), record, loss, settled(logits), settled(labels), stopped,
+    launch("guard", "note", logits, (1,), (WARP, _COUNTERS), record, loss, settled(logits), settled(labels), stopped,
            *logits.shape)  # fmt: skip
 
 

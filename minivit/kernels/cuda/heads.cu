@@ -1,8 +1,6 @@
 // Tokens with their heads side by side, and heads with their tokens one after another (heads.py).
 #include "common.cuh"
 
-constexpr int TALL = 8;
-
 // Where in (parts, batch, H, tokens, K) the numbers from `column` of row r of (batch * tokens, parts * H * K) belong.
 struct Place {
   size head, part, k;
@@ -43,7 +41,7 @@ __device__ void merge(const real *x, real *y, acc *partial, size batch, size tok
       store<V>(a, y + r * columns + column);
     }
   }
-  if (partial) block_columns<V, TALL>(sums, column, columns, partial + blockIdx.y * columns);
+  if (partial) block_columns<V>(sums, column, columns, partial + blockIdx.y * columns);
 }
 
 // y (parts, batch, H, tokens, K) = x (batch, tokens, parts, H, K) + bias (parts, H, K), which may be null.

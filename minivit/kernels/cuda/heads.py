@@ -23,7 +23,7 @@ def merge_heads(x: Array, sums: bool = False) -> tuple[Array, Array | None]:
     parts, B, H, N, K = x.shape
     columns = parts * H * K
     y = xp.empty((B, N, columns), dtype=x.dtype)
-    grid = grid_of(B * N, columns, x.dtype, K)
+    grid = grid_of(B * N, columns, x.dtype, K, sums)
     partial = xp.empty((grid.down, columns), dtype=acc_dtype(x.dtype)) if sums else None
     launch("heads", "merge_heads", x, grid, grid.block, x, y, partial, B, N, parts, H, K)
     return y, partial

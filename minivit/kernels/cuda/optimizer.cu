@@ -3,15 +3,18 @@
 
 constexpr int BLOCK = 256 / sizeof(real); // numbers that share a rate and a decay
 
-// lr and decay: one number for each BLOCK. Where factor, which may be null, is not finite, nothing is changed.
+// lr and decay: one number for each BLOCK; stops: up to which of all numbers its own are updated. Where factor, which may
+// be null, is not finite, nothing is changed.
 extern "C" __global__ void adam(real *p, const real *g, real *m, real *v, const acc *lr, const acc *decay,
-                                double lr_scale, double beta1, double beta2, double eps, double correction1,
+                                const long long *stops, double lr_scale, double beta1, double beta2, double eps, double correction1,
                                 double correction2, size decoupled, const acc *factor, size count) {
   const acc scale = factor ? *factor : acc(1);
   if (!isfinite(scale)) return;
   const acc keep1 = 1 - beta1, keep2 = 1 - beta2, inverse2 = correction2, small = eps;
   for (size i = (size(blockIdx.x) * blockDim.x + threadIdx.x) * PACK; i < count;
        i += size(gridDim.x) * blockDim.x * PACK) {
+    const size stop = stops[i / BLOCK];
+    if (i >= stop) continue;
     const acc rate = lr[i / BLOCK] * acc(lr_scale), wd = decay[i / BLOCK];
     acc P[PACK], G[PACK], M[PACK], V[PACK];
     load<PACK>(p + i, P);
@@ -20,6 +23,7 @@ extern "C" __global__ void adam(real *p, const real *g, real *m, real *v, const 
     load<PACK>(v + i, V);
 #pragma unroll
     for (int j = 0; j < PACK; ++j) {
+      if (i + j >= stop) continue;
       G[j] *= scale;
       if (decoupled)
         P[j] *= 1 - rate * wd;

@@ -16,7 +16,7 @@ from minivit.ops.registry import Rival, open_to_rivals, register_rival
 
 _BLOCK_BYTES = 256
 _KEPT = 8
-_tables: dict[tuple[Any, ...], tuple[Array, Array]] = {}
+_tables: dict[tuple[Any, ...], tuple[Array, Array, Array]] = {}
 
 
 def _covers(values: Array, gradients: Array, m: Array, v: Array, groups: tuple[Any, ...], **options: Any) -> bool:
@@ -30,19 +30,20 @@ def _covers(values: Array, gradients: Array, m: Array, v: Array, groups: tuple[A
     return values.dtype.name in ("float32", "float64") and values.size > 0 and vectors and apart and settled and aligned
 
 
-def _table(values: Array, groups: tuple[Any, ...]) -> tuple[Array, Array]:
-    """Return the learning rate and the decay of each block, moved to the device once and kept."""
+def _table(values: Array, groups: tuple[Any, ...]) -> tuple[Array, Array, Array]:
+    """Return learning rate and decay of each block, and where its group stops, moved to the device once and kept."""
     key = type(values), str(values.device), values.dtype, values.size, groups
     if key not in _tables:
         block = _BLOCK_BYTES // values.itemsize
         lr, decay = np.zeros((2, values.size // block), values.dtype)
+        stops = np.zeros(values.size // block, np.int64)
         for group in groups:
             covered = slice(group.span.start // block, -(-group.span.stop // block))
-            lr[covered], decay[covered] = group.lr, group.weight_decay
+            lr[covered], decay[covered], stops[covered] = group.lr, group.weight_decay, group.span.stop
         while len(_tables) >= _KEPT:
             del _tables[next(iter(_tables))]
         xp = namespace(values)
-        _tables[key] = xp.asarray(lr), xp.asarray(decay)
+        _tables[key] = xp.asarray(lr), xp.asarray(decay), xp.asarray(stops)
     return _tables[key]
 
 

@@ -1,8 +1,8 @@
 """Matrix products by cuBLAS, on views as they lie: no operand is copied, transposed or converted.
 
-One call of gemmStridedBatchedEx serves every dtype: 16-bit operands are summed in float32 and may give a float32
-result, and float32 goes through TF32 where `minivit.precision` allows it. cuBLAS counts columns first, so that what it
-is asked for is out.T = b.T @ a.T.
+gemmEx, or gemmStridedBatchedEx for a batch, serves every dtype: 16-bit operands are summed in float32 and may give a
+float32 result, and float32 goes through TF32 where `minivit.precision` allows it. cuBLAS counts columns first, so that
+what it is asked for is out.T = b.T @ a.T.
 """
 
 from __future__ import annotations
@@ -51,19 +51,26 @@ def product(a: Array, b: Array, out: Array, *, scale: float = 1.0, add: bool = F
         raise ValueError(f"the result of a product has strides {out.strides}; its rows must have neighbours in memory")
     bindings, handle = blas_of(out)
     number = _number(acc_dtype(a.dtype))
-    bindings.gemmStridedBatchedEx(
-        handle(), transpose_b, transpose_a, n, m, k,
-        number(scale), address(b), _code(b), ldb, _batch_stride(b),
-        address(a), _code(a), lda, _batch_stride(a),
-        number(float(add)), address(out), _code(out), ldc, _batch_stride(out),
-        out.shape[0] if out.ndim == 3 else 1, _compute_type(a), _DEFAULT_ALGORITHM,
-    )  # fmt: skip
+    common = handle(), transpose_b, transpose_a, n, m, k, number(scale)
+    how = _compute_type(a), _DEFAULT_ALGORITHM
+    if out.ndim == 2:
+        bindings.gemmEx(
+            *common, address(b), _code(b), ldb, address(a), _code(a), lda, number(float(add)), address(out), _code(out),
+            ldc, *how,
+        )  # fmt: skip
+    else:
+        bindings.gemmStridedBatchedEx(
+            *common, address(b), _code(b), ldb, _batch_stride(b), address(a), _code(a), lda, _batch_stride(a),
+            number(float(add)), address(out), _code(out), ldc, _batch_stride(out), len(out), *how,
+        )  # fmt: skip
 
 
 def _layout(x: Array) -> tuple[int, int]:
     """Return whether columns, not rows, have neighbours in memory, and the distance of two rows or of two columns."""
     rows, columns = x.shape[-2:]
     row, column = (stride // x.itemsize for stride in x.strides[-2:])
+    if min(x.strides) < 0:
+        raise ValueError(f"an operand of a product has strides {x.strides}; none may be negative")
     if columns == 1 or column == 1:
         return 0, max(row if rows > 1 else columns, 1)
     if rows == 1 or row == 1:
@@ -72,7 +79,7 @@ def _layout(x: Array) -> tuple[int, int]:
 
 
 def _batch_stride(x: Array) -> int:
-    return x.strides[0] // x.itemsize if x.ndim == 3 else 0
+    return x.strides[0] // x.itemsize
 
 
 def _code(x: Array) -> int:
@@ -96,8 +103,9 @@ def _number(dtype: np.dtype[Any]) -> Any:
 
     @functools.cache
     def address(value: float) -> int:
-        kept.append(np.array(value, dtype))
-        return int(kept[-1].ctypes.data)
+        number = np.array(value, dtype)
+        kept.append(number)
+        return int(number.ctypes.data)
 
     kept: list[Array] = []
     return address

@@ -2,38 +2,49 @@
 #include "common.cuh"
 #include "keys.cuh"
 
-// mask (batch, count): 0 where the bits are below threshold, else kept.
-extern "C" __global__ void keep_mask(const long long *samples, size first, size second, size threshold, double kept,
-                                     real *mask, size batch, size count) {
-  const size all = batch * count;
-  for (size i = size(blockIdx.x) * blockDim.x + threadIdx.x; i < all; i += size(gridDim.x) * blockDim.x) {
-    const unsigned bits = random_bits(unsigned(samples[i / count]), first, second, unsigned(i % count));
-    mask[i] = real(acc(bits >= threshold ? kept : 0.0));
+__device__ __forceinline__ void draw(const long long *samples, unsigned first, unsigned second, unsigned long long threshold,
+                                     acc kept, real *mask, unsigned all, unsigned count) {
+  for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < all; i += gridDim.x * blockDim.x) {
+    const unsigned bits = random_bits(unsigned(samples[i / count]), first, second, i % count);
+    mask[i] = real(bits >= threshold ? kept : acc(0));
   }
 }
 
-// Not one rounding for both, so that NumPy has the same bits.
-__device__ __forceinline__ float scaled(float x, float scale, float shift) { return __fadd_rn(__fmul_rn(x, scale), shift); }
-__device__ __forceinline__ double scaled(double x, double scale, double shift) { return __dadd_rn(__dmul_rn(x, scale), shift); }
+// mask (batch, count): 0 where the bits are below threshold, else kept.
+extern "C" __global__ void keep_mask(const long long *samples, size first, size second, size threshold, double kept,
+                                     real *mask, size batch, size count) {
+  draw(samples, first, second, threshold, kept, mask, batch * count, count);
+}
 
-// From images (n, height, width, C) the samples' own, cropped out of a frame of zeros of padding pixels, flipped,
-// and scaled channel by channel.
+// Not one rounding for both, so that NumPy has the same bits.
+__device__ __forceinline__ float scaled(float x, float scale, float shift) {
+  return __fadd_rn(__fmul_rn(x, scale), shift);
+}
+__device__ __forceinline__ double scaled(double x, double scale, double shift) {
+  return __dadd_rn(__dmul_rn(x, scale), shift);
+}
+
+// From images (n, height, width, C) the samples' own, cropped out of a frame of zeros of padding pixels, flipped, and
+// scaled channel by channel. A block makes one row of pixels of one image at a time.
 extern "C" __global__ void training_images(const unsigned char *images, const long long *samples, size crop_first,
                                            size crop_second, size padding, size flip_first, size flip_second,
-                                           size flip, const acc *scale, const acc *shift, real *y, size count,
+                                           size flip, const acc *scale, const acc *shift, real *y, size batch,
                                            size height, size width, size C) {
-  for (size i = size(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += size(gridDim.x) * blockDim.x) {
-    const size c = i % C, column = i / C % width, row = i / C / width % height, b = i / C / width / height;
+  const int high = height, wide = width, channels = C, choices = 2 * padding + 1;
+  for (size line = blockIdx.x; line < batch * height; line += gridDim.x) {
+    const size b = line / height;
     const unsigned sample = samples[b];
-    size from_row = row, from_column = column;
-    if (flip && random_bits(sample, flip_first, flip_second, 0) >> 31) from_column = width - 1 - column;
+    const bool flipped = flip && random_bits(sample, flip_first, flip_second, 0) >> 31;
+    int row = line % height, aside = 0;
     if (padding) {
-      const unsigned choices = 2 * padding + 1;
-      from_row += size((random_bits(sample, crop_first, crop_second, 0) >> 16) * choices >> 16) - padding;
-      from_column += size((random_bits(sample, crop_first, crop_second, 1) >> 16) * choices >> 16) - padding;
+      row += int((random_bits(sample, crop_first, crop_second, 0) >> 16) * choices >> 16) - int(padding);
+      aside = int((random_bits(sample, crop_first, crop_second, 1) >> 16) * choices >> 16) - int(padding);
     }
-    const bool inside = 0 <= from_row && from_row < height && 0 <= from_column && from_column < width;
-    const acc pixel = inside ? images[((samples[b] * height + from_row) * width + from_column) * C + c] : 0;
-    y[i] = real(scaled(pixel, scale[c], shift[c]));
+    const unsigned char *from = images + (samples[b] * height + row) * width * C;
+    for (int i = threadIdx.x; i < wide * channels; i += blockDim.x) {
+      const int c = i % channels, column = (flipped ? wide - 1 - i / channels : i / channels) + aside;
+      const bool inside = 0 <= row && row < high && 0 <= column && column < wide;
+      y[line * width * C + i] = real(scaled(inside ? from[column * channels + c] : 0, scale[c], shift[c]));
+    }
   }
 }

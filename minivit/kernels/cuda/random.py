@@ -15,9 +15,12 @@ from minivit.kernels.cuda.runtime import TYPES, acc_dtype, launch, settled
 from minivit.keys import Key
 from minivit.ops.registry import Rival, open_to_rivals, register_rival
 
+_LINE = 96  # threads for a row of pixels, 32 of three channels in small images
+_MOST = 65536  # blocks
+
 
 def _covers_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: float, dtype: Any) -> bool:
-    return sample_ids.dtype.kind in "iu" and dtype.name in TYPES and count * len(sample_ids) > 0
+    return sample_ids.dtype.kind in "iu" and dtype.name in TYPES and 0 < count * len(sample_ids) < 2**31
 
 
 def _drawn_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: float, dtype: Any) -> Array:
@@ -48,9 +51,10 @@ def _training_images(
             f"{shift.shape}; expected 0 to {min(height, width) - 1}, ({C},) and ({C},)"
         )
     y: Array = xp.empty((len(key.sample_ids), height, width, C), dtype=dtype)
-    launch("random", "training_images", y, grid_of_all(y.size), (THREADS,), settled(images), settled(key.sample_ids),
+    lines = min(len(y) * height, _MOST)
+    launch("random", "training_images", y, (lines,), (_LINE,), settled(images), settled(key.sample_ids),
            *key.fold("augment.crop").words(), crop_padding, *key.fold("augment.flip").words(), int(flip),
-           settled(scale), settled(shift), y, y.size, height, width, C)  # fmt: skip
+           settled(scale), settled(shift), y, len(y), height, width, C)  # fmt: skip
     return y
 
 

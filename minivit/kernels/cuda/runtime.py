@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minivit.arrays import Array, library_name, namespace
+from minivit.arrays import Array, dtype_named, library_name, namespace
 
 FOLDER = Path(__file__).parent
 WARP = 32
-MOST_BLOCKS = 65535  # of the second and third axis of a grid
+TALL = 8  # warps of most blocks, one above the other
+MOST_BLOCKS = 65535  # of the second axis of a grid
 
 
 class _Types(NamedTuple):
@@ -33,7 +34,6 @@ TYPES = {
     "bfloat16": _Types("__nv_bfloat16", "float", ("-DBFLOAT",)),
 }
 _INCLUDE = re.compile(r'^#include "(.*)"$', re.MULTILINE)
-SIXTEEN_BITS = ("float16", "bfloat16")
 
 
 class Blas(NamedTuple):
@@ -56,10 +56,38 @@ def _text(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def options(dtype: str) -> tuple[str, ...]:
+class Lanes(NamedTuple):
+    """How a kernel is compiled that has a row in registers: by so many lanes, each with so many packs of 16 bytes."""
+
+    lanes: int
+    chunks: int
+
+
+LANES = (Lanes(4, 1), Lanes(8, 1), Lanes(16, 1), Lanes(32, 1), Lanes(32, 2), Lanes(32, 4), Lanes(32, 8))
+OF_ROWS = ("layer_norm", "softmax")  # the files whose kernels are compiled for `Lanes`
+
+
+def lanes_for(columns: int, dtype: Any) -> Lanes | None:
+    """Return how lanes share rows of so many `columns`, or None if they are too many for their registers."""
+    return next((lanes for lanes in _fitting(dtype) if lanes.lanes * lanes.chunks * pack(dtype) >= columns), None)
+
+
+def _fitting(dtype: Any) -> list[Lanes]:
+    """Return what leaves room in the registers: 32 words of what a lane keeps of one row."""
+    return [lanes for lanes in LANES if lanes.chunks * pack(dtype) * acc_dtype(dtype).itemsize <= 32 * 4]
+
+
+def options(dtype: str, lanes: Lanes | None = None) -> tuple[str, ...]:
     """Return the compiler's options for arrays of `dtype`."""
     types = TYPES[dtype]
-    return "-std=c++17", f"-DREAL={types.real}", f"-DACC={types.acc}", *types.needs
+    rows = () if lanes is None else (f"-DLANES={lanes.lanes}", f"-DCHUNKS={lanes.chunks}")
+    return "-std=c++17", f"-DREAL={types.real}", f"-DACC={types.acc}", f"-DTALL={TALL}", *types.needs, *rows
+
+
+def variants(name: str, dtype: str) -> list[tuple[str, ...]]:
+    """Return the options of all the ways in which the file `name` is compiled for `dtype`."""
+    rows = _fitting(dtype_named(dtype)) if name in OF_ROWS else []
+    return [options(dtype), *(options(dtype, lanes) for lanes in rows)]
 
 
 def sources() -> list[str]:
@@ -73,12 +101,12 @@ def acc_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def launch(file: str, function: str, like: Array, grid: tuple[int, ...], block: tuple[int, ...], *args: Any,
-           shared: int = 0) -> None:  # fmt: skip
+           shared: int = 0, lanes: Lanes | None = None) -> None:  # fmt: skip
     """Run a kernel of `file`, compiled for the dtype of `like`, with arrays, integers, floats and None for null."""
-    key = type(like), like.dtype, file, function
+    key = type(like), like.dtype, file, lanes, function
     kernel = _functions.get(key)
     if kernel is None:
-        module = namespace(like).RawModule(code=source(file), options=options(like.dtype.name))
+        module = namespace(like).RawModule(code=source(file), options=options(like.dtype.name, lanes))
         kernel = _functions[key] = module.get_function(function)
     kernel(tuple(grid), block, args, shared_mem=shared)
 
@@ -105,6 +133,8 @@ def covers_dtype(x: Array) -> bool:
 
 def address(x: Any) -> int:
     """Return where the first number of `x` lies on its device."""
+    if namespace(x) is np:
+        raise TypeError("a NumPy array met arrays of a device; move it there with minivit.to_backend")
     return int(x.data.ptr)
 
 

@@ -1,63 +1,95 @@
-// Softmax of rows with a scale, and its gradient (softmax.py, attention.py), a warp for each row.
+// Softmax of rows with a scale, and its gradient (softmax.py, attention.py), LANES lanes for each row.
 #include "common.cuh"
 
-constexpr int CHUNKS = 8; // a lane keeps so many exponentials; of longer rows they are computed twice
+// The first of a row's columns that no pack reaches; the numbers between are zeros in results.
+template <int V> __device__ __forceinline__ size whole_packs(size columns) { return (columns + V - 1) / V * V; }
+
+template <int V, class T> __device__ void softmax_row(const T *x, acc scale, real *y, size columns, bool live) {
+  Row<V, T> row(x, live ? whole_packs<V>(columns) : 0);
+  acc most = LEAST, sum = 0;
+  row.each([&](int, size c, acc(&a)[V]) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const acc s = scale * a[j];
+      if (c + j < columns && (s > most || s != s)) most = s;
+    }
+  });
+  most = row_max(most);
+  row.each([&](int, size c, acc(&a)[V]) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      a[j] = c + j < columns ? exp(scale * a[j] - most) : acc(0);
+      sum += a[j];
+    }
+  });
+  const acc inverse = 1 / row_sum(sum);
+  row.each([&](int, size c, acc(&a)[V]) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) a[j] = (CHUNKS > 0 || c + j >= columns ? a[j] : exp(scale * a[j] - most)) * inverse;
+    store<V>(a, y + c);
+  });
+}
+
+template <class T>
+__device__ void softmax_rows(const T *x, acc scale, real *y, size rows, size columns, size stride) {
+  const size r = (size(blockIdx.x) * TALL + threadIdx.y) * GROUPS + threadIdx.x / LANES;
+  if (CHUNKS > 0)
+    softmax_row<PACK>(x + r * stride, scale, y + r * stride, columns, r < rows);
+  else
+    softmax_row<1>(x + r * stride, scale, y + r * stride, columns, r < rows);
+}
 
 // y = softmax(scale * x). Rows are stride apart in both; y may be x.
 extern "C" __global__ void softmax(const real *x, double scale, real *y, size rows, size columns, size stride) {
-  const size r = size(blockIdx.x) * blockDim.y + threadIdx.y;
-  if (r >= rows) return;
-  const real *from = x + r * stride;
-  real *to = y + r * stride;
-  const acc s = scale;
-  const bool few = columns <= WARP * CHUNKS;
-  acc e[CHUNKS];
-  acc most = LEAST, sum = 0;
-  if (few) {
+  softmax_rows(x, acc(scale), y, rows, columns, stride);
+}
+
+// The same of scores that were not rounded.
+extern "C" __global__ void softmax_scores(const acc *x, double scale, real *y, size rows, size columns, size stride) {
+  softmax_rows(x, acc(scale), y, rows, columns, stride);
+}
+
+template <int V, class T>
+__device__ void softmax_row_backward(const T *dy, const real *y, acc scale, real *dx, size columns, bool live) {
+  const size span = live ? whole_packs<V>(columns) : 0;
+  Row<V, T> d_row(dy, span);
+  Row<V> y_row(y, span);
+  acc sum = 0;
+  d_row.each([&](int i, size c, acc(&d)[V]) {
+    acc buffer[V];
+    acc(&p)[V] = y_row.part(i, c, buffer);
 #pragma unroll
-    for (int i = 0; i < CHUNKS; ++i) {
-      const size c = i * WARP + threadIdx.x;
-      e[i] = c < columns ? s * acc(from[c]) : LEAST;
-      most = e[i] > most || e[i] != e[i] ? e[i] : most;
-    }
-  } else {
-    for (size c = threadIdx.x; c < columns; c += WARP) {
-      const acc a = s * acc(from[c]);
-      most = a > most || a != a ? a : most;
-    }
-  }
-  most = warp_max(most);
-  if (few) {
+    for (int j = 0; j < V; ++j)
+      if (c + j < columns) sum += d[j] * p[j];
+  });
+  sum = row_sum(sum);
+  d_row.each([&](int i, size c, acc(&d)[V]) {
+    acc buffer[V];
+    acc(&p)[V] = y_row.part(i, c, buffer);
 #pragma unroll
-    for (int i = 0; i < CHUNKS; ++i) {
-      const size c = i * WARP + threadIdx.x;
-      e[i] = c < columns ? exp(e[i] - most) : acc(0);
-      sum += e[i];
-    }
-  } else {
-    for (size c = threadIdx.x; c < columns; c += WARP) sum += exp(s * acc(from[c]) - most);
-  }
-  const acc inverse = 1 / warp_sum(sum);
-  if (few) {
-#pragma unroll
-    for (int i = 0; i < CHUNKS; ++i) {
-      const size c = i * WARP + threadIdx.x;
-      if (c < columns) to[c] = real(e[i] * inverse);
-    }
-  } else {
-    for (size c = threadIdx.x; c < columns; c += WARP) to[c] = real(exp(s * acc(from[c]) - most) * inverse);
-  }
+    for (int j = 0; j < V; ++j) d[j] = c + j < columns ? scale * p[j] * (d[j] - sum) : acc(0);
+    store<V>(d, dx + c);
+  });
+}
+
+template <class T>
+__device__ void softmax_rows_backward(const T *dy, const real *y, acc scale, real *dx, size rows, size columns,
+                                      size stride) {
+  const size r = (size(blockIdx.x) * TALL + threadIdx.y) * GROUPS + threadIdx.x / LANES, at = r * stride;
+  if (CHUNKS > 0)
+    softmax_row_backward<PACK>(dy + at, y + at, scale, dx + at, columns, r < rows);
+  else
+    softmax_row_backward<1>(dy + at, y + at, scale, dx + at, columns, r < rows);
 }
 
 // dx = scale * y * (dy - sum(dy * y)). Rows are stride apart in all three; dx may be dy.
 extern "C" __global__ void softmax_backward(const real *dy, const real *y, double scale, real *dx, size rows,
                                             size columns, size stride) {
-  const size r = size(blockIdx.x) * blockDim.y + threadIdx.y;
-  if (r >= rows) return;
-  const size at = r * stride;
-  acc sum = 0;
-  for (size c = threadIdx.x; c < columns; c += WARP) sum += acc(dy[at + c]) * acc(y[at + c]);
-  sum = warp_sum(sum);
-  for (size c = threadIdx.x; c < columns; c += WARP)
-    dx[at + c] = real(acc(scale) * acc(y[at + c]) * (acc(dy[at + c]) - sum));
+  softmax_rows_backward(dy, y, acc(scale), dx, rows, columns, stride);
+}
+
+// The same for a gradient that was not rounded.
+extern "C" __global__ void softmax_scores_backward(const acc *dy, const real *y, double scale, real *dx, size rows,
+                                                   size columns, size stride) {
+  softmax_rows_backward(dy, y, acc(scale), dx, rows, columns, stride);
 }

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from minivit.arrays import Array, namespace
-from minivit.kernels.cuda.runtime import WARP, blocks, covers_dtype, launch, settled
+from minivit.kernels.cuda.runtime import TALL, WARP, Lanes, blocks, covers_dtype, lanes_for, launch, pack, settled
 from minivit.ops.registry import Rival, register_rival
 from minivit.ops.shapes import expect_gradient, same_dtype
 from minivit.ops.softmax import SoftmaxCache
-
-_TALL = 8  # rows of a block
 
 
 class CudaSoftmaxCache(SoftmaxCache):
     """What the backward pass reads, as in the op."""
 
 
-def scaled_softmax(x: Array, scale: float, y: Array, rows: int, columns: int, stride: int) -> None:
-    """Set rows of `y`, which may be `x`, to the softmax of ``scale * x``; the rows of both are `stride` apart."""
-    launch("softmax", "softmax", x, (blocks(rows, _TALL),), (WARP, _TALL), x, scale, y, rows, columns, stride)
+def _shared(y: Array, columns: int) -> tuple[int, Lanes | None, tuple[int]]:
+    """Return the rows of `y`, how lanes share one, and the blocks for all; packs may reach behind a row's columns."""
+    rows = y.size // y.shape[-1]
+    lanes = lanes_for(columns, y.dtype) if y.shape[-1] % pack(y.dtype) == 0 else None
+    return rows, lanes, (blocks(rows, TALL * WARP // (lanes.lanes if lanes else WARP)),)
 
 
-def scaled_softmax_backward(dy: Array, y: Array, scale: float, dx: Array, rows: int, columns: int, stride: int) -> None:
-    """Set rows of `dx`, which may be `dy`, to the gradient of x for the softmax `y` of ``scale * x``."""
-    launch("softmax", "softmax_backward", y, (blocks(rows, _TALL),), (WARP, _TALL), dy, y, scale, dx, rows, columns,
-           stride)  # fmt: skip
+def scaled_softmax(x: Array, scale: float, y: Array, columns: int) -> None:
+    """Set the first `columns` of the rows of `y` to the softmax of ``scale * x``.
+
+    `x` has the dtype of `y`, and may be `y`, or that which its sums have. What is behind these columns is set to
+    anything.
+    """
+    rows, lanes, grid = _shared(y, columns)
+    kernel = "softmax" if x.dtype == y.dtype else "softmax_scores"
+    launch("softmax", kernel, y, grid, (WARP, TALL), x, scale, y, rows, columns, y.shape[-1], lanes=lanes)
+
+
+def scaled_softmax_backward(dy: Array, y: Array, scale: float, dx: Array, columns: int) -> None:
+    """Set `dx`, which may be `dy`, to the gradient of x for the softmax `y` of ``scale * x``; see `scaled_softmax`."""
+    rows, lanes, grid = _shared(y, columns)
+    kernel = "softmax_backward" if dy.dtype == y.dtype else "softmax_scores_backward"
+    launch("softmax", kernel, y, grid, (WARP, TALL), dy, y, scale, dx, rows, columns, y.shape[-1], lanes=lanes)
 
 
 def _covers(x: Array, *, keep: bool = True) -> bool:
@@ -35,7 +47,7 @@ def _forward(x: Array, *, keep: bool = True) -> tuple[Array, CudaSoftmaxCache | 
     same_dtype("softmax", x=x)
     C = x.shape[-1]
     y = xp.empty(x.shape, dtype=x.dtype)
-    scaled_softmax(settled(x), 1.0, y, x.size // C, C, C)
+    scaled_softmax(settled(x), 1.0, y, C)
     return y, CudaSoftmaxCache(y) if keep else None
 
 
@@ -44,7 +56,7 @@ def _backward(dy: Array, cache: CudaSoftmaxCache) -> Array:
     expect_gradient("softmax", dy, y.shape, y.dtype)
     C = y.shape[-1]
     dx = namespace(dy, y).empty(y.shape, dtype=y.dtype)
-    scaled_softmax_backward(settled(dy), y, 1.0, dx, y.size // C, C, C)
+    scaled_softmax_backward(settled(dy), y, 1.0, dx, C)
     return dx
 
 
