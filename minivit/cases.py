@@ -11,13 +11,13 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from minivit import layers, ops
-from minivit.arrays import Array, library_name, namespace, real_dtype
+from minivit.arrays import Array, library_name, namespace, real_dtype, to_backend, to_host
 from minivit.config import ViTConfig
 from minivit.keys import Key
 from minivit.layer import Layer
@@ -73,6 +73,18 @@ class Case:
     def batched(self) -> tuple[bool, ...]:
         """Which arrays have the batch as their first axis."""
         return tuple(shape[0] == 1009 for shape in self.shapes(B=1009).values())
+
+    def on(self, backend: str) -> Case:
+        """Return the case with its arrays moved to a backend, and its results moved back."""
+
+        def forward(*arrays: Array, **options: Any) -> tuple[Array, Any]:
+            y, cache = self.forward(*(to_backend(x, backend) for x in arrays), **options)
+            return to_host(y), cache
+
+        def backward(dy: Array, cache: Any) -> tuple[Array, ...]:
+            return tuple(to_host(dx) for dx in self.backward(to_backend(dy, backend), cache))
+
+        return replace(self, name=f"{self.name}-{backend}", forward=forward, backward=backward)
 
     def make(self, seed: int, dtype: Any, sizes: Mapping[str, int] | None = None) -> tuple[Array, ...]:
         """Return random NumPy arrays of `dtype`: standard normal, matrices so scaled that they keep this deviation."""

@@ -13,10 +13,12 @@ from typing import Any
 from minivit.arrays import Array, check_dtype, dtype_named, namespace, on_device_of
 from minivit.errors import UserError
 from minivit.micro_batches import Batch, Step, parts_of, predict, take
+from minivit.ops.registry import set_aside
 from minivit.precision import PRECISIONS, tf32
 from minivit.vit import ViT
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
+_PREDICTED = 256  # images at a time, so that memory does not grow with how many there are
 
 
 def check_precision(precision: str | None, dtype: Any, on_host: bool) -> None:
@@ -56,8 +58,8 @@ class DeviceStep:
         if precision in _SIXTEEN_BITS:
             assert precision is not None
             dtype = dtype_named(precision)
-            check_dtype(xp, dtype)
             with on_device_of(values):
+                check_dtype(xp, dtype)
                 self._rounded = xp.zeros(values.shape, dtype=dtype)
         self.replica = model.replica(values if self._rounded is None else self._rounded)
         self.dtype: Any = (values if self._rounded is None else self._rounded).dtype
@@ -65,9 +67,11 @@ class DeviceStep:
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         values = self._store.peek()
-        with on_device_of(values), tf32(self._tf32):
-            if self._rounded is not None:
-                namespace(values).copyto(self._rounded, values, casting="unsafe")
+        if self._rounded is not None:
+            if set_aside():
+                raise UserError("16 bits need the kernels, which reference_only sets aside; use precision='float32'")
+            namespace(values).copyto(self._rounded, values, casting="unsafe")
+        with tf32(self._tf32):
             yield
 
     def train(self, batch: Batch, step: Step, parts: list[slice]) -> None:
@@ -82,6 +86,6 @@ class DeviceStep:
 
     def predict(self, images: Array, logits: Array, micro_batch: int | None) -> None:
         """Set `logits` (B, classes) to those of `images`, of the dtype of the step."""
-        parts = parts_of(len(images), micro_batch or len(images))
+        parts = parts_of(len(images), micro_batch or _PREDICTED)
         with self._at_work():
             predict(self.replica, images, logits, parts, range(len(parts)))

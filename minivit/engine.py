@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from minivit.arrays import Array, namespace, real_dtype, to_host
+from minivit.arrays import Array, namespace, on_device_of, real_dtype, to_host
 from minivit.device_step import DeviceStep, check_precision
 from minivit.errors import RunError, UserError
 from minivit.keys import Key
@@ -149,6 +149,12 @@ class Engine:
         loss_scale : Array, optional
             0-d, of the dtype of the gradients, by which these, and not the loss, are multiplied: for "float16".
         """
+        with on_device_of(self._store.peek()):
+            return self._training_step(images, labels, rng, label_smoothing, loss_scale)
+
+    def _training_step(
+        self, images: Array, labels: Array, rng: Key | None, label_smoothing: float, loss_scale: Array | None
+    ) -> tuple[Array, Array]:
         B = self._check(images, labels)
         if (name := self._watched()) is not None:
             raise UserError(
@@ -174,7 +180,11 @@ class Engine:
         return xp.asarray(losses.sum()), logits
 
     def predict(self, images: Array) -> Array:
-        """Return logits (B, classes) in evaluation mode; on the host in memory that does not grow with B."""
+        """Return logits (B, classes) in evaluation mode, in memory that does not grow with B but for these."""
+        with on_device_of(self._store.peek()):
+            return self._predicted(images)
+
+    def _predicted(self, images: Array) -> Array:
         B = self._check(images)
         xp = namespace(images)
         dtype = self._store.peek().dtype

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from minivit.arrays import Array, backend, library_name, namespace, on_device_of, to_backend, to_host
+from minivit.arrays import Array, backend, dtype_named, library_name, namespace, on_device_of, to_backend, to_host
 from minivit.errors import UserError, counted
 from minivit.keys import Key
 from minivit.parameters import FlatStore, Parameter, Parameters, first_value, plan
@@ -137,8 +137,9 @@ class Layer:
 
     def zero_grad(self) -> None:
         """Set the gradients of this layer's parameters to zero."""
-        for parameter in self.parameters.values():
-            parameter.grad[...] = 0
+        with on_device_of(self.parameters.store.peek()):
+            for parameter in self.parameters.values():
+                parameter.grad[...] = 0
 
     def replica(self, values: Array | None = None) -> Self:
         """Return a copy with gradients of its own, on the same values or on the flat vector `values`."""
@@ -154,21 +155,27 @@ class Layer:
         """Return a copy with its parameters converted to `dtype`."""
         values = self.parameters.store.peek()
         with on_device_of(values):
-            return self._moved(np.dtype(dtype), namespace(values))
+            return self._moved(dtype, library_name(namespace(values)))
 
     def to(self, backend_name: str) -> Self:
-        """Return a copy with its parameters on the backend "numpy" or "cupy"."""
-        return self._moved(self.parameters.store.peek().dtype, backend(backend_name))
+        """Return a copy with its parameters on the backend "numpy", "cupy" or, for device 1, "cupy:1".
 
-    def _moved(self, dtype: Any, xp: Any) -> Self:
-        twin = _initialized(self, None, dtype, library_name(xp))
-        for name, parameter in self.parameters.items():
-            twin.parameters[name].peek()[...] = to_backend(parameter.peek().astype(dtype), xp)
+        The device becomes the current one of this thread.
+        """
+        return self._moved(self.parameters.store.peek().dtype, backend_name)
+
+    def _moved(self, dtype: Any, backend_name: str) -> Self:
+        with on_device_of(self.parameters.store.peek()):
+            values = {name: parameter.peek().astype(dtype, copy=False) for name, parameter in self.parameters.items()}
+        twin = _initialized(self, None, dtype, backend_name)
+        for name, value in values.items():
+            twin.parameters[name].peek()[...] = to_backend(value, backend_name)
         return twin
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all values by name, on the host, in minivit's own layout."""
-        return {name: to_host(parameter.peek()).copy() for name, parameter in self.parameters.items()}
+        with on_device_of(self.parameters.store.peek()):
+            return {name: to_host(parameter.peek()).copy() for name, parameter in self.parameters.items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set all values from `state`, which has this layer's names and shapes.
@@ -189,13 +196,15 @@ class Layer:
         if missing or unknown:
             words = [counted(what, names) for what, names in (("missing", missing), ("unknown", unknown)) if names]
             raise UserError(f"the weights belong to another model: {' and '.join(words)}")
-        xp = namespace(named.store.peek())
-        for name, parameter in named.items():
-            value = parameter.peek()
-            value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), xp)
+        store = named.store.peek()
+        with on_device_of(store):
+            for name, parameter in named.items():
+                value = parameter.peek()
+                value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), namespace(store))
 
 
 PASSES = ("forward", "backward")
+_DTYPES = ("float32", "float64", "complex128", "float16", "bfloat16")  # those of 16 bits have no optimiser
 
 
 def watched(layer: Layer) -> bool:
@@ -225,9 +234,20 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Parameter | Layer]]:
             yield from _leaves(f"{name}.{key}", item)
 
 
+def _checked(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype that parameters can have, or raise UserError."""
+    known = dtype_named(dtype) if isinstance(dtype, str) else None if dtype is None else np.dtype(dtype)
+    if known is None or known.name not in _DTYPES or not known.isnative:
+        raise UserError(
+            f"a model's dtype is {dtype!r}; expected 'float32' or 'float64', or complex128 for checks "
+            "(for 16 bits, Engine(model, precision='bfloat16') keeps the parameters in float32)"
+        )
+    return known
+
+
 def _initialized(layer: Any, seed: int | None, dtype: Any, backend_name: str) -> Any:
+    dtype = _checked(dtype)
     xp = backend(backend_name)
-    dtype = np.dtype(dtype)
     declared = layer._declared()
     starts, length = plan({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
     store = FlatStore(xp.zeros(length, dtype=dtype))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minivit import Layer, ops, testing
-from minivit.arrays import Array, dtype_named, to_backend, to_host
+from minivit.arrays import Array, dtype_named, to_host
 from minivit.cases import Case
 from minivit.ops import registry
 from minivit.ops.registry import Rival
@@ -27,7 +27,7 @@ def ways(case: Case) -> Iterator[Case]:
     """Yield the case as the reference runs it, and as each library runs it on which a rival covers it."""
     yield by_reference(case)
     for library in dict.fromkeys(rival.library for rival in rivals_of(case.op)):
-        moved = on(library, case)
+        moved = case.on(library)
         if any(rival_of(moved, dtype) for dtype in ("float32", "float64")):
             yield moved
 
@@ -45,19 +45,6 @@ def by_reference(case: Case) -> Case:
             return case.forward(*arrays, **options)
 
     return replace(case, name=f"{case.name}-reference", forward=forward)
-
-
-def on(library: str, case: Case) -> Case:
-    """Return the case with its arrays moved to `library` and its results moved back."""
-
-    def forward(*arrays: Array, **options: Any) -> tuple[Array, Any]:
-        y, cache = case.forward(*(to_backend(x, library) for x in arrays), **options)
-        return to_host(y), cache
-
-    def backward(dy: Array, cache: Any) -> tuple[Array, ...]:
-        return tuple(to_host(dx) for dx in case.backward(to_backend(dy, library), cache))
-
-    return replace(case, name=f"{case.name}-{library}", forward=forward, backward=backward)
 
 
 def rival_of(case: Case, dtype: str) -> Rival | None:

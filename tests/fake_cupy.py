@@ -78,6 +78,8 @@ def fake_cupy(
     nvrtc: Exception | None = None,
     limit: int = 0,
     version: str = "14.2.0",
+    runtime_version: int = 12090,
+    first_use: Exception | None = None,
 ) -> ModuleType:
     """Return a module to be imported as cupy.
 
@@ -95,6 +97,10 @@ def fake_cupy(
         That of the memory pool, 0 for none.
     version : str
         CuPy's.
+    runtime_version : int
+        That of the CUDA that CuPy is made for.
+    first_use : Exception or None
+        What a device raises when it is first used.
     """
     Device.current, Device.capabilities, Device.waited = 0, capabilities, []
     modules: dict[str, Any] = {name: ModuleType(name) for name in ("cupy", "cuda", "runtime", "nvrtc", "cublas")}
@@ -102,8 +108,9 @@ def fake_cupy(
     runtime.CUDARuntimeError = CUDARuntimeError
     runtime.getDeviceCount = _raises(count) if isinstance(count, Exception) else lambda: count
     runtime.driverGetVersion = lambda: driver
-    runtime.runtimeGetVersion = lambda: 12090
+    runtime.runtimeGetVersion = lambda: runtime_version
     runtime.memGetInfo = lambda: (1000, 4000)
+    runtime.free = _raises(first_use) if first_use else lambda pointer: None
     runtime.getDeviceProperties = lambda index: {
         "name": f"Card {index}".encode(),
         "totalGlobalMem": 80_000_000_000,

@@ -117,6 +117,14 @@ IN_THE_WAY: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"capabilities": ("61", "75")},
         ["Card 0 has compute capability 6.1", "need 7.0", "take another device"],
     ),
+    "an old device for CUDA 13": (
+        {"capabilities": ("70", "75"), "driver": 13000, "runtime_version": 13000},
+        ["Card 0 has compute capability 7.0", "need 7.5"],
+    ),
+    "a device that is full": (
+        {"first_use": CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")},
+        ["the device cannot be used (cudaErrorMemoryAllocation: out of memory)", "whether others have its memory"],
+    ),
     "an old CuPy": ({"version": "13.6.0"}, ["CuPy 13.6.0", "needs 14", "pip install 'minivit[cuda12]'"]),
 }
 

@@ -1,4 +1,4 @@
-"""What `minivit info` says of the backends and their devices."""
+"""What the commands say of the backends and their devices, and what they do on one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import needs_kernels
 from fake_cupy import CUDARuntimeError, fake_cupy, install
 
 from minivit.cli import main
@@ -56,3 +57,16 @@ def test_info_of_a_device_beside_one_that_is_too_old(
     cupy = json.loads(asked(capsys, "--json"))["backends"]["cupy"]
     assert [device["compute_capability"] for device in cupy["devices"]] == ["6.1", "7.5"]
     assert cupy["reason"] is None
+
+
+@needs_kernels
+def test_gradcheck_proves_the_kernels_of_a_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gradcheck", "softmax", "--backend", "strict", "--json"]) == 0
+    (check,) = json.loads(capsys.readouterr().out)["checks"]
+    assert {row["verdict"] for row in check["rows"]} == {"ok"}
+    assert {row["method"] for row in check["rows"]} == {"complex"}
+
+
+def test_gradcheck_refuses_a_model_on_another_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gradcheck", "vit_micro_patch4_8", "--backend", "strict"]) == 2
+    assert "the cases run on strict, whole models on NumPy alone" in capsys.readouterr().err

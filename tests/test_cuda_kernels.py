@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract import assert_same_bits, by_reference, normal, on, rival_of
+from contract import assert_same_bits, by_reference, normal, rival_of
 from cuda_on_cpu.emulator import ORDERS, thread_order
 from devices import DEVICES, needs_kernels
 
@@ -65,7 +65,7 @@ def assert_near(got: Sequence[Array], expected: Sequence[Array], limit: float) -
 @pytest.mark.parametrize("dtype", TYPES)
 def test_every_op_and_the_block_have_kernels(dtype: str) -> None:
     """Where something in a block is random, its ops have them."""
-    without = {case.name for case in KERNELS if not rival_of(on("strict", case), dtype)}
+    without = {case.name for case in KERNELS if not rival_of(case.on("strict"), dtype)}
     assert without == {"EncoderBlock-drop", "EncoderBlock-queries-drop"}
 
 
@@ -76,7 +76,7 @@ def test_a_kernel_equals_its_op_in_float64(case: Case, device: str, dtype: str) 
     """Both are given the same numbers, of few bits where the dtype has few."""
     for seed, sizes in enumerate(sizes_of(case)):
         given = [x.astype(dtype_named(dtype)) for x in case.make(seed, "float64", sizes)]
-        got = passes(on(device, case), given)
+        got = passes(case.on(device), given)
         dy = normal(got[0]).astype("float64")
         expected = passes(by_reference(case), [x.astype("float64") for x in given], dy)
         assert_near(got, expected, TOLERANCE[dtype] * (1 if case.op in ops.__all__ else OPS_OF_A_LAYER))
@@ -89,23 +89,23 @@ def test_the_reference_runs_on_a_device(case: Case, device: str, dtype: str) -> 
     given = case.make(0, dtype)
     expected = passes(by_reference(case), [x.astype("float64") for x in given])
     with ops.reference_only():
-        assert_near(passes(on(device, case), given), expected, TOLERANCE[dtype])
+        assert_near(passes(case.on(device), given), expected, TOLERANCE[dtype])
 
 
 @of_kernels
 @on_devices
 def test_a_kernel_has_the_same_bits_each_time(case: Case, device: str) -> None:
     given = case.make(0, "float32", dict.fromkeys(case.sizes, 16))
-    assert_same_bits(passes(on(device, case), given), passes(on(device, case), given))
+    assert_same_bits(passes(case.on(device), given), passes(case.on(device), given))
 
 
 @of_kernels
 @pytest.mark.parametrize("order", ORDERS[1:])
 def test_the_order_of_threads_changes_no_bit(case: Case, order: str) -> None:
     given = case.make(0, "float32", {name: 9 for name in case.sizes if name != "D"})
-    expected = passes(on("strict", case), given)
+    expected = passes(case.on("strict"), given)
     with thread_order(order):
-        assert_same_bits(passes(on("strict", case), given), expected)
+        assert_same_bits(passes(case.on("strict"), given), expected)
 
 
 @on_devices
@@ -118,7 +118,7 @@ def test_many_rows_are_summed_over_many_blocks(device: str) -> None:
     ):
         case = next(case for case in KERNELS if case.name == name)
         given = case.make(0, "float64", sizes)
-        assert_near(passes(on(device, case), given), passes(by_reference(case), given), TOLERANCE["float64"])
+        assert_near(passes(case.on(device), given), passes(by_reference(case), given), TOLERANCE["float64"])
 
 
 def keys(count: int = 6) -> tuple[Key, Array]:
@@ -244,7 +244,7 @@ def test_one_block_takes_what_many_would(case: Case, device: str, monkeypatch: p
         monkeypatch.setattr(module, "_MOST", 1)
     given = case.make(0, "float64", {name: 18 if name in "BND" else 5 for name in case.sizes})
     tolerance = TOLERANCE["float64"] * (1 if case.op in ops.__all__ else OPS_OF_A_LAYER)
-    assert_near(passes(on(device, case), given), passes(by_reference(case), given), tolerance)
+    assert_near(passes(case.on(device), given), passes(by_reference(case), given), tolerance)
 
 
 @on_devices
@@ -256,7 +256,7 @@ def test_the_largest_of_a_row_is_found_wherever_it_is(device: str, dtype: str, n
     case, largest = named(name), 0.9 * np.finfo(dtype).max
     rows = 1e4 * np.eye(columns, dtype=dtype)
     for x in (rows, rows - largest):
-        assert_near(passes(on(device, case), [x]), passes(by_reference(case), [x]), TOLERANCE[dtype])
+        assert_near(passes(case.on(device), [x]), passes(by_reference(case), [x]), TOLERANCE[dtype])
 
 
 @on_devices
@@ -272,7 +272,7 @@ def test_softmax_of_nothing_but_minus_infinity_is_unknown(device: str, dtype: st
 def test_gelu_far_out_is_a_ramp(device: str, dtype: str) -> None:
     x = np.array([-1e5, -300, -30, -21, 21, 30, 300, 1e5], dtype)
     for name in ("gelu", "gelu-tanh"):
-        y, dx = passes(on(device, named(name)), [x], np.ones_like(x))
+        y, dx = passes(named(name).on(device), [x], np.ones_like(x))
         assert_near([y, dx], [np.maximum(x, 0), np.heaviside(x, 0)], TOLERANCE[dtype])
 
 
@@ -290,7 +290,7 @@ def test_layer_norm_is_exact_far_from_zero(device: str) -> None:
     x, *others = named("layer_norm").make(0, "float64")
     given = [x + 1e3, *others]
     expected = passes(by_reference(named("layer_norm")), given)
-    assert_near(passes(on(device, named("layer_norm")), given), expected, TOLERANCE["float64"])
+    assert_near(passes(named("layer_norm").on(device), given), expected, TOLERANCE["float64"])
 
 
 @on_devices

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract import assert_same_bits, by_reference, held, normal, on, own, rival_of, rivals_of, ways
+from contract import assert_same_bits, by_reference, held, normal, own, rival_of, rivals_of, ways
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +34,7 @@ from minivit.ops.softmax import SoftmaxCache
 TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
 OPS_OF_A_LAYER = 5
 
-COVERED = [(on("numpy", case), dtype) for case in CASES for dtype in TOLERANCE if rival_of(on("numpy", case), dtype)]
+COVERED = [(case.on("numpy"), dtype) for case in CASES for dtype in TOLERANCE if rival_of(case.on("numpy"), dtype)]
 covered = pytest.mark.parametrize(("case", "dtype"), COVERED, ids=lambda value: str(value).replace("-numpy", ""))
 
 LIMITS = [1, 400]  # bytes that fit in cache: a row to a piece, and several rows with fewer in the last piece

@@ -65,6 +65,7 @@ class _Counted:
     def __init__(self, bindings: Any, counted: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
         self._bindings = bindings
         self.gemmStridedBatchedEx = counted("products", bindings.gemmStridedBatchedEx)
+        self.gemmEx = counted("products", bindings.gemmEx)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bindings, name)

@@ -141,22 +141,22 @@ class _Maker:
         x = self.new(3, self.rows(tokens * 3 * width), width // HEAD_WIDTH, tokens, HEAD_WIDTH)
         return Pass(lambda: merge_heads(x, sums=True), (x, x))
 
-    def _scores(self, tokens: int) -> tuple[Array, int, int]:
-        """Return scores whose rows lie as far apart as those of attention, their number and that distance."""
+    def _scores(self, tokens: int) -> tuple[Array, Array]:
+        """Return scores as attention has them, not rounded and in rows of whole packs, and what becomes of them."""
         step = pack(self.dtype)
         stride = -(-tokens // step) * step
-        return self.new(self.rows(stride), stride), self.rows(stride), stride
+        x = numbers(self.xp, self.acc, self.rows(stride), stride)
+        return x, self.xp.empty(x.shape, dtype=self.dtype)
 
     def softmax(self, tokens: int) -> Pass:
-        x, rows, stride = self._scores(tokens)
-        return Pass(lambda: scaled_softmax(x, 1.0, x, rows, tokens, stride), (x[:, :tokens], x[:, :tokens]))
+        x, y = self._scores(tokens)
+        return Pass(lambda: scaled_softmax(x, 1.0, y, tokens), (x[:, :tokens], y[:, :tokens]))
 
     def softmax_backward(self, tokens: int) -> Pass:
-        (dy, rows, stride), (y, *_) = self._scores(tokens), self._scores(tokens)
-        scaled_softmax(y, 1.0, y, rows, tokens, stride)
-        dx = self.empty_like(dy)
+        (dy, dx), (x, y) = self._scores(tokens), self._scores(tokens)
+        scaled_softmax(x, 1.0, y, tokens)
         moved = tuple(x[:, :tokens] for x in (dy, y, dx))
-        return Pass(lambda: scaled_softmax_backward(dy, y, 0.125, dx, rows, tokens, stride), moved)
+        return Pass(lambda: scaled_softmax_backward(dy, y, 0.125, dx, tokens), moved)
 
     def _logits(self) -> tuple[Array, Array, Array]:
         """Return logits, labels, and an array as large as the softmax that is kept."""

@@ -64,12 +64,14 @@ def attention_products(
 def _attention(xp: Any, dtype: Any, config: ViTConfig, B: int, which: str) -> Multiplication:
     N, D, H = config.num_tokens, config.embed_dim, config.num_heads
     q, k, v, y = (numbers(xp, dtype, B * H, N, D // H) for _ in range(4))
-    weights = numbers(xp, dtype, B * H, N, -(-N // pack(dtype)) * pack(dtype))[..., :N]  # rows lie apart, as in a step
+    stride = -(-N // pack(dtype)) * pack(dtype)  # rows lie apart, as in a step, and scores are not rounded
+    weights = numbers(xp, dtype, B * H, N, stride)[..., :N]
+    scores = xp.empty((B * H, N, stride), dtype=acc_dtype(dtype))[..., :N]
     operands: dict[str, tuple[Array, Array, Array]] = {
-        "scores": (q, k.swapaxes(1, 2), weights),
+        "scores": (q, k.swapaxes(1, 2), scores),
         "gathered": (weights, v, y),
         "dv": (weights.swapaxes(1, 2), y, v),
-        "dweights": (y, v.swapaxes(1, 2), weights),
+        "dweights": (y, v.swapaxes(1, 2), scores),
         "dq": (weights, k, q),
         "dk": (weights.swapaxes(1, 2), q, k),
     }

@@ -7,7 +7,8 @@ from typing import Any
 from minivit.errors import UserError
 
 OLDEST_CUPY = 14  # from which on its arrays may be of bfloat16
-OLDEST_DEVICE = (7, 0)  # compute capability, from which on the kernels compile
+OLDEST_DEVICE = (7, 0)  # compute capability, from which on the kernels compile,
+OLDEST_DEVICE_13 = (7, 5)  # and with CUDA 13
 BFLOAT16_DEVICE = (8, 0)
 WHEELS = "pip install 'minivit[cuda12]', or 'minivit[cuda13]' for a driver that knows CUDA 13,"
 WAY_OUT = "or use backend='numpy'"
@@ -76,12 +77,22 @@ class CudaDevices:
         if index is not None and index >= self._count:
             there = ", ".join(f"{device['index']} ({device['name']})" for device in self.listed())
             raise UserError(f"backend 'cupy:{index}': there is no device {index}; there is {there}")
-        device = self._cupy.cuda.Device(index)
-        found = _capability(device)
-        if found < OLDEST_DEVICE:
+        runtime = self._cupy.cuda.runtime
+        try:
+            device = self._cupy.cuda.Device(index)
+            found = _capability(device)
+            with device:
+                runtime.free(0)  # begins with the device, if nothing has yet
+        except runtime.CUDARuntimeError as error:
+            raise UserError(
+                f"backend 'cupy': the device cannot be used ({in_a_line(error)}); see `nvidia-smi`, whether others "
+                f"have its memory or have it alone, {WAY_OUT}"
+            ) from error
+        oldest = OLDEST_DEVICE_13 if runtime.runtimeGetVersion() >= 13000 else OLDEST_DEVICE
+        if found < oldest:
             raise UserError(
                 f"backend 'cupy': {self.listed()[device.id]['name']} has compute capability {dotted(found)}; "
-                f"minivit's kernels need {dotted(OLDEST_DEVICE)}: take another device, {WAY_OUT}"
+                f"minivit's kernels need {dotted(oldest)}: take another device, {WAY_OUT}"
             )
         return device
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from minivit import arrays
 from minivit.cases import CASES, LAYERS, OPS, Case
 from minivit.checking import Report, Row, gradcheck, gradcheck_model
-from minivit.commands.common import Outcome
+from minivit.commands.common import Outcome, add_backend
 from minivit.data import Progress
 from minivit.errors import UserError
 from minivit.presets import PRESETS, create_model, get_config
@@ -25,7 +26,8 @@ by the order of the Taylor remainder. The error is relative; 1e-11 passes.
 TARGET is a model's name, `ops`, `layers`, or a case of those such as `attention`.
 Without TARGET: all ops, all layers, and vit_tiny_patch4_32.
 A model is checked near its first parameters, with two of its blocks, which all run
-the same code, unless --depth says otherwise."""
+the same code, unless --depth says otherwise. With --backend cupy the backward passes
+of all ops and layers, and the kernels that run them, are checked there."""
 EXAMPLES = """\
 examples:
   minivit gradcheck
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depth", type=int, help=f"blocks of the model (default: {DEFAULT_DEPTH})")
     parser.add_argument("--batch", type=int, default=2, help="images in the model's batch (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the points and the directions (default: 0)")
+    add_backend(parser)
     parser.add_argument("--tolerance", type=float, default=1e-11, help="largest relative error (default: 1e-11)")
 
 
@@ -51,6 +54,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
         if getattr(args, name) < least:
             raise UserError(f"--{name} is {getattr(args, name)}; expected at least {least}")
     model, cases = _targets(args.target)
+    if args.backend != "numpy":
+        cases = _on(args.backend, model if args.target else None, cases)
+        model = None
     reports = _check_cases(cases, args, terminal)
     if model is not None:
         reports.append(_check_model(model, args, terminal))
@@ -88,15 +94,22 @@ def _targets(target: str | None) -> tuple[str | None, Sequence[Case]]:
     return None, cases
 
 
+def _on(backend: str, model: str | None, cases: Sequence[Case]) -> list[Case]:
+    if model is not None:
+        raise UserError(f"the cases run on {backend}, whole models on NumPy alone: leave {model} out, or --backend")
+    arrays.backend(backend)
+    return [case.on(backend) for case in cases]
+
+
 def _check_cases(cases: Sequence[Case], args: argparse.Namespace, terminal: Terminal) -> list[Report]:
     reports = []
     with terminal.progress() as progress:
         for done, case in enumerate(cases):
             progress("checking ops and layers", done, len(cases))
             sizes = {"B": args.batch} if args.batch != 2 and "B" in case.sizes else None
-            arrays = case.make(args.seed, "float64", sizes)
+            given = case.make(args.seed, "float64", sizes)
             options: Any = {"seed": args.seed, "tolerance": args.tolerance}
-            reports.append(gradcheck(case.forward, case.backward, *arrays, names=case.names, **options))
+            reports.append(gradcheck(case.forward, case.backward, *given, names=case.names, **options))
     if len(cases) > 1:
         rows = [(*_case_row(case, report),) for case, report in zip(cases, reports, strict=True)]
         terminal.table(("case", ">gradients", ">largest error", "verdict"), rows)

@@ -47,7 +47,7 @@ def check_attention(qkv: Array, num_heads: int, mask: Array | None, queries: sli
     same_dtype("attention", qkv=qkv)
     expect("attention", "qkv", qkv, ("B", "N", "3 D"))
     B, N, D3 = qkv.shape
-    if D3 % (3 * num_heads):
+    if num_heads < 1 or D3 % (3 * num_heads):
         raise ValueError(f"attention: qkv has {D3} columns, which {num_heads} heads of q, k and v cannot share evenly")
     if mask is not None:
         expect("attention", "mask", mask, (B, num_heads, len(range(N)[queries]), N))

@@ -30,7 +30,7 @@ def check_patches(x: Array, patch_size: tuple[int, int]) -> Any:
     expect("patches", "x", x, ("B", "height", "width", "C"))
     _, height, width, _ = x.shape
     P, Q = patch_size
-    if height % P or width % Q:
+    if min(P, Q) < 1 or height % P or width % Q:
         raise ValueError(f"patches: images of {height} x {width} pixels cannot be cut into patches of {P} x {Q}")
     return xp
 

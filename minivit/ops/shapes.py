@@ -42,6 +42,8 @@ def expect_gradient(op: str, dy: Any, shape: tuple[int, ...], dtype: Any = None)
     """Raise unless `dy`, the gradient of the result of `op`, has the result's `shape` and, if known, its `dtype`."""
     if dy.shape != shape:
         raise ValueError(f"{op}_backward: dy has shape {dy.shape}; expected {shape}, that of the result of {op}")
+    if dtype is None and not is_floating(dy.dtype):
+        raise TypeError(f"{op}_backward: dy has dtype {dy.dtype}; expected floating point")
     if dtype is not None and dy.dtype != dtype:
         raise TypeError(f"{op}_backward: dy has dtype {dy.dtype}; expected {dtype}, that of the result of {op}")
 

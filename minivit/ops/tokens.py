@@ -94,6 +94,8 @@ def check_pool(x: Array, mode: str, num_prefix_tokens: int) -> tuple[Any, int, i
     expect("pool", "x", x, ("B", "N", "D"))
     if mode not in ("token", "avg"):
         raise ValueError(f"pool: mode is {mode!r}; expected 'token' or 'avg'")
+    if mode == "avg" and not 0 <= num_prefix_tokens < x.shape[1]:
+        raise ValueError(f"pool: {num_prefix_tokens} of {x.shape[1]} tokens are no patches; expected some that are")
     return (xp, 0, 1) if mode == "token" else (xp, num_prefix_tokens, x.shape[1])
 
 

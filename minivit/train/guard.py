@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minivit.arrays import Array, namespace, to_host
+from minivit.arrays import Array, namespace, on_device_of, to_host
 from minivit.ops.registry import routine
 from minivit.train.optim import clip_factor, gradient_norm
 
@@ -70,9 +70,10 @@ class Guard:
     """
 
     def __init__(self, values: Array, clip_norm: float, scaled: bool) -> None:
-        self._state = namespace(values).zeros(4, dtype=values.dtype)
         self._clip_norm, self._scaled = clip_norm, scaled
-        self._state[SCALE] = 1.0
+        with on_device_of(values):
+            self._state = namespace(values).zeros(4, dtype=values.dtype)
+            self._state[SCALE] = 1.0
         self.go_on_with(FIRST_SCALING)
 
     @property
@@ -88,9 +89,10 @@ class Guard:
     def factor(self, loss: Array, gradients: Array) -> Array:
         """Return what the flat vector `gradients` is to be multiplied by, 0-d; NaN where nothing may be updated."""
         state = self._state
-        norm = gradient_norm(gradients)
         limits: dict[str, Any] = {"growth_steps": GROWTH_STEPS, "largest_scale": LARGEST_SCALE}
-        judge(state, loss, norm, clip_norm=self._clip_norm, scaled=self._scaled, **limits)
+        with on_device_of(state):
+            norm = gradient_norm(gradients)
+            judge(state, loss, norm, clip_norm=self._clip_norm, scaled=self._scaled, **limits)
         return state[FACTOR]
 
     def scaling(self) -> tuple[float, int] | None:
@@ -103,4 +105,5 @@ class Guard:
     def go_on_with(self, scaling: tuple[float, int]) -> None:
         """Take over what `scaling` returned; without effect where nothing is scaled."""
         if self._scaled:
-            self._state[SCALE], self._state[GOOD] = scaling
+            with on_device_of(self._state):
+                self._state[SCALE], self._state[GOOD] = scaling

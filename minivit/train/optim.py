@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.arrays import Array, namespace, to_backend, to_host
+from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
 from minivit.errors import UserError
 from minivit.layer import Layer
 from minivit.ops.registry import routine
@@ -51,9 +51,10 @@ def clip_factor(norm: Array, max_norm: float) -> Array:
 def clip_gradients(store: FlatStore, max_norm: float | None) -> Array:
     """Scale all gradients so that their global norm is at most `max_norm`; return the norm before, a 0-d array."""
     gradients = store.gradients
-    norm = gradient_norm(gradients)
-    if max_norm is not None:
-        gradients *= clip_factor(norm, max_norm)
+    with on_device_of(gradients):
+        norm = gradient_norm(gradients)
+        if max_norm is not None:
+            gradients *= clip_factor(norm, max_norm)
     return norm
 
 
@@ -86,7 +87,13 @@ class Optimizer:
         self.steps = 0
         values = self._store.peek()
         self._xp = namespace(values)
-        self._state = {name: self._xp.zeros(values.shape, dtype=values.dtype) for name in self.vectors}
+        if values.dtype.itemsize == 2:
+            raise UserError(
+                f"the parameters are {values.dtype}, in which small updates vanish; train a float32 model with "
+                "Engine(model, precision=...)"
+            )
+        with on_device_of(values):
+            self._state = {name: self._xp.zeros(values.shape, dtype=values.dtype) for name in self.vectors}
 
     def step(self, factor: Array | None = None) -> None:
         """Update all parameters from their gradients.
@@ -97,15 +104,21 @@ class Optimizer:
             0-d, on the device and of the dtype of the gradients, by which they are multiplied. Where it is NaN no
             parameter and no state changes. The step counts all the same, as the host does not know of it.
         """
+        values = self._store.peek()
+        if factor is not None:
+            namespace(values, factor)
+            if factor.shape != () or factor.dtype != values.dtype:
+                raise TypeError(f"a factor of {factor.dtype} {factor.shape}; expected a 0-d array of {values.dtype}")
+            if self._xp is np and factor == 1.0:
+                factor = None  # on the host, that is known
         self.steps += 1
-        if factor is not None and self._xp is np and factor == 1.0:
-            factor = None  # on the host, that is known
         groups, lr_scale = self._groups, 1.0
         if self._base_lr:
             lr_scale = self.lr / self._base_lr
         else:
-            groups = tuple(group._replace(lr=self.lr) for group in groups)
-        self._update(self._store.peek(), self._store.gradients, groups, {"lr_scale": lr_scale, "factor": factor})
+            groups, lr_scale = tuple(group._replace(lr=1.0) for group in groups), self.lr
+        with on_device_of(values):
+            self._update(values, self._store.gradients, groups, {"lr_scale": lr_scale, "factor": factor})
 
     def _update(self, values: Array, gradients: Array, groups: tuple[Group, ...], options: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -128,7 +141,8 @@ class Optimizer:
             if vector.shape != self._state[name].shape:
                 sizes = f"{vector.size} numbers; this model has {self._state[name].size}"
                 raise UserError(f"the optimiser's {name} has {sizes}")
-            self._state[name][...] = to_backend(vector, self._xp)
+            with on_device_of(self._state[name]):
+                self._state[name][...] = to_backend(vector, self._xp)
         self.steps = steps
 
 

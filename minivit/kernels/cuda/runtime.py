@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit.arrays import Array, dtype_named, library_name, namespace
+from minivit.arrays.cuda import WAY_OUT, WHEELS, in_a_line
+from minivit.errors import UserError
 
 FOLDER = Path(__file__).parent
 WARP = 32
@@ -106,9 +108,17 @@ def launch(file: str, function: str, like: Array, grid: tuple[int, ...], block: 
     key = type(like), like.dtype, file, lanes, function
     kernel = _functions.get(key)
     if kernel is None:
-        module = namespace(like).RawModule(code=source(file), options=options(like.dtype.name, lanes))
-        kernel = _functions[key] = module.get_function(function)
+        kernel = _functions[key] = _compiled(namespace(like), file, function, options(like.dtype.name, lanes))
     kernel(tuple(grid), block, args, shared_mem=shared)
+
+
+def _compiled(xp: Any, file: str, function: str, options: tuple[str, ...]) -> Any:
+    try:
+        return xp.RawModule(code=source(file), options=options).get_function(function)
+    except Exception as error:  # of the compiler, or of CuPy that does not find CUDA's headers
+        raise UserError(
+            f"the CUDA kernel {function} does not compile here ({in_a_line(error)[:200]}); {WHEELS} {WAY_OUT}"
+        ) from error
 
 
 def register_blas(library: str, blas: Blas) -> None:
