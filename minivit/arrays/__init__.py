@@ -7,7 +7,6 @@ Questions about devices go to what the library registered to answer them: `CudaD
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,8 +15,30 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from minivit.arrays.cuda import BFLOAT16_DEVICE, OLDEST_CUPY, WAY_OUT, WHEELS, CudaDevices, dotted, in_a_line, versions
+from minivit.arrays.cuda import BFLOAT16_DEVICE, CudaDevices, dotted, import_cupy, versions
+from minivit.arrays.dtypes import dtype_named, is_floating, real_dtype
 from minivit.errors import UserError
+
+__all__ = [
+    "Array",
+    "about_backends",
+    "backend",
+    "check_dtype",
+    "devices",
+    "dtype_named",
+    "free_memory",
+    "is_floating",
+    "is_out_of_memory",
+    "library_name",
+    "namespace",
+    "on_device_of",
+    "real_dtype",
+    "register_backend",
+    "synchronize",
+    "to_backend",
+    "to_host",
+    "when_registered",
+]
 
 # CuPy's arrays offer the same attributes; this is the type that a checker can look into.
 Array: TypeAlias = NDArray[Any]
@@ -86,7 +107,7 @@ def _selected(name: str) -> tuple[Any, Any]:
 
 def _registered(name: str) -> Any:
     if name == "cupy" and name not in _backends:
-        cupy = _import_cupy()
+        cupy = import_cupy()
         register_backend(name, cupy, cupy.ndarray, CudaDevices(cupy))
     if name not in _backends:
         raise UserError(f"unknown backend {name!r}; expected 'numpy', 'cupy' or, for device 1, 'cupy:1'")
@@ -96,22 +117,6 @@ def _registered(name: str) -> Any:
 def _answer(library: Any, question: str) -> Any:
     """Return the function that answers a question about the devices of `library`, or None."""
     return getattr(_devices.get(library_name(library)), question, None)
-
-
-def _import_cupy() -> Any:
-    try:
-        cupy = importlib.import_module("cupy")
-        version = cupy.__version__  # a folder that an uninstalled CuPy left behind imports too, and has none
-    except Exception as error:  # a wheel for another machine may stumble over anything
-        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            raise UserError(f"backend 'cupy' needs CuPy, which is not installed: {WHEELS} {WAY_OUT}") from error
-        reason = in_a_line(error.__cause__ or error)  # CuPy wraps a page of advice around the cause
-        raise UserError(
-            f"backend 'cupy': CuPy is installed but does not import ({reason}); uninstall it and {WHEELS} {WAY_OUT}"
-        ) from error
-    if int(version.partition(".")[0]) < OLDEST_CUPY:
-        raise UserError(f"backend 'cupy': CuPy {version} is here, but minivit needs {OLDEST_CUPY}: {WHEELS} {WAY_OUT}")
-    return cupy
 
 
 def devices(name: str = "cupy") -> list[dict[str, Any]]:
@@ -132,7 +137,7 @@ def about_backends() -> dict[str, dict[str, Any]]:
     for name in sorted({*_backends, "cupy"}):
         facts = about[name] = {"version": None, "devices": [], "reason": None}
         try:
-            facts.update(versions(_import_cupy()) if name == "cupy" else {})
+            facts.update(versions(import_cupy()) if name == "cupy" else {})
             facts["devices"] = devices(name)
             facts["version"] = getattr(_backends[name], "__version__", None)
         except UserError as error:
@@ -252,30 +257,3 @@ def to_backend(x: Any, library: Any) -> Array:
         return np.asarray(x) if library is np else x
     moved: Array = library.asarray(to_host(x))
     return moved
-
-
-def is_floating(dtype: Any) -> bool:
-    """Return whether `dtype` is floating point, real or complex; bfloat16 is, which NumPy does not know."""
-    dtype = np.dtype(dtype)
-    return dtype.kind in "fc" or dtype.name == "bfloat16"
-
-
-def real_dtype(dtype: Any) -> np.dtype[Any]:
-    """Return the real dtype of the same precision: float64 for complex128, itself for a real one, bfloat16 too."""
-    return np.dtype(dtype).type(0).real.dtype
-
-
-def dtype_named(name: str) -> np.dtype[Any]:
-    """Return the dtype called `name`; "bfloat16" is that of ml_dtypes, which is imported only then.
-
-    Raises
-    ------
-    UserError
-        There is no such dtype, or ml_dtypes is not installed.
-    """
-    try:
-        return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-    except ImportError as error:
-        raise UserError("bfloat16 needs ml_dtypes, which is not installed: pip install ml_dtypes") from error
-    except TypeError as error:
-        raise UserError(f"unknown dtype {name!r}; expected such as 'float32' or 'bfloat16'") from error

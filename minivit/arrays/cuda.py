@@ -1,7 +1,8 @@
-"""The devices of CuPy: which there are, and what stands in the way of using them."""
+"""CuPy and its devices: which there are, and what stands in the way of using them. Nothing else here imports CuPy."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from minivit.errors import UserError
@@ -17,6 +18,23 @@ WAY_OUT = "or use backend='numpy'"
 def in_a_line(error: BaseException) -> str:
     """Return the text of an error without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def import_cupy() -> Any:
+    """Return the module cupy; UserError unless it is installed, imports and is new enough."""
+    try:
+        cupy = importlib.import_module("cupy")
+        version = cupy.__version__  # a folder that an uninstalled CuPy left behind imports too, and has none
+    except Exception as error:  # a wheel for another machine may stumble over anything
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise UserError(f"backend 'cupy' needs CuPy, which is not installed: {WHEELS} {WAY_OUT}") from error
+        reason = in_a_line(error.__cause__ or error)  # CuPy wraps a page of advice around the cause
+        raise UserError(
+            f"backend 'cupy': CuPy is installed but does not import ({reason}); uninstall it and {WHEELS} {WAY_OUT}"
+        ) from error
+    if int(version.partition(".")[0]) < OLDEST_CUPY:
+        raise UserError(f"backend 'cupy': CuPy {version} is here, but minivit needs {OLDEST_CUPY}: {WHEELS} {WAY_OUT}")
+    return cupy
 
 
 class CudaDevices:
