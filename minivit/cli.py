@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import minivit
+from minivit.arrays import is_out_of_memory
 from minivit.commands import evaluate, gradcheck, info, predict, train
 from minivit.errors import RunError, UserError
 from minivit.terminal import Terminal, complain
@@ -110,8 +111,8 @@ def _explained(error: Exception) -> tuple[str, int]:
     hint = "--debug shows where it comes from"
     if isinstance(error, (ValueError, TypeError)):
         return f"{error}; {hint}", 2
-    if isinstance(error, MemoryError):
-        return f"out of memory: {error}", 1
+    if is_out_of_memory(error):
+        return f"out of memory: {error}".removesuffix(": "), 1
     return f"unexpected {type(error).__name__}: {error}; {hint}", 1
 
 

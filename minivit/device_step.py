@@ -18,7 +18,7 @@ from minivit.precision import PRECISIONS, tf32
 from minivit.vit import ViT
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
-_PREDICTED = 256  # images at a time, so that memory does not grow with how many there are
+DEVICE_BATCH = 256  # images at a time, so that memory does not grow with how many there are
 
 
 def check_precision(precision: str | None, dtype: Any, on_host: bool) -> None:
@@ -86,6 +86,6 @@ class DeviceStep:
 
     def predict(self, images: Array, logits: Array, micro_batch: int | None) -> None:
         """Set `logits` (B, classes) to those of `images`, of the dtype of the step."""
-        parts = parts_of(len(images), micro_batch or _PREDICTED)
+        parts = parts_of(len(images), micro_batch or DEVICE_BATCH)
         with self._at_work():
             predict(self.replica, images, logits, parts, range(len(parts)))

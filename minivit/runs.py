@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from minivit.arrays import namespace, to_backend, to_host
+from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.data.dataset import Dataset
 from minivit.errors import UserError
 from minivit.files import atomic_write, read_json, remove_leftovers, write_json
-from minivit.train.guard import FIRST_SCALING
 from minivit.train.optim import Optimizer
+from minivit.train.progress import Progress
 from minivit.train.recipe import Recipe
 from minivit.vit import ViT
 from minivit.weights import read_tensors, save_model, write_tensors
@@ -31,29 +30,6 @@ from minivit.weights import read_tensors, save_model, write_tensors
 # What others read from a line of metrics.jsonl, and from result.json.
 _METRICS = {"epoch", "step", "train_loss", "train_accuracy"}
 _RESULT = {"run", "test_accuracy", "test_images", "best_epoch", "best_val_accuracy", "seconds", "images_per_second"}
-
-
-@dataclass
-class Progress:
-    """The place of a run between two steps; with the parameters and the optimiser's vectors, its whole state."""
-
-    step: int = 0
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
-    seconds: float = 0.0
-    epoch_seconds: float = 0.0
-    epoch_loss: float = 0.0
-    epoch_correct: int = 0
-    epoch_images: int = 0
-    scaling: tuple[float, int] = FIRST_SCALING  # of the loss, in float16
-
-    def add(self, images: int, loss: float, correct: int, seconds: float) -> None:
-        """Count what a step of this epoch came to; `step` counts the steps that were begun."""
-        self.seconds += seconds
-        self.epoch_seconds += seconds
-        self.epoch_images += images
-        self.epoch_loss += loss * images
-        self.epoch_correct += correct
 
 
 class Run:
@@ -119,7 +95,7 @@ class Run:
         """Write all that is needed to go on from here, in one file; `data` is the data set's fingerprint."""
         tensors = {"values": to_host(model.parameters.store.peek()), **optimizer.state()}
         about = {
-            "progress": json.dumps(asdict(progress)),
+            "progress": progress.to_json(),
             "parameters": _layout(model),
             "recipe": json.dumps(self.recipe.to_dict()),
             "data": data,
@@ -155,8 +131,13 @@ class Run:
             )
         if about.get("data") != data:
             raise UserError(f"{path} was trained on other images than {self.recipe.dataset} has now; begin a new run")
-        progress = _progress(path, about.get("progress", ""))
         values = model.parameters.store.peek()
+        try:
+            progress = Progress.from_json(about.get("progress", ""))
+            for name, vector in tensors.items():
+                _expect_like(name, vector, values)
+        except UserError as error:
+            raise UserError(f"{path} is damaged: {error}; bring it back, or begin a new run") from error
         values[...] = to_backend(tensors.pop("values"), namespace(values))
         optimizer.load_state(tensors, progress.step)
         return progress
@@ -213,14 +194,11 @@ def _layout(model: ViT) -> str:
     return json.dumps([[name, list(parameter.shape)] for name, parameter in model.parameters.items()])
 
 
-def _progress(path: Path, text: str) -> Progress:
-    try:
-        values = json.loads(text)
-        values = {"scaling": FIRST_SCALING, **values}  # which older checkpoints do not have
-        values["scaling"] = float(values["scaling"][0]), int(values["scaling"][1])
-        return Progress(**{field.name: values[field.name] for field in fields(Progress)})
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(f"{path} does not say how far the run was: {error}") from error
+def _expect_like(name: str, vector: Array, values: Array) -> None:
+    if vector.shape != values.shape or vector.dtype != values.dtype:
+        raise UserError(
+            f"its {name} has {vector.size} numbers of {vector.dtype}; this model needs {values.size} of {values.dtype}"
+        )
 
 
 def next_run_path(dataset: str, root: Path = Path("runs")) -> Path:

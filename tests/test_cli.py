@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from strict import strict
 
 import minivit
 from minivit import ops
@@ -24,7 +25,8 @@ from minivit.cases import CASES
 from minivit.cli import COMMANDS, main
 from minivit.data import normalize
 from minivit.train import loop
-from minivit.train.loop import Interrupted, Trainer
+from minivit.train.interrupt import Interrupted
+from minivit.train.loop import Trainer
 from minivit.weights import read_tensors
 
 SIZES = ("patch_size=2", "depth=1", "embed_dim=8", "num_heads=2")
@@ -512,6 +514,63 @@ def test_out_of_memory_gives_the_command_that_helps(
 def test_a_precision_that_does_not_fit_is_refused(cli: Minivit, options: tuple[str, ...], words: list[str]) -> None:
     assert_refused(cli("train", "digits", *options), 2, *words)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--precision", "bfloat16"), ["precision bfloat16 needs a GPU"]),
+        (("--precision", "tf32", "--dtype", "float64", "--backend", "strict"), ["float64", "leave it out"]),
+        (("--precision", "bfloat16", "--backend", "strict"), ["compute capability 7.5, but bfloat16 needs 8.0"]),
+        (("--micro-batch", -1), ["micro_batch is -1; expected 0 or more"]),
+        (("--micro-batch", -1, "--backend", "strict"), ["micro_batch is -1; expected at least 0"]),
+        (("--threads", 0), ["threads is 0; expected at least 1"]),
+    ],
+    ids=str,
+)
+def test_options_at_odds_are_refused_before_the_images_are_read(
+    cli: Minivit, options: tuple[object, ...], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any) -> None:
+        raise AssertionError("the images were read")
+
+    monkeypatch.setattr("minivit.commands.train.open_dataset", read)
+    monkeypatch.setattr(strict, "compute_capability", lambda: (7, 5), raising=False)
+    assert_refused(cli("train", "cifar10", *options), 2, *words)
+
+
+class CUBLASError(RuntimeError):
+    """Is raised under this name by CuPy."""
+
+
+TOO_SMALL = [MemoryError("Out of memory allocating 1,024 bytes"), CUBLASError("CUBLAS_STATUS_ALLOC_FAILED")]
+
+
+@pytest.mark.parametrize("error", TOO_SMALL, ids=str)
+@pytest.mark.parametrize("place", ["engine.Engine.predict", "commands.common.load_model"])
+def test_too_little_memory_to_predict_has_a_way_out(
+    cli: Minivit, squares: Path, run_folder: Path, error: Exception, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(f"minivit.{place}", full)
+    image = squares / "test" / "left" / "0.png"
+    for argv in (("eval", run_folder), ("predict", run_folder, image)):
+        assert_refused(cli(*argv, "--backend", "strict"), 1, "--backend strict has too little", "--backend numpy")
+        assert_refused(cli(*argv), 1, f"out of memory: {error}")
+
+
+def test_too_little_memory_elsewhere(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, words in ((TOO_SMALL[1], "out of memory: CUBLAS_STATUS_ALLOC_FAILED"), (MemoryError(), "out of memory")):
+
+        def full(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(COMMANDS["info"], "run", full)
+        said = cli("info")
+        assert_refused(said, 1, words)
+        assert said.err.endswith(f"{words}\n")
 
 
 def test_cupy_where_it_is_not(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:

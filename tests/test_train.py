@@ -26,13 +26,15 @@ from minivit import AdamW, Engine, RunError, UserError, ViT, load_model
 from minivit.data import normalize
 from minivit.files import locked
 from minivit.inspect import figures
-from minivit.inspect.trace import first_non_finite
+from minivit.inspect.trace import first_non_finite, first_non_finite_gradient
 from minivit.runs import Run, latest_run_path, next_run_path
 from minivit.train import loop
 from minivit.train.evaluate import Evaluation, evaluate
-from minivit.train.loop import Interrupted, Trainer, train
+from minivit.train.interrupt import Interrupted
+from minivit.train.loop import Trainer, train
 from minivit.train.recipe import Recipe
 from minivit.train.setup import model_config
+from minivit.weights import read_tensors, write_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -326,6 +328,54 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
         train(run, make_dataset(), Listener(), resume=True)
 
 
+def longer(tensors: dict[str, Any], name: str) -> None:
+    tensors[name] = np.append(tensors[name], np.float32(0))
+
+
+def in_float64(tensors: dict[str, Any], name: str) -> None:
+    tensors[name] = tensors[name].astype(np.float64)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "strict"])
+@pytest.mark.parametrize("damage", [longer, in_float64])
+@pytest.mark.parametrize("name", ["values", "m"])
+def test_a_checkpoint_with_other_vectors_is_refused(tmp_path: Path, backend: str, damage: Any, name: str) -> None:
+    run = stopped_run(tmp_path / "run")
+    path = run.path / "last" / "training.safetensors"
+    tensors, about = read_tensors(path)
+    damage(tensors, name)
+    write_tensors(path, tensors, about)
+    with pytest.raises(UserError, match=rf"safetensors is damaged: its {name} has .* numbers of float.* this model"):
+        train(run, make_dataset(), Listener(), resume=True, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        *(({"scaling": [scale, 0]}, "its loss scale is") for scale in (0.0, -4.0, 1e30, float("inf"), float("nan"))),
+        ({"scaling": [1.0, -1]}, "its loss scale is 1 after -1 good steps"),
+        ({"scaling": [1.0, float("inf")]}, "it does not say how far the run was"),
+        ({"scaling": []}, "it does not say how far the run was"),
+        ({"scaling": None}, "it does not say how far the run was"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_an_impossible_place_is_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    run = stopped_run(tmp_path / "run")
+    path = run.path / "last" / "training.safetensors"
+    tensors, about = read_tensors(path)
+    write_tensors(path, tensors, {**about, "progress": json.dumps(json.loads(about["progress"]) | changed)})
+    with pytest.raises(UserError, match=rf"training\.safetensors is damaged: {words}.*; bring it back, or begin a new"):
+        train(run, make_dataset(), Listener(), resume=True)
+
+
+def stopped_run(path: Path) -> Run:
+    run = run_at(path)
+    with pytest.raises(Interrupted):
+        train(run, make_dataset(), Listener(2, ask_to_stop))
+    return run
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -384,11 +434,24 @@ def test_a_crop_that_could_lose_the_image_is_refused_before_the_run(tmp_path: Pa
 
 def test_a_gradient_that_is_not_finite_is_named_where_the_backward_pass_meets_it_first() -> None:
     vit = ViT(model_config(RECIPE, make_dataset()))
-    images = np.zeros((2, 4, 4, 1), np.float32)
     for parameter in vit.parameters.values():
         parameter.grad[...] = np.nan
     vit.parameters["head.bias"].grad[...] = vit.parameters["head.weight"].grad[...] = 0
-    assert first_non_finite(vit, images, None).endswith("it shows first in the gradient of norm.bias")
+    assert first_non_finite_gradient(vit) == "norm.bias"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_first_layer_that_is_not_finite_counts_in_whichever_piece(order: int) -> None:
+    vit = ViT(model_config(RECIPE, make_dataset()))
+    plain, huge = np.zeros((2, 4, 4, 1), np.float32), np.full((1, 4, 4, 1), 3e38, np.float32)
+    assert first_non_finite(vit, [(plain, None)]) is None
+    vit.parameters["blocks.1.norm2.weight"].value[...] = 3e38
+    vit.parameters["patch_embed.proj.weight"].value[...] = 2.0
+    pieces = [(plain, None), (huge, None)]
+    assert first_non_finite(vit, pieces[:1]) == "it shows first in the result of blocks.1.norm2"
+    assert first_non_finite(vit, pieces[::order]) == "it shows first in the result of patch_embed.proj"
+    huge[0, 0, 0, 0] = np.nan
+    assert first_non_finite(vit, pieces[::order]) == "the images themselves hold NaN or infinity"
 
 
 def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from devices import needs_kernels
 from small_run import RECIPE, Killed, Listener, ask_to_stop, bits, kill, make_dataset, read, run_at
 from strict import watch
 
-from minivit import RunError, UserError, load_model, ops
+from minivit import RunError, UserError, ViT, load_model, ops
 from minivit.arrays import to_host
 from minivit.data.augment import channel_scale
 from minivit.data.batches import batches
@@ -23,7 +23,8 @@ from minivit.inspect import figures
 from minivit.micro_batches import take
 from minivit.runs import Run
 from minivit.train import feed, guard, steps
-from minivit.train.loop import Interrupted, Trainer, train
+from minivit.train.interrupt import Interrupted
+from minivit.train.loop import Trainer, train
 from minivit.train.memory import OutOfMemoryError, images_that_fit
 from minivit.train.recipe import Recipe
 from minivit.weights import read_tensors, write_tensors
@@ -252,9 +253,6 @@ def test_a_gradient_that_is_not_finite_is_named_though_later_steps_had_others(
 
 
 def test_too_little_memory_for_the_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> Any:
-        raise MemoryError
-
     monkeypatch.setattr("minivit.train.loop.Feed", full)
     monkeypatch.setattr("minivit.train.memory.free_memory", lambda library: 3 << 20)
     with pytest.raises(OutOfMemoryError, match=r"before the first step; 3 MiB are free\. Take a smaller --model"):
@@ -297,14 +295,137 @@ def test_out_of_memory_says_what_fits_and_that_works(
 
 def test_out_of_memory_with_one_image_has_another_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = trainer(tmp_path / "run", micro_batch=1)
-
-    def full(*_: Any) -> Any:
-        raise MemoryError
-
     monkeypatch.setattr(of.engine, "training_step", full)
-    with pytest.raises(OutOfMemoryError, match="a smaller --model, or --backend numpy") as raised:
+    with pytest.raises(OutOfMemoryError, match=r"at step 1, .* or with --backend numpy; a new run can") as raised:
         of.fit(Listener(), False, 1e9)
     assert raised.value.micro_batch is None
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise MemoryError("Out of memory allocating 1,024 bytes")
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["train.feed.Feed.order", "train.tally.Tally.read", "train.optim.AdamW.state", "weights.load_model"],
+)
+def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
+    tmp_path: Path, on_host: Run, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = trainer(tmp_path / "run")
+    with pytest.raises(Interrupted):
+        of.fit(Listener(2, ask_to_stop), False, 1e9)
+    of = Trainer(of.run, make_dataset(), backend="strict")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"minivit.{place}", full)
+        with pytest.raises(OutOfMemoryError, match=r"outside of a step.*run/last, and --resume goes on") as raised:
+            of.fit(Listener(), True, 1e9)
+    assert raised.value.micro_batch is None
+    train(of.run, make_dataset(), Listener(), resume=True, backend="strict")
+    assert_same_course(of.run, on_host)
+
+
+def test_too_little_memory_for_a_run_that_was_begun_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_at(tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train(run, make_dataset(), Listener(2, ask_to_stop))
+    monkeypatch.setattr("minivit.train.loop.Feed", full)
+    with pytest.raises(
+        OutOfMemoryError, match=r"before the first step\. .* --resume goes on .* --backend numpy"
+    ) as raised:
+        Trainer(run, make_dataset(), backend="strict")
+    assert "Take a smaller" not in str(raised.value)
+
+
+def test_too_little_memory_to_evaluate_as_many_as_are_taken_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minivit.train.loop.evaluate", full)
+    monkeypatch.setattr("minivit.train.loop.DEVICE_BATCH", 5)
+    for micro_batch, words in ((None, "taking 5 images at a time. About 2"), (4, "taking 4 images at a time. About 2")):
+        of = trainer(tmp_path / f"run{micro_batch}", micro_batch=micro_batch)
+        monkeypatch.setattr("minivit.train.memory.free_memory", lambda library, of=of: 3 * of.bytes_per_image)
+        with pytest.raises(OutOfMemoryError, match="on the validation images after step 4") as raised:
+            of.fit(Listener(), False, 1e9)
+        assert words in str(raised.value).replace("; 0 MiB are free without them", "")
+
+
+class SmallDevice:
+    """Holds the activations of three images, and with `none` cannot predict at all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, none: bool = False) -> None:
+        forward = ViT.forward
+
+        def checked(model: ViT, x: Any, rng: Any = None, keep: bool = True) -> Any:
+            return full() if len(x) > 3 or (none and not keep) else forward(model, x, rng, keep)
+
+        monkeypatch.setattr(ViT, "forward", checked)
+
+
+DIVERGING = replace(RECIPE, lr=1e30, optimizer="sgd", clip_norm=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_a_device_that_needs_micro_batches_says_where_a_loss_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SmallDevice(monkeypatch)
+    of = trainer(tmp_path / "run", DIVERGING, micro_batch=3)
+    with pytest.raises(RunError, match=r"not finite at step \d+: it shows first in the result of ") as raised:
+        of.fit(Listener(), False, 1e9)
+    assert "a new run with a smaller --lr often helps" in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_too_little_memory_does_not_hide_that_a_loss_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SmallDevice(monkeypatch, none=True)
+    of = trainer(tmp_path / "run", DIVERGING, micro_batch=3)
+    with pytest.raises(RunError, match=r"not finite at step \d+: there is too little memory to see where\. The last"):
+        of.fit(Listener(), False, 1e9)
+
+
+def in_the_parameters(of: Trainer, name: str, value: float) -> Callable[[], None]:
+    """Return a function that makes a parameter so large that a later step or evaluation overflows."""
+
+    def fill() -> None:
+        of.model.parameters[name].value[...] = value
+
+    return fill
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("at", [3, 4], ids=["a step", "an evaluation"])
+@pytest.mark.parametrize("micro_batch", [2, 3])
+def test_the_layer_is_named_on_a_device_that_needs_micro_batches(
+    tmp_path: Path, at: int, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SmallDevice(monkeypatch)
+    of = trainer(tmp_path / "run", micro_batch=micro_batch)
+    with pytest.raises(RunError, match=r"at step 4: .*it shows first in the result of blocks\.0\.norm2\."):
+        of.fit(Listener(at, in_the_parameters(of, "blocks.0.norm2.weight", 3e38)), False, 1e9)
+
+
+@needs_kernels
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("parameter", "value", "where"),
+    [
+        ("blocks.1.mlp.fc2.bias", 1e5, "the parameter blocks.1.mlp.fc2.bias holds NaN or infinity"),
+        ("blocks.0.norm2.weight", 6e4, "it shows first in the result of blocks.0.norm2"),
+    ],
+)
+@pytest.mark.parametrize(("at", "when"), [(3, "at step 4: "), (4, "at step 4: on the validation images after it, ")])
+def test_float16_names_what_is_too_large_for_it(
+    tmp_path: Path, parameter: str, value: float, where: str, at: int, when: str
+) -> None:
+    of = trainer(tmp_path / "run", precision="float16")
+    with pytest.raises(RunError, match=f"not finite {when}{where}") as raised:
+        of.fit(Listener(at, in_the_parameters(of, parameter, value)), False, 1e9)
+    assert "float16 holds nothing above 65504, while bfloat16 does: --resume --precision bfloat16 (or" in str(
+        raised.value
+    )
 
 
 def test_other_errors_of_a_step_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

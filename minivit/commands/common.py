@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minivit.arrays import backend
+from minivit.arrays import backend, is_out_of_memory
 from minivit.data import Dataset, load_dataset
 from minivit.data.cifar import batches_in
 from minivit.data.load import NAMES
-from minivit.errors import UserError
+from minivit.errors import RunError, UserError
 from minivit.runs import Run
 from minivit.terminal import Terminal
 from minivit.vit import ViT
@@ -42,6 +44,26 @@ def check_backend(name: str) -> None:
     backend(name)
 
 
+@contextmanager
+def enough_memory(backend: str) -> Iterator[None]:
+    """Say what helps where the device of `backend` runs out of memory in the block; the host's own error goes on.
+
+    Raises
+    ------
+    RunError
+        In the place of the library's error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if backend == "numpy" or not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"the device of --backend {backend} has too little free memory; end what else runs on it, or leave "
+            "--backend out (--backend numpy takes none of it)"
+        ) from error
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add --data."""
     parser.add_argument("--data", metavar="DIR", help="where CIFAR is, or is downloaded to (default: $MINIVIT_DATA)")
@@ -69,6 +91,8 @@ def open_model(text: str, checkpoint: str, backend: str) -> tuple[ViT, dict[str,
     ------
     UserError
         It is missing or damaged, or does not say which class names, mean and std go with it.
+    RunError
+        The device has too little memory.
     """
     path = Path(text).expanduser()
     if Run.exists(path):
@@ -79,7 +103,8 @@ def open_model(text: str, checkpoint: str, backend: str) -> tuple[ViT, dict[str,
     missing = [key for key in LABELS_MEAN_STD if key not in about]
     if missing:
         raise UserError(f"{path} does not say its {', '.join(missing)}, which minivit.save_model keeps as extra=")
-    model = load_model(path, backend=backend)
+    with enough_memory(backend):
+        model = load_model(path, backend=backend)
     if len(about["class_names"]) != model.config.num_classes:
         raise UserError(
             f"{path} names {len(about['class_names'])} classes, but its head has {model.config.num_classes}"

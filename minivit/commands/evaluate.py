@@ -15,6 +15,7 @@ from minivit.commands.common import (
     add_data,
     check_backend,
     dataset_name,
+    enough_memory,
     open_dataset,
     open_model,
 )
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
         )
     own = recipe if recipe is not None and recipe.dataset == name else None
     images, labels = _part(dataset, args.split, (own.validation, own.seed) if own else None)
-    with Engine(model) as engine:
+    with enough_memory(args.backend), Engine(model) as engine:
         measured = evaluate(engine, images, labels, about["mean"], about["std"])
     if not np.isfinite(measured.loss):
         raise RunError(f"the loss of {args.run} is not finite: take another checkpoint")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array, to_backend, to_host
-from minivit.commands.common import Outcome, add_backend, check_backend, open_model
+from minivit.commands.common import Outcome, add_backend, check_backend, enough_memory, open_model
 from minivit.data import normalize, read_images
 from minivit.engine import Engine
 from minivit.errors import UserError
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     predictions = []
     if images:
         # To start a second worker takes longer than it saves on a few images.
-        with Engine(model, threads=1 if len(images) <= config.micro_batch else None) as engine:
+        threads = 1 if len(images) <= config.micro_batch else None
+        with enough_memory(args.backend), Engine(model, threads) as engine:
             pixels = to_backend(np.stack(images), args.backend)
             logits = to_host(engine.predict(normalize(pixels, about["mean"], about["std"], np.float32)))
         if not np.isfinite(logits).all():

@@ -9,17 +9,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from minivit.arrays import backend, check_dtype, dtype_named
 from minivit.commands.common import Outcome, add_backend, add_data, check_backend, dataset_name, open_dataset
 from minivit.config import ViTConfig
+from minivit.device_step import check_precision
 from minivit.errors import RunError, UserError
 from minivit.precision import PRECISIONS
 from minivit.presets import get_config
 from minivit.reporters import duration, percent
 from minivit.runs import Run, latest_run_path, next_run_path
 from minivit.terminal import Terminal
-from minivit.train.loop import Interrupted, Trainer
+from minivit.train.interrupt import Interrupted
+from minivit.train.loop import Trainer
 from minivit.train.memory import OutOfMemoryError
-from minivit.train.recipe import OPTIMIZERS, load_recipe
+from minivit.train.recipe import OPTIMIZERS, Recipe, load_recipe
 from minivit.train.schedules import SCHEDULES
 
 HELP = "train a Vision Transformer"
@@ -101,6 +104,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
         terminal.say(f"{opened.path} is finished")
         return _finished(opened, result, terminal)
     recipe = opened.recipe
+    _check_device_options(args, recipe)
     preset = get_config(recipe.model)
     size = recipe.model_options.get("img_size", (preset.height, preset.width))
     image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -136,6 +140,17 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
 
 def _has_device(args: argparse.Namespace) -> bool:
     return bool(args.backend != "numpy")
+
+
+def _check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Raise UserError where the options are at odds, before the data set is read or downloaded."""
+    check_precision(args.precision, recipe.dtype, not _has_device(args))
+    if args.precision == "bfloat16":
+        check_dtype(backend(args.backend), dtype_named("bfloat16"))
+    for name, least in (("threads", 1), ("micro_batch", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}; expected at least {least}")
 
 
 def _where(args: argparse.Namespace, trainer: Trainer) -> str:

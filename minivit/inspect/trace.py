@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -29,21 +29,44 @@ def trace(model: ViT, images: Array, rng: Key | None, see: Callable[[str, Array]
     return watched.forward(images, rng, keep=False)[0]
 
 
-def first_non_finite(model: ViT, images: Array, rng: Key | None) -> str:
-    """Return where NaN or infinity shows first: in the images, a parameter, a layer's result or a gradient."""
-    if not _finite(images):
+def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> str | None:
+    """Return where NaN or infinity shows first in a forward pass: in the images, a parameter or a layer's result.
+
+    Parameters
+    ----------
+    model : ViT
+        Is run as it is, in its own dtype.
+    pieces : iterable of (Array, Key or None)
+        The batch, piece by piece: images (B, height, width, C) of the model's dtype, and their key. What comes first
+        in the model counts, in whichever piece it is.
+
+    Returns
+    -------
+    str or None
+        None where all is finite.
+    """
+    finite: dict[str, bool] = {}  # in the order of the forward pass
+
+    def see(name: str, y: Array) -> None:
+        finite[name] = finite.get(name, True) and _finite(y)
+
+    images_finite = True
+    with np.errstate(all="ignore"):
+        for images, rng in pieces:
+            images_finite = images_finite and _finite(images)
+            trace(model, images, rng, see)
+    if not images_finite:
         return "the images themselves hold NaN or infinity"
     if (name := first_non_finite_parameter(model)) is not None:
         return f"the parameter {name} holds NaN or infinity"
-    shown: list[str] = []
-    with np.errstate(all="ignore"):
-        trace(model, images, rng, lambda name, y: None if _finite(y) else shown.append(name or "the logits"))
-    if shown:
-        return f"it shows first in the result of {shown[0]}"
-    # The backward pass goes from the last layer to the first.
-    backward = reversed(list(model.parameters.items()))
-    gradients = (name for name, parameter in backward if not _finite(parameter.grad))
-    return f"the forward pass is finite; it shows first in the gradient of {next(gradients, 'the loss')}"
+    shown = next((name or "the logits" for name in finite if not finite[name]), None)
+    return None if shown is None else f"it shows first in the result of {shown}"
+
+
+def first_non_finite_gradient(model: ViT) -> str | None:
+    """Return the name of the parameter whose gradient the backward pass meets first with NaN or infinity, or None."""
+    backward = reversed(list(model.parameters.items()))  # from the last layer to the first
+    return next((name for name, parameter in backward if not _finite(parameter.grad)), None)
 
 
 def first_non_finite_parameter(model: ViT) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,14 +32,19 @@ def evaluate(
 
     They go to the model's device piece by piece; each piece's logits come back together.
     """
-    values = engine.model.parameters.store.peek()
-    library = namespace(values)
-    scale, shift = channel_scale(mean, std, values.dtype, library)
+    ready = ready_for(engine, mean, std)
     total_loss = 0.0
     confusion = np.zeros((engine.model.config.num_classes,) * 2, np.int64)
     for part in batches(np.arange(len(images)), EVALUATION_BATCH):
-        pixels = to_backend(images[part], library)
-        logits = to_host(engine.predict(normalized(pixels, scale, shift, engine.dtype)))
+        logits = to_host(engine.predict(ready(images[part])))
         total_loss += float(ops.cross_entropy(logits, labels[part], keep=False)[0]) * len(part)
         np.add.at(confusion, (labels[part], logits.argmax(axis=1)), 1)
     return Evaluation(int(confusion.trace()) / len(images), total_loss / len(images), len(images), confusion)
+
+
+def ready_for(engine: Engine, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array], Array]:
+    """Return what makes uint8 images on the host those that the engine takes: on its device, normalised."""
+    values = engine.model.parameters.store.peek()
+    library = namespace(values)
+    scale, shift = channel_scale(mean, std, values.dtype, library)
+    return lambda images: normalized(to_backend(images, library), scale, shift, engine.dtype)

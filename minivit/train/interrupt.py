@@ -8,6 +8,14 @@ from types import FrameType
 from typing import Any, Self
 
 
+class Interrupted(Exception):  # noqa: N818 - it reports no error
+    """The user stopped the run; it was saved and can be resumed."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
 class Interrupt:
     """While the block lasts, the first Ctrl-C (or a polite kill) sets `asked`; the second interrupts at once."""
 

@@ -11,37 +11,32 @@ import math
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from minivit import arrays
-from minivit.arrays import Array, on_device_of, to_backend
-from minivit.data.augment import normalize
+from minivit.arrays import Array, on_device_of
 from minivit.data.batches import batches
 from minivit.data.dataset import Dataset, split_validation
+from minivit.device_step import DEVICE_BATCH
 from minivit.engine import Engine
 from minivit.errors import RunError, UserError
 from minivit.files import locked
-from minivit.inspect.trace import first_non_finite, first_non_finite_parameter
-from minivit.runs import Progress, Run
-from minivit.train.evaluate import EVALUATION_BATCH, Evaluation, evaluate
+from minivit.inspect.trace import first_non_finite_parameter
+from minivit.runs import Run
+from minivit.train.evaluate import Evaluation, evaluate
 from minivit.train.feed import Feed
-from minivit.train.interrupt import Interrupt
+from minivit.train.interrupt import Interrupt, Interrupted
+from minivit.train.measures import epoch_metrics, metrics_until, run_result, step_report
 from minivit.train.memory import image_bytes, room
-from minivit.train.reporter import Reporter, StepReport
+from minivit.train.not_finite import not_finite, where_evaluation_is_not_finite
+from minivit.train.progress import Progress
+from minivit.train.reporter import Reporter
 from minivit.train.schedules import learning_rate
 from minivit.train.setup import make_optimizer, model_config
 from minivit.train.steps import Steps
 from minivit.vit import ViT
-
-
-class Interrupted(Exception):  # noqa: N818 - it reports no error
-    """The user stopped the run; it was saved and can be resumed."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
-        self.step = step
 
 
 class Trainer:
@@ -64,10 +59,6 @@ class Trainer:
     ) -> None:
         config = model_config(run.recipe, dataset)
         recipe = replace(run.recipe, micro_batch=run.recipe.micro_batch or config.micro_batch)
-        if recipe.crop_padding >= min(config.height, config.width):
-            raise UserError(
-                f"crop_padding {recipe.crop_padding} could shift images of {config.height} x {config.width} away"
-            )
         self._library = arrays.backend(backend)
         on_host = self._library is np
         if on_host and micro_batch is not None:
@@ -81,7 +72,7 @@ class Trainer:
         self.progress = Progress()
         self.fingerprint = dataset.fingerprint()
         self.bytes_per_image = 0
-        with self._room("before the first step", 0):
+        with self._room("before the first step"):
             self.model = ViT(config, seed=recipe.seed, dtype=recipe.dtype, backend=backend)
             self.optimizer = make_optimizer(recipe, self.model)
             self.engine = Engine(self.model, threads, self.micro_batch, precision=precision)
@@ -93,8 +84,8 @@ class Trainer:
         """Train from the start, or from the last checkpoint, to the end; return the result."""
         if resume and (result := self.run.result()) is not None:
             return result
-        values = self.model.parameters.store.peek()
-        with locked(self.run.path), Interrupt() as interrupt, on_device_of(values), self.engine:
+        values, elsewhere = self.model.parameters.store.peek(), self._room("outside of a step")
+        with locked(self.run.path), Interrupt() as interrupt, on_device_of(values), self.engine, elsewhere:
             self._begin(resume)
             reporter.started(self.run, self.model, self.progress.step, self.total_steps, self.steps_per_epoch)
             self._train(reporter, interrupt, checkpoint_seconds)
@@ -104,13 +95,7 @@ class Trainer:
         if resume and self.run.has_state():
             self.progress = self.run.load_state(self.model, self.optimizer, self.fingerprint)
             self.steps.guard.go_on_with(self.progress.scaling)
-            done = [m for m in self.run.metrics() if m["step"] <= self.progress.step]
-            if [m["epoch"] for m in done] != list(range(1, self.progress.step // self.steps_per_epoch + 1)):
-                raise UserError(
-                    f"{self.run.path / 'metrics.jsonl'} does not have a line for each epoch before step "
-                    f"{self.progress.step}; bring the file back, or begin a new run"
-                )
-            self.run.write_metrics(done)
+            self.run.write_metrics(metrics_until(self.run, self.progress.step, self.steps_per_epoch))
         elif resume and self.run.metrics():
             raise UserError(f"{self.run.path} has lost last/training.safetensors; bring it back, or begin a new run")
         else:
@@ -141,43 +126,23 @@ class Trainer:
         progress, recipe = self.progress, self.recipe
         warmup_steps = round(recipe.warmup_epochs * self.steps_per_epoch)
         lr = learning_rate(progress.step, self.total_steps, recipe.lr, warmup_steps, recipe.schedule)
-        with self._room(f"at step {progress.step + 1}", len(samples)):
+        with self._room(f"at step {progress.step + 1}", min(len(samples), self.micro_batch or len(samples))):
             self.steps.do(progress.step + 1, samples, lr)
         progress.step += 1
 
     def _hear(self, reporter: Reporter) -> None:
         """Wait for the steps that are under way, and tell what they came to."""
-        progress = self.progress
+        progress, batch_size = self.progress, self.recipe.batch_size
         for step in self.steps.heard():
             if step.stopped:
-                self._stop_not_finite(step.number, self.steps.where_not_finite(step))
+                raise self._not_finite(step.number, self.steps.where_not_finite(step))
             progress.add(len(step.samples), step.loss, step.correct, step.seconds)
-            rate = progress.epoch_images / progress.epoch_seconds
-            reporter.stepped(
-                StepReport(
-                    epoch=(step.number - 1) // self.steps_per_epoch + 1,
-                    step=step.number,
-                    loss=progress.epoch_loss / progress.epoch_images,
-                    accuracy=progress.epoch_correct / progress.epoch_images,
-                    learning_rate=step.lr,
-                    images_per_second=rate,
-                    seconds_left=(self.total_steps - step.number) * self.recipe.batch_size / rate,
-                )
-            )
+            reporter.stepped(step_report(step, progress, self.steps_per_epoch, self.total_steps, batch_size))
 
     def _end_epoch(self, epoch: int) -> dict[str, Any]:
         progress, dataset = self.progress, self.dataset
-        metrics: dict[str, Any] = {
-            "epoch": epoch,
-            "step": progress.step,
-            "learning_rate": self.optimizer.lr,
-            "train_loss": progress.epoch_loss / progress.epoch_images,
-            "train_accuracy": progress.epoch_correct / progress.epoch_images,
-            "images_per_second": progress.epoch_images / progress.epoch_seconds,
-            "seconds": progress.seconds,
-            "backend": self.backend,
-            "precision": self.precision or self.recipe.dtype,
-        }
+        metrics = epoch_metrics(epoch, progress, self.optimizer.lr)
+        metrics |= {"backend": self.backend, "precision": self.precision or self.recipe.dtype}
         self._expect_finite_parameters()
         accuracy = progress.best_accuracy  # without a validation part every epoch is the best so far
         if len(self.validation_index):
@@ -189,35 +154,29 @@ class Trainer:
             progress.best_accuracy, progress.best_epoch = accuracy, epoch
             self.run.save_model("best", self.model, dataset)
         self.run.write_metrics([*self.run.metrics(), metrics])
-        progress.epoch_loss = progress.epoch_seconds = 0.0
-        progress.epoch_correct = progress.epoch_images = 0
+        progress.begin_epoch()
         self._checkpoint()
         return metrics
 
     def _expect_finite_parameters(self) -> None:
         if (name := first_non_finite_parameter(self.model)) is not None:
-            self._stop_not_finite(self.progress.step, f"the parameter {name} holds NaN or infinity after it")
+            raise self._not_finite(self.progress.step, f"the parameter {name} holds NaN or infinity after it")
 
     def _evaluate(self, engine: Engine, images: Array, labels: Array, part: str) -> Evaluation:
-        mean, std = self.dataset.mean, self.dataset.std
-        with self._room(f"on the {part} images after step {self.progress.step}", min(len(images), EVALUATION_BATCH)):
+        mean, std, step = self.dataset.mean, self.dataset.std, self.progress.step
+        with self._room(f"on the {part} images after step {step}", min(len(images), self.micro_batch or DEVICE_BATCH)):
             measured = evaluate(engine, images, labels, mean, std)
         if not math.isfinite(measured.loss):
-            there = normalize(to_backend(images, self._library), mean, std, self.recipe.dtype)
-            where = first_non_finite(engine.model, there, None)
-            self._stop_not_finite(self.progress.step, f"on the {part} images after it, {where}")
+            where = where_evaluation_is_not_finite(engine, images, mean, std)
+            raise self._not_finite(step, f"on the {part} images after it, {where}")
         return measured
 
-    def _stop_not_finite(self, step: int, where: str) -> NoReturn:
-        raise RunError(
-            f"training is not finite at step {step}: {where}. The last good checkpoint is in "
-            f"{self.run.path / 'last'}; a smaller --lr often helps"
-        )
+    def _not_finite(self, step: int, where: str) -> RunError:
+        return not_finite(step, where, self.run.path / "last", self.precision)
 
-    def _room(self, when: str, images: int) -> AbstractContextManager[None]:
-        """Return a context in which a device that runs out of memory for `images` says what would help."""
-        tried = min(images, self.micro_batch or images)
-        return room(self._library, self.bytes_per_image, tried, when, self.run.path / "last")
+    def _room(self, when: str, at_once: int = 0) -> AbstractContextManager[None]:
+        """Return a context in which a device that is too small for `at_once` images says what would help."""
+        return room(self._library, self.bytes_per_image, at_once, when, self.run)
 
     def _checkpoint(self) -> None:
         self._expect_finite_parameters()
@@ -229,20 +188,11 @@ class Trainer:
         from minivit.inspect.figures import save_curves
         from minivit.weights import load_model
 
-        dataset, progress = self.dataset, self.progress
         best = load_model(self.run.path / "best", dtype=self.recipe.dtype, backend=self.backend)
         with Engine(best, self.engine.threads, self.micro_batch, precision=self.precision) as engine:
-            measured = self._evaluate(engine, dataset.test_images, dataset.test_labels, "test")
-        result = {
-            "run": str(self.run.path),
-            "test_accuracy": measured.accuracy,
-            "test_loss": measured.loss,
-            "test_images": measured.images,
-            "best_epoch": progress.best_epoch,
-            "best_val_accuracy": progress.best_accuracy if len(self.validation_index) else None,
-            "seconds": progress.seconds,
-            "images_per_second": len(self.train_index) * self.recipe.epochs / progress.seconds,
-        }
+            measured = self._evaluate(engine, self.dataset.test_images, self.dataset.test_labels, "test")
+        images, validated = len(self.train_index) * self.recipe.epochs, len(self.validation_index) > 0
+        result = {"run": str(self.run.path), **run_result(self.progress, measured, images, validated)}
         result["curves"] = save_curves(self.run.metrics(), self.run.path / "curves.png")
         self.run.write_result(result)
         return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from minivit.arrays import free_memory, is_out_of_memory
 from minivit.config import ViTConfig
 from minivit.errors import RunError
 from minivit.inspect.summary import summarize
+from minivit.runs import Run
 
 _WORK = 1.5  # what a pass needs beside what the forward pass keeps, as a factor
 
@@ -55,7 +55,7 @@ def images_that_fit(tried: int, per_image: int, free: int | None) -> int | None:
 
 
 @contextmanager
-def room(library: Any, per_image: int, tried: int, when: str, checkpoint: Path) -> Iterator[None]:
+def room(library: Any, per_image: int, tried: int, when: str, run: Run) -> Iterator[None]:
     """Say what would help where a device runs out of memory in the block.
 
     Parameters
@@ -68,8 +68,8 @@ def room(library: Any, per_image: int, tried: int, when: str, checkpoint: Path) 
         How many images are taken at a time; 0 where it is not images that need the memory.
     when : str
         For the message.
-    checkpoint : Path
-        Where the last one is.
+    run : Run
+        Where the last checkpoint is, if there is one.
 
     Raises
     ------
@@ -89,10 +89,14 @@ def room(library: Any, per_image: int, tried: int, when: str, checkpoint: Path) 
         if free is not None:
             words += f"; {free / 2**20:,.0f} MiB are free" + (" without them" if tried else "")
         fits = images_that_fit(tried, per_image, free)
-        if fits is None:
-            raise OutOfMemoryError(f"{words}. Take a smaller --model, or --backend numpy") from error
-        raise OutOfMemoryError(
-            f"{words}. About {fits} would fit: --micro-batch {fits} cuts each step into such pieces, with the same "
-            f"result up to rounding. The last checkpoint is in {checkpoint}, and --resume goes on from it",
-            fits,
-        ) from error
+        resume = f"The last checkpoint is in {run.path / 'last'}, and --resume goes on from it"
+        if fits is not None:
+            advice = f"About {fits} would fit: --micro-batch {fits} cuts each step into such pieces"
+            raise OutOfMemoryError(f"{words}. {advice}, with the same result up to rounding. {resume}", fits) from error
+        if run.has_state():
+            advice = (
+                f"{resume} where more memory is free, or with --backend numpy; a new run can take a smaller --model"
+            )
+        else:
+            advice = "Take a smaller --model, or --backend numpy"
+        raise OutOfMemoryError(f"{words}. {advice}") from error

@@ -26,6 +26,8 @@ def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
         if getattr(config, name) != value:
             asked = getattr(config, name)
             raise UserError(f"{name} {asked} was asked for, but {dataset.name} has {value}; leave it out")
+    if recipe.crop_padding >= min(height, width):
+        raise UserError(f"crop_padding {recipe.crop_padding} could shift images of {height} x {width} away")
     return config
 
 

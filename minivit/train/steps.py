@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from minivit.arrays import Array
 from minivit.engine import Engine
-from minivit.inspect.trace import first_non_finite
+from minivit.keys import Key
 from minivit.train.feed import Feed
 from minivit.train.guard import Guard
+from minivit.train.not_finite import where_not_finite
 from minivit.train.optim import Optimizer
 from minivit.train.recipe import Recipe
 from minivit.train.tally import Tally
@@ -90,9 +91,12 @@ class Steps:
 
     def where_not_finite(self, step: Outcome) -> str:
         """Return where NaN or infinity shows first in a step that stopped: it changed nothing, nor did those after."""
-        self._gradients(step.number, step.samples)  # by now they may be those of a later step
-        dtype = self._store.peek().dtype
-        images, _, key = self._feed.batch(step.samples, step.number - 1, dtype)
-        where = first_non_finite(self._engine.model, images, key)
-        too_large = "float16 holds nothing above 65504, while bfloat16 does"
-        return where if self.guard.loss_scale is None else f"{where} ({too_large})"
+
+        def piece(some: slice) -> tuple[Array, Key]:
+            images, _, key = self._feed.batch(step.samples[some], step.number - 1, self._engine.dtype)
+            return images, key
+
+        def backward() -> None:
+            self._gradients(step.number, step.samples)  # by now they may be those of a later step
+
+        return where_not_finite(self._engine, len(step.samples), piece, backward)
