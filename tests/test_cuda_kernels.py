@@ -7,6 +7,7 @@ sizes that take packs of 16 bytes or several blocks, 16-bit arrays, and the orde
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,8 +22,10 @@ from minivit import Key, ops
 from minivit.arrays import Array, dtype_named, to_backend, to_host
 from minivit.cases import CASES, Case
 from minivit.data.augment import channel_scale, training_images
-from minivit.kernels.cuda import columns, elementwise, layer_norm
-from minivit.kernels.cuda.runtime import TYPES
+from minivit.kernels.cuda import columns, elementwise, layer_norm, random
+from minivit.kernels.cuda.runtime import LANES, TYPES, acc_dtype, lanes_for, pack, source
+from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
+from minivit.ops.erf import _SINGLE
 from minivit.train.guard import judge
 from minivit.train.optim import gradient_norm
 from minivit.train.tally import note
@@ -154,7 +157,8 @@ def test_images_have_the_same_bits_as_on_the_host(device: str, dtype: str, paddi
         assert_same_bits([to_host(got)], [made(images, samples, "numpy")])
 
 
-GROUPS = (Group(slice(0, 40), 0.1, 0.01), Group(slice(64, 150), 0.2, 0.0), Group(slice(192, 1280), 0.3, 0.5))
+# Between them, and within a pack of the second, are numbers that nothing updates.
+GROUPS = (Group(slice(0, 40), 0.1, 0.01), Group(slice(64, 151), 0.2, 0.0), Group(slice(192, 1280), 0.3, 0.5))
 
 
 @on_devices
@@ -165,8 +169,6 @@ def test_adam_updates_as_on_the_host(device: str, dtype: str, decoupled: bool, f
     generator = np.random.default_rng(0)
     vectors = [generator.standard_normal(1280).astype(dtype) for _ in range(3)]
     vectors.append(generator.random(1280).astype(dtype))
-    for vector in vectors:
-        vector[40:64] = vector[150:192] = 0  # between the parameters
 
     def stepped(library: str) -> list[Array]:
         p, g, m, v = (to_backend(x.copy(), library) for x in vectors)
@@ -242,6 +244,7 @@ def test_one_block_takes_what_many_would(case: Case, device: str, monkeypatch: p
     """As larger arrays need it, whose blocks each take several pieces."""
     for module in (columns, elementwise, layer_norm):
         monkeypatch.setattr(module, "_MOST", 1)
+    monkeypatch.setattr(columns, "MOST_BLOCKS", 1)
     given = case.make(0, "float64", {name: 18 if name in "BND" else 5 for name in case.sizes})
     tolerance = TOLERANCE["float64"] * (1 if case.op in ops.__all__ else OPS_OF_A_LAYER)
     assert_near(passes(case.on(device), given), passes(by_reference(case), given), tolerance)
@@ -277,11 +280,26 @@ def test_gelu_far_out_is_a_ramp(device: str, dtype: str) -> None:
 
 
 @on_devices
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["gelu", "gelu-tanh"])
+def test_the_slope_of_gelu_at_zero_is_a_half_to_the_last_bit(device: str, dtype: str, name: str) -> None:
+    x = np.zeros(3, dtype)
+    assert_same_bits(passes(named(name).on(device), [x], np.ones_like(x)), [x, x + 0.5])
+
+
+@on_devices
 def test_a_loss_is_weighted_by_a_number_as_by_an_array(device: str) -> None:
     logits, labels = np.random.default_rng(0).standard_normal((3, 5)), np.array([4, 0, 2])
     _, cache = ops.cross_entropy(to_backend(logits, device), to_backend(labels, device))
     expected = ops.cross_entropy_backward(2.5, ops.cross_entropy(logits, labels)[1])
     assert_near([to_host(ops.cross_entropy_backward(2.5, cache))], [expected], TOLERANCE["float64"])
+
+
+@on_devices
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_label_of_no_class_makes_the_loss_unknown(device: str, label: int) -> None:
+    logits, labels = to_backend(np.zeros((3, 5)), device), to_backend(np.array([4, label, 0]), device)
+    assert np.isnan(to_host(ops.cross_entropy(logits, labels)[0]))
 
 
 @on_devices
@@ -305,8 +323,63 @@ def test_what_is_drawn_at_the_rate_itself_is_kept(device: str) -> None:
 
 @on_devices
 def test_one_block_draws_and_updates_what_many_would(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elementwise, "_MOST", 1)
+    for module in (elementwise, random):
+        monkeypatch.setattr(module, "_MOST", 1)
+    monkeypatch.setattr(random, "_LINE", 16)
     test_a_mask_has_the_same_bits_as_on_the_host(device, "float64", (6, 9, 9))
     test_images_have_the_same_bits_as_on_the_host(device, "float64", 2, True)
     test_adam_updates_as_on_the_host(device, "float64", True, None)
     test_the_norm_of_the_gradients_is_that_of_the_host(device, "float64")
+
+
+of_rows = pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+
+
+def lengths(dtype: str) -> list[int]:
+    """Return the shortest and the longest row for each of `LANES`, and some that are too long for all."""
+    rising = range(pack(dtype_named(dtype)), 1050, pack(dtype_named(dtype)))
+    ends = ({lanes_for(length, dtype_named(dtype)): length for length in order} for order in (rising, rising[::-1]))
+    return sorted({length for end in ends for length in end.values()})
+
+
+@of_rows
+def test_rows_are_shared_in_every_way(dtype: str) -> None:
+    """Eight packs of bfloat16, which are computed with in float32, are too much for a lane."""
+    fitting = LANES[:-1] if dtype == "bfloat16" else LANES
+    assert {lanes_for(length, dtype_named(dtype)) for length in lengths(dtype)} == {*fitting, None}
+
+
+@on_devices
+@of_rows
+@pytest.mark.parametrize("name", ["layer_norm", "softmax"])
+def test_a_row_of_any_length_equals_its_op(name: str, device: str, dtype: str) -> None:
+    case = named(name)
+    for length in lengths(dtype):
+        given = [x.astype(dtype_named(dtype)) for x in case.make(0, "float64", {"N": 4, "D": length})]
+        got = passes(case.on(device), given)
+        expected = passes(by_reference(case), [x.astype("float64") for x in given], normal(got[0]).astype("float64"))
+        assert_near(got, expected, TOLERANCE[dtype])
+
+
+@on_devices
+@of_rows
+def test_softmax_of_a_row_knows_nothing_of_others_nor_of_what_is_behind_it(device: str, dtype: str) -> None:
+    """With the largest number of another row all exponentials would be zero."""
+    generator = np.random.default_rng(0)
+    for length in lengths(dtype):
+        x, dy = generator.standard_normal((2, 11, length)).astype(acc_dtype(dtype_named(dtype)))
+        x += 4000 * (np.arange(11) % 3)[:, None]
+        y, cache = ops.softmax(0.5 * x[:, :-1].astype("float64"))
+        dx = 0.5 * ops.softmax_backward(dy[:, :-1].astype("float64"), cache)
+        x[:, -1] = dy[:, -1] = np.nan
+        scores, dweights = to_backend(x, device), to_backend(dy, device)
+        weights, dscores = (to_backend(np.empty_like(x, dtype_named(dtype)), device) for _ in range(2))
+        scaled_softmax(scores, 0.5, weights, length - 1)
+        scaled_softmax_backward(dweights, weights, 0.5, dscores, length - 1)
+        assert_near([to_host(weights)[:, :-1], to_host(dscores)[:, :-1]], [y, dx], TOLERANCE[dtype])
+
+
+def test_gelu_has_the_coefficients_of_its_op() -> None:
+    formulas = dict(re.findall(r"const float ([pq]) = (.*);", source("gelu")))
+    p, q = ([float(number) for number in re.findall(r"([\d.]+)f", formulas[name])] for name in "pq")
+    assert (tuple(p), (1.0, *q)) == (_SINGLE.p, _SINGLE.q)

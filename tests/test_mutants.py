@@ -8,19 +8,23 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from mutants import cuda_trial
 from mutants.__main__ import EQUIVALENT, CannotJudgeError, read_equivalent, summary
 from mutants.cuda_operators import mutants_of_source
 from mutants.cuda_text import kernels_with
-from mutants.cuda_trial import CAN_RUN, find_cuda_mutants
+from mutants.cuda_trial import CAN_RUN, KillsOf, find_cuda_mutants, in_turn
 from mutants.operators import Mutant, mutants_of
 from mutants.python_trial import KERNELS, belongs, find_mutants, install, target
-from mutants.verdicts import Verdict
+from mutants.trial import _play
+from mutants.verdicts import Trial, Verdict
 
 from minivit import ops
 from minivit.kernels.cuda.runtime import source, sources
@@ -151,6 +155,11 @@ def test_a_constant_of_cuda_has_mutants() -> None:
     assert (mutant.function, mutant.kind, mutant.after) == ("TALL", "number", "constexpr int TALL = 9;")
 
 
+def test_what_only_the_compiler_of_cuda_reads_has_no_mutants() -> None:
+    text = "void f(int *x) {\n#ifdef __CUDACC__\n  if (x < 0) return;\n#endif\n#pragma unroll\n  *x = 0;\n}"
+    assert [mutant.before for mutant in mutants_of_source(text, "f.cu", "f.cu")] == ["*x = 0;"] * 2
+
+
 def test_functions_of_a_structure_have_mutants() -> None:
     text = "struct S {\n  int k;\n  __device__ S(int a) : k(a * 2) {}\n  __device__ int of() { return k; }\n};"
     assert [mutant.after for mutant in mutants_of_source(text, "f.cu", "f.cu")] == [
@@ -177,6 +186,37 @@ def test_every_kernel_has_mutants() -> None:
         code = source(name)
         changed = {kernel for function in functions for kernel in kernels_with(code, function)}
         assert changed == set(re.findall(r"__global__ void (\w+)", code))
+
+
+@dataclass(frozen=True)
+class Item:
+    """A test of which only the name counts."""
+
+    nodeid: str
+
+
+def test_what_kills_often_comes_first_and_equivalents_get_what_is_quick() -> None:
+    mutant = mutants_of_source("constexpr int TALL = 8;", "f.cu", "f.cu")[0]
+    seconds: dict[Any, float] = {Item(name): took for name, took in (("quick", 0.1), ("other", 0.3), ("slow", 1.8))}
+    kills = KillsOf({("f.cu", "TALL", "slow"): 2, ("f.cu", "TALL", "other"): 1, ("f.cu", "f", "quick"): 9})
+    trial = Trial("f.cu", "f.cu", 2.0, mutant)
+    assert [item.nodeid for item in in_turn(trial, seconds, kills)] == ["slow", "other", "quick"]
+    equivalent = replace(trial, is_equivalent=True)
+    assert [item.nodeid for item in in_turn(equivalent, seconds, kills)] == ["quick", "other"]
+
+
+def test_a_function_that_no_test_runs_cannot_be_judged() -> None:
+    session: Any = SimpleNamespace(items=[])
+    with pytest.raises(RuntimeError, match=r"\w+ of .*columns.cu has no test"):
+        cuda_trial.tests_of([mutant for mutant in find_cuda_mutants() if mutant.op == "columns.cu"], session)
+
+
+def test_a_trial_that_goes_wrong_is_no_verdict() -> None:
+    ours, theirs = Pipe(duplex=False)
+    _play(Trial("columns.cu", "columns.cu", 2.0), lambda trial: Verdict(str([][0]), 0.0), theirs)
+    answer = ours.recv()
+    assert isinstance(answer, RuntimeError)
+    assert "IndexError" in str(answer)
 
 
 def test_a_mutant_is_the_whole_function_with_one_change() -> None:

@@ -7,9 +7,9 @@
 
 A mutant is killed when a test of its op fails within the limit, which counts the tests alone; one of a CUDA source also
 when a kernel takes longer or crashes. What the compiler refuses does not count. mutants_equivalent.toml lists those
-that no test can kill, each with a proof. The exit status is 1 when a mutant survives or more than 3 percent of all are
-equivalent, and 2 when there is nothing to judge: an unknown op, tests that fail without a mutant, or an entry of that
-list that fits no mutant or one that is killed.
+that no test can kill, each with a proof; of a CUDA source these are tried by what the limit has time for. The exit
+status is 1 when a mutant survives or more than 3 percent of all are equivalent, and 2 when there is nothing to judge:
+an unknown op, tests that fail without a mutant, or an entry of that list that fits no mutant or one that is killed.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def judge(mutants: Sequence[Mutant], proofs: dict[Mutant, str], limit: float, wo
     verdicts: dict[Mutant, Verdict] = {}
     of_python = dict.fromkeys((m.op, m.path) for m in mutants if m.path.endswith(".py"))
     baseline = [Trial(op, path, BASELINE_LIMIT) for op, path in of_python]
-    trials = [Trial(mutant.op, mutant.path, limit, mutant) for mutant in mutants]
+    trials = [Trial(mutant.op, mutant.path, limit, mutant, mutant in proofs) for mutant in mutants]
 
     def note(trial: Trial, verdict: Verdict) -> None:
         if trial.mutant is None:

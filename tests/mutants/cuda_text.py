@@ -1,6 +1,7 @@
 """A CUDA source read token by token, as clang-format sets it: what it defines, and which kernels use that.
 
-A binary operator has spaces around it, and a template's arguments follow their name at once.
+A binary operator has spaces around it, and a template's arguments follow their name at once. What only CUDA's own
+compiler reads, where __CUDACC__ is defined, is passed over: no test on a CPU runs it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 _TOKEN = re.compile(
-    r"""(?P<space> \s+ | //[^\n]* | ^[ ]*\#[^\n]*)
+    r"""(?P<space> \s+ | //[^\n]* | ^\#ifdef[ ]__CUDACC__$(?s:.*?)^\#endif$ | ^[ ]*\#[^\n]*)
       | (?P<number> 0x[\dA-Fa-f]+u? | \d[\d.]*(?:e[-+]?\d+)?u?)
       | (?P<name> [A-Za-z_]\w*(?:<[\w\s*<>,]*?>(?=[(\s]))?)
       | (?P<string> "[^"]*")
@@ -52,7 +53,7 @@ class Definition:
 
 
 def tokens_of(text: str) -> list[Token]:
-    """Return what is neither space, comment nor preprocessor line; a template's arguments belong to its name."""
+    """Return what is neither space, comment nor for the preprocessor; a template's arguments belong to its name."""
     tokens = []
     for match in _TOKEN.finditer(text):
         if match.lastgroup != "space":

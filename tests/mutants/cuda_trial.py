@@ -1,7 +1,8 @@
 """Trying mutants of the CUDA sources: what contains one is compiled for a CPU, and the tests that launch it are run.
 
-Which those are is seen while all tests run once without a mutant. Of them, float64 comes first, for it is compiled
-first, and then what is quick; half precision is left out. A launch that fails, crashes or never ends kills.
+Which those are is seen while all tests run once without a mutant. Of them, those come first that have killed most
+mutants of the same function, then float64, for it is compiled first, and then what is quick; float16 is left out, as
+bfloat16 takes the same ways. A launch that fails, crashes or never ends kills.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,6 +30,7 @@ from .verdicts import ROOT, Trial, Verdict, first_failure
 FOLDER = ROOT / "minivit/kernels/cuda"
 TESTS = ("test_cuda_kernels.py", "test_guard.py")
 TestsOf: TypeAlias = dict[tuple[str, str], dict[pytest.Item, float]]
+KillsOf: TypeAlias = Counter[tuple[str, str, str]]  # by file, function and test
 CAN_RUN = sys.platform == "linux" and shutil.which("g++") is not None
 _SLOWER = 20  # a test that takes so many times as long as without a mutant never ends
 
@@ -46,13 +50,16 @@ def tests_of(mutants: Sequence[Mutant], session: pytest.Session) -> TestsOf:
     Raises
     ------
     RuntimeError
-        A test fails.
+        A test fails, or a function has none.
     """
     seen = _see(session)
-    return {
-        (path, function): {item: took for item, took, launched in seen if launched & _kernels_with(path, function)}
-        for path, function in dict.fromkeys((mutant.path, mutant.function) for mutant in mutants)
-    }
+    tests: TestsOf = {}
+    for path, function in dict.fromkeys((mutant.path, mutant.function) for mutant in mutants):
+        kernels = _kernels_with(path, function)
+        tests[path, function] = {item: took for item, took, launched in seen if launched & kernels}
+        if not tests[path, function]:
+            raise RuntimeError(f"{function} of {path} has no test in {' or '.join(TESTS)}")
+    return tests
 
 
 def _kernels_with(path: str, function: str) -> set[str]:
@@ -73,7 +80,8 @@ def _see(session: pytest.Session) -> list[tuple[pytest.Item, float, set[str]]]:
     """Run the tests of the kernels once, and return the seconds and the launched kernels of each."""
     from cuda_on_cpu.emulator import Kernel
 
-    items = [item for item in session.items if item.path.name in TESTS and "float16" not in item.name]
+    own = [item for item in session.items if item.path.name in TESTS]
+    items = [item for item in own if "float16" not in item.name.replace("bfloat16", "")]
     seen = []
     launched = set[str]()
     call = Kernel.__call__
@@ -95,17 +103,27 @@ def _see(session: pytest.Session) -> list[tuple[pytest.Item, float, set[str]]]:
 
 def _compiled_late(item: pytest.Item) -> int:
     parameters = item.name.partition("[")[2]
-    return 0 if "float64" in parameters else 2 if "float32" in parameters else 1
+    turns = {"float64": 0, "float32": 2, "bfloat16": 3}
+    return next((turn for dtype, turn in turns.items() if dtype in parameters), 1)
 
 
-def verdict_of(trial: Trial, session: pytest.Session, tests: TestsOf, scratch: str) -> Verdict:
+def in_turn(trial: Trial, seconds: dict[pytest.Item, float], kills: KillsOf) -> list[pytest.Item]:
+    """Return the tests of a trial: what kills often first, and for an equivalent mutant what the limit has time for."""
+    assert trial.mutant is not None
+    if trial.is_equivalent:
+        return [item for item, until in zip(seconds, accumulate(seconds.values()), strict=True) if until <= trial.limit]
+    path, function = trial.mutant.path, trial.mutant.function
+    return sorted(seconds, key=lambda item: -kills[path, function, item.nodeid])
+
+
+def verdict_of(trial: Trial, session: pytest.Session, tests: TestsOf, kills: KillsOf, scratch: str) -> Verdict:
     """Run the tests of the kernels that contain the mutant in this process."""
     assert trial.mutant is not None
     watchdog = _Watchdog(trial.limit)
     start = time.perf_counter()
     seconds = tests[trial.mutant.path, trial.mutant.function]
     with tempfile.TemporaryDirectory(dir=scratch) as folder, _installed(trial.mutant, folder, watchdog):
-        killer = first_failure(session, list(seconds), lambda item: watchdog.watch(seconds[item]))
+        killer = first_failure(session, in_turn(trial, seconds, kills), lambda item: watchdog.watch(seconds[item]))
         watchdog.stop()
     return Verdict(killer, time.perf_counter() - start, compiles=watchdog.compiles)
 

@@ -86,6 +86,10 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "")
 
 
+def _draws_examples(item: pytest.Item) -> bool:
+    return bool(getattr(getattr(item, "function", None), "is_hypothesis_test", False))
+
+
 def verdict_of(trial: Trial, session: pytest.Session) -> Verdict:
     """Run the tests of the trial's op in this process."""
     from minivit import layers, ops
@@ -95,9 +99,9 @@ def verdict_of(trial: Trial, session: pytest.Session) -> Verdict:
     files = OP_TESTS if of_an_op else KERNEL_TESTS if trial.path.startswith(KERNELS) else LAYER_TESTS
     own = [item for item in session.items if item.path.name in files and belongs(item.nodeid, trial.op, known)]
     items = [item for item in own if "-strict" not in item.name]  # there the CUDA kernels run
-    # A test for all its parameters, and then the next: the gradient of each case comes early.
+    # A test for all its parameters, and then the next: the gradient of each case comes early, what draws examples late.
     functions = list(dict.fromkeys(item.name.partition("[")[0] for item in items))
-    items.sort(key=lambda item: functions.index(item.name.partition("[")[0]))
+    items.sort(key=lambda item: (_draws_examples(item), functions.index(item.name.partition("[")[0])))
     if not items:
         raise RuntimeError(f"{trial.op} has no test in {' or '.join(files)}")
     # An op is mutated in its reference, which rivals would hide; a layer and a rival run as they are used.

@@ -40,14 +40,21 @@ def _conduct_forks(
 ) -> None:
     of_cuda = [trial.mutant for trial in trials if trial.is_of_cuda and trial.mutant]
     tests = cuda_trial.tests_of(of_cuda, session) if of_cuda else {}
+    kills = cuda_trial.KillsOf()
+
+    def note(trial: Trial, verdict: Verdict) -> None:
+        if trial.is_of_cuda and trial.mutant and verdict.killer:
+            kills[trial.mutant.path, trial.mutant.function, verdict.killer] += 1
+        report(trial, verdict)
+
     with tempfile.TemporaryDirectory() as scratch:
 
         def verdict_of(trial: Trial) -> Verdict:
             if trial.is_of_cuda:
-                return cuda_trial.verdict_of(trial, session, tests, scratch)
+                return cuda_trial.verdict_of(trial, session, tests, kills, scratch)
             return python_trial.verdict_of(trial, session)
 
-        _conduct(multiprocessing.get_context("fork"), verdict_of, trials, workers, report)
+        _conduct(multiprocessing.get_context("fork"), verdict_of, trials, workers, note)
 
 
 def _conduct(
@@ -98,8 +105,8 @@ def _play(trial: Trial, verdict_of: Callable[[Trial], Verdict] | None, answer: C
             _collect(lambda session: answer.send(python_trial.verdict_of(trial, session)))
         else:
             answer.send(verdict_of(trial))
-    except RuntimeError as error:
-        answer.send(error)
+    except Exception as error:
+        answer.send(error if isinstance(error, RuntimeError) else RuntimeError(f"{trial} cannot be judged: {error!r}"))
 
 
 class _Stage:

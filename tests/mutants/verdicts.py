@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ class Trial:
     path: str  # of the file that holds the op or its rival
     limit: float  # seconds
     mutant: Mutant | None = None
+    is_equivalent: bool = False  # as its proof says
 
     @property
     def is_of_cuda(self) -> bool:
@@ -45,7 +47,8 @@ def first_failure(
     failures = _Failures()
     session.config.pluginmanager.register(failures)
     try:
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        for item, following in itertools.pairwise([*items, None]):
+            assert item is not None
             before(item)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if failures.first:

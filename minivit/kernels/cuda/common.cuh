@@ -1,9 +1,9 @@
 // What every kernel shares: the types that it is compiled for, packs of 16 bytes, sums over a warp and over columns.
 //
 // real is the type in memory, acc the one that is computed with: float for float, half and bfloat16, double for double.
-// Which they are is said on the compiler's command line (runtime.py), as is TALL, the warps of most blocks. Arrays are contiguous unless a stride is passed;
-// rows x columns are the shape of a matrix, and threadIdx.x is the lane in a warp of 32. All lanes of a sum get the same
-// bits, since its tree is the same for each.
+// Which they are is said on the compiler's command line (runtime.py), as is TALL, the warps of most blocks. Arrays are
+// contiguous unless a stride is passed; rows x columns are the shape of a matrix, and threadIdx.x is the lane in a warp
+// of 32. All lanes of a sum get the same bits, since its tree is the same for each.
 #pragma once
 
 #ifdef HALF

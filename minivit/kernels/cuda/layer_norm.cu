@@ -48,7 +48,7 @@ extern "C" __global__ void layer_norm(const real *x, const real *h, const real *
   const size at = r * columns, span = r < rows ? columns : 0;
   const real *h_row = h ? h + at : h;
   real *sum_row = h ? sum + at : sum;
-  if (CHUNKS > 0 || packed(columns))
+  if (packed(columns))
     norm_row<PACK>(x + at, h_row, h_bias, weight, bias, eps, sum_row, y + at, mean + r, inv_std + r, columns, span);
   else
     norm_row<1>(x + at, h_row, h_bias, weight, bias, eps, sum_row, y + at, mean + r, inv_std + r, columns, span);
@@ -119,7 +119,7 @@ extern "C" __global__ void layer_norm_backward(const real *dy, const real *x, co
     for (size c = threadIdx.x; c < 2 * columns; c += WARP) own[c] = 0;
     __syncwarp(ALL);
   }
-  if (CHUNKS > 0 || packed(columns))
+  if (packed(columns))
     norm_rows_backward<PACK>(dy, x, weight, mean, inv_std, residual, dx, own, rows, columns);
   else
     norm_rows_backward<1>(dy, x, weight, mean, inv_std, residual, dx, own, rows, columns);

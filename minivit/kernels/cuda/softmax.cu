@@ -1,7 +1,7 @@
 // Softmax of rows with a scale, and its gradient (softmax.py, attention.py), LANES lanes for each row.
 #include "common.cuh"
 
-// The first of a row's columns that no pack reaches; the numbers between are zeros in results.
+// The first of a row's columns that no pack reaches; what comes out for those between means nothing.
 template <int V> __device__ __forceinline__ size whole_packs(size columns) { return (columns + V - 1) / V * V; }
 
 template <int V, class T> __device__ void softmax_row(const T *x, acc scale, real *y, size columns, bool live) {
@@ -25,7 +25,7 @@ template <int V, class T> __device__ void softmax_row(const T *x, acc scale, rea
   const acc inverse = 1 / row_sum(sum);
   row.each([&](int, size c, acc(&a)[V]) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) a[j] = (CHUNKS > 0 || c + j >= columns ? a[j] : exp(scale * a[j] - most)) * inverse;
+    for (int j = 0; j < V; ++j) a[j] = (CHUNKS > 0 ? a[j] : exp(scale * a[j] - most)) * inverse;
     store<V>(a, y + c);
   });
 }
@@ -67,7 +67,7 @@ __device__ void softmax_row_backward(const T *dy, const real *y, acc scale, real
     acc buffer[V];
     acc(&p)[V] = y_row.part(i, c, buffer);
 #pragma unroll
-    for (int j = 0; j < V; ++j) d[j] = c + j < columns ? scale * p[j] * (d[j] - sum) : acc(0);
+    for (int j = 0; j < V; ++j) d[j] = scale * p[j] * (d[j] - sum);
     store<V>(d, dx + c);
   });
 }
