@@ -18,14 +18,19 @@ PARAMETERS = {
 }
 
 
+def names_in(node: ast.expr) -> list[str]:
+    """Return the texts in an expression."""
+    return [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
 def launched() -> set[tuple[str, str]]:
     """Return the file and the name of every kernel that is launched somewhere in the package."""
-    found = set()
+    found: set[tuple[str, str]] = set()
     for path in Path(minivit.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("launch"):
-                file, function = (ast.literal_eval(argument) for argument in node.args[:2])
-                found.add((file, function))
+                file, functions = node.args[:2]  # of which there may be two to choose from
+                found.update((ast.literal_eval(file), name) for name in names_in(functions))
     return found
 
 

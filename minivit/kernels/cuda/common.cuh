@@ -55,22 +55,8 @@ template <int V> __device__ __forceinline__ void store(const acc (&from)[V], rea
 // Whether rows of so many columns can be read in packs; every array starts at a multiple of 16 bytes.
 __device__ __forceinline__ bool packed(size columns) { return columns % PACK == 0; }
 
-template <class T> __device__ __forceinline__ T warp_sum(T x) {
-#pragma unroll
-  for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL, x, offset);
-  return x;
-}
-
-template <class T> __device__ __forceinline__ T warp_max(T x) {
-#pragma unroll
-  for (int offset = WARP / 2; offset > 0; offset /= 2) {
-    const T other = __shfl_xor_sync(ALL, x, offset);
-    x = other > x ? other : x;
-  }
-  return x;
-}
-
-// Rows are shared by LANES neighbouring lanes; a warp takes GROUPS of them at a time.
+// Rows are shared by LANES neighbouring lanes, a whole warp unless the command line says otherwise; a warp takes GROUPS
+// of them at a time.
 [[maybe_unused]] constexpr int GROUPS = WARP / LANES;
 
 // The sum over the lanes of a row; all lanes of the warp must call it.

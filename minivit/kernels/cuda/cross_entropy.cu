@@ -20,16 +20,16 @@ extern "C" __global__ void cross_entropy(const real *logits, const long long *la
     const acc a = row[c];
     most = a > most || a != a ? a : most;
   }
-  most = warp_max(most);
+  most = row_max(most);
   for (size c = threadIdx.x; c < classes; c += WARP) sum += exp(acc(row[c]) - most);
-  const acc log_sum = log(warp_sum(sum));
+  const acc log_sum = log(row_sum(sum));
   acc loss = 0;
   for (size c = threadIdx.x; c < classes; c += WARP) {
     const acc log_p = acc(row[c]) - most - log_sum;
     loss -= target(labels, soft, b, c, classes, smoothing) * log_p;
     if (p) p[b * classes + c] = exp(log_p);
   }
-  loss = warp_sum(loss);
+  loss = row_sum(loss);
   // What no check on the host has seen is not passed over in silence.
   if (labels && (labels[b] < 0 || labels[b] >= classes)) loss = sqrt(acc(-1)); // NaN
   if (threadIdx.x == 0) losses[b] = loss / batch;
@@ -39,7 +39,7 @@ extern "C" __global__ void cross_entropy(const real *logits, const long long *la
 extern "C" __global__ void cross_entropy_total(const acc *losses, acc *total, size batch) {
   acc sum = 0;
   for (size b = threadIdx.x; b < batch; b += WARP) sum += losses[b];
-  sum = warp_sum(sum);
+  sum = row_sum(sum);
   if (threadIdx.x == 0) *total = sum;
 }
 
@@ -51,7 +51,7 @@ extern "C" __global__ void cross_entropy_backward(const acc *p, const long long 
   if (b >= batch) return;
   acc sum = 0;
   for (size c = threadIdx.x; c < classes; c += WARP) sum += target(labels, soft, b, c, classes, smoothing);
-  sum = warp_sum(sum);
+  sum = row_sum(sum);
   const acc share = acc(factor) * (dloss ? *dloss : acc(1)) / batch;
   for (size c = threadIdx.x; c < classes; c += WARP) {
     const size i = b * classes + c;

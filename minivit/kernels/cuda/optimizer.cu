@@ -50,7 +50,7 @@ extern "C" __global__ void squares(const real *x, acc *partial, size count) {
 #pragma unroll
     for (int j = 0; j < PACK; ++j) sum += a[j] * a[j];
   }
-  sum = warp_sum(sum);
+  sum = row_sum(sum);
   if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = sum;
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -63,6 +63,6 @@ extern "C" __global__ void squares(const real *x, acc *partial, size count) {
 extern "C" __global__ void root_of_sum(const acc *partial, acc *root, size count) {
   acc sum = 0;
   for (size i = threadIdx.x; i < count; i += WARP) sum += partial[i];
-  sum = warp_sum(sum);
+  sum = row_sum(sum);
   if (threadIdx.x == 0) *root = sqrt(sum);
 }

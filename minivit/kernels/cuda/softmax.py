@@ -27,15 +27,15 @@ def scaled_softmax(x: Array, scale: float, y: Array, columns: int) -> None:
     anything.
     """
     rows, lanes, grid = _shared(y, columns)
-    kernel = "softmax" if x.dtype == y.dtype else "softmax_scores"
-    launch("softmax", kernel, y, grid, (WARP, TALL), x, scale, y, rows, columns, y.shape[-1], lanes=lanes)
+    launch("softmax", "softmax" if x.dtype == y.dtype else "softmax_scores", y, grid, (WARP, TALL), x, scale, y, rows,
+           columns, y.shape[-1], lanes=lanes)  # fmt: skip
 
 
 def scaled_softmax_backward(dy: Array, y: Array, scale: float, dx: Array, columns: int) -> None:
     """Set `dx`, which may be `dy`, to the gradient of x for the softmax `y` of ``scale * x``; see `scaled_softmax`."""
     rows, lanes, grid = _shared(y, columns)
-    kernel = "softmax_backward" if dy.dtype == y.dtype else "softmax_scores_backward"
-    launch("softmax", kernel, y, grid, (WARP, TALL), dy, y, scale, dx, rows, columns, y.shape[-1], lanes=lanes)
+    launch("softmax", "softmax_backward" if dy.dtype == y.dtype else "softmax_scores_backward", y, grid, (WARP, TALL),
+           dy, y, scale, dx, rows, columns, y.shape[-1], lanes=lanes)  # fmt: skip
 
 
 def _covers(x: Array, *, keep: bool = True) -> bool:
