@@ -229,9 +229,10 @@ class EncoderBlock(Layer):
         h, cache6 = self.drop_path2.forward(h, fold(rng, "drop_path2"), keep)
         return x + h, (cache1, cache2, cache3, cache4, cache5, cache6, queries) if keep else None
 
-    def draws(self) -> bool:
-        """Return whether something in it is random in training."""
-        return any(attrgetter(name)(self).rate > 0.0 for name, kind in _MADE_OF.items() if issubclass(kind, Dropout))
+    def is_plain(self, rng: Key | None) -> bool:
+        """Return whether a rival may take it in one piece: it is as made, and with `rng` nothing in it is random."""
+        drops = (attrgetter(name)(self) for name, kind in _MADE_OF.items() if issubclass(kind, Dropout))
+        return self.as_made() and (rng is None or all(drop.rate == 0.0 for drop in drops))
 
     def as_made(self) -> bool:
         """Return whether what it computes stands in this file: nothing in it is another layer, or watched."""

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from minivit import arrays
 from minivit.cases import CASES, LAYERS, OPS, Case
 from minivit.checking import Report, Row, gradcheck, gradcheck_model
-from minivit.commands.common import Outcome, add_backend
+from minivit.commands.common import Outcome, add_backend, check_backend
 from minivit.data import Progress
 from minivit.errors import UserError
 from minivit.presets import PRESETS, create_model, get_config
@@ -97,7 +96,7 @@ def _targets(target: str | None) -> tuple[str | None, Sequence[Case]]:
 def _on(backend: str, model: str | None, cases: Sequence[Case]) -> list[Case]:
     if model is not None:
         raise UserError(f"the cases run on {backend}, whole models on NumPy alone: leave {model} out, or --backend")
-    arrays.backend(backend)
+    check_backend(backend)
     return [case.on(backend) for case in cases]
 
 
@@ -107,9 +106,9 @@ def _check_cases(cases: Sequence[Case], args: argparse.Namespace, terminal: Term
         for done, case in enumerate(cases):
             progress("checking ops and layers", done, len(cases))
             sizes = {"B": args.batch} if args.batch != 2 and "B" in case.sizes else None
-            given = case.make(args.seed, "float64", sizes)
+            arrays = case.make(args.seed, "float64", sizes)
             options: Any = {"seed": args.seed, "tolerance": args.tolerance}
-            reports.append(gradcheck(case.forward, case.backward, *given, names=case.names, **options))
+            reports.append(gradcheck(case.forward, case.backward, *arrays, names=case.names, **options))
     if len(cases) > 1:
         rows = [(*_case_row(case, report),) for case, report in zip(cases, reports, strict=True)]
         terminal.table(("case", ">gradients", ">largest error", "verdict"), rows)

@@ -50,7 +50,7 @@ def _covers(x: Array, block: Any, rng: Any, queries: slice) -> bool:
     if x.dtype.name not in FAST_DTYPES or x.ndim != 3 or x[:, queries].size == 0:
         return False
     # A layer that somebody has put in its place, or watches, is called as it stands.
-    return bool(block.as_made() and (rng is None or not block.draws()))
+    return bool(block.is_plain(rng))
 
 
 def _forward(x: Array, block: Any, queries: slice = ALL, keep: bool = True) -> tuple[Array, FastBlockCache | None]:

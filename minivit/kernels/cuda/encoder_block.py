@@ -48,7 +48,7 @@ def _covers(x: Array, block: Any, rng: Any, queries: slice) -> bool:
     if not covers_dtype(x) or x.ndim != 3 or x[:, queries].size == 0 or not covers_width(x.shape[-1], x.dtype):
         return False
     # A layer that somebody has put in its place, or watches, is called as it stands.
-    return bool(block.as_made() and (rng is None or not block.draws()))
+    return bool(block.is_plain(rng))
 
 
 def _forward(x: Array, block: Any, queries: slice = ALL, keep: bool = True) -> tuple[Array, CudaBlockCache | None]:
