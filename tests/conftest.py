@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import devices
 import pytest
+import strict
+from forks import needs_fork
 from hypothesis import HealthCheck, settings
+from small_run import Listener, make_dataset, run_at
 
-pytest.register_assert_rewrite("contract")
+from minivit import team
+from minivit.inspect import figures
+from minivit.runs import Run
+from minivit.train import steps
+from minivit.train.loop import train
 
-import devices  # noqa: E402 - after the rewriting of asserts
-import strict  # noqa: E402 - as above
-from small_vit import needs_fork  # noqa: E402 - as above
-
-from minivit import team  # noqa: E402 - as above
+pytest.register_assert_rewrite("contract", "device_run")  # nothing above imports them
 
 settings.register_profile(
     "minivit", derandomize=True, deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
@@ -27,3 +31,23 @@ def members(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "threads":
         monkeypatch.setattr(team, "can_fork", lambda: False)
     return str(request.param)
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the picture, which takes longer than such a run."""
+    monkeypatch.setattr(figures, "save_curves", lambda metrics, path: None)
+
+
+@pytest.fixture
+def reads_every_third_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device, let what steps came to be read that often."""
+    monkeypatch.setattr(steps, "_READ_EVERY", 3)
+
+
+@pytest.fixture(scope="module")
+def on_host(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The small run on the host."""
+    run = run_at(tmp_path_factory.mktemp("runs") / "host")
+    train(run, make_dataset(), Listener())
+    return run

@@ -8,10 +8,9 @@ import threading
 from typing import Any
 
 import numpy as np
-import pytest
 from contract import normal
 
-from minivit import Engine, Key, ViT, ViTConfig, team
+from minivit import Engine, Key, ViT, ViTConfig
 from minivit.arrays import Array
 
 CONFIG = ViTConfig(
@@ -19,8 +18,6 @@ CONFIG = ViTConfig(
     drop_rate=0.2, pos_drop_rate=0.2, proj_drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.2,
 )  # fmt: skip
 B = 13
-
-needs_fork = pytest.mark.skipif(not team.can_fork(), reason="this system, or this process, cannot fork")
 
 
 def model(dtype: str = "float32", **fields: Any) -> ViT:

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import threadpoolctl
-from small_vit import needs_fork
+from forks import needs_fork
 
 from benchmarks.bars import systems_of
 from benchmarks.products import Product, Weights, products

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import threadpoolctl
-from small_vit import needs_fork
+from forks import needs_fork
 
 from minivit.machine import forget_pages, single_threaded_blas
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from contract import assert_same_bits
-from small_vit import batch, in_a_worker, model, needs_fork, step
+from forks import needs_fork
+from small_vit import batch, in_a_worker, model, step
 
 from minivit import Engine, RunError, ViT, ops, team
 from minivit.arrays import Array

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from contract import assert_same_bits
-from small_vit import batch, in_a_worker, model, needs_fork
+from forks import needs_fork
+from small_vit import batch, in_a_worker, model
 
 from minivit import Engine, RunError, ViT, team
 

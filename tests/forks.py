@@ -1,0 +1,9 @@
+"""What a system must offer for tests of processes that are forked."""
+
+from __future__ import annotations
+
+import pytest
+
+from minivit import team
+
+needs_fork = pytest.mark.skipif(not team.can_fork(), reason="this system, or this process, cannot fork")

@@ -1,0 +1,304 @@
+"""Training on a device that goes wrong: a loss that is not finite, too little memory; and how each run goes on."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from device_run import assert_same_course, trainer
+from devices import needs_kernels
+from small_run import RECIPE, Listener, ask_to_stop, make_dataset, run_at
+
+from minivit import RunError, ViT, load_model
+from minivit.arrays import to_host
+from minivit.data.batches import batches
+from minivit.micro_batches import take
+from minivit.runs import Run
+from minivit.train import steps
+from minivit.train.interrupt import Interrupted
+from minivit.train.loop import Trainer, train
+from minivit.train.memory import OutOfMemoryError, images_that_fit
+
+SIXTEEN_BITS = [pytest.param(name, marks=needs_kernels) for name in ("bfloat16", "float16")]
+
+pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("lr", [1e30, 1e12])
+def test_the_first_loss_that_is_not_finite_is_named_as_on_the_host(
+    tmp_path: Path, lr: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_READ_EVERY", 100)
+    said = []
+    for backend in ("numpy", "strict"):
+        run = run_at(tmp_path / backend, replace(RECIPE, lr=lr, optimizer="sgd", clip_norm=0.0))
+        with pytest.raises(RunError, match=r"not finite at step \d+") as raised:
+            train(run, make_dataset(), Listener(), backend=backend, checkpoint_seconds=1e9)
+        said.append(str(raised.value).replace(backend, ""))
+        for value in load_model(run.path / "last").state_dict().values():
+            assert np.isfinite(value).all()
+    assert said[0] == said[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_nothing_is_updated_from_the_first_step_on_that_is_not_finite(tmp_path: Path) -> None:
+    of = trainer(tmp_path / "run")
+    samples = list(batches(of.feed.order(0), 8))
+    of._step(samples[0])
+    store = of.model.parameters.store
+    of.feed._scale[...] = float("inf")
+    before = to_host(store.peek()), of.optimizer.state()
+    of._step(samples[1])
+    of.feed._scale[...] = 1.0
+    of._step(samples[2])
+    np.testing.assert_array_equal(to_host(store.peek()), before[0])
+    for name, vector in of.optimizer.state().items():
+        np.testing.assert_array_equal(vector, before[1][name])
+    assert [step.stopped for step in of.steps.heard()] == [False, True, True]
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_no_checkpoint_follows_a_step_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = trainer(tmp_path / "run")
+    real, at = of.feed.batch, []
+
+    def batch(samples: Any, step: int, dtype: Any) -> Any:
+        made = real(samples, step, dtype)
+        if step == 5:
+            made.images[0] *= float("nan")
+            at.append(step)
+        return made
+
+    monkeypatch.setattr(of.feed, "batch", batch)
+    with pytest.raises(RunError, match="not finite at step 6: the images themselves hold NaN"):
+        of.fit(Listener(), False, 0.0)  # a checkpoint after every step
+    assert of.run.load_state(of.model, of.optimizer, of.fingerprint).step == 5
+
+
+def test_a_gradient_that_is_not_finite_is_named_though_later_steps_had_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = trainer(tmp_path / "run")
+    real = of.engine.training_step
+
+    def overflow(images: Any, labels: Any, key: Any, *rest: Any) -> Any:
+        came = real(images, labels, key, *rest)
+        if key.step == 1:
+            of.model.parameters["blocks.1.norm2.weight"].grad[...] = float("inf")
+        return came
+
+    monkeypatch.setattr(of.engine, "training_step", overflow)
+    with pytest.raises(RunError, match=r"not finite at step 2: .* in the gradient of blocks\.1\.norm2\.weight"):
+        of.fit(Listener(), False, 1e9)
+
+
+def test_too_little_memory_for_the_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minivit.train.loop.Feed", full)
+    monkeypatch.setattr("minivit.train.memory.free_memory", lambda library: 3 << 20)
+    with pytest.raises(OutOfMemoryError, match=r"before the first step; 3 MiB are free\. Take a smaller --model"):
+        trainer(tmp_path / "run")
+
+
+def test_out_of_memory_says_what_fits_and_that_works(
+    tmp_path: Path, on_host: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device of this test holds the activations of five images, and lets go of those that were too many."""
+    of = trainer(tmp_path / "run")
+    held: list[Any] = []
+
+    def free_memory(library: Any) -> int:
+        assert held.pop()() is None
+        return 5 * of.bytes_per_image
+
+    monkeypatch.setattr("minivit.train.memory.free_memory", free_memory)
+
+    def hungry(replica: Any, batch: Any, step: Any, parts: Any, index: int) -> None:
+        if step.rng.step >= 5 and parts[index].stop - parts[index].start > 5:
+            activations = step.rng.bits((8, 3))
+            held.append(weakref.ref(activations))
+            raise MemoryError("Out of memory allocating 1,024 bytes")
+        take(replica, batch, step, parts, index)
+
+    monkeypatch.setattr("minivit.device_step.take", hungry)
+    with pytest.raises(OutOfMemoryError) as raised:
+        of.fit(Listener(), False, 1e9)
+    assert raised.value.micro_batch == 4
+    words = str(raised.value)
+    assert "ran out of memory at step 6, taking 8 images at a time" in words
+    assert "--micro-batch 4 cuts each step into such pieces" in words
+    assert str(of.run.path / "last") in words
+    listener = Listener()
+    train(of.run, make_dataset(), listener, resume=True, backend="strict", micro_batch=4)
+    assert listener.started_with[0] == 4
+    assert_same_course(of.run, on_host)
+
+
+def test_out_of_memory_with_one_image_has_another_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = trainer(tmp_path / "run", micro_batch=1)
+    monkeypatch.setattr(of.engine, "training_step", full)
+    with pytest.raises(OutOfMemoryError, match=r"at step 1, .* or with --backend numpy; a new run can") as raised:
+        of.fit(Listener(), False, 1e9)
+    assert raised.value.micro_batch is None
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise MemoryError("Out of memory allocating 1,024 bytes")
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["train.feed.Feed.order", "train.tally.Tally.read", "train.optim.AdamW.state", "weights.load_model"],
+)
+def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
+    tmp_path: Path, on_host: Run, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = trainer(tmp_path / "run")
+    with pytest.raises(Interrupted):
+        of.fit(Listener(2, ask_to_stop), False, 1e9)
+    of = Trainer(of.run, make_dataset(), backend="strict")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"minivit.{place}", full)
+        with pytest.raises(OutOfMemoryError, match=r"outside of a step.*run/last, and --resume goes on") as raised:
+            of.fit(Listener(), True, 1e9)
+    assert raised.value.micro_batch is None
+    train(of.run, make_dataset(), Listener(), resume=True, backend="strict")
+    assert_same_course(of.run, on_host)
+
+
+def test_too_little_memory_for_a_run_that_was_begun_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_at(tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train(run, make_dataset(), Listener(2, ask_to_stop))
+    monkeypatch.setattr("minivit.train.loop.Feed", full)
+    with pytest.raises(
+        OutOfMemoryError, match=r"before the first step\. .* --resume goes on .* --backend numpy"
+    ) as raised:
+        Trainer(run, make_dataset(), backend="strict")
+    assert "Take a smaller" not in str(raised.value)
+
+
+def test_too_little_memory_to_evaluate_as_many_as_are_taken_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minivit.train.loop.evaluate", full)
+    monkeypatch.setattr("minivit.train.loop.DEVICE_BATCH", 5)
+    for micro_batch, words in ((None, "taking 5 images at a time. About 2"), (4, "taking 4 images at a time. About 2")):
+        of = trainer(tmp_path / f"run{micro_batch}", micro_batch=micro_batch)
+        monkeypatch.setattr("minivit.train.memory.free_memory", lambda library, of=of: 3 * of.bytes_per_image)
+        with pytest.raises(OutOfMemoryError, match="on the validation images after step 4") as raised:
+            of.fit(Listener(), False, 1e9)
+        assert words in str(raised.value).replace("; 0 MiB are free without them", "")
+
+
+class SmallDevice:
+    """Holds the activations of three images, and with `none` cannot predict at all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, none: bool = False) -> None:
+        forward = ViT.forward
+
+        def checked(model: ViT, x: Any, rng: Any = None, keep: bool = True) -> Any:
+            return full() if len(x) > 3 or (none and not keep) else forward(model, x, rng, keep)
+
+        monkeypatch.setattr(ViT, "forward", checked)
+
+
+DIVERGING = replace(RECIPE, lr=1e30, optimizer="sgd", clip_norm=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_a_device_that_needs_micro_batches_says_where_a_loss_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SmallDevice(monkeypatch)
+    of = trainer(tmp_path / "run", DIVERGING, micro_batch=3)
+    with pytest.raises(RunError, match=r"not finite at step \d+: it shows first in the result of ") as raised:
+        of.fit(Listener(), False, 1e9)
+    assert "a new run with a smaller --lr often helps" in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_too_little_memory_does_not_hide_that_a_loss_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SmallDevice(monkeypatch, none=True)
+    of = trainer(tmp_path / "run", DIVERGING, micro_batch=3)
+    with pytest.raises(RunError, match=r"not finite at step \d+: there is too little memory to see where\. The last"):
+        of.fit(Listener(), False, 1e9)
+
+
+def in_the_parameters(of: Trainer, name: str, value: float) -> Callable[[], None]:
+    """Return a function that makes a parameter so large that a later step or evaluation overflows."""
+
+    def fill() -> None:
+        of.model.parameters[name].value[...] = value
+
+    return fill
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("at", [3, 4], ids=["a step", "an evaluation"])
+@pytest.mark.parametrize("micro_batch", [2, 3])
+def test_the_layer_is_named_on_a_device_that_needs_micro_batches(
+    tmp_path: Path, at: int, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SmallDevice(monkeypatch)
+    of = trainer(tmp_path / "run", micro_batch=micro_batch)
+    with pytest.raises(RunError, match=r"at step 4: .*it shows first in the result of blocks\.0\.norm2\."):
+        of.fit(Listener(at, in_the_parameters(of, "blocks.0.norm2.weight", 3e38)), False, 1e9)
+
+
+@needs_kernels
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("parameter", "value", "where"),
+    [
+        ("blocks.1.mlp.fc2.bias", 1e5, "the parameter blocks.1.mlp.fc2.bias holds NaN or infinity"),
+        ("blocks.0.norm2.weight", 6e4, "it shows first in the result of blocks.0.norm2"),
+    ],
+)
+@pytest.mark.parametrize(("at", "when"), [(3, "at step 4: "), (4, "at step 4: on the validation images after it, ")])
+def test_float16_names_what_is_too_large_for_it(
+    tmp_path: Path, parameter: str, value: float, where: str, at: int, when: str
+) -> None:
+    of = trainer(tmp_path / "run", precision="float16")
+    with pytest.raises(RunError, match=f"not finite {when}{where}") as raised:
+        of.fit(Listener(at, in_the_parameters(of, parameter, value)), False, 1e9)
+    assert "float16 holds nothing above 65504, while bfloat16 does: --resume --precision bfloat16 (or" in str(
+        raised.value
+    )
+
+
+def test_other_errors_of_a_step_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = trainer(tmp_path / "run")
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(of.engine, "training_step", broken)
+    with pytest.raises(ZeroDivisionError):
+        of.fit(Listener(), False, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("tried", "per_image", "free", "expected"),
+    [
+        (256, 10, 10_000, 128),  # it did not fit, whatever the estimate says
+        (256, 10, 1000, 64),
+        (256, 10, 640, 64),
+        (256, 10, 639, 32),
+        (256, 10, 10, 1),
+        (256, 10, 9, None),
+        (100, 10, None, 32),
+        (2, 10, None, 1),
+        (1, 10, 1000, None),
+        (0, 10, 1000, None),
+    ],
+)
+def test_images_that_fit(tried: int, per_image: int, free: int | None, expected: int | None) -> None:
+    assert images_that_fit(tried, per_image, free) == expected
