@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import devices
 import pytest
 import strict
+from command_line import TINY, Minivit, Said, save_squares
 from forks import needs_fork
 from hypothesis import HealthCheck, settings
 from small_run import Listener, make_dataset, run_at
 
 from minivit import team
+from minivit.cli import main
 from minivit.inspect import figures
 from minivit.runs import Run
 from minivit.train import steps
@@ -51,3 +55,30 @@ def on_host(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = run_at(tmp_path_factory.mktemp("runs") / "host")
     train(run, make_dataset(), Listener())
     return run
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Minivit:
+    """Run a command in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: object) -> Said:
+        capsys.readouterr()
+        status = main([str(argument) for argument in argv])
+        return Said(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small images."""
+    return save_squares(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture(scope="module")
+def run_folder(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs."""
+    path = tmp_path_factory.mktemp("runs") / "squares-1"
+    assert main(["train", str(squares), *TINY, "--epochs", "2", "--lr", "0.002", "--run", str(path)]) == 0
+    return path
