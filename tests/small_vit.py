@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import numpy as np
-from contract import normal
+from bare_vit import shaken
 
 from minivit import Engine, Key, ViT, ViTConfig
 from minivit.arrays import Array
@@ -21,10 +21,7 @@ B = 13
 
 
 def model(dtype: str = "float32", **fields: Any) -> ViT:
-    vit = ViT(dataclasses.replace(CONFIG, **fields), seed=3, dtype=dtype)
-    for seed, parameter in enumerate(vit.parameters.values()):
-        parameter.peek()[...] += 0.2 * normal(parameter.peek(), seed)
-    return vit
+    return shaken(ViT(dataclasses.replace(CONFIG, **fields), seed=3, dtype=dtype), 0.2)
 
 
 def batch(size: int = B, dtype: str = "float32") -> tuple[Array, Array, Key]:

@@ -1,0 +1,29 @@
+"""A small model without dropout in float64, as its configuration starts it, and images for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from contract import normal
+
+from minivit import ViT, ViTConfig
+from minivit.arrays import Array
+
+SMALL = ViTConfig(img_size=(4, 9), patch_size=(2, 3), embed_dim=6, depth=3, num_heads=2, num_classes=7)
+
+
+def model(dtype: str = "float64", **fields: Any) -> ViT:
+    return ViT(dataclasses.replace(SMALL, **fields), seed=3, dtype=dtype)
+
+
+def shaken(vit: ViT, by: float = 0.3) -> ViT:
+    """Give every parameter other values, so that no gradient is zero because a bias or the head is."""
+    for seed, parameter in enumerate(vit.parameters.values()):
+        parameter.peek()[...] += by * normal(parameter.peek(), seed)
+    return vit
+
+
+def images(B: int = 2, dtype: str = "float64") -> Array:
+    return np.random.default_rng(0).standard_normal((B, 4, 9, 3)).astype(dtype)
