@@ -13,7 +13,7 @@ from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import multiply
 from minivit.kernels.cuda.heads import merge_heads, split_heads
 from minivit.kernels.cuda.products import product
-from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, pack, settled
+from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, settled, whole_packs
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
 from minivit.ops.attention import ALL, check_attention
 from minivit.ops.registry import Rival, register_rival
@@ -32,9 +32,8 @@ class CudaAttentionCache(NamedTuple):
 def _like_scores(qkv: Array, M: int, mask: Array | None) -> Array:
     """Return memory for scores that are not rounded; where a mask is to meet them, of the dtype and shape of that."""
     _, B, H, N, _ = qkv.shape
-    step = pack(qkv.dtype) if mask is None else 1
-    dtype = acc_dtype(qkv.dtype) if mask is None else qkv.dtype
-    memory: Array = namespace(qkv).empty((B * H, M, -(-N // step) * step), dtype=dtype)
+    width, dtype = (whole_packs(N, qkv.dtype), acc_dtype(qkv.dtype)) if mask is None else (N, qkv.dtype)
+    memory: Array = namespace(qkv).empty((B * H, M, width), dtype=dtype)
     return memory
 
 

@@ -6,22 +6,11 @@ gradient that goes past it, are done on the way. For 16-bit arrays dweight and d
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.columns import column_totals
-from minivit.kernels.cuda.runtime import (
-    TALL,
-    WARP,
-    Lanes,
-    acc_dtype,
-    blocks,
-    covers_dtype,
-    lanes_for,
-    launch,
-    pack,
-    settled,
-)
+from minivit.kernels.cuda.runtime import TALL, WARP, acc_dtype, blocks, covers_dtype, launch, settled, shared_rows
 from minivit.ops.layer_norm import check_layer_norm
 from minivit.ops.registry import Rival, register_rival
 from minivit.ops.shapes import expect_gradient
@@ -50,12 +39,6 @@ def covers_width(columns: int, dtype: object) -> bool:
     return 2 * columns * acc_dtype(dtype).itemsize <= _SHARED
 
 
-def _lanes(columns: int, dtype: Any) -> tuple[Lanes | None, int]:
-    """Return how lanes share a row, and how many rows a warp takes at a time."""
-    lanes = lanes_for(columns, dtype) if columns % pack(dtype) == 0 else None
-    return lanes, WARP // (lanes.lanes if lanes else WARP)
-
-
 def normalize(
     x: Array, weight: Array, bias: Array, eps: float, y: Array, residual: tuple[Array, Array, Array] | None = None
 ) -> Statistics:
@@ -67,7 +50,7 @@ def normalize(
     xp, dtype = namespace(x), acc_dtype(x.dtype)
     statistics = Statistics(xp.empty(rows, dtype=dtype), xp.empty(rows, dtype=dtype))
     h, h_bias, total = residual or (None, None, None)
-    lanes, at_a_time = _lanes(columns, x.dtype)
+    lanes, at_a_time = shared_rows(columns, x.dtype)
     launch("layer_norm", "layer_norm", x, (blocks(rows, TALL * at_a_time),), (WARP, TALL), x, h, h_bias, weight, bias,
            float(eps), total, y, *statistics, rows, columns, lanes=lanes)  # fmt: skip
     return statistics
@@ -85,7 +68,7 @@ def normalize_backward(
     """
     rows, columns = x.shape
     dtype = acc_dtype(x.dtype)
-    lanes, at_a_time = _lanes(columns, x.dtype)
+    lanes, at_a_time = shared_rows(columns, x.dtype)
     warp_bytes = 2 * columns * dtype.itemsize * at_a_time
     tall = max(1, min(TALL, _SHARED // warp_bytes))
     count = min(blocks(rows, tall * at_a_time), _MOST)

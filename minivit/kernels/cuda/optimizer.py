@@ -11,7 +11,7 @@ import numpy as np
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import THREADS, grid_of_all
-from minivit.kernels.cuda.runtime import WARP, is_settled, launch, pack
+from minivit.kernels.cuda.runtime import WARP, blocks, is_settled, launch, pack
 from minivit.ops.registry import Rival, open_to_rivals, register_rival
 
 _BLOCK_BYTES = 256
@@ -38,7 +38,7 @@ def _table(values: Array, groups: tuple[Any, ...]) -> tuple[Array, Array, Array]
         lr, decay = np.zeros((2, values.size // block), values.dtype)
         stops = np.zeros(values.size // block, np.int64)
         for group in groups:
-            covered = slice(group.span.start // block, -(-group.span.stop // block))
+            covered = slice(group.span.start // block, blocks(group.span.stop, block))
             lr[covered], decay[covered], stops[covered] = group.lr, group.weight_decay, group.span.stop
         while len(_tables) >= _KEPT:
             del _tables[next(iter(_tables))]

@@ -69,6 +69,12 @@ LANES = (Lanes(4, 1), Lanes(8, 1), Lanes(16, 1), Lanes(32, 1), Lanes(32, 2), Lan
 OF_ROWS = ("layer_norm", "softmax")  # the files whose kernels are compiled for `Lanes`
 
 
+def shared_rows(columns: int, dtype: Any, stride: int | None = None) -> tuple[Lanes | None, int]:
+    """Return how lanes share rows, `stride` (by default `columns`) apart, and how many a warp takes at a time."""
+    lanes = lanes_for(columns, dtype) if (stride or columns) % pack(dtype) == 0 else None
+    return lanes, WARP // (lanes.lanes if lanes else WARP)
+
+
 def lanes_for(columns: int, dtype: Any) -> Lanes | None:
     """Return how lanes share rows of so many `columns`, or None if they are too many for their registers."""
     return next((lanes for lanes in _fitting(dtype) if lanes.lanes * lanes.chunks * pack(dtype) >= columns), None)
@@ -161,6 +167,11 @@ def settled(x: Array) -> Array:
 def pack(dtype: Any) -> int:
     """Return how many numbers a lane takes at a time."""
     return 16 // int(dtype.itemsize)
+
+
+def whole_packs(count: int, dtype: Any) -> int:
+    """Return `count`, or as many numbers more as make the last pack whole."""
+    return blocks(count, pack(dtype)) * pack(dtype)
 
 
 def blocks(count: int, size: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minivit.arrays import Array, namespace
-from minivit.kernels.cuda.runtime import TALL, WARP, Lanes, blocks, covers_dtype, lanes_for, launch, pack, settled
+from minivit.kernels.cuda.runtime import TALL, WARP, Lanes, blocks, covers_dtype, launch, settled, shared_rows
 from minivit.ops.registry import Rival, register_rival
 from minivit.ops.shapes import expect_gradient, same_dtype
 from minivit.ops.softmax import SoftmaxCache
@@ -16,8 +16,8 @@ class CudaSoftmaxCache(SoftmaxCache):
 def _shared(y: Array, columns: int) -> tuple[int, Lanes | None, tuple[int]]:
     """Return the rows of `y`, how lanes share one, and the blocks for all; packs may reach behind a row's columns."""
     rows = y.size // y.shape[-1]
-    lanes = lanes_for(columns, y.dtype) if y.shape[-1] % pack(y.dtype) == 0 else None
-    return rows, lanes, (blocks(rows, TALL * WARP // (lanes.lanes if lanes else WARP)),)
+    lanes, at_a_time = shared_rows(columns, y.dtype, y.shape[-1])
+    return rows, lanes, (blocks(rows, TALL * at_a_time),)
 
 
 def scaled_softmax(x: Array, scale: float, y: Array, columns: int) -> None:
