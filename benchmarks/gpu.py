@@ -25,6 +25,7 @@ from benchmarks.command import at_least_one, ended
 from benchmarks.gpu_parts.budget import Budget
 from benchmarks.gpu_parts.card import card
 from benchmarks.gpu_parts.compare import compare_all
+from benchmarks.gpu_parts.errors import errors_in
 from benchmarks.gpu_parts.tables import LEGEND, show_comparison, show_part
 from benchmarks.gpu_parts.works import MEASURED, REHEARSED, WORKS, Job
 from benchmarks.output import check_writable, write_json
@@ -123,17 +124,6 @@ class Measurement:
         """Write what there is."""
         taken = {"seconds": self.budget.spent, "skipped": self.budget.skipped, "failed": self.failed}
         write_json(self._options.out, self.report | taken)
-
-
-def errors_in(figures: Any, name: str = "") -> list[str]:
-    """Return the names of what has an ``error`` in place of its figures, at any depth."""
-    if isinstance(figures, list):
-        return [error for entry in figures for error in errors_in(entry, name)]
-    if not isinstance(figures, dict):
-        return []
-    if "error" in figures:
-        return [figures.get("name", name)]
-    return [error for key, entry in figures.items() for error in errors_in(entry, key)]
 
 
 def measure(measurement: Measurement, precisions: Sequence[str], rehearsal: bool) -> None:

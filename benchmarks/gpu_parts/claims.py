@@ -13,6 +13,7 @@ from typing import Any
 
 import minivit
 from benchmarks.gpu_parts.clock import DeviceClock
+from benchmarks.gpu_parts.errors import answered
 from benchmarks.gpu_parts.memory import watched_memory
 from benchmarks.gpu_parts.step import Step, sample
 from minivit.kernels.cuda import runtime
@@ -33,10 +34,7 @@ def check_claims(step: Step, cupy: Any) -> dict[str, Any]:
         ("reads", lambda: reads_of_device(step.run)),
         ("times", lambda: times(step, DeviceClock(cupy))),
     ):
-        try:
-            found[name] = measure()
-        except Exception as error:  # the others are measured all the same
-            found[name] = {"error": f"{type(error).__name__}: {error}"}
+        found[name] = answered(measure)
         step.wait()
     return found
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_parts.passes import passes
+from benchmarks.gpu_parts.errors import answered
+from benchmarks.gpu_parts.passes import Pass, passes
 
 SIZE = 1 << 28  # bytes of the largest array: five times a cache of 50 MB
 
@@ -38,19 +40,18 @@ def measure_passes(
     copy : callable
         Returns a copy that moves a number of bytes.
     """
-    rows = []
-    for name, make in passes(xp, dtype, size):
-        row: dict[str, Any] = {"name": name}
-        rows.append(row)
-        try:
-            one = make()
-            mine, copys = seconds(one.run, copy(xp, one.bytes))
-        except Exception as error:  # the others are measured all the same
-            row["error"] = f"{type(error).__name__}: {error}"
-            continue
-        row |= {"bytes": one.bytes, "seconds": mine, "copy_seconds": copys}
-        row |= {"bytes_a_second": one.bytes / statistics.median(mine)}
-        row |= {"copy_bytes_a_second": one.bytes / statistics.median(copys)}
-        row["of_copy"] = row["bytes_a_second"] / row["copy_bytes_a_second"]
-        del one
-    return rows
+
+    def figures(make: Callable[[], Pass]) -> dict[str, Any]:
+        one = make()
+        mine, copys = seconds(one.run, copy(xp, one.bytes))
+        rate, copy_rate = (one.bytes / statistics.median(times) for times in (mine, copys))
+        return {
+            "bytes": one.bytes,
+            "seconds": mine,
+            "copy_seconds": copys,
+            "bytes_a_second": rate,
+            "copy_bytes_a_second": copy_rate,
+            "of_copy": rate / copy_rate,
+        }
+
+    return [{"name": name, **answered(partial(figures, make))} for name, make in passes(xp, dtype, size)]

@@ -10,17 +10,20 @@ import importlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from benchmarks.gpu_parts import minivit as minivit_side
 from benchmarks.gpu_parts.claims import check_claims
 from benchmarks.gpu_parts.clock import DeviceClock
+from benchmarks.gpu_parts.errors import answered
 from benchmarks.gpu_parts.kernels import measure_passes
 from benchmarks.gpu_parts.products import measure_products
 from benchmarks.gpu_parts.profile import device_work
 from benchmarks.gpu_parts.step import Step
 from benchmarks.gpu_parts.works import PRECISIONS, TRAIN_BASE, TRAIN_TINY
 from benchmarks.task import make_task
+from benchmarks.works import Work
 from minivit.arrays import backend, dtype_named
 from minivit.machine import cores
 from minivit.precision import tf32
@@ -53,15 +56,13 @@ def profile(precision: str) -> Any:
 
 
 def _of_each_work(precision: str, figures: Callable[[Step], Any]) -> Any:
-    found = {}
-    for name, work in WORKS.items():
-        try:
-            step = minivit_side.prepare(make_task(work, cores()), precision)
-            found[name] = figures(step)
-            step.rest()
-        except Exception as error:  # the other is measured all the same
-            found[name] = {"error": f"{type(error).__name__}: {error}"}
-    return found
+    def of(work: Work) -> Any:
+        step = minivit_side.prepare(make_task(work, cores()), precision)
+        found = figures(step)
+        step.rest()
+        return found
+
+    return {name: answered(partial(of, work)) for name, work in WORKS.items()}
 
 
 PARTS: dict[str, Callable[[str], Any]] = {

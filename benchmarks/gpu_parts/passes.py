@@ -20,7 +20,7 @@ from minivit.kernels.cuda.gelu import bias_gelu, bias_gelu_backward
 from minivit.kernels.cuda.heads import merge_heads, split_heads
 from minivit.kernels.cuda.layer_norm import normalize, normalize_backward
 from minivit.kernels.cuda.linear import add_bias
-from minivit.kernels.cuda.runtime import acc_dtype, pack
+from minivit.kernels.cuda.runtime import acc_dtype, whole_packs
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
 from minivit.keys import Key
 from minivit.train.optim import gradient_norm
@@ -143,8 +143,7 @@ class _Maker:
 
     def _scores(self, tokens: int) -> tuple[Array, Array]:
         """Return scores as attention has them, not rounded and in rows of whole packs, and what becomes of them."""
-        step = pack(self.dtype)
-        stride = -(-tokens // step) * step
+        stride = whole_packs(tokens, self.dtype)
         x = numbers(self.xp, self.acc, self.rows(stride), stride)
         return x, self.xp.empty(x.shape, dtype=self.dtype)
 

@@ -31,14 +31,11 @@ class Worker:
 
     def __init__(self, *arguments: str) -> None:
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        variables = {
-            "TORCHINDUCTOR_COMPILE_THREADS": str(max(1, cores() // 4)),
-            **os.environ,
-        }  # several compile at once
+        threads = str(max(1, cores() // 4))  # several compile at once
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu_parts.worker", *arguments],
             cwd=_ROOT,
-            env=variables,
+            env={"TORCHINDUCTOR_COMPILE_THREADS": threads, **os.environ},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,

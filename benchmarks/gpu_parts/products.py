@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.gpu_parts.arrays import numbers
+from benchmarks.gpu_parts.errors import answered
 from benchmarks.gpu_parts.works import TRAIN_BASE, TRAIN_TINY
 from minivit.arrays import Array
 from minivit.config import ViTConfig
 from minivit.kernels.cuda.products import product
-from minivit.kernels.cuda.runtime import acc_dtype, pack
+from minivit.kernels.cuda.runtime import acc_dtype, whole_packs
 
 SQUARE = 8192
 
@@ -64,7 +65,7 @@ def attention_products(
 def _attention(xp: Any, dtype: Any, config: ViTConfig, B: int, which: str) -> Multiplication:
     N, D, H = config.num_tokens, config.embed_dim, config.num_heads
     q, k, v, y = (numbers(xp, dtype, B * H, N, D // H) for _ in range(4))
-    stride = -(-N // pack(dtype)) * pack(dtype)  # rows lie apart, as in a step, and scores are not rounded
+    stride = whole_packs(N, dtype)  # rows lie apart, as in a step, and scores are not rounded
     weights = numbers(xp, dtype, B * H, N, stride)[..., :N]
     scores = xp.empty((B * H, N, stride), dtype=acc_dtype(dtype))[..., :N]
     operands: dict[str, tuple[Array, Array, Array]] = {
@@ -121,11 +122,11 @@ def measure_products(
 def _row(
     name: str, make: Callable[[], Multiplication], seconds: Callable[..., list[list[float]]], best: float
 ) -> dict[str, Any]:
-    try:
+    def figures() -> dict[str, Any]:
         one = make()
         median = statistics.median(seconds(one.run)[0])
-    except Exception as error:  # the others are measured all the same
-        return {"name": name, "error": f"{type(error).__name__}: {error}"}
-    rate = one.flops / median
-    figures = {"flops": one.flops, "times": one.times, "seconds": median}
-    return {"name": name, **figures, "flops_a_second": rate, "of_square": rate / best}
+        rate = one.flops / median
+        of_one = {"flops": one.flops, "times": one.times, "seconds": median}
+        return {**of_one, "flops_a_second": rate, "of_square": rate / best}
+
+    return {"name": name, **answered(figures)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.gpu_parts.compare import Comparison
@@ -77,23 +77,27 @@ def _products(terminal: Terminal, precision: str, figures: Mapping[str, Any]) ->
         terminal.table(["product", ">µs", ">TFLOP/s", ">of square", ">ms a step"], rows, total=True)
 
 
+def _of_each_work(
+    terminal: Terminal, title: str, precision: str, figures: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the figures of each work under its heading; what has an error is shown with that."""
+    for work, found in figures.items():
+        terminal.say(f"\n{title} of {work}, {precision}", style="bold")
+        if "error" in found:
+            terminal.say(found["error"])
+        else:
+            yield found
+
+
 def _claims(terminal: Terminal, precision: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
-    for work, claims in figures.items():
-        terminal.say(f"\na step of {work}, {precision}", style="bold")
-        if "error" in claims:
-            terminal.say(claims["error"])
-            continue
+    for claims in _of_each_work(terminal, "a step", precision, figures):
         for name, say in _CLAIMS.items():
             claim = claims[name]
             terminal.say(f"{name}: {claim['error'] if 'error' in claim else say(claim)}")
 
 
 def _profile(terminal: Terminal, precision: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
-    for work, found in figures.items():
-        terminal.say(f"\nthe device in a step of {work}, {precision}", style="bold")
-        if "error" in found:
-            terminal.say(found["error"])
-            continue
+    for found in _of_each_work(terminal, "the device in a step", precision, figures):
         terminal.say(f"{found['launches']} kernels and copies, busy for {1e3 * found['busy_seconds']:.2f} ms")
         rows = [
             [kernel["name"][:_NAME], str(kernel["calls"]), f"{1e3 * kernel['seconds']:.3f}"]

@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.gpu_parts.errors import answered
 from benchmarks.gpu_parts.step import Step, step_times
 from benchmarks.gpu_parts.works import PRECISIONS, WORKS
 from benchmarks.task import make_task
 from minivit.machine import cores
 
-SYSTEMS: dict[
-    str, tuple[str, dict[str, str]]
-] = {  # the module, and what its prepare is told beside the task and the precision
+# The module, and what its prepare is told beside the task and the precision.
+SYSTEMS: dict[str, tuple[str, dict[str, str]]] = {
     "minivit": ("minivit", {}),
     "eager": ("pytorch", {}),
     "compile": ("pytorch", {"mode": "default"}),
@@ -59,15 +59,6 @@ class Side:
         """Return the seconds of steps, and the memory so far."""
         assert self._step is not None
         return {"seconds": step_times(self._step, seconds), **self._step.memory()}
-
-
-def answered(what: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what a call returns, or the kind and the text of its error."""
-    try:
-        return what()
-    except Exception as error:  # whatever a library raises, the other sides go on
-        text = " ".join(str(error).split())
-        return {"error": f"{type(error).__name__}: {text[:500]}"}
 
 
 def main() -> None:
