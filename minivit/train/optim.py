@@ -49,7 +49,10 @@ def clip_factor(norm: Array, max_norm: float) -> Array:
 
 
 def clip_gradients(store: FlatStore, max_norm: float | None) -> Array:
-    """Scale all gradients so that their global norm is at most `max_norm`; return the norm before, a 0-d array."""
+    """Scale all gradients so that their global norm is at most `max_norm`; return the norm before, a 0-d array.
+
+    For a loop of one's own; in `train.loop` the guard makes clipping part of the factor that the optimiser is given.
+    """
     gradients = store.gradients
     with on_device_of(gradients):
         norm = gradient_norm(gradients)
