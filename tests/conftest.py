@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
-import devices
 import pytest
+
+pytest.register_assert_rewrite("command_line", "contract", "device_run", "devices")  # before anything imports them
+
+import devices
 import strict
 from command_line import TINY, Minivit, Said, save_squares
 from forks import needs_fork
 from hypothesis import HealthCheck, settings
 from small_run import Listener, make_dataset, run_at
 
-from minivit import team
+from minivit import ops, team
 from minivit.cli import main
 from minivit.inspect import figures
 from minivit.runs import Run
 from minivit.train import steps
 from minivit.train.loop import train
-
-pytest.register_assert_rewrite("contract", "device_run")  # nothing above imports them
 
 settings.register_profile(
     "minivit", derandomize=True, deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
@@ -29,12 +32,27 @@ strict.register()
 devices.register_kernels()
 
 
+@pytest.hookimpl(tryfirst=True)  # before any is deselected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test for a GPU that would be skipped there, for want of what only the emulation needs, say."""
+    for item in items:
+        if item.get_closest_marker("gpu") and item.get_closest_marker("skipif"):
+            raise pytest.UsageError(f"{item.nodeid} is for a GPU and must not be skipped there")
+
+
 @pytest.fixture(params=[pytest.param("processes", marks=needs_fork), "threads"])
 def members(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What an engine's workers beside the caller are; threads where a system cannot fork."""
     if request.param == "threads":
         monkeypatch.setattr(team, "can_fork", lambda: False)
     return str(request.param)
+
+
+@pytest.fixture(params=[pytest.param("kernels", marks=devices.needs_kernels), "references"])
+def computed(request: pytest.FixtureRequest) -> Iterator[str]:
+    """By what: the CUDA kernels, or the ops' own source."""
+    with ops.reference_only() if request.param == "references" else nullcontext():
+        yield request.param
 
 
 @pytest.fixture

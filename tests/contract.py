@@ -53,6 +53,11 @@ def rival_of(case: Case, dtype: str) -> Rival | None:
     return next((rival for rival in rivals_of(case.op) if type(own(cache)) is rival.cache), None)
 
 
+def ops_of(case: Case) -> int:
+    """Return how many ops round on the way to a gradient: a layer has several, of which this is about the largest."""
+    return 1 if case.op in ops.__all__ else 5
+
+
 def own(cache: Any) -> Any:
     """Return the cache of the op or layer itself; that of a layer's case comes with the layer."""
     return cache[1] if isinstance(cache, tuple) and isinstance(cache[0], Layer) else cache
@@ -84,6 +89,15 @@ def assert_close(got: Sequence[Array], expected: Sequence[Array], tolerance: flo
     for one, other in zip(got, expected, strict=True):
         assert one.shape == other.shape
         assert np.abs(one - other).max(initial=0.0) <= tolerance * scale
+
+
+def assert_near(got: Sequence[Array], expected: Sequence[Array], limit: float, least: float = 0.0) -> None:
+    """Assert equality to `limit` times each norm, or of `least` times the largest norm where one is less."""
+    norms = [float(np.linalg.norm(x.astype("float64"))) for x in expected]
+    for one, other, norm in zip(got, expected, norms, strict=True):
+        assert one.shape == other.shape
+        distance = float(np.linalg.norm(one.astype("float64") - other.astype("float64")))
+        assert distance <= limit * max(norm, least * max(norms))
 
 
 def assert_same_bits(got: Sequence[Array], expected: Sequence[Array]) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import contract
 import numpy as np
 import pytest
-from contract import assert_same_bits, by_reference, normal, rival_of
+from contract import assert_same_bits, by_reference, normal, ops_of, rival_of
 from cuda_on_cpu.emulator import ORDERS, thread_order
 from devices import DEVICES, needs_kernels
 
@@ -31,17 +32,18 @@ from minivit.train.optim import gradient_norm
 from minivit.train.tally import note
 from minivit.train.updates import Group, adam_step
 
-pytestmark = needs_kernels
-
 # Of the norm of each gradient: the bars of the project for a device. A layer of many ops rounds many times.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
-OPS_OF_A_LAYER = 5
 SIZES: list[dict[str, int]] = [{}, dict.fromkeys("BNIODCK", 1), {"B": 3, "N": 40, "D": 48, "I": 16, "O": 32, "C": 40}]
 LONG_ROWS = {"B": 40, "N": 1, "D": 600, "C": 600}  # of softmax: more than the lanes of a warp keep
 
 KERNELS = [case for case in CASES if case.op in ("EncoderBlock", *ops.__all__)]
 of_kernels = pytest.mark.parametrize("case", KERNELS, ids=str)
 on_devices = pytest.mark.parametrize("device", DEVICES)
+
+
+def named(name: str) -> Case:
+    return next(case for case in KERNELS if case.name == name)
 
 
 def sizes_of(case: Case) -> Iterator[dict[str, int]]:
@@ -59,16 +61,14 @@ def passes(case: Case, arrays: Sequence[Array], dy: Array | None = None) -> list
 
 def assert_near(got: Sequence[Array], expected: Sequence[Array], limit: float) -> None:
     """Assert equality to `limit` times each norm, or of a hundredth of the largest where a norm is less."""
-    norms = [float(np.linalg.norm(x)) for x in expected]
-    for one, other, norm in zip(got, expected, norms, strict=True):
-        assert one.shape == other.shape
-        assert float(np.linalg.norm(one.astype("float64") - other)) <= limit * max(norm, 1e-2 * max(norms))
+    contract.assert_near(got, expected, limit, least=1e-2)
 
 
+@on_devices
 @pytest.mark.parametrize("dtype", TYPES)
-def test_every_op_and_the_block_have_kernels(dtype: str) -> None:
+def test_every_op_and_the_block_have_kernels(device: str, dtype: str) -> None:
     """Where something in a block is random, its ops have them."""
-    without = {case.name for case in KERNELS if not rival_of(case.on("strict"), dtype)}
+    without = {case.name for case in KERNELS if not rival_of(case.on(device), dtype)}
     assert without == {"EncoderBlock-drop", "EncoderBlock-queries-drop"}
 
 
@@ -82,7 +82,7 @@ def test_a_kernel_equals_its_op_in_float64(case: Case, device: str, dtype: str) 
         got = passes(case.on(device), given)
         dy = normal(got[0]).astype("float64")
         expected = passes(by_reference(case), [x.astype("float64") for x in given], dy)
-        assert_near(got, expected, TOLERANCE[dtype] * (1 if case.op in ops.__all__ else OPS_OF_A_LAYER))
+        assert_near(got, expected, TOLERANCE[dtype] * ops_of(case))
 
 
 @of_kernels
@@ -102,6 +102,7 @@ def test_a_kernel_has_the_same_bits_each_time(case: Case, device: str) -> None:
     assert_same_bits(passes(case.on(device), given), passes(case.on(device), given))
 
 
+@needs_kernels
 @of_kernels
 @pytest.mark.parametrize("order", ORDERS[1:])
 def test_the_order_of_threads_changes_no_bit(case: Case, order: str) -> None:
@@ -119,7 +120,7 @@ def test_many_rows_are_summed_over_many_blocks(device: str) -> None:
         ("layer_norm", {"B": 4200, "N": 1, "D": 3}),
         ("EncoderBlock", {"B": 2100, "N": 1, "D": 4}),
     ):
-        case = next(case for case in KERNELS if case.name == name)
+        case = named(name)
         given = case.make(0, "float64", sizes)
         assert_near(passes(case.on(device), given), passes(by_reference(case), given), TOLERANCE["float64"])
 
@@ -234,10 +235,6 @@ def test_what_a_step_came_to_is_noted_as_on_the_host(device: str, dtype: str, cl
     assert_same_bits([noted(device)], [noted("numpy")])
 
 
-def named(name: str) -> Case:
-    return next(case for case in KERNELS if case.name == name)
-
-
 @of_kernels
 @on_devices
 def test_one_block_takes_what_many_would(case: Case, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,8 +243,8 @@ def test_one_block_takes_what_many_would(case: Case, device: str, monkeypatch: p
         monkeypatch.setattr(module, "_MOST", 1)
     monkeypatch.setattr(columns, "MOST_BLOCKS", 1)
     given = case.make(0, "float64", {name: 18 if name in "BND" else 5 for name in case.sizes})
-    tolerance = TOLERANCE["float64"] * (1 if case.op in ops.__all__ else OPS_OF_A_LAYER)
-    assert_near(passes(case.on(device), given), passes(by_reference(case), given), tolerance)
+    limit = TOLERANCE["float64"] * ops_of(case)
+    assert_near(passes(case.on(device), given), passes(by_reference(case), given), limit)
 
 
 @on_devices

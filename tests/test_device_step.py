@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import contract
 import numpy as np
 import pytest
 from contract import assert_same_bits
-from devices import DEVICES, needs_kernels, nothing_crosses
+from devices import DEVICES, SIXTEEN_BITS, nothing_crosses
 from strict import watch
 
 from minivit import AdamW, Engine, Key, ViT, ViTConfig
 from minivit.arrays import Array, backend, to_backend, to_host
 from minivit.errors import UserError
 from minivit.train.guard import Guard
-
-pytestmark = needs_kernels
 
 CONFIG = ViTConfig(img_size=(8, 8), patch_size=(2, 4), embed_dim=48, depth=2, num_heads=3, num_classes=7)
 DROPS = dict.fromkeys(("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.2)
@@ -30,8 +30,6 @@ in_every_precision = pytest.mark.parametrize("precision", NEAR)
 
 
 def model(device: str, **fields: Any) -> ViT:
-    from dataclasses import replace
-
     return ViT(replace(CONFIG, **fields), seed=1, backend=device)
 
 
@@ -54,9 +52,8 @@ def step(device: str, **options: Any) -> list[Array]:
 
 
 def assert_near(got: list[Array], expected: list[Array], limit: float) -> None:
-    for one, other in zip(got, expected, strict=True):
-        assert one.dtype == np.float32
-        assert np.linalg.norm(one - other) <= limit * np.linalg.norm(other)
+    assert {x.dtype.name for x in got} == {"float32"}
+    contract.assert_near(got, expected, limit)
 
 
 @on_devices
@@ -114,7 +111,7 @@ def test_nothing_crosses_or_waits_in_a_step(device: str, precision: str | None) 
     assert not np.array_equal(to_host(vit.parameters.store.peek()), before)
 
 
-@pytest.mark.parametrize("precision", NEAR)
+@pytest.mark.parametrize("precision", [None, "float32", "tf32", *SIXTEEN_BITS])
 def test_each_step_asks_for_the_same_memory(precision: str | None) -> None:
     vit = model("strict", **DROPS)
     images, labels, key = batch("strict")

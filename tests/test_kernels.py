@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import contract
 import numpy as np
 import pytest
-from contract import assert_same_bits, by_reference, held, normal, own, rival_of, rivals_of, ways
+from contract import assert_same_bits, by_reference, held, normal, ops_of, own, rival_of, rivals_of, ways
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +33,6 @@ from minivit.ops.softmax import SoftmaxCache
 # Of the norm of each gradient. The sums have up to some ten terms, and each step rounds by half an ulp, 6e-8 in float32
 # and 1.1e-16 in float64; the largest difference measured is four of these for an op, twenty for a layer of many ops.
 TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
-OPS_OF_A_LAYER = 5
 
 COVERED = [(case.on("numpy"), dtype) for case in CASES for dtype in TOLERANCE if rival_of(case.on("numpy"), dtype)]
 covered = pytest.mark.parametrize(("case", "dtype"), COVERED, ids=lambda value: str(value).replace("-numpy", ""))
@@ -58,17 +58,13 @@ def passes(case: Case, arrays: Sequence[Array], keep: bool = True) -> list[Array
 
 
 def tolerance(case: Case, dtype: str) -> float:
-    return TOLERANCE[dtype] * (1 if case.op in ops.__all__ else OPS_OF_A_LAYER)
+    return TOLERANCE[dtype] * ops_of(case)
 
 
 def assert_near(got: Sequence[Array], expected: Sequence[Array], limit: float) -> None:
-    """Assert equality to `limit` times each norm, or of a thousandth of the largest where a norm is less."""
-    norms = [float(np.linalg.norm(x.astype("float64"))) for x in expected]
-    for one, other, norm in zip(got, expected, norms, strict=True):
-        assert one.shape == other.shape
-        assert one.dtype == other.dtype
-        distance = float(np.linalg.norm(one.astype("float64") - other.astype("float64")))
-        assert distance <= limit * max(norm, 1e-3 * max(norms))
+    """Assert one dtype, and equality to `limit` times each norm, or of a thousandth of the largest."""
+    assert [x.dtype for x in got] == [x.dtype for x in expected]
+    contract.assert_near(got, expected, limit, least=1e-3)
 
 
 @covered

@@ -16,6 +16,7 @@ from minivit import (
     Key,
     Layer,
     UserError,
+    ViT,
     ViTConfig,
     create_model,
     get_config,
@@ -112,6 +113,12 @@ def test_a_configuration_survives_a_file() -> None:
 
 def test_one_number_is_a_square() -> None:
     assert ViTConfig(img_size=224, patch_size=16) == ViTConfig(img_size=(224, 224), patch_size=(16, 16))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "complex64", "float128", None, ">f4", "floatx", ""])
+def test_a_dtype_that_no_model_has_is_refused(dtype: Any) -> None:
+    with pytest.raises(UserError, match=r"a model's dtype is .*; expected 'float32'|unknown dtype"):
+        ViT(SMALL, dtype=dtype)
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:

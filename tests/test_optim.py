@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from contract import assert_close, assert_same_bits, normal
 
-from minivit import SGD, Adam, AdamW, Layer, Parameter, UserError, ViT, ViTConfig, initializers, layers, ops
+from minivit import SGD, Adam, AdamW, Layer, Parameter, UserError, ViT, ViTConfig, initializers, layers
 from minivit.arrays import Array, to_backend, to_host
 from minivit.parameters import FlatStore
 from minivit.train import Group, learning_rate, updates
@@ -177,13 +176,7 @@ def test_the_size_of_the_pieces_does_not_change_a_bit(
     assert_same_bits([run()], [whole])
 
 
-@pytest.fixture(params=["with kernels", "reference"])
-def _with_and_without_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    with ops.reference_only() if request.param == "reference" else nullcontext():
-        yield
-
-
-@pytest.mark.usefixtures("_with_and_without_kernels")
+@pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("backend", ["numpy", "strict"])
 @pytest.mark.parametrize("make", [SGD, Adam, AdamW])
 def test_a_factor_multiplies_the_gradients_and_nan_changes_nothing(
@@ -211,6 +204,20 @@ def test_a_factor_multiplies_the_gradients_and_nan_changes_nothing(
     optimizer.step(to_backend(np.array(np.nan, np.float32), backend))
     assert_same_bits(everything(layer, optimizer), plain)
     assert optimizer.steps == 3
+
+
+def test_parameters_of_16_bits_have_no_optimiser() -> None:
+    with pytest.raises(UserError, match="the parameters are float16, in which small updates vanish"):
+        AdamW(Pair().initialize(dtype="float16", backend="strict"))
+
+
+@pytest.mark.parametrize("device", ["numpy", "strict"])
+@pytest.mark.parametrize("factor", [np.ones(1, "float32"), np.ones((), "float64"), np.float64(1)])
+def test_a_factor_that_is_none_is_refused(device: str, factor: Any) -> None:
+    optimizer = AdamW(Pair().initialize(backend=device))
+    with pytest.raises(TypeError, match="expected a 0-d array of float32"):
+        optimizer.step(to_backend(np.asarray(factor), device))
+    assert optimizer.steps == 0
 
 
 def test_groups_can_be_keys() -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from contract import assert_close, normal
 from cuda_on_cpu.memory import MixError
-from devices import needs_kernels
+from devices import nothing_crosses
 from strict import LeakError, StrictArray, strict, watch
 
 from minivit import SGD, Adam, AdamW, Engine, Key, ViT, ViTConfig, arrays, ops
@@ -38,13 +38,6 @@ def strict_of(x: Array) -> Array:
     return to_backend(x, strict)
 
 
-@pytest.fixture(params=[pytest.param("kernels", marks=needs_kernels), "references"])
-def computed(request: pytest.FixtureRequest) -> Iterator[str]:
-    """By what: the CUDA kernels, or the ops' own source."""
-    with ops.reference_only() if request.param == "references" else nullcontext():
-        yield request.param
-
-
 @pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_case_runs_on_strict_arrays(case: Case) -> None:
@@ -54,17 +47,14 @@ def test_every_case_runs_on_strict_arrays(case: Case) -> None:
     expected = y, *case.backward(dy, cache)
     moved, moved_dy = [strict_of(x) for x in given], strict_of(dy)
     case.forward(*moved, keep=False)  # a layer's first values come from the host, once
-    with watch() as counts:
+    with nothing_crosses("strict"):
         y, cache = case.forward(*moved)
         gradients = case.backward(moved_dy, cache)
-    assert (counts.to_device, counts.to_host, counts.synchronisations) == (0, 0, 0)
     assert {x.dtype.name for x in (y, *gradients)} == {"float32"}
     assert_close([host(x) for x in (y, *gradients)], expected, 2e-6)
 
 
 def model(backend: str, **fields: Any) -> ViT:
-    from dataclasses import replace
-
     return ViT(replace(CONFIG, **fields), seed=1, backend=backend)
 
 

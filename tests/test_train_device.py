@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from device_run import assert_same_course, trainer
-from devices import needs_kernels
+from devices import SIXTEEN_BITS, needs_kernels
 from small_run import RECIPE, Killed, Listener, ask_to_stop, bits, kill, make_dataset, run_at
 from strict import watch
 
@@ -22,8 +22,6 @@ from minivit.train import feed, guard, steps
 from minivit.train.interrupt import Interrupted
 from minivit.train.loop import Trainer, train
 from minivit.weights import read_tensors, write_tensors
-
-SIXTEEN_BITS = [pytest.param(name, marks=needs_kernels) for name in ("bfloat16", "float16")]
 
 pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
 
