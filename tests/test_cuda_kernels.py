@@ -23,7 +23,7 @@ from minivit import Key, ops
 from minivit.arrays import Array, dtype_named, to_backend, to_host
 from minivit.cases import CASES, Case
 from minivit.data.augment import channel_scale, training_images
-from minivit.kernels.cuda import columns, elementwise, layer_norm, random
+from minivit.kernels.cuda import columns, elementwise, layer_norm, random, runtime
 from minivit.kernels.cuda.runtime import LANES, TYPES, acc_dtype, lanes_for, pack, source
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
 from minivit.ops.erf import _SINGLE
@@ -374,6 +374,11 @@ def test_softmax_of_a_row_knows_nothing_of_others_nor_of_what_is_behind_it(devic
         scaled_softmax(scores, 0.5, weights, length - 1)
         scaled_softmax_backward(dweights, weights, 0.5, dscores, length - 1)
         assert_near([to_host(weights)[:, :-1], to_host(dscores)[:, :-1]], [y, dx], TOLERANCE[dtype])
+
+
+def test_an_array_of_the_host_has_no_address_on_a_device() -> None:
+    with pytest.raises(TypeError, match="a NumPy array met arrays of a device"):
+        runtime.settled(np.zeros(3))
 
 
 def test_gelu_has_the_coefficients_of_its_op() -> None:
