@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from minivit import ViT
 from minivit.data import Dataset
 from minivit.runs import Run
+from minivit.train.interrupt import Interrupted
+from minivit.train.loop import train
 from minivit.train.recipe import Recipe
 from minivit.train.reporter import StepReport
-from minivit.weights import read_tensors
+from minivit.weights import read_tensors, write_tensors
 
 RATES = dict.fromkeys(("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.2)
 SMALL: dict[str, Any] = {"patch_size": 2, "depth": 2, "embed_dim": 8, "num_heads": 2, **RATES}
@@ -81,6 +85,23 @@ def ask_to_stop() -> None:
 
 def run_at(path: Path, recipe: Recipe = RECIPE) -> Run:
     return Run.create(path, recipe)
+
+
+def stopped_run(path: Path, at: int = 2) -> Run:
+    """Return a run on the host that was asked to stop after some step."""
+    run = run_at(path)
+    with pytest.raises(Interrupted, match=f"step {at}"):
+        train(run, make_dataset(), Listener(at, ask_to_stop))
+    return run
+
+
+def edit_progress(run: Run, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change the place that the checkpoint of a run says."""
+    path = run.path / "last" / "training.safetensors"
+    vectors, about = read_tensors(path)
+    progress = json.loads(about["progress"])
+    edit(progress)
+    write_tensors(path, vectors, {**about, "progress": json.dumps(progress)})
 
 
 def tensors(run: Run) -> dict[str, bytes]:

@@ -137,7 +137,7 @@ class StrictArray:
     """An array that behaves as if it lived on a device."""
 
     __array_ufunc__ = None  # so that NumPy's own operators leave the work, and the refusal, to this class
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as an array has none
 
     def __init__(self, array: np.ndarray[Any, Any], unknown: bool = False) -> None:
         """Take a view of what is on a device already, or copy to the current one; if `unknown`, without the numbers."""

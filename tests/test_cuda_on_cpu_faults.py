@@ -36,7 +36,6 @@ for (int i = 0; i < 2; ++i) {{
 }}
 x[threadIdx.x] = sum;"""
 IN_A_WARP = "__shared__ float s[32]; s[threadIdx.x] = x[threadIdx.x]; {} x[threadIdx.x] = s[31 - threadIdx.x];"
-BLOCKS = "x[threadIdx.x] = x[threadIdx.x] * 2 + blockIdx.x;"
 
 
 def results(body: str, threads: int) -> set[bytes]:
@@ -50,14 +49,18 @@ def results(body: str, threads: int) -> set[bytes]:
     return found
 
 
-@pytest.mark.parametrize(("body", "threads"), [(SHIFT, 64), (REUSED, 64), (IN_A_WARP, 32)])
-def test_a_missing_barrier_shows_in_the_order_of_threads(body: str, threads: int) -> None:
+@pytest.mark.parametrize(
+    ("body", "threads", "barrier"),
+    [
+        (SHIFT, 64, "__syncthreads();"),
+        (REUSED, 64, "__syncthreads();"),
+        (IN_A_WARP, 32, "__syncthreads();"),
+        (IN_A_WARP, 32, "__syncwarp();"),
+    ],
+)
+def test_a_missing_barrier_shows_in_the_order_of_threads(body: str, threads: int, barrier: str) -> None:
     assert len(results(body.format(""), threads)) > 1
-    assert len(results(body.format("__syncthreads();"), threads)) == 1
-
-
-def test_a_missing_barrier_of_a_warp_shows_in_the_order_of_threads() -> None:
-    assert len(results(IN_A_WARP.format("__syncwarp();"), 32)) == 1
+    assert len(results(body.format(barrier), threads)) == 1
 
 
 def test_the_order_of_blocks_can_show() -> None:

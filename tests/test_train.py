@@ -16,16 +16,17 @@ from small_run import (
     Listener,
     ask_to_stop,
     bits,
+    edit_progress,
     kill,
     make_dataset,
     read,
     run_at,
+    stopped_run,
 )
 
 from minivit import AdamW, Engine, RunError, UserError, ViT, load_model
 from minivit.data import normalize
 from minivit.files import locked
-from minivit.inspect import figures
 from minivit.inspect.trace import first_non_finite, first_non_finite_gradient
 from minivit.runs import Run, latest_run_path, next_run_path
 from minivit.train import loop
@@ -36,11 +37,7 @@ from minivit.train.recipe import Recipe
 from minivit.train.setup import model_config
 from minivit.weights import read_tensors, write_tensors
 
-
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the picture, which takes longer than such a run."""
-    monkeypatch.setattr(figures, "save_curves", lambda metrics, path: None)
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture(scope="module")
@@ -306,9 +303,7 @@ def test_an_existing_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    run = run_at(tmp_path / "run")
-    with pytest.raises(Interrupted):
-        train(run, make_dataset(), Listener(2, ask_to_stop))
+    run = stopped_run(tmp_path / "run")
     other = Run(run.path, replace(RECIPE, model_options={**SMALL, "depth": 3}))
     with pytest.raises(UserError, match=r"training\.safetensors is the checkpoint of another model"):
         train(other, make_dataset(), Listener(), resume=True)
@@ -319,9 +314,7 @@ def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
-    run = run_at(tmp_path / "run")
-    with pytest.raises(Interrupted):
-        train(run, make_dataset(), Listener(2, ask_to_stop))
+    run = stopped_run(tmp_path / "run")
     file = run.path / "last" / "training.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"training\.safetensors"):
@@ -362,18 +355,9 @@ def test_a_checkpoint_with_other_vectors_is_refused(tmp_path: Path, backend: str
 )
 def test_a_checkpoint_with_an_impossible_place_is_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     run = stopped_run(tmp_path / "run")
-    path = run.path / "last" / "training.safetensors"
-    tensors, about = read_tensors(path)
-    write_tensors(path, tensors, {**about, "progress": json.dumps(json.loads(about["progress"]) | changed)})
+    edit_progress(run, lambda progress: progress.update(changed))
     with pytest.raises(UserError, match=rf"training\.safetensors is damaged: {words}.*; bring it back, or begin a new"):
         train(run, make_dataset(), Listener(), resume=True)
-
-
-def stopped_run(path: Path) -> Run:
-    run = run_at(path)
-    with pytest.raises(Interrupted):
-        train(run, make_dataset(), Listener(2, ask_to_stop))
-    return run
 
 
 @pytest.mark.parametrize(

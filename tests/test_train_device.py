@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,18 @@ from typing import Any
 import pytest
 from device_run import assert_same_course, trainer
 from devices import SIXTEEN_BITS, needs_kernels
-from small_run import RECIPE, Killed, Listener, ask_to_stop, bits, kill, make_dataset, run_at
+from small_run import (
+    RECIPE,
+    Killed,
+    Listener,
+    ask_to_stop,
+    bits,
+    edit_progress,
+    kill,
+    make_dataset,
+    run_at,
+    stopped_run,
+)
 from strict import watch
 
 from minivit import UserError, ops
@@ -21,7 +31,6 @@ from minivit.runs import Run
 from minivit.train import feed, guard, steps
 from minivit.train.interrupt import Interrupted
 from minivit.train.loop import Trainer, train
-from minivit.weights import read_tensors, write_tensors
 
 pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
 
@@ -168,14 +177,8 @@ def test_labels_are_checked_before_they_go_to_the_device(tmp_path: Path) -> None
 
 
 def test_a_checkpoint_of_before_loss_scales_is_read(tmp_path: Path) -> None:
-    run = run_at(tmp_path / "run")
-    with pytest.raises(Interrupted):
-        train(run, make_dataset(), Listener(2, ask_to_stop))
-    path = run.path / "last" / "training.safetensors"
-    tensors, about = read_tensors(path)
-    progress = json.loads(about["progress"])
-    del progress["scaling"]
-    write_tensors(path, tensors, {**about, "progress": json.dumps(progress)})
+    run = stopped_run(tmp_path / "run")
+    edit_progress(run, lambda progress: progress.pop("scaling"))
     listener = Listener()
     train(run, make_dataset(), listener, resume=True, backend="strict", precision="tf32")
     assert listener.started_with[0] == 2

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from device_run import assert_same_course, trainer
 from devices import needs_kernels
-from small_run import RECIPE, Listener, ask_to_stop, make_dataset, run_at
+from small_run import RECIPE, Listener, ask_to_stop, make_dataset, run_at, stopped_run
 
 from minivit import RunError, ViT, load_model
 from minivit.arrays import to_host
@@ -169,9 +169,7 @@ def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
 
 
 def test_too_little_memory_for_a_run_that_was_begun_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_at(tmp_path / "run")
-    with pytest.raises(Interrupted):
-        train(run, make_dataset(), Listener(2, ask_to_stop))
+    run = stopped_run(tmp_path / "run")
     monkeypatch.setattr("minivit.train.loop.Feed", full)
     with pytest.raises(
         OutOfMemoryError, match=r"before the first step\. .* --resume goes on .* --backend numpy"

@@ -43,7 +43,7 @@ def _conduct_forks(
     kills = cuda_trial.KillsOf()
 
     def note(trial: Trial, verdict: Verdict) -> None:
-        if trial.is_of_cuda and trial.mutant and verdict.killer:
+        if trial.is_of_cuda and trial.mutant and verdict.killer and verdict.compiles:
             kills[trial.mutant.path, trial.mutant.function, verdict.killer] += 1
         report(trial, verdict)
 
