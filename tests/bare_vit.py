@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from contract import normal
 
-from minivit import ViT, ViTConfig
+from minivit import Layer, ViT, ViTConfig
 from minivit.arrays import Array
 
+L = TypeVar("L", bound=Layer)
 SMALL = ViTConfig(img_size=(4, 9), patch_size=(2, 3), embed_dim=6, depth=3, num_heads=2, num_classes=7)
 
 
@@ -18,11 +19,11 @@ def model(dtype: str = "float64", **fields: Any) -> ViT:
     return ViT(dataclasses.replace(SMALL, **fields), seed=3, dtype=dtype)
 
 
-def shaken(vit: ViT, by: float = 0.3) -> ViT:
+def shaken(layer: L, by: float = 0.3) -> L:
     """Give every parameter other values, so that no gradient is zero because a bias or the head is."""
-    for seed, parameter in enumerate(vit.parameters.values()):
+    for seed, parameter in enumerate(layer.parameters.values()):
         parameter.peek()[...] += by * normal(parameter.peek(), seed)
-    return vit
+    return layer
 
 
 def images(B: int = 2, dtype: str = "float64") -> Array:

@@ -1,0 +1,117 @@
+"""The gradient check of layers and of whole models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from bare_vit import shaken
+from small_passes import (
+    normal,
+)
+
+import minivit
+from minivit import layers, ops
+from minivit.arrays import Array
+from minivit.checking import gradcheck_layer, gradcheck_model
+
+
+def block(dtype: str = "float64") -> layers.EncoderBlock:
+    return shaken(layers.EncoderBlock(6, 2, 7).initialize(seed=0, dtype=dtype))
+
+
+def test_a_layer_is_proved_with_a_row_for_each_named_part() -> None:
+    layer = block()
+    before = layer.state_dict()
+    report = gradcheck_layer(layer, normal(2, 5, 6))
+    assert report.passed, str(report)
+    assert report.max_error <= 1e-11
+    verdicts = {row.full_name: row.verdict for row in report.rows}
+    assert verdicts.pop("attn.qkv.bias[k]") == "zero"
+    assert set(verdicts.values()) == {"ok"}
+    assert list(verdicts)[:2] == ["x", "norm1.weight"]
+    for name, value in layer.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_layer_in_float32_is_compared_with_its_float64_self() -> None:
+    report = gradcheck_layer(block("float32"), normal(2, 5, 6).astype("f4"))
+    assert report.passed, str(report)
+    assert sum(row.method == "float32" for row in report.rows) == len(report.rows) // 2
+
+
+class Scale(minivit.Layer):
+    def __init__(self) -> None:
+        self.weight = minivit.Parameter((3,), lambda generator, shape: generator.standard_normal(shape))
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        return x * self.weight.value, x
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        self.weight.grad[...] = (dy * cache).sum(0)
+        return dy * self.weight.value
+
+
+def test_a_layer_that_sets_gradients_instead_of_adding_is_found() -> None:
+    report = gradcheck_layer(Scale().initialize(seed=0, dtype="float64"), normal(5, 3))
+    assert not report.passed
+    assert "instead of adding to them: weight" in report.findings[0]
+
+
+def tiny_model(**options: Any) -> minivit.ViT:
+    sizes: dict[str, Any] = {"img_size": (6, 4), "patch_size": 2, "embed_dim": 6, "num_heads": 2, "num_classes": 3}
+    return shaken(minivit.ViT(minivit.ViTConfig(depth=2, mlp_ratio=2.0, **sizes, **options), seed=0, dtype="float64"))
+
+
+LABELS = np.array([2, 0])
+
+
+def test_a_model_is_proved_from_loss_to_images() -> None:
+    model = tiny_model()
+    report = gradcheck_model(model, normal(2, 6, 4, 3), LABELS)
+    assert report.passed, str(report)
+    assert report.max_error <= 1e-11
+    names = {row.full_name.partition("[")[0] for row in report.rows}
+    assert names == {"images", *model.parameters}
+    assert all(row.slope == "linear" or row.slope == pytest.approx(2, abs=0.05) for row in report.rows)
+
+
+def test_a_model_in_training_mode_with_soft_targets_is_proved() -> None:
+    model = tiny_model(drop_path_rate=0.3, proj_drop_rate=0.2)
+    targets = np.array([[0.2, 0.5, 0.3], [0.9, 0.1, 0.0]], dtype=np.float32)
+    key = minivit.Key(seed=1, step=2, sample_ids=np.arange(2))
+    report = gradcheck_model(model.astype("float32"), normal(2, 6, 4, 3).astype("f4"), targets, rng=key)
+    assert report.passed, str(report)
+
+
+def test_in_a_wrong_model_the_layer_nearest_to_the_loss_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ops.layer_norm_backward
+
+    def wrong(dy: Array, cache: Any) -> Any:
+        dx, dweight, dbias = right(dy, cache)
+        return dx, -dweight, dbias
+
+    calls = {"attention": ops.attention_backward}
+
+    def wrong_attention(dy: Array, cache: Any) -> Any:
+        dqkv = calls["attention"](dy, cache).copy()
+        dqkv[..., :6] *= 2
+        return dqkv
+
+    monkeypatch.setattr(ops, "attention_backward", wrong_attention)
+    with ops.reference_only():
+        report = gradcheck_model(tiny_model(), normal(2, 6, 4, 3), LABELS)
+    failed = [row for row in report.rows if row.verdict == "FAILED"]
+    assert failed[-1].full_name == "blocks.1.attn.qkv.bias[q]"
+    assert "2 times the derivative" in failed[-1].note
+    assert "Begin with blocks.1.attn.qkv" in str(report)
+    assert not failed[0].note
+
+    monkeypatch.setattr(ops, "attention_backward", calls["attention"])
+    monkeypatch.setattr(ops, "layer_norm_backward", wrong)
+    with ops.reference_only():
+        report = gradcheck_model(tiny_model(), normal(2, 6, 4, 3), LABELS)
+    assert {row.full_name for row in report.rows if row.verdict == "FAILED"} == {
+        f"{name}.weight" for name in ("blocks.0.norm1", "blocks.0.norm2", "blocks.1.norm1", "blocks.1.norm2", "norm")
+    }
