@@ -1,0 +1,244 @@
+"""The training loop where something goes wrong: numbers that are not finite, files that do not fit, a full disk."""
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_run import (
+    RECIPE,
+    SMALL,
+    Killed,
+    Listener,
+    bits,
+    edit_progress,
+    kill,
+    make_dataset,
+    run_at,
+    stopped_run,
+)
+
+from minivit import AdamW, RunError, UserError, ViT, load_model
+from minivit.files import locked
+from minivit.inspect.trace import first_non_finite, first_non_finite_gradient
+from minivit.runs import Run
+from minivit.train.loop import Trainer, train
+from minivit.train.recipe import Recipe
+from minivit.train.setup import model_config
+from minivit.weights import read_tensors, write_tensors
+
+pytestmark = pytest.mark.usefixtures("no_curves")
+
+
+def test_a_disk_that_fills_up_at_any_write(tmp_path: Path, on_host: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, writes = os.fsync, 0
+
+    def count_down(descriptor: int) -> None:
+        nonlocal writes
+        writes -= 1
+        if writes == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", count_down)
+    refused = 0
+    for full_at in range(1, 40, 3):
+        writes = -1
+        run = run_at(tmp_path / f"run{full_at}")
+        writes = full_at
+        try:
+            train(run, make_dataset(), Listener())
+        except RunError as error:
+            assert "No space left" in str(error)  # noqa: PT017 - some of these runs have room enough
+            assert not list(run.path.rglob("*.tmp"))  # nothing half-written is left
+            refused += 1
+        writes = -1
+        train(run, make_dataset(), Listener(), resume=True)
+        assert bits(run) == bits(on_host)
+    assert refused > 5
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run", replace(RECIPE, lr=1e30))
+    listener = Listener()
+    with pytest.raises(RunError, match=r"not finite at step \d+: .*blocks\.\d|.*embed") as raised:
+        train(run, make_dataset(), listener, checkpoint_seconds=1e9)
+    assert f"at step {len(listener.reports) + 1}:" in str(raised.value)
+    assert str(run.path / "last") in str(raised.value)
+    for value in load_model(run.path / "last").state_dict().values():
+        assert np.isfinite(value).all()
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_at(tmp_path / "run")
+
+    def poison() -> None:
+        trainer.model.parameters["blocks.1.mlp.fc2.bias"].value[0] = np.nan
+
+    trainer = Trainer(run, make_dataset())
+    with pytest.raises(RunError, match=r"step 6: the parameter blocks\.1\.mlp\.fc2\.bias holds NaN"):
+        trainer.fit(Listener(5, poison), False, 1e9)
+    assert np.isfinite(load_model(run.path / "last").parameters.store.values).all()
+
+
+def test_an_existing_run_is_refused(tmp_path: Path) -> None:
+    run_at(tmp_path / "run")
+    with pytest.raises(UserError, match="holds a run already; --resume"):
+        run_at(tmp_path / "run")
+
+
+def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run")
+    other = Run(run.path, replace(RECIPE, model_options={**SMALL, "depth": 3}))
+    with pytest.raises(UserError, match=r"training\.safetensors is the checkpoint of another model"):
+        train(other, make_dataset(), Listener(), resume=True)
+    other = Run(run.path, replace(RECIPE, optimizer="sgd"))
+    with pytest.raises(UserError, match="optimizer"):
+        train(other, make_dataset(), Listener(), resume=True)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
+    run = stopped_run(tmp_path / "run")
+    file = run.path / "last" / "training.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"training\.safetensors"):
+        train(run, make_dataset(), Listener(), resume=True)
+
+
+def longer(tensors: dict[str, Any], name: str) -> None:
+    tensors[name] = np.append(tensors[name], np.float32(0))
+
+
+def in_float64(tensors: dict[str, Any], name: str) -> None:
+    tensors[name] = tensors[name].astype(np.float64)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "strict"])
+@pytest.mark.parametrize("damage", [longer, in_float64])
+@pytest.mark.parametrize("name", ["values", "m"])
+def test_a_checkpoint_with_other_vectors_is_refused(tmp_path: Path, backend: str, damage: Any, name: str) -> None:
+    run = stopped_run(tmp_path / "run")
+    path = run.path / "last" / "training.safetensors"
+    tensors, about = read_tensors(path)
+    damage(tensors, name)
+    write_tensors(path, tensors, about)
+    with pytest.raises(UserError, match=rf"safetensors is damaged: its {name} has .* numbers of float.* this model"):
+        train(run, make_dataset(), Listener(), resume=True, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        *(({"scaling": [scale, 0]}, "its loss scale is") for scale in (0.0, -4.0, 1e30, float("inf"), float("nan"))),
+        ({"scaling": [1.0, -1]}, "its loss scale is 1 after -1 good steps"),
+        ({"scaling": [1.0, float("inf")]}, "it does not say how far the run was"),
+        ({"scaling": []}, "it does not say how far the run was"),
+        ({"scaling": None}, "it does not say how far the run was"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_an_impossible_place_is_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    run = stopped_run(tmp_path / "run")
+    edit_progress(run, lambda progress: progress.update(changed))
+    with pytest.raises(UserError, match=rf"training\.safetensors is damaged: {words}.*; bring it back, or begin a new"):
+        train(run, make_dataset(), Listener(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"img_size": 8}, "img_size"),
+        ({"num_classes": 3}, "num_classes"),
+        ({"patch_size": 3}, "cannot be cut into patches"),
+    ],
+    ids=str,
+)
+def test_a_model_that_does_not_fit_the_images_is_refused(tmp_path: Path, option: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Trainer(Run(tmp_path, replace(RECIPE, model_options=option)), make_dataset())
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_parameters_that_overflow_reach_no_checkpoint(tmp_path: Path, validation: float) -> None:
+    """The last step of an epoch has a finite loss and leaves infinite parameters."""
+    recipe: dict[str, Any] = {
+        "optimizer": "sgd",
+        "lr": 1e39,
+        "warmup_epochs": 0.0,
+        "batch_size": 100,
+        "validation": validation,
+    }
+    run = run_at(tmp_path / "run", replace(RECIPE, **recipe))
+    with np.errstate(all="ignore"), pytest.raises(RunError, match=r"not finite at step 1: the parameter .* holds NaN"):
+        train(run, make_dataset(), Listener())
+    assert not (run.path / "best").exists()
+    assert run.metrics() == []
+    assert all(np.isfinite(value).all() for value in load_model(run.path / "last").state_dict().values())
+
+
+def test_other_images_behind_the_same_name_are_noticed(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run")
+    with pytest.raises(Killed):
+        train(run, make_dataset(), Listener(5, kill))
+    with pytest.raises(UserError, match="trained on other images than squares has now"):
+        train(run, make_dataset(count=34), Listener(), resume=True)
+
+
+def test_a_crop_that_could_lose_the_image_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="crop_padding 4 could shift images of 4 x 4 away"):
+        Trainer(run_at(tmp_path / "run", replace(RECIPE, crop_padding=4)), make_dataset())
+
+
+def test_a_gradient_that_is_not_finite_is_named_where_the_backward_pass_meets_it_first() -> None:
+    vit = ViT(model_config(RECIPE, make_dataset()))
+    for parameter in vit.parameters.values():
+        parameter.grad[...] = np.nan
+    vit.parameters["head.bias"].grad[...] = vit.parameters["head.weight"].grad[...] = 0
+    assert first_non_finite_gradient(vit) == "norm.bias"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_first_layer_that_is_not_finite_counts_in_whichever_piece(order: int) -> None:
+    vit = ViT(model_config(RECIPE, make_dataset()))
+    plain, huge = np.zeros((2, 4, 4, 1), np.float32), np.full((1, 4, 4, 1), 3e38, np.float32)
+    assert first_non_finite(vit, [(plain, None)]) is None
+    vit.parameters["blocks.1.norm2.weight"].value[...] = 3e38
+    vit.parameters["patch_embed.proj.weight"].value[...] = 2.0
+    pieces = [(plain, None), (huge, None)]
+    assert first_non_finite(vit, pieces[:1]) == "it shows first in the result of blocks.1.norm2"
+    assert first_non_finite(vit, pieces[::order]) == "it shows first in the result of patch_embed.proj"
+    huge[0, 0, 0, 0] = np.nan
+    assert first_non_finite(vit, pieces[::order]) == "the images themselves hold NaN or infinity"
+
+
+def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run")
+    with locked(run.path), pytest.raises(UserError, match="another process is at work in"):
+        train(run, make_dataset(), Listener())
+    assert train(run, make_dataset(), Listener())["test_images"] == 13
+
+
+def test_a_validation_loss_that_is_not_finite_names_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters are finite, but so large that a layer overflows where only evaluation sees it."""
+    run = run_at(tmp_path / "run", replace(RECIPE, batch_size=100))
+    step = AdamW.step
+
+    def leap(self: Any, factor: Any) -> None:
+        step(self, factor)
+        self._store.values[...] *= np.float32(1e30)
+
+    monkeypatch.setattr(AdamW, "step", leap)
+    words = r"not finite at step 1: on the validation images after it, it shows first in the result of blocks\.0\."
+    with np.errstate(all="ignore"), pytest.raises(RunError, match=words):
+        train(run, make_dataset(), Listener(), threads=1)
+
+
+@pytest.mark.parametrize("field", [{"epochs": 1.5}, {"flip": "no"}, {"seed": "0"}])
+def test_a_recipe_of_other_types_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(field))} is .*; expected"):
+        Recipe.from_dict({**RECIPE.to_dict(), **field})
