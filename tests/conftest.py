@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("command_line", "contract", "device_run", "devices")  # before anything imports them
+pytest.register_assert_rewrite(  # before anything imports them
+    "command_line", "contract", "device_run", "devices", "model_files"
+)
 
 import devices
 import strict

@@ -1,0 +1,54 @@
+"""A small model all of whose parameters are random, and files of it as others would write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minivit.arrays import Array
+from minivit.config import ViTConfig
+from minivit.vit import ViT
+from minivit.weights import read_tensors, save_model, write_tensors
+
+SMALL: dict[str, Any] = {
+    "img_size": (10, 21), "patch_size": (5, 3), "in_chans": 2, "num_classes": 7, "embed_dim": 12, "depth": 2,
+    "num_heads": 3, "mlp_ratio": 1.5,
+}  # fmt: skip
+
+
+def model_of(dtype: Any = "float32", **fields: Any) -> ViT:
+    """Return a small model, all of whose parameters are random."""
+    model = ViT(ViTConfig(**{**SMALL, **fields}), dtype=dtype)
+    generator = np.random.default_rng(5)
+    for parameter in model.parameters.values():
+        parameter.value[...] = generator.normal(0.0, 0.3, parameter.shape)
+    return model
+
+
+def assert_same(a: ViT, b: ViT) -> None:
+    assert a.config == b.config
+    first, second = a.state_dict(), b.state_dict()
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].dtype == second[name].dtype
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def foreign(path: Path, change: Callable[[dict[str, Array]], object] = lambda tensors: None, **fields: Any) -> Path:
+    """Write the tensors of a small model, changed, as another program would: without our configuration."""
+    save_model(model_of(**fields), path)
+    tensors, _ = read_tensors(path / "model.safetensors")
+    change(tensors)
+    (path / "config.json").unlink()
+    write_tensors(path / "model.safetensors", tensors, {"format": "pt"})
+    return path / "model.safetensors"
+
+
+def raw_file(path: Path, header: object, data: bytes) -> Path:
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
