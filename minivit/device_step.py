@@ -62,7 +62,6 @@ class DeviceStep:
                 check_dtype(xp, dtype)
                 self._rounded = xp.zeros(values.shape, dtype=dtype)
         self.replica = model.replica(values if self._rounded is None else self._rounded)
-        self.dtype: Any = (values if self._rounded is None else self._rounded).dtype
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -85,7 +84,7 @@ class DeviceStep:
             self.replica.parameters.settled_gradients()
 
     def predict(self, images: Array, logits: Array, micro_batch: int | None) -> None:
-        """Set `logits` (B, classes) to those of `images`, of the dtype of the step."""
+        """Set `logits` (B, classes) to those of `images`, which are converted piece by piece."""
         parts = parts_of(len(images), micro_batch or DEVICE_BATCH)
         with self._at_work():
             predict(self.replica, images, logits, parts, range(len(parts)))

@@ -20,7 +20,7 @@ from minivit.errors import RunError, UserError
 from minivit.keys import Key
 from minivit.layer import PASSES, watched
 from minivit.machine import cores, keep_freed_pages, one_at_a_time, single_threaded_blas
-from minivit.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, train
+from minivit.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, ready, train
 from minivit.vit import ViT
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class Engine:
     threads : int, optional
         Workers, each for one core; the machine's cores by default. On a device there is one.
     micro_batch : int, optional
-        Images a worker takes at a time; by default what the model says (`ViTConfig.micro_batch`), on a device all.
+        Images a worker takes at a time; by default what the model says (`ViTConfig.micro_batch`). On a device all
+        that are trained on, and 256 that are predicted.
     precision : str, optional
         On a device, how a float32 model computes: "float32" (the default), "tf32", "bfloat16" or "float16"; see
         `minivit.precision`. Parameters, gradients and logits are float32 with each.
@@ -75,7 +76,7 @@ class Engine:
         self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
         self._device = None if on_host else DeviceStep(model, precision)
         self._replica = self._device.replica if self._device else model.replica(values)
-        self.dtype: Any = self._device.dtype if self._device else values.dtype
+        self.dtype: Any = self._replica.parameters.store.peek().dtype
         for _, layer in self._replica.named_layers():
             for passes in PASSES:  # what watches stays with the model
                 vars(layer).pop(passes, None)
@@ -168,7 +169,7 @@ class Engine:
         total = self.model.parameters.settled_gradients()
         logits = xp.empty((B, self.model.config.num_classes), dtype=total.dtype)
         losses = xp.empty(len(parts), dtype=total.dtype)
-        batch = Batch(self._ready(images), labels, logits, losses, total)
+        batch = Batch(ready(images, self.dtype), labels, logits, losses, total)
         step = Step(rng, label_smoothing, loss_scale)
         with self._at_work():
             if self._device:
@@ -192,9 +193,9 @@ class Engine:
         with self._at_work():
             if self._watched() is not None:
                 parts = parts_of(B, self.micro_batch or B)
-                predict(self.model, images.astype(dtype, copy=False), logits, parts, range(len(parts)))
+                predict(self.model, images, logits, parts, range(len(parts)))
             elif self._device:
-                self._device.predict(self._ready(images), logits, self.micro_batch)
+                self._device.predict(images, logits, self.micro_batch)
             else:
                 assert self.micro_batch is not None
                 step = self.micro_batch * self.threads * _ROUND
@@ -227,9 +228,6 @@ class Engine:
             size = min(self.threads, max(2, -(-B // self.micro_batch)))
             self._crew = Crew(self._replica, self._store, size, self.micro_batch, B)
         return self._crew
-
-    def _ready(self, images: Array) -> Array:
-        return namespace(images).ascontiguousarray(images.astype(self.dtype, copy=False))
 
     def _watched(self) -> str | None:
         """Return the name of a layer whose passes were replaced on the object, or None."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from minivit import ops
-from minivit.arrays import Array
+from minivit.arrays import Array, namespace
 from minivit.keys import Key
 from minivit.ops.attention import ALL
 from minivit.vit import ViT
@@ -43,6 +43,11 @@ def parts_of(B: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, B)) for start in range(0, B, size)]
 
 
+def ready(images: Array, dtype: Any) -> Array:
+    """Return `images` contiguous and of `dtype`, as the passes take them."""
+    return namespace(images).ascontiguousarray(images.astype(dtype, copy=False))
+
+
 def train(replica: ViT, batch: Batch, step: Step, parts: list[slice], mine: Iterable[int], turn: Turn) -> None:
     """Take the micro-batches numbered `mine` through the forward and backward pass, and add their gradients in turn."""
     for index in mine:
@@ -70,8 +75,9 @@ def take(replica: ViT, batch: Batch, step: Step, parts: list[slice], index: int)
 
 def predict(replica: ViT, images: Array, logits: Array, parts: list[slice], mine: Iterable[int]) -> None:
     """Set the rows of `logits` (B, classes) for the micro-batches numbered `mine`."""
+    dtype = replica.parameters.store.peek().dtype
     for index in mine:
-        logits[parts[index]] = replica(images[parts[index]]).astype(logits.dtype, copy=False)
+        logits[parts[index]] = replica(ready(images[parts[index]], dtype)).astype(logits.dtype, copy=False)
 
 
 class Tokens(NamedTuple):

@@ -53,6 +53,9 @@ class FakeArray:
         self.array = np.array(array)
         self.device = Device()
 
+    def set(self, array: Any) -> None:
+        self.array[...] = array
+
 
 class Pool:
     """A memory pool with 30 bytes in use and 20 unused."""
@@ -121,6 +124,7 @@ def fake_cupy(
     cuda.Device, cuda.runtime, cuda.nvrtc, cuda.cublas = Device, runtime, modules["nvrtc"], modules["cublas"]
     cupy.cuda, cupy.__version__, cupy.ndarray = cuda, version, FakeArray
     cupy.asarray = FakeArray
+    cupy.empty = lambda shape, dtype: FakeArray(np.empty(shape, dtype))
     cupy.asnumpy = lambda x: x.array.copy()
     cupy.get_default_memory_pool = lambda: Pool(limit)
     return cupy

@@ -194,6 +194,17 @@ def test_to_backend_moves_to_the_device_that_it_names_and_leaves_the_current_one
     assert to_backend(second, cupy) is second
 
 
+def test_a_large_array_goes_to_the_device_as_it_lies(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy's asarray would keep as much memory that cannot be swapped."""
+    monkeypatch.setattr("minivit.arrays.cuda._LARGE", 48)
+    monkeypatch.setattr(cupy, "asarray", lambda x: ("by asarray", x.nbytes))
+    moved: Any = to_backend(X, "cupy:1")
+    np.testing.assert_array_equal(moved.array, X)
+    assert moved.device.id == 1
+    assert to_backend(X[:1], "cupy") == ("by asarray", 24)
+    assert to_backend(X.astype(">f8"), "cupy") == ("by asarray", 48)
+
+
 def test_two_devices_do_not_mix(cupy: Any) -> None:
     first, second = (to_backend(X, name) for name in ("cupy:0", "cupy:1"))
     assert namespace(first, first) is cupy

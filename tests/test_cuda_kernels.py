@@ -18,8 +18,9 @@ import pytest
 from contract import assert_same_bits, by_reference, normal, ops_of, rival_of
 from cuda_on_cpu.emulator import ORDERS, thread_order
 from devices import DEVICES, needs_kernels
+from strict import strict
 
-from minivit import Key, ops
+from minivit import Key, UserError, ops
 from minivit.arrays import Array, dtype_named, to_backend, to_host
 from minivit.cases import CASES, Case
 from minivit.data.augment import channel_scale, training_images
@@ -374,6 +375,25 @@ def test_softmax_of_a_row_knows_nothing_of_others_nor_of_what_is_behind_it(devic
         scaled_softmax(scores, 0.5, weights, length - 1)
         scaled_softmax_backward(dweights, weights, 0.5, dscores, length - 1)
         assert_near([to_host(weights)[:, :-1], to_host(dscores)[:, :-1]], [y, dx], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), RuntimeError, "^CUDA_ERROR_OUT_OF_MEMORY"),
+        (RuntimeError("identifier is undefined"), UserError, "kernel softmax does not compile here .identifier is un"),
+    ],
+)
+def test_a_kernel_that_cannot_be_loaded_says_why(
+    error: Exception, raised: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(runtime, "_functions", {})
+    monkeypatch.setattr(strict, "RawModule", refuse, raising=False)
+    with pytest.raises(raised, match=words):
+        runtime.launch("softmax", "softmax", to_backend(np.zeros((2, 3)), "strict"), (1,), (32,))
 
 
 def test_an_array_of_the_host_has_no_address_on_a_device() -> None:

@@ -135,6 +135,18 @@ def test_parameters_stay_float32_and_what_changes_them_is_seen(device: str) -> N
     np.testing.assert_allclose(to_host(engine.predict(images)), before + 1.0, atol=0.02)
 
 
+@pytest.mark.parametrize("precision", [None, *SIXTEEN_BITS])
+def test_memory_does_not_grow_with_how_many_are_predicted(precision: str | None) -> None:
+    engine = Engine(model("strict"), micro_batch=2, precision=precision)
+    largest = []
+    for count in (2, 20):
+        images = to_backend(np.zeros((count, 8, 8, 3), np.float32), "strict")
+        with watch() as counts:
+            engine.predict(images)
+        largest.append(max(counts.allocations))
+    assert largest[0] == largest[1]
+
+
 @pytest.mark.parametrize(
     ("device", "dtype", "precision", "message"),
     [

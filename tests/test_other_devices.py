@@ -12,6 +12,7 @@ from devices import SIXTEEN_BITS, needs_kernels
 from minivit import SGD, Adam, AdamW, Engine, Key, ViT, ViTConfig, ops
 from minivit.arrays import Array, backend, on_device_of, to_backend, to_host
 from minivit.errors import UserError
+from minivit.train.evaluate import evaluate
 from minivit.train.guard import Guard
 from minivit.train.optim import clip_gradients
 
@@ -70,6 +71,12 @@ def test_the_model_alone_runs_where_its_device_is_the_current_one(vit: ViT) -> N
         logits, cache = vit.forward(images)
         vit.backward(logits, cache)
         assert index_of(logits) == 1
+
+
+def test_an_evaluation_runs_on_the_device_of_the_model(vit: ViT) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 9, 3), np.uint8)
+    measured = evaluate(Engine(vit), images, np.array([6, 0, 3]), (0.5,) * 3, (0.25,) * 3)
+    assert measured.images == 3
 
 
 def test_16_bits_without_the_kernels_are_refused() -> None:

@@ -56,7 +56,7 @@ def register_backend(name: str, library: Any, array_type: type, devices: Any = N
     For its devices answers `devices`, by default the library itself, as far as it has these functions:
     ``select(index)`` returns that device, for None the current one, with an ``id``, which ``with`` makes current for a
     while and ``.use()`` for good; ``listed()`` returns what `devices` does; ``compute_capability()``, such as (8, 6),
-    ``free_memory()`` and ``synchronize()`` are about the current device.
+    ``free_memory()`` and ``synchronize()`` are about the current device, to which ``upload(x)`` copies a NumPy array.
     """
     _backends[name] = library
     _devices[name] = library if devices is None else devices
@@ -252,8 +252,12 @@ def to_backend(x: Any, library: Any) -> Array:
         library, device = _selected(name)
         if ":" in name:
             with device:
-                return x if _place(x) == (library, device.id) else library.asarray(to_host(x))
+                return x if _place(x) == (library, device.id) else _uploaded(x, library)
     if _library(x) is library:
         return np.asarray(x) if library is np else x
-    moved: Array = library.asarray(to_host(x))
+    return _uploaded(x, library)
+
+
+def _uploaded(x: Any, library: Any) -> Array:
+    moved: Array = (_answer(library, "upload") or library.asarray)(to_host(x))
     return moved

@@ -11,6 +11,7 @@ OLDEST_CUPY = 14  # from which on its arrays may be of bfloat16
 OLDEST_DEVICE = (7, 0)  # compute capability, from which on the kernels compile,
 OLDEST_DEVICE_13 = (7, 5)  # and with CUDA 13
 BFLOAT16_DEVICE = (8, 0)
+_LARGE = 1 << 24  # bytes of an array that is copied as it lies
 WHEELS = "pip install 'minivit[cuda12]', or 'minivit[cuda13]' for a driver that knows CUDA 13,"
 WAY_OUT = "or use backend='numpy'"
 
@@ -124,6 +125,18 @@ class CudaDevices:
         free = self._cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
         limit = pool.get_limit()
         return int(min(free, limit - pool.used_bytes()) if limit else free)
+
+    def upload(self, x: Any) -> Any:
+        """Return a copy of the NumPy array `x` on the current device.
+
+        CuPy's asarray goes by way of memory of that size that cannot be swapped, and keeps it; it serves small arrays,
+        for which the host need not wait.
+        """
+        if x.nbytes < _LARGE or not x.dtype.isnative:
+            return self._cupy.asarray(x)
+        y = self._cupy.empty(x.shape, dtype=x.dtype)
+        y.set(x)
+        return y
 
     def synchronize(self) -> None:
         """Wait for all work on the current device."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivit import ops
-from minivit.arrays import Array, namespace, to_backend, to_host
+from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
 from minivit.data.augment import channel_scale, normalized
 from minivit.data.batches import batches
 from minivit.engine import Engine
@@ -46,5 +46,11 @@ def ready_for(engine: Engine, mean: tuple[float, ...], std: tuple[float, ...]) -
     """Return what makes uint8 images on the host those that the engine takes: on its device, normalised."""
     values = engine.model.parameters.store.peek()
     library = namespace(values)
-    scale, shift = channel_scale(mean, std, values.dtype, library)
-    return lambda images: normalized(to_backend(images, library), scale, shift, engine.dtype)
+    with on_device_of(values):
+        scale, shift = channel_scale(mean, std, values.dtype, library)
+
+    def ready(images: Array) -> Array:
+        with on_device_of(values):
+            return normalized(to_backend(images, library), scale, shift, engine.dtype)
+
+    return ready

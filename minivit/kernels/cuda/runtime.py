@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minivit.arrays import Array, dtype_named, library_name, namespace
+from minivit.arrays import Array, dtype_named, is_out_of_memory, library_name, namespace
 from minivit.arrays.cuda import WAY_OUT, WHEELS, in_a_line
 from minivit.errors import UserError
 
@@ -122,6 +122,8 @@ def _compiled(xp: Any, file: str, function: str, options: tuple[str, ...]) -> An
     try:
         return xp.RawModule(code=source(file), options=options).get_function(function)
     except Exception as error:  # of the compiler, or of CuPy that does not find CUDA's headers
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"the CUDA kernel {function} does not compile here ({in_a_line(error)[:200]}); {WHEELS} {WAY_OUT}"
         ) from error
