@@ -27,7 +27,7 @@ def register_kernels() -> None:
     """Let the CUDA kernels compete on the strict library, where they can be compiled."""
     if hasattr(strict, "RawModule"):
         cuda.register("strict")
-        register_blas("strict", Blas(cublas, cublas.handle))
+        register_blas(strict, Blas(cublas, cublas.handle))
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def product(a: Array, b: Array, out: Array, *, scale: float = 1.0, add: bool = F
     ValueError
         The shapes do not fit, or the strides are others.
     """
-    namespace(a, b, out)
+    library = namespace(a, b, out)
     m, k = a.shape[-2:]
     n = b.shape[-1]
     if a.shape[:-2] != b.shape[:-2] or b.shape[-2] != k or out.shape != (*a.shape[:-2], m, n):
@@ -49,7 +49,7 @@ def product(a: Array, b: Array, out: Array, *, scale: float = 1.0, add: bool = F
     transpose_out, ldc = _layout(out)
     if transpose_out:
         raise ValueError(f"the result of a product has strides {out.strides}; its rows must have neighbours in memory")
-    bindings, handle = blas_of(out)
+    bindings, handle = blas_of(library)
     number = _number(acc_dtype(a.dtype))
     common = handle(), transpose_b, transpose_a, n, m, k, number(scale)
     how = _compute_type(a), _DEFAULT_ALGORITHM

@@ -5,6 +5,7 @@ The library of the arrays compiles and launches, `RawModule` as in CuPy, and `re
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minivit.arrays import Array, dtype_named, is_out_of_memory, library_name, namespace
+from minivit.arrays import Array, dtype_named, is_out_of_memory, namespace
 from minivit.arrays.cuda import WAY_OUT, WHEELS, in_a_line
 from minivit.errors import UserError
 
@@ -45,7 +46,7 @@ class Blas(NamedTuple):
     handle: Callable[[], int]
 
 
-_blas: dict[str, Blas] = {}
+_blas: dict[Any, Blas] = {}  # by library
 _functions: dict[tuple[Any, ...], Any] = {}
 
 
@@ -69,6 +70,7 @@ LANES = (Lanes(4, 1), Lanes(8, 1), Lanes(16, 1), Lanes(32, 1), Lanes(32, 2), Lan
 OF_ROWS = ("layer_norm", "softmax")  # the files whose kernels are compiled for `Lanes`
 
 
+@functools.cache  # every pass over rows asks
 def shared_rows(columns: int, dtype: Any, stride: int | None = None) -> tuple[Lanes | None, int]:
     """Return how lanes share rows, `stride` (by default `columns`) apart, and how many a warp takes at a time."""
     lanes = lanes_for(columns, dtype) if (stride or columns) % pack(dtype) == 0 else None
@@ -129,19 +131,17 @@ def _compiled(xp: Any, file: str, function: str, options: tuple[str, ...]) -> An
         ) from error
 
 
-def register_blas(library: str, blas: Blas) -> None:
-    """Say where the cuBLAS bindings of the array library called `library` are."""
+def register_blas(library: Any, blas: Blas) -> None:
+    """Say where the cuBLAS bindings of an array library are."""
     _blas[library] = blas
 
 
-def blas_of(x: Array) -> Blas:
-    """Return the cuBLAS bindings for the library of `x`."""
-    name = library_name(namespace(x))
-    if name not in _blas:
-        cupy = importlib.import_module("cupy")
+def blas_of(library: Any) -> Blas:
+    """Return the cuBLAS bindings of an array library; those of CuPy are found when they are first asked for."""
+    if library not in _blas:
         bindings = importlib.import_module("cupy_backends.cuda.libs.cublas")
-        register_blas("cupy", Blas(bindings, cupy.cuda.device.get_cublas_handle))
-    return _blas[name]
+        register_blas(library, Blas(bindings, library.cuda.device.get_cublas_handle))
+    return _blas[library]
 
 
 def covers_dtype(x: Array) -> bool:
