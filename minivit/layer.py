@@ -117,7 +117,7 @@ class Layer:
         dtype : dtype
             Of all parameters, and so of what the layer takes and returns.
         backend : str
-            "numpy" or "cupy".
+            "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
         """
         twin = _initialized(self, seed, dtype, backend)
         vars(self).clear()

@@ -71,7 +71,7 @@ def create_model(name: str, *, seed: int = 0, dtype: Any = "float32", backend: s
     dtype : dtype
         "float32" or "float64".
     backend : str
-        "numpy" or "cupy".
+        "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
     **overrides
         Fields of `ViTConfig` that differ from the preset's, such as ``depth=2``.
     """

@@ -28,7 +28,7 @@ class ViT(Layer):
     dtype : dtype
         "float32" or "float64" ("complex128" for the complex step): of parameters, images and logits.
     backend : str
-        "numpy" or "cupy".
+        "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
     """
 
     def __init__(self, config: ViTConfig, seed: int | None = 0, dtype: Any = "float32", backend: str = "numpy") -> None:

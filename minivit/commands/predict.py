@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from minivit.arrays import Array, to_backend, to_host
+from minivit.arrays import Array, to_host
 from minivit.commands.common import Outcome, add_backend, check_backend, enough_memory, open_model
-from minivit.data import normalize, read_images
+from minivit.data import read_images
 from minivit.engine import Engine
 from minivit.errors import UserError
 from minivit.ops import softmax
 from minivit.reporters import percent
 from minivit.terminal import Terminal, complain
+from minivit.train.evaluate import ready_for
 
 HELP = "classify image files with a trained model"
 DESCRIPTION = """\
@@ -61,8 +62,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
         # To start a second worker takes longer than it saves on a few images.
         threads = 1 if len(images) <= config.micro_batch else None
         with enough_memory(args.backend), Engine(model, threads) as engine:
-            pixels = to_backend(np.stack(images), args.backend)
-            logits = to_host(engine.predict(normalize(pixels, about["mean"], about["std"], np.float32)))
+            ready = ready_for(engine, about["mean"], about["std"])
+            logits = to_host(engine.predict(ready(np.stack(images))))
         if not np.isfinite(logits).all():
             raise UserError(f"{args.run} answers with NaN or infinity: take another checkpoint")
         probabilities, _ = softmax(logits, keep=False)

@@ -109,8 +109,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     size = recipe.model_options.get("img_size", (preset.height, preset.width))
     image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
     dataset = open_dataset(recipe.dataset, image_size, args.data, terminal)
-    on_device = {"micro_batch": args.micro_batch or None} if _has_device(args) else {}
-    trainer = Trainer(opened, dataset, args.threads, args.backend, args.precision, **on_device)
+    micro_batch = args.micro_batch or None if _has_device(args) else None  # on the host it is in the recipe
+    trainer = Trainer(opened, dataset, args.threads, args.backend, args.precision, micro_batch)
     if not args.resume:
         Run.create(opened.path, trainer.recipe)
     terminal.say(

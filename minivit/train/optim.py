@@ -115,9 +115,8 @@ class Optimizer:
             if self._xp is np and factor == 1.0:
                 factor = None  # on the host, that is known
         self.steps += 1
-        groups, lr_scale = self._groups, 1.0
         if self._base_lr:
-            lr_scale = self.lr / self._base_lr
+            groups, lr_scale = self._groups, self.lr / self._base_lr
         else:
             groups, lr_scale = tuple(group._replace(lr=1.0) for group in groups), self.lr
         with on_device_of(values):

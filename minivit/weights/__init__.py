@@ -91,7 +91,7 @@ def load_model(path: str | os.PathLike[str], dtype: Any = "float32", backend: st
     dtype : dtype
         "float32" or "float64": what the values are converted to.
     backend : str
-        "numpy" or "cupy".
+        "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
     **fields
         Fields of `ViTConfig` to replace, such as ``drop_path_rate=0.1``, or to say what the files do not: without
         ``config.json`` a model of timm tells its sizes by its shapes, but not ``num_heads``, ``act_layer``,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+from minivit.arrays import dtype_named
 from minivit.kernels.cuda import runtime
 
 INSTALL = "pip install cupy-cuda13x 'cuda-toolkit[cccl,nvcc,nvrtc]==13.*'"
@@ -44,6 +45,13 @@ class Kernel(NamedTuple):
     registers: int
     stack: int
     shared: int
+
+
+def variants(name: str, dtype: str) -> list[tuple[str, ...]]:
+    """Return the options of all the ways in which the file `name` is compiled for `dtype`."""
+    of_rows = "Row<" in (runtime.FOLDER / f"{name}.cu").read_text(encoding="utf-8")
+    lanes = runtime.lanes_of(dtype_named(dtype)) if of_rows else []
+    return [runtime.options(dtype, one) for one in (None, *lanes)]
 
 
 def find_nvcc() -> Path:

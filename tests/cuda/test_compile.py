@@ -9,7 +9,7 @@ import importlib.util
 from importlib import metadata
 
 import pytest
-from compilers import ARCHITECTURES, COMPILERS, INSTALL, CompileError, find_nvcc
+from compilers import ARCHITECTURES, COMPILERS, INSTALL, CompileError, find_nvcc, variants
 
 from minivit.kernels.cuda import runtime
 
@@ -53,7 +53,7 @@ def compilers_are_installed() -> None:
 @pytest.mark.parametrize("name", runtime.sources())
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_a_source_compiles(compiler: str, name: str, dtype: str, arch: str) -> None:
-    for options in runtime.variants(name, dtype):
+    for options in variants(name, dtype):
         assert COMPILERS[compiler](runtime.source(name), options, arch)
 
 

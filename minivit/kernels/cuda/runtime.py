@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minivit.arrays import Array, dtype_named, is_out_of_memory, namespace
+from minivit.arrays import Array, is_out_of_memory, namespace
 from minivit.arrays.cuda import WAY_OUT, WHEELS, in_a_line
 from minivit.errors import UserError
 
@@ -67,7 +67,6 @@ class Lanes(NamedTuple):
 
 
 LANES = (Lanes(4, 1), Lanes(8, 1), Lanes(16, 1), Lanes(32, 1), Lanes(32, 2), Lanes(32, 4), Lanes(32, 8))
-OF_ROWS = ("layer_norm", "softmax")  # the files whose kernels are compiled for `Lanes`
 
 
 @functools.cache  # every pass over rows asks
@@ -79,11 +78,11 @@ def shared_rows(columns: int, dtype: Any, stride: int | None = None) -> tuple[La
 
 def lanes_for(columns: int, dtype: Any) -> Lanes | None:
     """Return how lanes share rows of so many `columns`, or None if they are too many for their registers."""
-    return next((lanes for lanes in _fitting(dtype) if lanes.lanes * lanes.chunks * pack(dtype) >= columns), None)
+    return next((lanes for lanes in lanes_of(dtype) if lanes.lanes * lanes.chunks * pack(dtype) >= columns), None)
 
 
-def _fitting(dtype: Any) -> list[Lanes]:
-    """Return what leaves room in the registers: 32 words of what a lane keeps of one row."""
+def lanes_of(dtype: Any) -> list[Lanes]:
+    """Return those of `LANES` for which there are registers: 32 words of what a lane keeps of one row."""
     return [lanes for lanes in LANES if lanes.chunks * pack(dtype) * acc_dtype(dtype).itemsize <= 32 * 4]
 
 
@@ -92,12 +91,6 @@ def options(dtype: str, lanes: Lanes | None = None) -> tuple[str, ...]:
     types = TYPES[dtype]
     rows = () if lanes is None else (f"-DLANES={lanes.lanes}", f"-DCHUNKS={lanes.chunks}")
     return "-std=c++17", f"-DREAL={types.real}", f"-DACC={types.acc}", f"-DTALL={TALL}", *types.needs, *rows
-
-
-def variants(name: str, dtype: str) -> list[tuple[str, ...]]:
-    """Return the options of all the ways in which the file `name` is compiled for `dtype`."""
-    rows = _fitting(dtype_named(dtype)) if name in OF_ROWS else []
-    return [options(dtype), *(options(dtype, lanes) for lanes in rows)]
 
 
 def sources() -> list[str]:
