@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from minivit.team import shared_array
+from minivit.engine.worker_pool import shared_array
 
 P = ParamSpec("P")
 R = TypeVar("R")

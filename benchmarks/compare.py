@@ -23,8 +23,8 @@ from benchmarks.sides import missing
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import COLUMNS, LEGEND, cells, heading, markdown, title_of
 from benchmarks.works import WORKS, Work, get_work
-from minivit.machine import cores
-from minivit.terminal import Terminal
+from minivit.cli.terminal import Terminal
+from minivit.engine.machine import cores
 
 
 def groups_of(work: Work, peers: Sequence[str], threads: int) -> tuple[dict[str, list[str]], list[str]]:

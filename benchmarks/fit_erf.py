@@ -1,4 +1,4 @@
-"""Print the coefficients that minivit/ops/erf.py and minivit/kernels/gelu.py state, with the error of each fit.
+"""Print the coefficients that minivit/ops/erf.py and minivit/kernels/numpy/gelu.py state, with the error of each fit.
 
 Needs mpmath; takes a few seconds.
 

@@ -29,11 +29,12 @@ from benchmarks.tables import heading, title_of
 from benchmarks.task import make_task
 from benchmarks.worker import peak_bytes, timed
 from benchmarks.works import WORKS, Work, get_work
-from minivit import engine, ops, team
-from minivit.config import ViTConfig
-from minivit.machine import cores
+from minivit import ops
+from minivit.engine import engine, worker_pool
+from minivit.engine.machine import cores
+from minivit.nn.config import ViTConfig
+from minivit.nn.vit import ViT
 from minivit.ops.attention import ALL
-from minivit.vit import ViT
 
 # While the context lasts, the gain is missing.
 Change: TypeAlias = Callable[[], AbstractContextManager[Any]]
@@ -100,7 +101,7 @@ VARIANTS: dict[str, Variant] = {
     "gelu": Variant("without GELU's (the block's on neither side)", _reference("EncoderBlock", "gelu"), None, NO_BLOCK),
     "layer-norm": Variant("without layer norm's (likewise)", _reference("EncoderBlock", "layer_norm"), None, NO_BLOCK),
     "kernels": Variant("without any kernel", _reference()),
-    "processes": Variant("threads instead of processes", _instead(team, "can_fork", lambda _: lambda: False)),
+    "processes": Variant("threads instead of processes", _instead(worker_pool, "can_fork", lambda _: lambda: False)),
     "pages": Variant("freed pages given back", _instead(engine, "keep_freed_pages", lambda _: lambda: False)),
     "class-token": Variant("all tokens of the last block", _instead(ViT, "queries", lambda _: lambda model, i: ALL)),
     "half": Variant("micro-batches of half the size", _micro_batches(lambda size: max(1, size // 2))),

@@ -32,7 +32,7 @@ from benchmarks.output import check_writable, write_json
 from benchmarks.rounds import WorkerError, run_worker
 from benchmarks.rows import OURS
 from benchmarks.surroundings import surroundings
-from minivit.terminal import Terminal
+from minivit.cli.terminal import Terminal
 
 SECONDS = 450  # of which the last processes may need some more
 _TURN, _QUICK_TURN = 0.6, 0.3  # seconds

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.config import ViTConfig
+from minivit.nn.config import ViTConfig
 
 
 class Product(NamedTuple):

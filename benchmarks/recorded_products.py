@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.machine import single_threaded_blas
-from minivit.team import Team, Together, shared_array
+from minivit.engine.machine import single_threaded_blas
+from minivit.engine.worker_pool import Team, Together, shared_array
 
 
 class Operand(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.products import Weights, products
 from benchmarks.works import Work, get_work
-from minivit.machine import cores
+from minivit.engine.machine import cores
 
 BASE = "train-w96"
 BATCH_SIZE = 64

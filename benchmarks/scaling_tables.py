@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.output import markdown_table
-from minivit.reporters import percent
+from minivit.cli.reporters import percent
 
 
 @dataclass(frozen=True)

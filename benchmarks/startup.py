@@ -31,8 +31,8 @@ from benchmarks.output import check_writable, write_json
 from benchmarks.startup_report import Side, report, table, verdict
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import heading
-from minivit.config import ViTConfig
 from minivit.errors import RunError
+from minivit.nn.config import ViTConfig
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("vit_tiny_patch16_224", "vit_tiny_patch4_32")

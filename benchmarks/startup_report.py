@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.output import markdown_table
 from benchmarks.ratios import Ratio, ratio_of_times, spread
-from minivit.reporters import percent
+from minivit.cli.reporters import percent
 
 BAR, AIM = 4.0, 8.0  # timm's time over ours
 

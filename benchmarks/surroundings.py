@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from minivit.machine import cores
+from minivit.engine.machine import cores
 
 _ROOT = Path(__file__).parent.parent
 _STEERING = ("BLIS_", "DNNL_", "GOTO_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TORCH", "XLA_")

@@ -104,7 +104,7 @@ def main() -> None:
     from benchmarks.sides import find_side  # after the processors are chosen
     from benchmarks.task import make_task
     from benchmarks.works import get_work
-    from minivit.machine import cores
+    from minivit.engine.machine import cores
 
     work = get_work(options.work, options.set)
     threads = options.threads or cores()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import minivit
-from minivit.config import ViTConfig
+from minivit.nn.config import ViTConfig
 
 
 @dataclass(frozen=True)

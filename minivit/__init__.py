@@ -10,17 +10,19 @@ dimages = model.backward(dlogits, cache)
 import importlib.util
 
 from minivit import layers, ops, testing
+from minivit import random as keys  # its name in earlier versions
 from minivit.arrays import to_backend, to_host
 from minivit.checking import gradcheck, gradcheck_layer, gradcheck_model
-from minivit.config import ViTConfig
 from minivit.engine import Engine
 from minivit.errors import RunError, UserError
-from minivit.keys import Key
-from minivit.layer import Layer
-from minivit.parameters import Parameter
-from minivit.presets import PRESETS, create_model, get_config
-from minivit.train.optim import SGD, Adam, AdamW
-from minivit.vit import ViT
+from minivit.nn import initializers
+from minivit.nn.config import ViTConfig
+from minivit.nn.layer import Layer
+from minivit.nn.parameters import Parameter
+from minivit.nn.presets import PRESETS, create_model, get_config
+from minivit.nn.vit import ViT
+from minivit.random import Key
+from minivit.train.optimizers import SGD, Adam, AdamW
 from minivit.weights import load_model, save_model
 
 if importlib.util.find_spec("minivit.kernels"):
@@ -46,6 +48,8 @@ __all__ = [
     "gradcheck",
     "gradcheck_layer",
     "gradcheck_model",
+    "initializers",
+    "keys",
     "layers",
     "load_model",
     "ops",

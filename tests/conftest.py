@@ -19,12 +19,12 @@ from forks import needs_fork
 from hypothesis import HealthCheck, settings
 from small_run import Listener, make_dataset, run_at
 
-from minivit import ops, team
+from minivit import ops
 from minivit.cli import main
-from minivit.inspect import figures
-from minivit.runs import Run
-from minivit.train import steps
-from minivit.train.loop import train
+from minivit.engine import worker_pool
+from minivit.train import curves, step
+from minivit.train.run_folder import Run
+from minivit.train.trainer import train
 
 settings.register_profile(
     "minivit", derandomize=True, deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def members(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What an engine's workers beside the caller are; threads where a system cannot fork."""
     if request.param == "threads":
-        monkeypatch.setattr(team, "can_fork", lambda: False)
+        monkeypatch.setattr(worker_pool, "can_fork", lambda: False)
     return str(request.param)
 
 
@@ -60,13 +60,13 @@ def computed(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the picture, which takes longer than such a run."""
-    monkeypatch.setattr(figures, "save_curves", lambda metrics, path: None)
+    monkeypatch.setattr(curves, "save_curves", lambda metrics, path: None)
 
 
 @pytest.fixture
 def reads_every_third_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device, let what steps came to be read that often."""
-    monkeypatch.setattr(steps, "_READ_EVERY", 3)
+    monkeypatch.setattr(step, "_READ_EVERY", 3)
 
 
 @pytest.fixture(scope="module")

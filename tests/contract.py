@@ -1,6 +1,6 @@
 """What every op and every layer promises: tests of a fixture `case`, which test_ops.py and test_layers.py provide.
 
-`ways` says how often an op is tested: as its reference, and on each array library that has a rival of it.
+`ways` says how often an op is tested: as its reference, and on each array library that has a kernel of it.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from hypothesis import strategies as st
 
 from minivit import Layer, ops, testing
 from minivit.arrays import Array, dtype_named, to_host
-from minivit.cases import Case
+from minivit.checking.cases import Case
 from minivit.ops import registry
-from minivit.ops.registry import Rival
+from minivit.ops.registry import Kernel
 
 STEP = 1e-20
 
 
 def ways(case: Case) -> Iterator[Case]:
-    """Yield the case as the reference runs it, and as each library runs it on which a rival covers it."""
+    """Yield the case as the reference runs it, and as each library runs it on which a kernel covers it."""
     yield by_reference(case)
-    for library in dict.fromkeys(rival.library for rival in rivals_of(case.op)):
+    for library in dict.fromkeys(kernel.library for kernel in kernels_of(case.op)):
         moved = case.on(library)
-        if any(rival_of(moved, dtype) for dtype in ("float32", "float64")):
+        if any(kernel_of_case(moved, dtype) for dtype in ("float32", "float64")):
             yield moved
 
 
-def rivals_of(name: str) -> tuple[Rival, ...]:
-    """Return the rivals of an op or of a layer; most layers can have none."""
-    return registry.rivals_of(name) if name in registry._rivals else ()
+def kernels_of(name: str) -> tuple[Kernel, ...]:
+    """Return the kernels of an op or of a layer; most layers can have none."""
+    return registry.kernels_of(name) if name in registry._kernels else ()
 
 
 def by_reference(case: Case) -> Case:
@@ -47,10 +47,10 @@ def by_reference(case: Case) -> Case:
     return replace(case, name=f"{case.name}-reference", forward=forward)
 
 
-def rival_of(case: Case, dtype: str) -> Rival | None:
-    """Return the rival that runs the case in `dtype`, or None where the reference does."""
+def kernel_of_case(case: Case, dtype: str) -> Kernel | None:
+    """Return the kernel that runs the case in `dtype`, or None where the reference does."""
     _, cache = case.forward(*case.make(0, dtype_named(dtype)))
-    return next((rival for rival in rivals_of(case.op) if type(own(cache)) is rival.cache), None)
+    return next((kernel for kernel in kernels_of(case.op) if type(own(cache)) is kernel.cache), None)
 
 
 def ops_of(case: Case) -> int:

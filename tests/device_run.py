@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from small_run import RECIPE, make_dataset, read, run_at
 
-from minivit.runs import Run
-from minivit.train.loop import Trainer
 from minivit.train.recipe import Recipe
+from minivit.train.run_folder import Run
+from minivit.train.trainer import Trainer
 
 
 def trainer(path: Path, recipe: Recipe = RECIPE, **options: Any) -> Trainer:

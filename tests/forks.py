@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from minivit import team
+from minivit.engine import worker_pool
 
-needs_fork = pytest.mark.skipif(not team.can_fork(), reason="this system, or this process, cannot fork")
+needs_fork = pytest.mark.skipif(not worker_pool.can_fork(), reason="this system, or this process, cannot fork")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.config import ViTConfig
-from minivit.vit import ViT
+from minivit.nn.config import ViTConfig
+from minivit.nn.vit import ViT
 from minivit.weights import read_tensors, save_model, write_tensors
 
 SMALL: dict[str, Any] = {

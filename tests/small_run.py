@@ -13,11 +13,11 @@ import pytest
 
 from minivit import ViT
 from minivit.data import Dataset
-from minivit.runs import Run
 from minivit.train.interrupt import Interrupted
-from minivit.train.loop import train
 from minivit.train.recipe import Recipe
 from minivit.train.reporter import StepReport
+from minivit.train.run_folder import Run
+from minivit.train.trainer import train
 from minivit.weights import read_tensors, write_tensors
 
 RATES = dict.fromkeys(("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.2)

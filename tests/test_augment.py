@@ -12,8 +12,8 @@ from strict import strict
 
 from minivit.arrays import library_name, to_backend, to_host
 from minivit.data import augment, channel_statistics, normalize, random_crop, random_flip
-from minivit.data.augment import channel_scale, training_images
-from minivit.keys import Key
+from minivit.ops.augment import channel_scale, training_images
+from minivit.random import Key
 
 SHAPES = st.tuples(st.integers(1, 7), st.integers(2, 11), st.integers(2, 13), st.integers(1, 3))
 SEEDS = st.integers(0, 2**31)

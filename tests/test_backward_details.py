@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minivit import Key, layers, ops
-from minivit.cases import LAYERS, Case
+from minivit.checking.cases import LAYERS, Case
 
 STEP = 1e-20
 

@@ -20,9 +20,9 @@ from benchmarks.sides.same_model import check_same_model
 from benchmarks.surroundings import surroundings
 from benchmarks.tables import cells, heading
 from benchmarks.works import get_work
-from minivit.config import ViTConfig
+from minivit.engine.machine import cores
 from minivit.errors import RunError, UserError
-from minivit.machine import cores
+from minivit.nn.config import ViTConfig
 
 
 @pytest.mark.parametrize(

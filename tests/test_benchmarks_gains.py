@@ -19,14 +19,15 @@ from benchmarks.rounds import WorkerError, run_worker
 from benchmarks.sides import minivit as minivit_side
 from benchmarks.task import make_task
 from benchmarks.works import Work
-from minivit import engine, ops, team
-from minivit.config import ViTConfig
-from minivit.kernels.attention import FastAttentionCache
-from minivit.kernels.encoder_block import FastBlockCache
-from minivit.kernels.gelu import FastGELUCache
-from minivit.kernels.layer_norm import FastLayerNormCache
+from minivit import ops
+from minivit.engine import engine, worker_pool
+from minivit.kernels.numpy.attention import FastAttentionCache
+from minivit.kernels.numpy.encoder_block import FastBlockCache
+from minivit.kernels.numpy.gelu import FastGELUCache
+from minivit.kernels.numpy.layer_norm import FastLayerNormCache
+from minivit.nn.config import ViTConfig
+from minivit.nn.vit import ViT
 from minivit.ops.attention import ALL
-from minivit.vit import ViT
 
 MICRO = Work("micro", "training", "vit_micro_patch4_8", {"depth": 2}, batch_size=150)  # micro-batches of 64
 LONG = Work("long", "prediction", "vit_micro_patch4_8", {"depth": 2, "img_size": 32}, batch_size=3)  # 65 tokens
@@ -49,7 +50,7 @@ def as_it_is(work_name: str) -> Any:
 def test_a_variant_computes_the_same_and_leaves_everything_as_it_was(name: str, work: Work) -> None:
     variant = gains.VARIANTS[name]
     expected = as_it_is(work.name)
-    places = [(ViTConfig, "micro_batch"), (ViT, "queries"), (team, "can_fork")]
+    places = [(ViTConfig, "micro_batch"), (ViT, "queries"), (worker_pool, "can_fork")]
     places += [(engine, name) for name in ("keep_freed_pages", "single_threaded_blas", "_SHARED_TOKENS")]
     before = [getattr(*place) for place in places]
     with variant.change():
@@ -89,9 +90,9 @@ def test_without_a_kernel_it_runs_nowhere_and_what_it_is_compared_with_has_it(na
 def test_each_other_gain_is_missing_in_its_variant() -> None:
     config = MICRO.config
     model = ViT(config)
-    assert (team.can_fork(), model.queries(1)) == (sys.platform == "linux", slice(0, 1))
+    assert (worker_pool.can_fork(), model.queries(1)) == (sys.platform == "linux", slice(0, 1))
     with gains.VARIANTS["processes"].change():
-        assert not team.can_fork()
+        assert not worker_pool.can_fork()
     with gains.VARIANTS["pages"].change():
         assert vars(engine)["keep_freed_pages"]() is False
     with gains.VARIANTS["class-token"].change():

@@ -19,8 +19,8 @@ from benchmarks.rounds import WorkerError, run_worker
 from benchmarks.task import make_task
 from benchmarks.works import Work
 from minivit.arrays import dtype_named
-from minivit.inspect.summary import summarize
-from minivit.precision import tf32_allowed
+from minivit.arrays.precision import tf32_allowed
+from minivit.nn.summary import summarize
 
 SIZE = 160_000
 

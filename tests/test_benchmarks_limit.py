@@ -15,8 +15,8 @@ from benchmarks.products import Product, Weights, products
 from benchmarks.sides.limit import layouts, prepare
 from benchmarks.task import make_task
 from benchmarks.works import WORKS, get_work
-from minivit.config import ViTConfig
-from minivit.team import shared_array
+from minivit.engine.worker_pool import shared_array
+from minivit.nn.config import ViTConfig
 
 SMALL = ["img_size=8", "embed_dim=8", "depth=2", "num_heads=2", "num_classes=3"]
 
@@ -90,7 +90,9 @@ def test_every_layout_computes_all_products(variant: str, monkeypatch: pytest.Mo
     work = work.changed(batch_size=1 if variant == "rows" else 5)
     done: list[int] = []
     monkeypatch.setattr(Product, "run", lambda self: done.append(self.flops))
-    monkeypatch.setattr("minivit.team.can_fork", lambda: False)  # a thread's work is seen here, a process's is not
+    monkeypatch.setattr(
+        "minivit.engine.worker_pool.can_fork", lambda: False
+    )  # a thread's work is seen here, a process's is not
     monkeypatch.setattr("threadpoolctl.threadpool_limits", lambda *limits, **kinds: None)
     prepare(make_task(work, threads=2), variant)()
     config = work.config

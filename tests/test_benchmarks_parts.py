@@ -22,7 +22,7 @@ from benchmarks.recorded_products import Notes, Operand, plain
 from benchmarks.task import make_task
 from benchmarks.works import Work
 from minivit import ops
-from minivit.inspect.summary import summarize
+from minivit.nn.summary import summarize
 
 MICRO = Work("micro", "training", "vit_micro_patch4_8", {"depth": 2}, batch_size=150)
 

@@ -54,7 +54,7 @@ _PEAK = """
 import numpy as np
 from pathlib import Path
 from benchmarks.worker import peak_bytes
-from minivit.team import Team, shared_array
+from minivit.engine.worker_pool import Team, shared_array
 
 def work(number, job, together):
     if number == 1:

@@ -21,7 +21,7 @@ from small_passes import (
 
 from minivit.arrays import Array
 from minivit.checking import Report, Row, gradcheck
-from minivit.checking.judge import Settings
+from minivit.checking.verdict import Settings
 
 
 class TestContracts:

@@ -19,10 +19,10 @@ from PIL import Image
 
 import minivit
 from minivit import ops
-from minivit.cases import CASES
+from minivit.checking.cases import CASES
 from minivit.cli import COMMANDS
 from minivit.data import normalize
-from minivit.train import loop
+from minivit.train import trainer
 
 # What succeeds
 
@@ -279,9 +279,9 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
 ) -> None:
     options = (squares, *TINY, "--epochs", 4)
     assert cli("train", *options, "--run", "whole").status == 0
-    end_epoch = loop.Trainer._end_epoch
+    end_epoch = trainer.Trainer._end_epoch
 
-    def fill_the_disk(self: loop.Trainer, epoch: int) -> dict[str, Any]:
+    def fill_the_disk(self: trainer.Trainer, epoch: int) -> dict[str, Any]:
         def full(descriptor: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -290,7 +290,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
         return end_epoch(self, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_end_epoch", fill_the_disk)
+        patch.setattr(trainer.Trainer, "_end_epoch", fill_the_disk)
         assert_refused(cli("train", *options, "--run", "full"), 1, "No space left", "full")
     assert cli("train", *options, "--run", "full", "--resume").status == 0
     assert weights(Path("full")) == weights(Path("whole"))
@@ -299,7 +299,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
 def test_resuming_a_finished_run_prints_its_result_again(
     cli: Minivit, squares: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop.Trainer, "fit", None)
+    monkeypatch.setattr(trainer.Trainer, "fit", None)
     said = cli("train", squares, "--run", run_folder, "--resume", "--json")
     assert said.status == 0
     assert said.json() == json.loads((run_folder / "result.json").read_text())

@@ -17,9 +17,9 @@ from strict import strict
 
 import minivit
 from minivit.cli import COMMANDS, main
-from minivit.train import loop
+from minivit.train import trainer
 from minivit.train.interrupt import Interrupted
-from minivit.train.loop import Trainer
+from minivit.train.trainer import Trainer
 from minivit.weights import read_tensors
 
 
@@ -116,7 +116,7 @@ def test_options_at_odds_are_refused_before_the_images_are_read(
     def read(*_: Any) -> None:
         raise AssertionError("the images were read")
 
-    monkeypatch.setattr("minivit.commands.train.open_dataset", read)
+    monkeypatch.setattr("minivit.cli.train.open_dataset", read)
     monkeypatch.setattr(strict, "compute_capability", lambda: (7, 5), raising=False)
     assert_refused(cli("train", "cifar10", *options), 2, *words)
     assert not list(Path.cwd().iterdir())
@@ -130,7 +130,7 @@ TOO_SMALL = [MemoryError("Out of memory allocating 1,024 bytes"), CUBLASError("C
 
 
 @pytest.mark.parametrize("error", TOO_SMALL, ids=str)
-@pytest.mark.parametrize("place", ["engine.Engine.predict", "commands.common.load_model"])
+@pytest.mark.parametrize("place", ["engine.Engine.predict", "cli.common.load_model"])
 def test_too_little_memory_to_predict_has_a_way_out(
     cli: Minivit, squares: Path, run_folder: Path, error: Exception, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,11 +290,11 @@ def test_images_that_moved(cli: Minivit, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_twice_says_how_to_go_on(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def twice(self: loop.Trainer, samples: Any) -> None:
+    def twice(self: trainer.Trainer, samples: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop.Trainer, "_step", twice)
+    monkeypatch.setattr(trainer.Trainer, "_step", twice)
     said = cli("train", squares, *TINY, "--run", "here", "--data", "some where")
     assert_refused(said, 1, "stopped at once", "--run here --data 'some where' --resume")
 

@@ -15,23 +15,22 @@ from typing import Any
 import contract
 import numpy as np
 import pytest
-from contract import assert_same_bits, by_reference, normal, ops_of, rival_of
+from contract import assert_same_bits, by_reference, kernel_of_case, normal, ops_of
 from cuda_on_cpu.emulator import ORDERS, thread_order
 from devices import DEVICES, needs_kernels
 from strict import strict
 
 from minivit import Key, UserError, ops
 from minivit.arrays import Array, dtype_named, to_backend, to_host
-from minivit.cases import CASES, Case
-from minivit.data.augment import channel_scale, training_images
+from minivit.checking.cases import CASES, Case
 from minivit.kernels.cuda import columns, elementwise, layer_norm, random, runtime
 from minivit.kernels.cuda.runtime import LANES, TYPES, acc_dtype, lanes_for, pack, source
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
+from minivit.ops.augment import channel_scale, training_images
 from minivit.ops.erf import _SINGLE
-from minivit.train.guard import judge
-from minivit.train.optim import gradient_norm
-from minivit.train.tally import note
-from minivit.train.updates import Group, adam_step
+from minivit.ops.grad_scaler import update_grad_scaler
+from minivit.ops.metrics import record_metrics
+from minivit.ops.update_rules import Group, adam_step, gradient_norm
 
 # Of the norm of each gradient: the bars of the project for a device. A layer of many ops rounds many times.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
@@ -69,7 +68,7 @@ def assert_near(got: Sequence[Array], expected: Sequence[Array], limit: float) -
 @pytest.mark.parametrize("dtype", TYPES)
 def test_every_op_and_the_block_have_kernels(device: str, dtype: str) -> None:
     """Where something in a block is random, its ops have them."""
-    without = {case.name for case in KERNELS if not rival_of(case.on(device), dtype)}
+    without = {case.name for case in KERNELS if not kernel_of_case(case.on(device), dtype)}
     assert without == {"EncoderBlock-drop", "EncoderBlock-queries-drop"}
 
 
@@ -136,8 +135,8 @@ def keys(count: int = 6) -> tuple[Key, Array]:
 @pytest.mark.parametrize("shape", [(6, 5, 7), (6, 1, 1)])
 def test_a_mask_has_the_same_bits_as_on_the_host(device: str, dtype: str, shape: tuple[int, ...]) -> None:
     key, samples = keys()
-    expected = key.fold("here").keep_mask(shape, 0.3, dtype)
-    got = replace(key, sample_ids=to_backend(samples, device)).fold("here").keep_mask(shape, 0.3, dtype)
+    expected = ops.keep_mask(key.fold("here"), shape, 0.3, dtype)
+    got = ops.keep_mask(replace(key, sample_ids=to_backend(samples, device)).fold("here"), shape, 0.3, dtype)
     assert_same_bits([to_host(got)], [expected])
 
 
@@ -207,7 +206,7 @@ def test_a_step_is_judged_as_on_the_host(device: str, dtype: str, scaled: bool, 
 
             def judged(library: str, given: Any = (state, loss, norm)) -> Array:
                 first, *others = (to_backend(np.asarray(x, dtype), library) for x in ((*given[0], 0), *given[1:]))
-                judge(first, *others, **options)
+                update_grad_scaler(first, *others, **options)
                 return to_host(first)
 
             np.testing.assert_allclose(judged(device), judged("numpy"), rtol=1e-6 if dtype == "float32" else 1e-12)
@@ -230,7 +229,7 @@ def test_what_a_step_came_to_is_noted_as_on_the_host(device: str, dtype: str, cl
     def noted(library: str) -> Array:
         given = np.full(3, 9, dtype), np.asarray(2.5, dtype), logits, labels, np.asarray(1, dtype)
         record, loss, scores, wanted, stopped = (to_backend(x, library) for x in given)
-        note(record, loss, scores, wanted, stopped)
+        record_metrics(record, loss, scores, wanted, stopped)
         return to_host(record)
 
     assert_same_bits([noted(device)], [noted("numpy")])
@@ -315,7 +314,7 @@ def test_what_is_drawn_at_the_rate_itself_is_kept(device: str) -> None:
     rate = float(key.bits((6, 5))[2, 3]) * 2.0**-32
     expected = key.keep_mask((6, 5), rate, "float64")
     assert expected[2, 3] > 0
-    got = replace(key, sample_ids=to_backend(samples, device)).keep_mask((6, 5), rate, "float64")
+    got = ops.keep_mask(replace(key, sample_ids=to_backend(samples, device)), (6, 5), rate, "float64")
     assert_same_bits([to_host(got)], [expected])
 
 

@@ -15,7 +15,7 @@ from strict import watch
 from minivit import AdamW, Engine, Key, ViT, ViTConfig
 from minivit.arrays import Array, backend, to_backend, to_host
 from minivit.errors import UserError
-from minivit.train.guard import Guard
+from minivit.train.grad_scaler import GradScaler
 
 CONFIG = ViTConfig(img_size=(8, 8), patch_size=(2, 4), embed_dim=48, depth=2, num_heads=3, num_classes=7)
 DROPS = dict.fromkeys(("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.2)
@@ -97,7 +97,7 @@ def test_nothing_crosses_or_waits_in_a_step(device: str, precision: str | None) 
     vit = model(device, **DROPS)
     images, labels, key = batch(device)
     engine, optimizer = Engine(vit, precision=precision), AdamW(vit)
-    guard = Guard(vit.parameters.store.values, clip_norm=1.0, scaled=precision == "float16")
+    guard = GradScaler(vit.parameters.store.values, clip_norm=1.0, scaled=precision == "float16")
 
     def one() -> None:
         loss, _ = engine.training_step(images, labels, key, 0.1, guard.loss_scale)
@@ -178,7 +178,7 @@ def test_a_hundred_steps_follow_the_losses_of_the_host(precision: str | None) ->
         generator = np.random.default_rng(2)
         optimizer = AdamW(vit, lr=1e-3)
         engine = Engine(vit, precision=precision)
-        guard = Guard(vit.parameters.store.values, 1.0, precision == "float16")
+        guard = GradScaler(vit.parameters.store.values, 1.0, precision == "float16")
         seen = []
         for _ in range(100):
             labels = generator.integers(0, 7, 32)

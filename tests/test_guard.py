@@ -9,8 +9,8 @@ import pytest
 from devices import nothing_crosses
 
 from minivit.arrays import to_backend, to_host
-from minivit.train.guard import FIRST_SCALING, GROWTH_STEPS, LARGEST_SCALE, Guard
-from minivit.train.tally import Record, Tally
+from minivit.train.grad_scaler import FIRST_SCALING, GROWTH_STEPS, LARGEST_SCALE, GradScaler
+from minivit.train.metrics import MetricsBuffer, Record
 
 pytestmark = pytest.mark.parametrize("backend", ["numpy", "strict"])
 
@@ -22,7 +22,7 @@ class Ward:
 
     def __init__(self, backend: str, clip_norm: float = 0.0, scaled: bool = False) -> None:
         self.backend = backend
-        self.guard = Guard(self.there([0.0, 0.0]), clip_norm, scaled)
+        self.guard = GradScaler(self.there([0.0, 0.0]), clip_norm, scaled)
 
     def there(self, numbers: Any) -> Any:
         return to_backend(np.array(numbers, np.float32), self.backend)
@@ -117,7 +117,7 @@ def test_records_are_read_together(backend: str) -> None:
     def there(numbers: Any, dtype: Any = np.float32) -> Any:
         return to_backend(np.array(numbers, dtype), backend)
 
-    tally = Tally(there([0.0]), 3)
+    tally = MetricsBuffer(there([0.0]), 3)
     logits, stopped = there([[1, 2, 0], [5, 1, 1], [0, 1, 7]]), there(0.0)
     assert tally.read() == []
     for labels in ([1, 0, 2], [1, 1, 1], [0, 0, 0]):

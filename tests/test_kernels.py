@@ -1,4 +1,4 @@
-"""Every rival computes what its op does, in pieces too, on the calls that it covers and no others.
+"""Every kernel computes what its op does, in pieces too, on the calls that it covers and no others.
 
 Where attention, GELU and layer norm are hard to compute, test_kernels_extremes.py looks.
 """
@@ -18,15 +18,15 @@ from typing import Any
 import contract
 import numpy as np
 import pytest
-from contract import assert_same_bits, by_reference, held, normal, ops_of, own, rival_of, rivals_of, ways
+from contract import assert_same_bits, by_reference, held, kernel_of_case, kernels_of, normal, ops_of, own, ways
 from hypothesis import given
 from hypothesis import strategies as st
 
 import minivit
 from minivit import Engine, Key, ViT, ViTConfig, layers, ops, testing
 from minivit.arrays import Array
-from minivit.cases import CASES, OPS, Case
-from minivit.kernels.pieces import pieces
+from minivit.checking.cases import CASES, OPS, Case
+from minivit.kernels.numpy.pieces import pieces
 from minivit.ops import registry
 from minivit.ops.softmax import SoftmaxCache
 
@@ -34,14 +34,15 @@ from minivit.ops.softmax import SoftmaxCache
 # and 1.1e-16 in float64; the largest difference measured is four of these for an op, twenty for a layer of many ops.
 TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
 
-COVERED = [(case.on("numpy"), dtype) for case in CASES for dtype in TOLERANCE if rival_of(case.on("numpy"), dtype)]
+ON_NUMPY = [case.on("numpy") for case in CASES]
+COVERED = [(case, dtype) for case in ON_NUMPY for dtype in TOLERANCE if kernel_of_case(case, dtype)]
 covered = pytest.mark.parametrize(("case", "dtype"), COVERED, ids=lambda value: str(value).replace("-numpy", ""))
 
 LIMITS = [1, 400]  # bytes that fit in cache: a row to a piece, and several rows with fewer in the last piece
 
 
 def cut_to(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr("minivit.kernels.pieces._CACHE", limit)
+    monkeypatch.setattr("minivit.kernels.numpy.pieces._CACHE", limit)
 
 
 def passes(case: Case, arrays: Sequence[Array], keep: bool = True) -> list[Array]:
@@ -69,7 +70,7 @@ def assert_near(got: Sequence[Array], expected: Sequence[Array], limit: float) -
 
 @covered
 @pytest.mark.parametrize("sizes", [{}, {"B": 1, "N": 1, "D": 1}, {"B": 1}, {"N": 1}, {"B": 11, "N": 17}], ids=str)
-def test_rival_equals_its_op(case: Case, dtype: str, sizes: dict[str, int]) -> None:
+def test_kernel_equals_its_op(case: Case, dtype: str, sizes: dict[str, int]) -> None:
     for seed in range(3):
         arrays = case.make(seed, dtype, sizes)
         assert_near(passes(case, arrays), passes(by_reference(case), arrays), tolerance(case, dtype))
@@ -77,7 +78,7 @@ def test_rival_equals_its_op(case: Case, dtype: str, sizes: dict[str, int]) -> N
 
 @covered
 @pytest.mark.parametrize("limit", LIMITS)
-def test_rival_in_pieces_equals_its_op(case: Case, dtype: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_in_pieces_equals_its_op(case: Case, dtype: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = case.make(0, dtype, {"B": 11})
     whole, expected = passes(case, arrays, keep=False), passes(by_reference(case), arrays)
     cut_to(monkeypatch, limit)
@@ -87,7 +88,7 @@ def test_rival_in_pieces_equals_its_op(case: Case, dtype: str, limit: int, monke
 
 
 @covered
-def test_rival_reads_no_memory_that_it_has_not_set(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_reads_no_memory_that_it_has_not_set(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = case.make(0, dtype, {"D": 6})  # fewer heads, and fewer numbers in each, than tokens
     expected = passes(case, arrays)
 
@@ -107,10 +108,10 @@ def test_rival_reads_no_memory_that_it_has_not_set(case: Case, dtype: str, monke
 
 
 @pytest.mark.parametrize("case", dict.fromkeys(case for case, _ in COVERED), ids=str)
-def test_a_cache_of_a_rival_is_no_other_ones(case: Case) -> None:
+def test_a_cache_of_a_kernel_is_no_other_ones(case: Case) -> None:
     """The class of the cache decides the backward pass."""
     _, cache = by_reference(case).forward(*case.make(0, "float32"))
-    classes = [type(own(cache)), *(rival.cache for rival in rivals_of(case.op))]
+    classes = [type(own(cache)), *(kernel.cache for kernel in kernels_of(case.op))]
     assert len(set(classes)) == len(classes)
 
 
@@ -148,18 +149,18 @@ ELSEWHERE: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_what_a_rival_does_not_cover_goes_to_the_reference(name: str) -> None:
     y, cache = ELSEWHERE[name]()
-    assert type(cache) not in [rival.cache for rival in rivals_of(name.partition("-")[0])]
+    assert type(cache) not in [kernel.cache for kernel in kernels_of(name.partition("-")[0])]
     with ops.reference_only():
         assert_same_bits([y], [ELSEWHERE[name]()[0]])
 
 
 @pytest.fixture
 def softmax_rivals() -> Iterator[None]:
-    rivals = registry._rivals["softmax"]
-    before = rivals[:]
-    rivals[:] = [rival for rival in rivals if rival.library != "strict"]
+    kernels = registry._kernels["softmax"]
+    before = kernels[:]
+    kernels[:] = [kernel for kernel in kernels if kernel.library != "strict"]
     yield
-    rivals[:] = before
+    kernels[:] = before
 
 
 @pytest.mark.usefixtures("softmax_rivals")
@@ -177,15 +178,15 @@ def test_a_rival_for_another_library_joins_the_contract() -> None:
         dx: Array = inspect.unwrap(ops.softmax_backward)(dy, cache)
         return dx
 
-    rival = ops.Rival("strict", lambda x, keep=True: True, forward, backward, StrictCache)
+    kernel = ops.Kernel("strict", lambda x, keep=True: True, forward, backward, StrictCache)
     softmax = next(case for case in OPS if case.name == "softmax")
     assert [case.name for case in ways(softmax)] == ["softmax-reference"]
-    ops.register_rival("softmax", rival)
+    ops.register_kernel("softmax", kernel)
     _, moved = ways(softmax)
     assert moved.name == "softmax-strict"
     arrays = moved.make(0, "float64")
     testing.assert_gradients(moved.forward, moved.backward, *arrays, method="central")
-    registry._rivals["softmax"][0] = replace(rival, backward=lambda dy, cache: dy)
+    registry._kernels["softmax"][0] = replace(kernel, backward=lambda dy, cache: dy)
     with pytest.raises(AssertionError):
         testing.assert_gradients(moved.forward, moved.backward, *arrays, method="central")
 
@@ -224,13 +225,13 @@ STEP = """
 import json, sys
 import numpy as np
 import minivit
-from minivit.ops.registry import rivals_of
+from minivit.ops.registry import kernels_of
 model = minivit.ViT(minivit.ViTConfig(**json.loads(sys.argv[1])), seed=1)
 with np.load(sys.argv[2]) as batch, minivit.Engine(model, 2, 2) as engine:
     loss = engine.loss_and_gradients(batch["images"], batch["labels"])
     logits = engine.predict(batch["images"])
 np.savez(sys.argv[3], loss=loss, gradients=model.parameters.store.gradients, logits=logits)
-print(minivit.__file__, rivals_of("attention"))
+print(minivit.__file__, kernels_of("attention"))
 """
 
 

@@ -1,4 +1,4 @@
-"""The rivals where it is hard to compute: scores beyond the range of exp, the tails of GELU, rows far from 0."""
+"""The kernels where it is hard to compute: scores beyond the range of exp, the tails of GELU, rows far from 0."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tokens_with_scores(offsets: Array) -> Array:
 
 
 def assert_attention(qkv: Array, dy: Array, dtype: str, score: float, queries: slice = slice(None)) -> None:
-    """Assert that the rival is as near to the reference in float64 as the rounding of scores up to `score` allows.
+    """Assert that the kernel is as near to the reference in float64 as the rounding of scores up to `score` allows.
 
     exp turns an error of a score into a relative one of its weight; a score has some roundings of its own size.
     """

@@ -15,7 +15,7 @@ from contract import normal
 
 from minivit import Key, Layer, layers, ops
 from minivit.arrays import Array
-from minivit.cases import LAYERS, Case
+from minivit.checking.cases import LAYERS, Case
 
 
 @pytest.fixture(scope="module", params=LAYERS, ids=str)

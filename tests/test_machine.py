@@ -12,7 +12,7 @@ import numpy as np
 import threadpoolctl
 from forks import needs_fork
 
-from minivit.machine import forget_pages, single_threaded_blas
+from minivit.engine.machine import forget_pages, single_threaded_blas
 
 
 def blas_threads() -> set[int]:

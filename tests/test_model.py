@@ -23,6 +23,7 @@ from minivit import (
     gradcheck_model,
     initializers,
     layers,
+    ops,
 )
 from minivit.arrays import Array
 
@@ -211,16 +212,16 @@ def test_each_place_draws_its_own_dropout() -> None:
     vit = model(**dropping(0.5), depth=4)
     key = Key(0, 0, np.arange(64))
     seen: dict[str, bytes] = {}
-    original = Key.keep_mask
+    original = ops.keep_mask
 
-    def spy(self: Key, *args: Any) -> Array:
-        mask = original(self, *args)
-        assert self.place not in seen
-        seen[self.place] = mask.reshape(64, -1)[:, 0].tobytes()
+    def spy(key: Key, *args: Any) -> Array:
+        mask = original(key, *args)
+        assert key.place not in seen
+        seen[key.place] = mask.reshape(64, -1)[:, 0].tobytes()
         return mask
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Key, "keep_mask", spy)
+        patch.setattr(ops, "keep_mask", spy)
         vit.forward(images(64), key)
     assert len(set(seen.values())) == len(seen) == 2 + 4 * 6 - 2  # the first block drops no path
 

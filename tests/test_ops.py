@@ -17,7 +17,7 @@ from strict import strict
 
 from minivit import ops
 from minivit.arrays import Array, to_backend
-from minivit.cases import OPS, Case
+from minivit.checking.cases import OPS, Case
 from minivit.ops import registry
 
 SIZE = st.integers(1, 6)
@@ -322,7 +322,7 @@ def test_backward_without_a_cache_says_why(case_: Case) -> None:
 
 
 class DoubledCache(tuple[()]):
-    """The cache of a rival of softmax that is easily told from the reference."""
+    """The cache of a kernel of softmax that is easily told from the reference."""
 
 
 def double(x: Array, *, keep: bool = True) -> tuple[Array, DoubledCache | None]:
@@ -334,9 +334,9 @@ def test_a_rival_runs_where_it_covers_and_its_cache_decides_the_backward_pass() 
     reference, reference_cache = ops.softmax(x)
     assert reference_cache is not None
     dx = ops.softmax_backward(x, reference_cache)
-    rival = ops.Rival("numpy", lambda x, keep=True: x.ndim == 2, double, lambda dy, cache: 2.0 * dy, DoubledCache)
-    before = registry.rivals_of("softmax")
-    ops.register_rival("softmax", rival)
+    kernel = ops.Kernel("numpy", lambda x, keep=True: x.ndim == 2, double, lambda dy, cache: 2.0 * dy, DoubledCache)
+    before = registry.kernels_of("softmax")
+    ops.register_kernel("softmax", kernel)
     try:
         y, cache = ops.softmax(x)
         assert cache is not None
@@ -348,9 +348,9 @@ def test_a_rival_runs_where_it_covers_and_its_cache_decides_the_backward_pass() 
             assert_same_bits([ops.softmax(x)[0]], [reference])
             assert_same_bits([ops.softmax_backward(x, cache)], [2.0 * x])
     finally:
-        registry._rivals["softmax"][:] = before
+        registry._kernels["softmax"][:] = before
     with pytest.raises(ValueError, match=r"no op called 'softmin'; the ops are .*attention, cross_entropy"):
-        ops.register_rival("softmin", rival)
+        ops.register_kernel("softmin", kernel)
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])

@@ -12,9 +12,10 @@ from contract import assert_close, assert_same_bits, normal
 
 from minivit import SGD, Adam, AdamW, Layer, Parameter, UserError, ViT, ViTConfig, initializers, layers
 from minivit.arrays import Array, to_backend, to_host
-from minivit.parameters import FlatStore
-from minivit.train import Group, updates
-from minivit.train.optim import Optimizer, clip_gradients, groups_of
+from minivit.nn.parameters import FlatStore
+from minivit.ops import update_rules
+from minivit.train import Group
+from minivit.train.optimizers import Optimizer, clip_gradients, groups_of
 
 STEPS = 5
 
@@ -171,7 +172,7 @@ def test_the_size_of_the_pieces_does_not_change_a_bit(
         return layer.parameters.store.values
 
     whole = run()
-    monkeypatch.setattr(updates, "_CHUNK", chunk)
+    monkeypatch.setattr(update_rules, "_CHUNK", chunk)
     assert_same_bits([run()], [whole])
 
 

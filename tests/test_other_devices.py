@@ -13,8 +13,8 @@ from minivit import SGD, Adam, AdamW, Engine, Key, ViT, ViTConfig, ops
 from minivit.arrays import Array, backend, on_device_of, to_backend, to_host
 from minivit.errors import UserError
 from minivit.train.evaluate import evaluate
-from minivit.train.guard import Guard
-from minivit.train.optim import clip_gradients
+from minivit.train.grad_scaler import GradScaler
+from minivit.train.optimizers import clip_gradients
 
 CONFIG = ViTConfig(img_size=(4, 9), patch_size=(2, 3), embed_dim=6, depth=1, num_heads=2, num_classes=7)
 IMAGES = np.random.default_rng(0).standard_normal((3, 4, 9, 3)).astype("float32")
@@ -43,7 +43,7 @@ def there(x: Array) -> Any:
 def test_a_step_runs_on_the_device_of_the_model(vit: ViT, optimizer: Any, precision: str | None) -> None:
     images, labels, samples = there(IMAGES), there(np.array([6, 0, 3])), there(np.arange(3))
     engine, update = Engine(vit, precision=precision), optimizer(vit, lr=0.1)
-    guard = Guard(vit.parameters.store.values, 1.0, precision == "float16")
+    guard = GradScaler(vit.parameters.store.values, 1.0, precision == "float16")
     before = to_host(vit.parameters.store.values)
     loss, logits = engine.training_step(images, labels, Key(0, 0, samples), loss_scale=guard.loss_scale)
     clip_gradients(vit.parameters.store, 1.0)

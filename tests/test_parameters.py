@@ -13,7 +13,7 @@ from contract import assert_close, normal
 
 from minivit import Layer, Parameter, UserError, ViT, layers
 from minivit.arrays import Array
-from minivit.parameters import ALIGNMENT, FlatStore
+from minivit.nn.parameters import ALIGNMENT, FlatStore
 
 
 def test_parameter_names_and_their_order_are_those_of_the_field() -> None:

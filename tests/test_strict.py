@@ -16,8 +16,8 @@ from strict import LeakError, StrictArray, strict, watch
 
 from minivit import SGD, Adam, AdamW, Engine, Key, ViT, ViTConfig, arrays, ops
 from minivit.arrays import Array, to_backend, to_host
-from minivit.cases import CASES, Case
-from minivit.train.optim import clip_gradients
+from minivit.checking.cases import CASES, Case
+from minivit.train.optimizers import clip_gradients
 
 CONFIG = ViTConfig(
     img_size=(4, 9), patch_size=(2, 3), embed_dim=6, depth=2, num_heads=2, num_classes=7,

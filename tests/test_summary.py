@@ -10,8 +10,8 @@ from PIL import Image
 
 from minivit import Key, ViT, ViTConfig, get_config
 from minivit.errors import RunError
-from minivit.inspect.figures import save_curves
-from minivit.inspect.summary import summarize
+from minivit.nn.summary import summarize
+from minivit.train.curves import save_curves
 
 RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 ODD: dict[str, Any] = {

@@ -21,12 +21,12 @@ from small_run import (
 
 from minivit import Engine, UserError, ViT, load_model
 from minivit.data import normalize
-from minivit.runs import Run, latest_run_path, next_run_path
-from minivit.train import loop
+from minivit.train import trainer
 from minivit.train.evaluate import Evaluation, evaluate
 from minivit.train.interrupt import Interrupted
-from minivit.train.loop import Trainer, train
+from minivit.train.run_folder import Run, latest_run_path, next_run_path
 from minivit.train.setup import model_config
+from minivit.train.trainer import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -198,7 +198,7 @@ def test_the_test_set_is_touched_once_at_the_end(tmp_path: Path, monkeypatch: py
         measured.append((np.shares_memory(images, dataset.test_images), len(images)))
         return evaluate(engine, images, *rest)
 
-    monkeypatch.setattr(loop, "evaluate", spy)
+    monkeypatch.setattr(trainer, "evaluate", spy)
     train(run_at(tmp_path / "run"), dataset, Listener())
     assert measured == [(False, 7), (False, 7), (False, 7), (True, 13)]
 

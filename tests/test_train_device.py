@@ -25,12 +25,12 @@ from small_run import (
 from strict import watch
 
 from minivit import UserError, ops
-from minivit.data.augment import channel_scale
 from minivit.data.batches import batches
-from minivit.runs import Run
-from minivit.train import feed, guard, steps
+from minivit.ops.augment import channel_scale
+from minivit.train import data_loader, grad_scaler, step
 from minivit.train.interrupt import Interrupted
-from minivit.train.loop import Trainer, train
+from minivit.train.run_folder import Run
+from minivit.train.trainer import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
 
@@ -63,22 +63,22 @@ def test_nothing_crosses_or_waits_in_micro_batches(tmp_path: Path) -> None:
 
 
 def reads_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    factor = guard.Guard.factor
+    factor = grad_scaler.GradScaler.factor
 
-    def wrong(self: guard.Guard, loss: Any, gradients: Any) -> Any:
+    def wrong(self: grad_scaler.GradScaler, loss: Any, gradients: Any) -> Any:
         return factor(self, loss, gradients) if float(loss) < 1e9 else None
 
-    monkeypatch.setattr(guard.Guard, "factor", wrong)
+    monkeypatch.setattr(grad_scaler.GradScaler, "factor", wrong)
 
 
 def brings_numbers_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = feed.Feed.batch
+    batch = data_loader.Feed.batch
 
-    def wrong(self: feed.Feed, *args: Any) -> Any:
+    def wrong(self: data_loader.Feed, *args: Any) -> Any:
         self._scale, self._shift = channel_scale((0.5,), (0.25,), "float32", self._library)
         return batch(self, *args)
 
-    monkeypatch.setattr(feed.Feed, "batch", wrong)
+    monkeypatch.setattr(data_loader.Feed, "batch", wrong)
 
 
 @pytest.mark.parametrize(("fault", "expected"), [(reads_the_loss, (0, 2, 2)), (brings_numbers_along, (4, 0, 0))])
@@ -108,7 +108,7 @@ def test_a_run_on_a_device_is_that_of_the_host_up_to_rounding(
 def test_how_often_is_read_changes_no_bit(tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [run_at(tmp_path / name) for name in ("three", "other")]
     train(runs[0], make_dataset(), Listener(), backend="strict")
-    monkeypatch.setattr(steps, "_READ_EVERY", every)
+    monkeypatch.setattr(step, "_READ_EVERY", every)
     train(runs[1], make_dataset(), Listener(), backend="strict")
     assert bits(runs[0]) == bits(runs[1])
 
@@ -187,11 +187,11 @@ def test_a_checkpoint_of_before_loss_scales_is_read(tmp_path: Path) -> None:
 @needs_kernels
 def test_the_loss_scale_is_kept(tmp_path: Path) -> None:
     of = trainer(tmp_path / "run", precision="float16")
-    of.steps.guard.go_on_with((512.0, 7))
+    of.steps.grad_scaler.go_on_with((512.0, 7))
     of._checkpoint()
     of = Trainer(of.run, make_dataset(), backend="strict", precision="float16")
     of._begin(resume=True)
-    assert of.steps.guard.scaling() == (512.0, 7)
+    assert of.steps.grad_scaler.scaling() == (512.0, 7)
     plain = Trainer(of.run, make_dataset())
     plain._begin(resume=True)
     plain._checkpoint()

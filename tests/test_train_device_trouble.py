@@ -17,12 +17,12 @@ from small_run import RECIPE, Listener, ask_to_stop, make_dataset, run_at, stopp
 from minivit import RunError, ViT, load_model
 from minivit.arrays import to_host
 from minivit.data.batches import batches
-from minivit.micro_batches import take
-from minivit.runs import Run
-from minivit.train import steps
+from minivit.engine.micro_batches import take
+from minivit.train import step
 from minivit.train.interrupt import Interrupted
-from minivit.train.loop import Trainer, train
 from minivit.train.memory import OutOfMemoryError, images_that_fit
+from minivit.train.run_folder import Run
+from minivit.train.trainer import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
 def test_the_first_loss_that_is_not_finite_is_named_as_on_the_host(
     tmp_path: Path, lr: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "_READ_EVERY", 100)
+    monkeypatch.setattr(step, "_READ_EVERY", 100)
     said = []
     for backend in ("numpy", "strict"):
         run = run_at(tmp_path / backend, replace(RECIPE, lr=lr, optimizer="sgd", clip_norm=0.0))
@@ -96,7 +96,7 @@ def test_a_gradient_that_is_not_finite_is_named_though_later_steps_had_others(
 
 
 def test_too_little_memory_for_the_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minivit.train.loop.Feed", full)
+    monkeypatch.setattr("minivit.train.trainer.Feed", full)
     monkeypatch.setattr("minivit.train.memory.free_memory", lambda library: 3 << 20)
     with pytest.raises(OutOfMemoryError, match=r"before the first step; 3 MiB are free\. Take a smaller --model"):
         trainer(tmp_path / "run")
@@ -122,7 +122,7 @@ def test_out_of_memory_says_what_fits_and_that_works(
             raise MemoryError("Out of memory allocating 1,024 bytes")
         take(replica, batch, step, parts, index)
 
-    monkeypatch.setattr("minivit.device_step.take", hungry)
+    monkeypatch.setattr("minivit.engine.device_step.take", hungry)
     with pytest.raises(OutOfMemoryError) as raised:
         of.fit(Listener(), False, 1e9)
     assert raised.value.micro_batch == 4
@@ -150,7 +150,7 @@ def full(*_: Any, **__: Any) -> Any:
 
 @pytest.mark.parametrize(
     "place",
-    ["train.feed.Feed.order", "train.tally.Tally.read", "train.optim.AdamW.state", "weights.load_model"],
+    ["train.data_loader.Feed.order", "train.metrics.MetricsBuffer.read", "train.optimizers.AdamW.state", "weights.load_model"],
 )
 def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
     tmp_path: Path, on_host: Run, place: str, monkeypatch: pytest.MonkeyPatch
@@ -170,7 +170,7 @@ def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
 
 def test_too_little_memory_for_a_run_that_was_begun_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped_run(tmp_path / "run")
-    monkeypatch.setattr("minivit.train.loop.Feed", full)
+    monkeypatch.setattr("minivit.train.trainer.Feed", full)
     with pytest.raises(
         OutOfMemoryError, match=r"before the first step\. .* --resume goes on .* --backend numpy"
     ) as raised:
@@ -181,8 +181,8 @@ def test_too_little_memory_for_a_run_that_was_begun_elsewhere(tmp_path: Path, mo
 def test_too_little_memory_to_evaluate_as_many_as_are_taken_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minivit.train.loop.evaluate", full)
-    monkeypatch.setattr("minivit.train.loop.DEVICE_BATCH", 5)
+    monkeypatch.setattr("minivit.train.trainer.evaluate", full)
+    monkeypatch.setattr("minivit.train.trainer.DEVICE_BATCH", 5)
     for micro_batch, words in ((None, "taking 5 images at a time. About 2"), (4, "taking 4 images at a time. About 2")):
         of = trainer(tmp_path / f"run{micro_batch}", micro_batch=micro_batch)
         monkeypatch.setattr("minivit.train.memory.free_memory", lambda library, of=of: 3 * of.bytes_per_image)

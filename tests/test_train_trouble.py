@@ -23,11 +23,11 @@ from small_run import (
 
 from minivit import AdamW, RunError, UserError, ViT, load_model
 from minivit.files import locked
-from minivit.inspect.trace import first_non_finite, first_non_finite_gradient
-from minivit.runs import Run
-from minivit.train.loop import Trainer, train
+from minivit.train.diagnostics import first_non_finite, first_non_finite_gradient
 from minivit.train.recipe import Recipe
+from minivit.train.run_folder import Run
 from minivit.train.setup import model_config
+from minivit.train.trainer import Trainer, train
 from minivit.weights import read_tensors, write_tensors
 
 pytestmark = pytest.mark.usefixtures("no_curves")

@@ -18,8 +18,9 @@ from contract import assert_same_bits
 from forks import needs_fork
 from small_vit import batch, in_a_worker, model, step
 
-from minivit import Engine, RunError, ViT, ops, team
+from minivit import Engine, RunError, ViT, ops
 from minivit.arrays import Array
+from minivit.engine import worker_pool
 
 
 def test_processes_and_threads_give_the_same_bits(members: str) -> None:
@@ -167,7 +168,7 @@ def test_no_more_workers_than_parts() -> None:
     images, _, _ = batch()
     with Engine(model(), 9, 5) as engine:
         engine.predict(images)
-        assert len(multiprocessing.active_children()) == (2 if team.can_fork() else 0)
+        assert len(multiprocessing.active_children()) == (2 if worker_pool.can_fork() else 0)
 
 
 def test_complex_values_take_soft_targets() -> None:
@@ -198,7 +199,7 @@ def test_an_interrupted_step_does_not_spoil_the_next(
             raise KeyboardInterrupt
         return forward(self, *args)
 
-    def interrupted_turn(self: team.Together) -> None:
+    def interrupted_turn(self: worker_pool.Together) -> None:
         raise KeyboardInterrupt
 
     with Engine(vit, 2, 1) as engine:

@@ -21,7 +21,8 @@ from contract import assert_same_bits
 from forks import needs_fork
 from small_vit import batch, in_a_worker, model
 
-from minivit import Engine, RunError, ViT, team
+from minivit import Engine, RunError, ViT
+from minivit.engine import worker_pool
 
 
 @needs_fork
@@ -63,7 +64,7 @@ def test_workers_end_with_their_engine() -> None:
     images, labels, key = batch()
     engine = Engine(model(), 3, 2)
     engine.loss_and_gradients(images, labels, key)
-    assert len(multiprocessing.active_children()) >= 2 or not team.can_fork()
+    assert len(multiprocessing.active_children()) >= 2 or not worker_pool.can_fork()
     engine.close()
     engine.close()
     assert multiprocessing.active_children() == []

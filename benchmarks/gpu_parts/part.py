@@ -25,8 +25,8 @@ from benchmarks.gpu_parts.works import PRECISIONS, TRAIN_BASE, TRAIN_TINY
 from benchmarks.task import make_task
 from benchmarks.works import Work
 from minivit.arrays import backend, dtype_named
-from minivit.machine import cores
-from minivit.precision import tf32
+from minivit.arrays.precision import tf32
+from minivit.engine.machine import cores
 
 WORKS = {work.name: work for work in (TRAIN_TINY, TRAIN_BASE)}  # of which claims are made
 

@@ -14,7 +14,6 @@ import numpy as np
 from benchmarks.gpu_parts.arrays import bytes_of, numbers
 from minivit import ops
 from minivit.arrays import Array
-from minivit.data.augment import channel_scale, training_images
 from minivit.kernels.cuda.columns import column_sums
 from minivit.kernels.cuda.gelu import bias_gelu, bias_gelu_backward
 from minivit.kernels.cuda.heads import merge_heads, split_heads
@@ -22,9 +21,9 @@ from minivit.kernels.cuda.layer_norm import normalize, normalize_backward
 from minivit.kernels.cuda.linear import add_bias
 from minivit.kernels.cuda.runtime import acc_dtype, whole_packs
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
-from minivit.keys import Key
-from minivit.train.optim import gradient_norm
-from minivit.train.updates import Group, adam_step
+from minivit.ops.augment import channel_scale, training_images
+from minivit.ops.update_rules import Group, adam_step, gradient_norm
+from minivit.random import Key
 
 WIDTHS = (192, 768)  # D of the models
 HIDDEN_WIDTHS = (768, 3072)

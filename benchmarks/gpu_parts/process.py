@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rounds import WorkerError
-from minivit.machine import cores
+from minivit.engine.machine import cores
 
 _ROOT = Path(__file__).parent.parent.parent
 _PATIENCE = 10.0  # seconds for an end

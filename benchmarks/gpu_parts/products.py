@@ -11,9 +11,9 @@ from benchmarks.gpu_parts.arrays import numbers
 from benchmarks.gpu_parts.errors import answered
 from benchmarks.gpu_parts.works import TRAIN_BASE, TRAIN_TINY
 from minivit.arrays import Array
-from minivit.config import ViTConfig
 from minivit.kernels.cuda.products import product
 from minivit.kernels.cuda.runtime import acc_dtype, whole_packs
+from minivit.nn.config import ViTConfig
 
 SQUARE = 8192
 

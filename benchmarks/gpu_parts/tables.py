@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.gpu_parts.compare import Comparison
 from benchmarks.gpu_parts.works import PRECISIONS
 from benchmarks.tables import COLUMNS, cells
-from minivit.terminal import Terminal
+from minivit.cli.terminal import Terminal
 
 LEGEND = (
     "images/s and ms a step: median of the rounds; spread: their range. peak MB: the most taken from the driver, by "

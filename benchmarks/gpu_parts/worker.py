@@ -20,7 +20,7 @@ from benchmarks.gpu_parts.errors import answered
 from benchmarks.gpu_parts.step import Step, step_times
 from benchmarks.gpu_parts.works import PRECISIONS, WORKS
 from benchmarks.task import make_task
-from minivit.machine import cores
+from minivit.engine.machine import cores
 
 # The module, and what its prepare is told beside the task and the precision.
 SYSTEMS: dict[str, tuple[str, dict[str, str]]] = {

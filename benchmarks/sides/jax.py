@@ -14,7 +14,7 @@ import optax
 from benchmarks.sides.same_model import check_same_model
 from benchmarks.task import BETAS, EPS, LR, WEIGHT_DECAY, Task
 from minivit.arrays import Array
-from minivit.config import ViTConfig
+from minivit.nn.config import ViTConfig
 
 
 def _layer_norm(p: Any, name: str, x: Any, eps: float) -> Any:

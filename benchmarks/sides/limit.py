@@ -21,7 +21,7 @@ from benchmarks.sides import minivit
 from benchmarks.task import Task
 from benchmarks.works import Work
 from minivit.arrays import Array
-from minivit.team import Team, Together
+from minivit.engine.worker_pool import Team, Together
 
 _LOGITS = np.zeros(0, dtype=np.float32)  # nothing is computed that has a meaning
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
 
-from minivit.config import ViTConfig
+from minivit.nn.config import ViTConfig
 
 
 class Attention(nn.Module):

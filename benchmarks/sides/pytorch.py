@@ -20,7 +20,7 @@ from benchmarks.sides.plain_vit import PlainViT
 from benchmarks.sides.same_model import check_same_model
 from benchmarks.task import BETAS, EPS, LR, WEIGHT_DECAY, Task
 from minivit.arrays import Array
-from minivit.machine import keep_freed_pages
+from minivit.engine.machine import keep_freed_pages
 from minivit.weights.timm import exported
 
 

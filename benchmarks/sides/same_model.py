@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minivit.config import ViTConfig
+from minivit.nn.config import ViTConfig
 
 _DROPOUT = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 

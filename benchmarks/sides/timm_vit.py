@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minivit.config import ViTConfig
+from minivit.nn.config import ViTConfig
 
 
 def timm_vit(config: ViTConfig) -> Any:

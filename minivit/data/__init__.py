@@ -1,10 +1,10 @@
 """Data sets of images, held as uint8 on the host until a batch is made; their augmentation and their order."""
 
-from minivit.data.augment import augment, normalize, random_crop, random_flip
 from minivit.data.batches import batches, epoch_order
 from minivit.data.dataset import Dataset, Progress, channel_statistics, check_images, split_validation
 from minivit.data.folder import read_images
 from minivit.data.load import load_dataset
+from minivit.ops.augment import augment, normalize, random_crop, random_flip
 
 __all__ = [
     "Dataset",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from minivit.arrays import Array
 from minivit.errors import UserError
-from minivit.keys import Key
+from minivit.random import Key
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from minivit.arrays import Array
 from minivit.errors import UserError
-from minivit.keys import Key
+from minivit.random import Key
 
 # Called as progress(what, done, total); total is 0 where it is not known.
 Progress = Callable[[str, int, int], None]

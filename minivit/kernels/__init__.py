@@ -1,14 +1,14 @@
-"""Rivals of the ops for one array library, each proved equal to its op. Without this folder only the speed changes.
+"""Kernels: faster implementations of what `ops` declares. Without this folder only the speed changes.
 
-The files here are for NumPy, those in cuda/ for CuPy, imported when CuPy is first asked for.
+Those in numpy/ are registered with minivit, those in cuda/ when CuPy is first asked for.
 """
 
 import importlib
 
 from minivit.arrays import when_registered
-from minivit.kernels import attention, encoder_block, gelu, layer_norm
+from minivit.kernels import numpy
 
-__all__ = ["attention", "encoder_block", "gelu", "layer_norm"]
+__all__ = ["numpy"]
 
 
 def _register_cuda() -> None:

@@ -68,7 +68,7 @@ def attention(
     num_heads : int
         H, a divisor of D.
     mask : Array, optional
-        (B, H, M, N): factors for the attention weights, 0 or 1 / (1 - rate), from `Key.keep_mask`.
+        (B, H, M, N): factors for the attention weights, 0 or 1 / (1 - rate), from `ops.keep_mask`.
     queries : slice
         The M tokens that ask; all N by default.
     keep : bool

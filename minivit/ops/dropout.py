@@ -4,16 +4,20 @@
 
     dx = dy * mask
 
-The mask comes from a key (keys.py): it is drawn where it is used and is the same for the same sample, step and place.
+The mask comes from a key (random.py): `keep_mask` draws it where it is used, the same for the same sample, step and
+place.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
-from minivit.arrays import Array, namespace
+from minivit import random
+from minivit.arrays import Array, namespace, real_dtype
 from minivit.ops.registry import op, op_backward
 from minivit.ops.shapes import expect_gradient, same_dtype, same_precision
+from minivit.random import Key
 
 
 class DropoutCache(NamedTuple):
@@ -42,7 +46,7 @@ def dropout(x: Array, mask: Array, *, keep: bool = True) -> tuple[Array, Dropout
     x : Array
         (B, ...), floating.
     mask : Array
-        The shape of `x`, or (B, 1, ...) to keep or drop whole samples; from `Key.keep_mask`, of the dtype of `x`.
+        The shape of `x`, or (B, 1, ...) to keep or drop whole samples; from `keep_mask`, of the dtype of `x`.
     """
     check_dropout(x, mask)
     return x * mask, DropoutCache(mask, x.shape) if keep else None
@@ -53,3 +57,28 @@ def dropout_backward(dy: Array, cache: DropoutCache) -> Array:
     """Return ``dx`` for the gradient `dy` of `dropout`'s result."""
     expect_gradient("dropout", dy, cache.shape, cache.mask.dtype)
     return dy * cache.mask
+
+
+def keep_mask(key: Key, shape: tuple[int, ...], rate: float, dtype: Any) -> Array:
+    """Return a mask for an array of `dtype`: 0 with probability `rate`, else 1 / (1 - rate).
+
+    Parameters
+    ----------
+    key : Key
+        Of the B samples and the place where the mask is used.
+    shape : tuple of int
+        (B, ...).
+    rate : float
+        At least 0 and below 1.
+    dtype : dtype
+        The mask has the real dtype of this precision.
+    """
+    key.expect_samples(shape)
+    mask = drawn_mask(key.sample_ids, key.words(), math.prod(shape[1:]), rate, real_dtype(dtype))
+    return mask.reshape(shape)
+
+
+@op
+def drawn_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: float, dtype: Any) -> Array:
+    """Return (B, count) numbers of `dtype`, 0 with probability `rate` and 1 / (1 - rate) otherwise."""
+    return random.drawn_mask(sample_ids, words, count, rate, dtype)

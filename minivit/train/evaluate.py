@@ -9,9 +9,9 @@ import numpy as np
 
 from minivit import ops
 from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
-from minivit.data.augment import channel_scale, normalized
 from minivit.data.batches import batches
 from minivit.engine import Engine
+from minivit.ops.augment import channel_scale, normalized
 
 EVALUATION_BATCH = 1024
 

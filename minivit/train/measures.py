@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.errors import UserError
-from minivit.runs import Run
 from minivit.train.evaluate import Evaluation
-from minivit.train.progress import Progress
 from minivit.train.reporter import StepReport
-from minivit.train.steps import Outcome
+from minivit.train.run_folder import Run
+from minivit.train.state import Progress
+from minivit.train.step import Outcome
 
 
 def step_report(

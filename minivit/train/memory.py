@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import free_memory, is_out_of_memory
-from minivit.config import ViTConfig
 from minivit.errors import RunError
-from minivit.inspect.summary import summarize
-from minivit.runs import Run
+from minivit.nn.config import ViTConfig
+from minivit.nn.summary import summarize
+from minivit.train.run_folder import Run
 
 _WORK = 1.5  # what a pass needs beside what the forward pass keeps, as a factor
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minivit.arrays import Array, is_out_of_memory, on_device_of
-from minivit.device_step import DEVICE_BATCH
 from minivit.engine import Engine
+from minivit.engine.device_step import DEVICE_BATCH
+from minivit.engine.micro_batches import parts_of
 from minivit.errors import RunError
-from minivit.inspect.trace import first_non_finite, first_non_finite_gradient
-from minivit.keys import Key
-from minivit.micro_batches import parts_of
+from minivit.random import Key
+from minivit.train.diagnostics import first_non_finite, first_non_finite_gradient
 from minivit.train.evaluate import ready_for
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from minivit.runs import Run
-from minivit.vit import ViT
+from minivit.nn.vit import ViT
+from minivit.train.run_folder import Run
 
 
 class StepReport(NamedTuple):

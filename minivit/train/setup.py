@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from minivit.config import ViTConfig
 from minivit.data.dataset import Dataset
 from minivit.errors import UserError
-from minivit.presets import get_config
-from minivit.train.optim import SGD, Adam, AdamW, Optimizer
+from minivit.nn.config import ViTConfig
+from minivit.nn.presets import get_config
+from minivit.nn.vit import ViT
+from minivit.train.optimizers import SGD, Adam, AdamW, Optimizer
 from minivit.train.recipe import Recipe
-from minivit.vit import ViT
 
 
 def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:

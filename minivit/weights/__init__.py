@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from minivit.config import ViTConfig
 from minivit.errors import UserError
 from minivit.files import read_json, write_json
-from minivit.vit import ViT
+from minivit.nn.config import ViTConfig
+from minivit.nn.vit import ViT
 from minivit.weights import timm
 from minivit.weights.tensors import read_about, read_tensors, write_tensors
 

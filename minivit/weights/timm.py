@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.config import ViTConfig
 from minivit.errors import UserError, counted
-from minivit.presets import PRESETS
-from minivit.vit import ViT
+from minivit.nn.config import ViTConfig
+from minivit.nn.presets import PRESETS
+from minivit.nn.vit import ViT
 
 _PATCH = "patch_embed.proj.weight"
 _FIELDS = {field.name for field in dataclass_fields(ViTConfig)}

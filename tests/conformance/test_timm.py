@@ -19,12 +19,12 @@ import pytest
 
 from minivit import ops
 from minivit.arrays import Array
-from minivit.config import ViTConfig
 from minivit.engine import Engine
 from minivit.errors import UserError
-from minivit.presets import PRESETS, create_model
-from minivit.train.optim import SGD, Adam, AdamW, Optimizer, clip_gradients
-from minivit.vit import ViT
+from minivit.nn.config import ViTConfig
+from minivit.nn.presets import PRESETS, create_model
+from minivit.nn.vit import ViT
+from minivit.train.optimizers import SGD, Adam, AdamW, Optimizer, clip_gradients
 from minivit.weights import load_model, read_tensors, save_model
 from minivit.weights.timm import exported
 

@@ -25,14 +25,14 @@ OP_TESTS = (DETAILS, "test_ops.py")
 LAYER_TESTS = (DETAILS, "test_layers.py", "test_model.py")
 KERNEL_TESTS = (DETAILS, "test_kernels.py", "test_kernels_extremes.py", "test_ops.py", "test_layers.py")
 TESTS = tuple(dict.fromkeys(KERNEL_TESTS + OP_TESTS + LAYER_TESTS))
-KERNELS = "minivit/kernels/"
+KERNELS = "minivit/kernels/numpy/"
+LAYERS = "minivit/nn"
 
 
 def find_mutants() -> list[Mutant]:
     """Return the mutants of all backward passes and derivatives, file by file."""
-    ops, kernels = (sorted((ROOT / folder).glob("*.py")) for folder in ("minivit/ops", KERNELS))
-    files = [*ops, *kernels, ROOT / "minivit/layers.py", ROOT / "minivit/vit.py"]
-    return [mutant for path in files for mutant in _mutants_in(path)]
+    files = [path for folder in ("minivit/ops", KERNELS, LAYERS) for path in sorted((ROOT / folder).glob("*.py"))]
+    return [mutant for path in files for mutant in _mutants_in(path) if path.name != "layer.py"]
 
 
 def _mutants_in(file: Path) -> Iterator[Mutant]:
@@ -45,7 +45,7 @@ def _mutants_in(file: Path) -> Iterator[Mutant]:
         elif isinstance(node, ast.FunctionDef) and node.name.endswith(("_backward", "_derivative")):
             of_the_file = path.startswith(KERNELS) or node.name.endswith("_derivative")
             op = file.stem if of_the_file else node.name.removesuffix("_backward")
-            if file.parent.name in ("ops", "kernels") and node.name != "op_backward":
+            if file.parent.name in ("ops", "numpy") and node.name != "op_backward":
                 yield from mutants_of(node, path, node.name, op)
 
 
@@ -104,7 +104,7 @@ def verdict_of(trial: Trial, session: pytest.Session) -> Verdict:
     items.sort(key=lambda item: (_draws_examples(item), functions.index(item.name.partition("[")[0])))
     if not items:
         raise RuntimeError(f"{trial.op} has no test in {' or '.join(files)}")
-    # An op is mutated in its reference, which rivals would hide; a layer and a rival run as they are used.
+    # An op is mutated in its reference, which kernels would hide; a layer and a kernel run as they are used.
     with Path(os.devnull).open("w") as nowhere, ops.reference_only() if of_an_op else contextlib.nullcontext():
         start = time.perf_counter()
         faulthandler.dump_traceback_later(trial.limit, exit=True, file=nowhere)

@@ -19,7 +19,7 @@ class Trial:
     """The tests of one op, run with a mutant or, as the baseline, without."""
 
     op: str
-    path: str  # of the file that holds the op or its rival
+    path: str  # of the file that holds the op or its kernel
     limit: float  # seconds
     mutant: Mutant | None = None
     is_equivalent: bool = False  # as its proof says

@@ -1,6 +1,6 @@
-"""Rivals of the ops for CuPy: CUDA kernels and cuBLAS products, each proved equal to its op.
+"""Kernels of the ops for CuPy: CUDA kernels and cuBLAS products, each tested equal to its op.
 
-The kernels are the .cu files here; beside each stands the Python that launches it. `register` lets them all compete.
+The kernels are the .cu files here; beside each stands the Python that launches it. `register` registers them all.
 """
 
 from minivit.kernels.cuda import (
@@ -9,20 +9,20 @@ from minivit.kernels.cuda import (
     elementwise,
     encoder_block,
     gelu,
-    guard,
     layer_norm,
     linear,
     optimizer,
     random,
     softmax,
+    step,
 )
 
-_RIVALS = (
-    attention, cross_entropy, elementwise, encoder_block, gelu, guard, layer_norm, linear, optimizer, random, softmax,
+_MODULES = (
+    attention, cross_entropy, elementwise, encoder_block, gelu, layer_norm, linear, optimizer, random, softmax, step,
 )  # fmt: skip
 
 
 def register(library: str) -> None:
-    """Let every kernel compete on the array library called `library`."""
-    for rival in _RIVALS:
-        rival.register(library)
+    """Register every kernel for the array library called `library`."""
+    for module in _MODULES:
+        module.register(library)

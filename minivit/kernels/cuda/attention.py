@@ -1,4 +1,4 @@
-"""Attention by batched products over all heads of all images, and one softmax pass. Rival of `ops.attention`.
+"""Attention by batched products over all heads of all images, and one softmax pass. Kernel of `ops.attention`.
 
 The heads are taken apart, so that one product serves them all; with the bias of the linear map before, that costs no
 pass of its own (encoder_block.py). Rows of scores start at multiples of 16 bytes, which tensor cores need. Of 16-bit
@@ -16,7 +16,7 @@ from minivit.kernels.cuda.products import product
 from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, settled, whole_packs
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
 from minivit.ops.attention import ALL, check_attention
-from minivit.ops.registry import Rival, register_rival
+from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
 
@@ -102,4 +102,4 @@ def _backward(dy: Array, cache: CudaAttentionCache) -> Array:
 
 def register(library: str) -> None:
     """Let the kernels compete on `library`."""
-    register_rival("attention", Rival(library, _covers, _forward, _backward, CudaAttentionCache))
+    register_kernel("attention", Kernel(library, _covers, _forward, _backward, CudaAttentionCache))

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy in one pass each way. Rival of `ops.cross_entropy`.
+"""Softmax cross-entropy in one pass each way. Kernel of `ops.cross_entropy`.
 
 Of 16-bit logits the loss and the softmax are float32, and soft targets may be.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.runtime import WARP, acc_dtype, blocks, covers_dtype, launch, settled
 from minivit.ops.cross_entropy import check_cross_entropy
-from minivit.ops.registry import Rival, register_rival
+from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
 _TALL = 4  # images of a block
@@ -69,4 +69,4 @@ def _backward(dloss: Array | float, cache: CudaCrossEntropyCache) -> Array:
 
 def register(library: str) -> None:
     """Let the kernels compete on `library`."""
-    register_rival("cross_entropy", Rival(library, _covers, _forward, _backward, CudaCrossEntropyCache))
+    register_kernel("cross_entropy", Kernel(library, _covers, _forward, _backward, CudaCrossEntropyCache))

@@ -1,4 +1,4 @@
-"""Passes over whole arrays: dropout, patches, tokens and pooling. Rivals of these ops.
+"""Passes over whole arrays: dropout, patches, tokens and pooling. Kernels of these ops.
 
 For 16-bit arrays dpos_embed and dcls_token, sums over the batch, come in float32.
 """
@@ -12,7 +12,7 @@ from minivit.kernels.cuda.columns import column_sums
 from minivit.kernels.cuda.runtime import acc_dtype, blocks, covers_dtype, launch, settled
 from minivit.ops.dropout import check_dropout
 from minivit.ops.patches import PatchesCache, check_patches
-from minivit.ops.registry import Rival, register_rival
+from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 from minivit.ops.tokens import EmbedCache, PoolCache, check_embed, check_pool
 
@@ -141,7 +141,7 @@ def _pool_backward(dy: Array, cache: CudaPoolCache) -> Array:
 
 def register(library: str) -> None:
     """Let the kernels compete on `library`."""
-    register_rival("dropout", Rival(library, _covers_dropout, _dropout, _dropout_backward, CudaDropoutCache))
-    register_rival("patches", Rival(library, _covers_patches, _patches, _patches_backward, CudaPatchesCache))
-    register_rival("embed", Rival(library, _covers_tokens, _embed, _embed_backward, CudaEmbedCache))
-    register_rival("pool", Rival(library, _covers_tokens, _pool, _pool_backward, CudaPoolCache))
+    register_kernel("dropout", Kernel(library, _covers_dropout, _dropout, _dropout_backward, CudaDropoutCache))
+    register_kernel("patches", Kernel(library, _covers_patches, _patches, _patches_backward, CudaPatchesCache))
+    register_kernel("embed", Kernel(library, _covers_tokens, _embed, _embed_backward, CudaEmbedCache))
+    register_kernel("pool", Kernel(library, _covers_tokens, _pool, _pool_backward, CudaPoolCache))

@@ -1,4 +1,4 @@
-"""A whole encoder block with its biases, residual sums and norms fused. Rival of the layer `EncoderBlock`.
+"""A whole encoder block with its biases, residual sums and norms fused. Kernel of the layer `EncoderBlock`.
 
 Where nothing in the block is random. Between two products there is one pass over memory: bias and taking the heads
 apart; bias, residual sum and the second norm; bias and GELU; bias and the second residual sum. The gradients of the
@@ -19,7 +19,7 @@ from minivit.kernels.cuda.linear import add_bias
 from minivit.kernels.cuda.products import product
 from minivit.kernels.cuda.runtime import covers_dtype, settled
 from minivit.ops.attention import ALL
-from minivit.ops.registry import Rival, register_rival
+from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect, expect_gradient, same_dtype
 
 
@@ -128,4 +128,4 @@ def _norm_backward(dy: Array, normed: _Normed, norm: Any, residual: Array | None
 
 def register(library: str) -> None:
     """Let the kernels compete on `library`."""
-    register_rival("EncoderBlock", Rival(library, _covers, _forward, _backward, CudaBlockCache))
+    register_kernel("EncoderBlock", Kernel(library, _covers, _forward, _backward, CudaBlockCache))

@@ -1,4 +1,4 @@
-"""GELU in one pass each way, with the bias before it where there is one. Rival of `ops.gelu`.
+"""GELU in one pass each way, with the bias before it where there is one. Kernel of `ops.gelu`.
 
 The backward pass computes the slope anew from x: that reads as much as the slope would, and saves writing it.
 """
@@ -11,7 +11,7 @@ from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.columns import grid_of
 from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, launch, settled
 from minivit.ops.gelu import check_gelu
-from minivit.ops.registry import Rival, register_rival
+from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
 
@@ -65,4 +65,4 @@ def _backward(dy: Array, cache: CudaGELUCache) -> Array:
 
 def register(library: str) -> None:
     """Let the kernels compete on `library`."""
-    register_rival("gelu", Rival(library, _covers, _forward, _backward, CudaGELUCache))
+    register_kernel("gelu", Kernel(library, _covers, _forward, _backward, CudaGELUCache))

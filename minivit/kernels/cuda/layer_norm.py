@@ -1,4 +1,4 @@
-"""Layer norm in one pass forward and one backward. Rival of `ops.layer_norm`.
+"""Layer norm in one pass forward and one backward. Kernel of `ops.layer_norm`.
 
 What is kept is x, which the layer before holds anyway, and two numbers a row. A residual sum before the norm, and the
 gradient that goes past it, are done on the way. For 16-bit arrays dweight and dbias come in float32.
@@ -12,7 +12,7 @@ from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.columns import column_totals
 from minivit.kernels.cuda.runtime import TALL, WARP, acc_dtype, blocks, covers_dtype, launch, settled, shared_rows
 from minivit.ops.layer_norm import check_layer_norm
-from minivit.ops.registry import Rival, register_rival
+from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
 _SHARED = 48 * 1024  # bytes of a block
@@ -107,4 +107,4 @@ def _backward(dy: Array, cache: CudaLayerNormCache) -> tuple[Array, Array, Array
 
 def register(library: str) -> None:
     """Let the kernels compete on `library`."""
-    register_rival("layer_norm", Rival(library, _covers, _forward, _backward, CudaLayerNormCache))
+    register_kernel("layer_norm", Kernel(library, _covers, _forward, _backward, CudaLayerNormCache))

@@ -1,4 +1,4 @@
-"""Linear maps as one product for all rows and one pass for the bias. Rival of `ops.linear`.
+"""Linear maps as one product for all rows and one pass for the bias. Kernel of `ops.linear`.
 
 For 16-bit arrays dweight and dbias, sums over the batch, come in float32.
 """
@@ -10,7 +10,7 @@ from minivit.kernels.cuda.columns import column_sums, grid_of
 from minivit.kernels.cuda.products import product
 from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, launch, settled
 from minivit.ops.linear import LinearCache, check_linear
-from minivit.ops.registry import Rival, register_rival
+from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
 
@@ -55,4 +55,4 @@ def _backward(dy: Array, cache: CudaLinearCache) -> tuple[Array, Array, Array]:
 
 def register(library: str) -> None:
     """Let the kernels compete on `library`."""
-    register_rival("linear", Rival(library, _covers, _forward, _backward, CudaLinearCache))
+    register_kernel("linear", Kernel(library, _covers, _forward, _backward, CudaLinearCache))

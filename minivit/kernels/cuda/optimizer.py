@@ -1,4 +1,4 @@
-"""Adam and AdamW over the whole flat vector in one pass, and its norm. Rivals of `adam_step` and `gradient_norm`.
+"""Adam and AdamW over the whole flat vector in one pass, and its norm. Kernels of `adam_step` and `gradient_norm`.
 
 Every parameter starts at a multiple of 256 bytes, so that a rate and a decay for each 256 bytes say what the groups do.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import THREADS, grid_of_all
 from minivit.kernels.cuda.runtime import WARP, blocks, is_settled, launch, pack
-from minivit.ops.registry import Rival, open_to_rivals, register_rival
+from minivit.ops.registry import Kernel, register_kernel
 
 _BLOCK_BYTES = 256
 _KEPT = 8
@@ -84,6 +84,5 @@ def _norm(gradients: Array) -> Array:
 
 def register(library: str) -> None:
     """Let the kernels compete on `library`."""
-    for name, covers, function in (("adam_step", _covers, _step), ("gradient_norm", _covers_norm, _norm)):
-        open_to_rivals(name)
-        register_rival(name, Rival(library, covers, function))
+    register_kernel("adam_step", Kernel(library, _covers, _step))
+    register_kernel("gradient_norm", Kernel(library, _covers_norm, _norm))

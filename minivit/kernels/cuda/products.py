@@ -1,8 +1,8 @@
 """Matrix products by cuBLAS, on views as they lie: no operand is copied, transposed or converted.
 
 gemmEx, or gemmStridedBatchedEx for a batch, serves every dtype: 16-bit operands are summed in float32 and may give a
-float32 result, and float32 goes through TF32 where `minivit.precision` allows it. cuBLAS counts columns first, so that
-what it is asked for is out.T = b.T @ a.T.
+float32 result, and float32 goes through TF32 where `minivit.arrays.precision` allows it. cuBLAS counts columns first:
+it is asked for out.T = b.T @ a.T.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array, namespace
+from minivit.arrays.precision import tf32_allowed
 from minivit.kernels.cuda.runtime import acc_dtype, address, blas_of
-from minivit.precision import tf32_allowed
 
 # cudaDataType_t and cublasComputeType_t
 _TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}

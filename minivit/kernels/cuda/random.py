@@ -1,6 +1,6 @@
 """What is drawn from a key, in one pass: masks of dropout, and the augmented images of a batch.
 
-Rivals of the routines `drawn_mask` and `training_images`, with the same bits.
+Kernels of the routines `drawn_mask` and `training_images`, with the same bits.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import THREADS, grid_of_all
 from minivit.kernels.cuda.runtime import TYPES, acc_dtype, launch, settled
-from minivit.keys import Key
-from minivit.ops.registry import Rival, open_to_rivals, register_rival
+from minivit.ops.registry import Kernel, register_kernel
+from minivit.random import Key
 
 _LINE = 96  # threads for a row of pixels, 32 of three channels in small images
 _MOST = 65536  # blocks
@@ -60,9 +60,5 @@ def _training_images(
 
 def register(library: str) -> None:
     """Let the kernels compete on `library`."""
-    for name, covers, function in (
-        ("drawn_mask", _covers_mask, _drawn_mask),
-        ("training_images", _covers_images, _training_images),
-    ):
-        open_to_rivals(name)
-        register_rival(name, Rival(library, covers, function))
+    register_kernel("drawn_mask", Kernel(library, _covers_mask, _drawn_mask))
+    register_kernel("training_images", Kernel(library, _covers_images, _training_images))

@@ -1,10 +1,10 @@
-"""Softmax of rows in one pass each way, with float32 maxima and sums. Rival of `ops.softmax`."""
+"""Softmax of rows in one pass each way, with float32 maxima and sums. Kernel of `ops.softmax`."""
 
 from __future__ import annotations
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.runtime import TALL, WARP, Lanes, blocks, covers_dtype, launch, settled, shared_rows
-from minivit.ops.registry import Rival, register_rival
+from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient, same_dtype
 from minivit.ops.softmax import SoftmaxCache
 
@@ -62,4 +62,4 @@ def _backward(dy: Array, cache: CudaSoftmaxCache) -> Array:
 
 def register(library: str) -> None:
     """Let the kernels compete on `library`."""
-    register_rival("softmax", Rival(library, _covers, _forward, _backward, CudaSoftmaxCache))
+    register_kernel("softmax", Kernel(library, _covers, _forward, _backward, CudaSoftmaxCache))

@@ -1,0 +1,263 @@
+"""The table of cases: every op and every layer as a function of float arrays, with the backward pass to be proved.
+
+`minivit gradcheck`, the tests, and whatever kernel or array library joins later all read this one table. What a case
+needs beside its float arrays (heads, labels, masks, keys) it makes from their shape in their own array library, so that
+a case runs wherever its arrays live.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from minivit import ops
+from minivit.arrays import Array, library_name, namespace, real_dtype, to_backend, to_host
+from minivit.nn.attention import Attention
+from minivit.nn.config import ViTConfig
+from minivit.nn.dropout import Dropout, DropPath
+from minivit.nn.encoder_block import EncoderBlock
+from minivit.nn.gelu import GELU
+from minivit.nn.layer import Layer
+from minivit.nn.layer_norm import LayerNorm
+from minivit.nn.linear import Linear
+from minivit.nn.mlp import MLP
+from minivit.nn.patch_embed import PatchEmbed
+from minivit.nn.vit import ViT
+from minivit.random import Key
+
+Shape: TypeAlias = tuple[int, ...]
+Shapes: TypeAlias = Callable[..., dict[str, Shape]]
+Forward: TypeAlias = Callable[..., tuple[Array, Any]]
+Backward: TypeAlias = Callable[[Array, Any], tuple[Array, ...]]
+
+PATCH_SIZE = (2, 3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A differentiable function at random points of any size.
+
+    Attributes
+    ----------
+    name : str
+        Of the case; it begins with the file of the op, or with the layer's class.
+    op : str
+        The function of `minivit.ops`, or the class of the layer.
+    forward : callable
+        ``y, cache = forward(*arrays, first=0, keep=True)``; `first` is the number of the first sample, from which
+        labels, masks and keys follow.
+    backward : callable
+        ``gradients = backward(dy, cache)``, a tuple in the order of the arrays.
+    shapes : callable
+        ``shapes(**sizes)`` returns the shape of each array by its name; its defaults are distinct primes.
+    """
+
+    name: str
+    op: str
+    forward: Forward
+    backward: Backward
+    shapes: Shapes
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that can be chosen, such as ``{"B": 2, "N": 5, "D": 7}``, with their defaults."""
+        return {name: size.default for name, size in inspect.signature(self.shapes).parameters.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the arrays are called."""
+        return tuple(self.shapes())
+
+    @property
+    def batched(self) -> tuple[bool, ...]:
+        """Which arrays have the batch as their first axis."""
+        return tuple(shape[0] == 1009 for shape in self.shapes(B=1009).values())
+
+    def on(self, backend: str) -> Case:
+        """Return the case with its arrays moved to a backend, and its results moved back."""
+
+        def forward(*arrays: Array, **options: Any) -> tuple[Array, Any]:
+            y, cache = self.forward(*(to_backend(x, backend) for x in arrays), **options)
+            return to_host(y), cache
+
+        def backward(dy: Array, cache: Any) -> tuple[Array, ...]:
+            return tuple(to_host(dx) for dx in self.backward(to_backend(dy, backend), cache))
+
+        return replace(self, name=f"{self.name}-{backend}", forward=forward, backward=backward)
+
+    def make(self, seed: int, dtype: Any, sizes: Mapping[str, int] | None = None) -> tuple[Array, ...]:
+        """Return random NumPy arrays of `dtype`: standard normal, matrices so scaled that they keep this deviation."""
+        generator = np.random.default_rng(seed)
+        arrays = []
+        for name, shape in self.shapes(**sizes or {}).items():
+            scale = shape[0] ** -0.5 if name.endswith("weight") and len(shape) == 2 else 1.0
+            arrays.append((generator.standard_normal(shape) * scale).astype(dtype))
+        return tuple(arrays)
+
+
+def num_heads(D: int) -> int:
+    """Return the largest divisor of D up to its square root: 3 for the default width of 21."""
+    return max(H for H in range(1, math.isqrt(D) + 1) if D % H == 0)
+
+
+def sample_key(x: Array, first: int) -> Key:
+    """Return the key of the samples `first`, `first` + 1, ... of the batch `x`."""
+    xp = namespace(x)
+    return Key(seed=6, step=2, sample_ids=xp.arange(first, first + x.shape[0], dtype=xp.uint32), place="case")
+
+
+def _heads(qkv: Array, first: int) -> int:
+    return num_heads(qkv.shape[-1] // 3)
+
+
+def _mask(shape_of: Callable[[Shape], Shape]) -> Callable[[Array, int], Array]:
+    return lambda x, first: ops.keep_mask(sample_key(x, first), shape_of(x.shape), 0.3, x.dtype)
+
+
+def _labels(x: Array, first: int) -> Array:
+    labels: Array = namespace(x).arange(first, first + x.shape[0]) * 5 % x.shape[1]
+    return labels
+
+
+def _soft_targets(x: Array, first: int) -> Array:
+    """Return targets whose sum over the classes is not 1, of few bits, so that every dtype can tell them."""
+    targets: Array = (sample_key(x, first).bits(x.shape) >> 24).astype(real_dtype(x.dtype))
+    targets *= 2.0**-8
+    return targets
+
+
+def _op(name: str, op: str, shapes: Shapes, *rest: Any) -> Case:
+    """Return the case of an op, called with the arrays and then with `rest`: values, or functions of (x, first)."""
+
+    def forward(*arrays: Array, first: int = 0, keep: bool = True) -> tuple[Array, Any]:
+        others = [other(arrays[0], first) if callable(other) else other for other in rest]
+        result: tuple[Array, Any] = getattr(ops, op)(*arrays, *others, keep=keep)
+        return result
+
+    def backward(dy: Array, cache: Any) -> tuple[Array, ...]:
+        gradients = getattr(ops, f"{op}_backward")(dy, cache)
+        return tuple(g for g in gradients if g is not None) if isinstance(gradients, tuple) else (gradients,)
+
+    return Case(name, op, forward, backward, shapes)
+
+
+@functools.lru_cache(maxsize=256)
+def _template(build: Callable[[Shape], Layer], shape: Shape, dtype: str, backend: str) -> Layer:
+    return build(shape).initialize(0, dtype, backend)
+
+
+def _layer(name: str, inputs: Shapes, build: Callable[[Shape], Layer], random: bool = False, **options: Any) -> Case:
+    """Return the case of the layer ``build(x.shape)``, called with `options`: a function of `x` and its parameters."""
+
+    def forward(x: Array, *values: Array, first: int = 0, keep: bool = True) -> tuple[Array, Any]:
+        layer = _template(build, x.shape, x.dtype.name, library_name(namespace(x))).astype(x.dtype)
+        for parameter, value in zip(layer.parameters.values(), values, strict=True):
+            parameter.value[...] = value
+        y, cache = layer.forward(x, sample_key(x, first) if random else None, keep, **options)
+        return y, (layer, cache) if keep else cache
+
+    def backward(dy: Array, cache: Any) -> tuple[Array, ...]:
+        layer, layer_cache = cache
+        layer.zero_grad()
+        dx = layer.backward(dy, layer_cache)
+        return dx, *(parameter.grad.copy() for parameter in layer.parameters.values())
+
+    @functools.wraps(inputs)
+    def shapes(**sizes: int) -> dict[str, Shape]:
+        x = inputs(**sizes)["x"]
+        return {"x": x} | {name: p.shape for name, p in _template(build, x, "float64", "numpy").parameters.items()}
+
+    return Case(name, name.partition("-")[0], forward, backward, shapes)
+
+
+def _tokens(B: int = 2, N: int = 5, D: int = 7) -> dict[str, Shape]:
+    return {"x": (B, N, D)}
+
+
+def _images(B: int = 2, rows: int = 5, columns: int = 7, C: int = 11) -> dict[str, Shape]:
+    return {"x": (B, rows * PATCH_SIZE[0], columns * PATCH_SIZE[1], C)}
+
+
+def _qkv(B: int = 2, N: int = 5, D: int = 21) -> dict[str, Shape]:
+    return {"qkv": (B, N, 3 * D)}
+
+
+def _logits(B: int = 5, C: int = 7) -> dict[str, Shape]:
+    return {"logits": (B, C)}
+
+
+_wide_tokens = functools.partial(_tokens, D=21)
+_few_patches = functools.partial(_images, rows=1, columns=3, C=5)
+
+
+def _vit(shape: Shape, drop: float = 0.0, **fields: Any) -> ViT:
+    _, height, width, C = shape
+    rates = dict.fromkeys(("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), drop)
+    sizes = {"embed_dim": 6, "depth": 2, "num_heads": 2, "mlp_ratio": 11 / 6, "num_classes": 7, "in_chans": C}
+    return ViT(ViTConfig(img_size=(height, width), patch_size=PATCH_SIZE, **sizes | rates | fields))
+
+
+def _block(shape: Shape, drop: float = 0.0, approximate: str = "none") -> Layer:
+    D = shape[-1]
+    rates: dict[str, Any] = dict.fromkeys(("attn_drop_rate", "proj_drop_rate", "drop_path_rate"), drop)
+    return EncoderBlock(D, num_heads(D), D + 2, approximate=approximate, **rates)
+
+
+OPS: tuple[Case, ...] = (
+    _op("linear", "linear", lambda B=2, N=5, I=7, O=11: {"x": (B, N, I), "weight": (I, O), "bias": (O,)}),  # noqa: E741 - I and O of the op
+    _op("layer_norm", "layer_norm", lambda B=2, N=5, D=7: {"x": (B, N, D), "weight": (D,), "bias": (D,)}),
+    _op("gelu", "gelu", _tokens),
+    _op("gelu-tanh", "gelu", _tokens, "tanh"),
+    _op("softmax", "softmax", _tokens),
+    _op("attention", "attention", _qkv, _heads),
+    _op("attention-mask", "attention", _qkv, _heads, _mask(lambda s: (s[0], num_heads(s[2] // 3), s[1], s[1]))),
+    _op("attention-queries", "attention", _qkv, _heads, None, slice(-3, None)),
+    _op("dropout", "dropout", _tokens, _mask(lambda s: s)),
+    _op("dropout-path", "dropout", _tokens, _mask(lambda s: (s[0], 1, 1))),
+    _op("patches", "patches", _images, PATCH_SIZE),
+    _op("tokens-embed", "embed", lambda B=2, N=5, D=7: {"x": (B, N, D), "pos_embed": (1, N, D)}),
+    _op(
+        "tokens-embed-cls",
+        "embed",
+        lambda B=2, N=5, D=7: {"x": (B, N, D), "pos_embed": (1, N + 1, D), "cls_token": (1, 1, D)},
+    ),
+    _op("tokens-pool-token", "pool", _tokens, "token", 1),
+    _op("tokens-pool-avg", "pool", _tokens, "avg", 0),
+    _op("tokens-pool-avg-cls", "pool", lambda B=2, N=5, D=7: {"x": (B, N + 1, D)}, "avg", 1),
+    _op("cross_entropy", "cross_entropy", _logits, _labels),
+    _op("cross_entropy-smooth", "cross_entropy", _logits, _labels, 0.2),
+    _op("cross_entropy-soft", "cross_entropy", _logits, _soft_targets),
+)
+
+LAYERS: tuple[Case, ...] = (
+    _layer("Linear", _tokens, lambda x: Linear(x[-1], x[-1] + 4)),
+    _layer("LayerNorm", _tokens, lambda x: LayerNorm(x[-1])),
+    _layer("GELU", _tokens, lambda x: GELU()),
+    _layer("GELU-tanh", _tokens, lambda x: GELU("tanh")),
+    _layer("Dropout", _tokens, lambda x: Dropout(0.3), random=True),
+    _layer("DropPath", _tokens, lambda x: DropPath(0.3), random=True),
+    _layer("MLP", _tokens, lambda x: MLP(x[-1], x[-1] + 4)),
+    _layer("MLP-drop", _tokens, lambda x: MLP(x[-1], x[-1] + 4, "tanh", 0.3), random=True),
+    _layer("Attention", _wide_tokens, lambda x: Attention(x[-1], num_heads(x[-1]))),
+    _layer("Attention-drop", _wide_tokens, lambda x: Attention(x[-1], num_heads(x[-1]), 0.3, 0.3), random=True),
+    _layer("EncoderBlock", _wide_tokens, _block),
+    _layer("EncoderBlock-drop", _wide_tokens, lambda x: _block(x, 0.3, "tanh"), random=True),
+    _layer("EncoderBlock-queries", _wide_tokens, _block, queries=slice(-3, None)),
+    _layer("EncoderBlock-queries-drop", _wide_tokens, lambda x: _block(x, 0.3), random=True, queries=slice(-3, None)),
+    _layer("PatchEmbed", _images, lambda x: PatchEmbed(PATCH_SIZE, x[-1], 13)),
+    _layer("ViT-token", _few_patches, _vit),
+    _layer("ViT-token-drop", _few_patches, lambda x: _vit(x, 0.3, act_layer="gelu_tanh"), random=True),
+    _layer("ViT-avg", _few_patches, lambda x: _vit(x, act_layer="gelu_tanh", global_pool="avg", class_token=False)),
+    _layer("ViT-avg-drop", _few_patches, lambda x: _vit(x, 0.3, global_pool="avg"), random=True),
+)
+
+CASES = OPS + LAYERS

@@ -1,0 +1,154 @@
+"""For tests of code that has a backward pass: assertions on gradients, and Hypothesis strategies for its arguments.
+
+    from hypothesis import given
+    from minivit.testing import arrays, assert_gradients, shapes, strided
+
+    @given(x=shapes(2).flatmap(arrays).flatmap(strided))
+    def test_tanh(x):
+        assert_gradients(tanh, tanh_backward, x)
+
+The strategies need Hypothesis, which comes with the extra `test`; the assertions do not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+import numpy as np
+
+from minivit.arrays import Array
+from minivit.checking import Options, Report, gradcheck, gradcheck_layer
+from minivit.checking.function import Backward, Forward
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import DrawFn, SearchStrategy
+
+Values = Literal["normal", "large", "small", "mixed"]
+
+PRIMES = (2, 3, 5, 7, 11, 13)
+
+
+def assert_gradients(
+    forward: Forward,
+    backward: Backward,
+    *arrays: Any,
+    names: Sequence[str] | None = None,
+    **options: Unpack[Options],
+) -> Report:
+    """Assert that `backward` is the gradient of `forward` at `arrays`; the options are those of `gradcheck`.
+
+    Raises
+    ------
+    AssertionError
+        It is not; the message is the table of the check, with what can be said about each gradient that is wrong.
+    """
+    __tracebackhide__ = True
+    report = gradcheck(forward, backward, *arrays, names=names, **options)
+    report.raise_if_failed()
+    return report
+
+
+def assert_layer_gradients(
+    layer: Any, *inputs: Any, rng: Any = None, names: Sequence[str] | None = None, **options: Unpack[Options]
+) -> Report:
+    """Assert that a layer's backward pass is right for its inputs and all its parameters; see `gradcheck_layer`."""
+    __tracebackhide__ = True
+    report = gradcheck_layer(layer, *inputs, rng=rng, names=names, **options)
+    report.raise_if_failed()
+    return report
+
+
+def shapes(ndim: int, sizes: Sequence[int] = PRIMES) -> SearchStrategy[tuple[int, ...]]:
+    """Draw shapes of `ndim` axes with sizes that all differ, so that no transposition can hide.
+
+    Parameters
+    ----------
+    ndim
+        Number of axes.
+    sizes
+        What to draw from, distinct primes by default; examples shrink towards its start.
+    """
+    if ndim > len(set(sizes)):
+        raise ValueError(f"{ndim} axes cannot have different sizes out of {len(set(sizes))}; give more sizes")
+    st = _hypothesis()
+    strategy: SearchStrategy[tuple[int, ...]] = st.lists(
+        st.sampled_from(list(sizes)), min_size=ndim, max_size=ndim, unique=True
+    ).map(tuple)
+    return strategy
+
+
+def dtypes() -> SearchStrategy[np.dtype[Any]]:
+    """Draw float64 or float32."""
+    strategy: SearchStrategy[np.dtype[Any]] = _hypothesis().sampled_from([np.dtype("float64"), np.dtype("float32")])
+    return strategy
+
+
+def arrays(
+    shape: tuple[int, ...] | SearchStrategy[tuple[int, ...]],
+    dtype: Any = "float64",
+    values: Values = "normal",
+) -> SearchStrategy[Array]:
+    """Draw arrays from a seed, so that large ones cost nothing and an example shrinks by its scale, not by element.
+
+    Parameters
+    ----------
+    shape
+        A shape, or a strategy such as `shapes`.
+    dtype
+        A dtype, or a strategy such as `dtypes`.
+    values
+        "normal": standard normal. "large": those times 10 to 1e4. "small": those times 1e-1 to 1e-6. "mixed": each
+        element at a scale of its own between 1e-3 and 1e3, with zeros and equal elements among them.
+    """
+    if values not in ("normal", "large", "small", "mixed"):
+        raise ValueError(f"unknown values {values!r}; expected 'normal', 'large', 'small' or 'mixed'")
+    st = _hypothesis()
+
+    def draw_array(draw: DrawFn) -> Array:
+        size = shape if isinstance(shape, tuple) else draw(shape)
+        kind = np.dtype(draw(dtype) if isinstance(dtype, st.SearchStrategy) else dtype)
+        generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        x = generator.standard_normal(size)
+        if values == "large":
+            x *= 10.0 ** draw(st.integers(1, 4))
+        elif values == "small":
+            x *= 10.0 ** -draw(st.integers(1, 6))
+        elif values == "mixed":
+            x *= 10.0 ** generator.uniform(-3, 3, size)
+            x[generator.random(size) < 0.1] = 0
+            x[generator.random(size) < 0.1] = 1
+        return np.asarray(x, kind)
+
+    strategy: SearchStrategy[Array] = st.composite(draw_array)()
+    return strategy
+
+
+def strided(array: Array | SearchStrategy[Array]) -> SearchStrategy[Array]:
+    """Draw views equal to `array` that lie differently in memory: axes in another order, reversed, or with gaps.
+
+    The gaps hold NaN for floats, so that whoever reads past the strides is found out. Shrinks to a contiguous array.
+    """
+    st = _hypothesis()
+
+    def draw_view(draw: DrawFn) -> Array:
+        x = array if isinstance(array, np.ndarray) else draw(array)
+        order = draw(st.permutations(range(x.ndim)))
+        steps = [draw(st.sampled_from([1, -1, 2, -2])) for _ in range(x.ndim)]
+        filling = np.nan if x.dtype.kind == "f" else 0
+        memory = np.full([x.shape[axis] * abs(steps[axis]) for axis in order], filling, x.dtype)
+        slices: list[Any] = [slice(None, None, step) for step in steps]
+        view = memory.transpose(np.argsort(order))[(..., *slices)]
+        view[...] = x
+        return view
+
+    strategy: SearchStrategy[Array] = st.composite(draw_view)()
+    return strategy
+
+
+def _hypothesis() -> Any:
+    try:
+        return importlib.import_module("hypothesis.strategies")
+    except ImportError as error:
+        raise ImportError("the strategies of minivit.testing need Hypothesis: pip install 'minivit[test]'") from error

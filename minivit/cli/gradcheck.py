@@ -1,0 +1,159 @@
+"""``minivit gradcheck``: proves the gradients of a model, of all ops, of all layers, or of one case."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from minivit.checking import Report, Row, gradcheck, gradcheck_model
+from minivit.checking.cases import CASES, LAYERS, OPS, Case
+from minivit.cli.common import Outcome, add_backend, check_backend
+from minivit.cli.terminal import Terminal
+from minivit.data import Progress
+from minivit.errors import UserError
+from minivit.nn.presets import PRESETS, create_model, get_config
+
+HELP = "prove every gradient of a model, of the ops or of the layers"
+DESCRIPTION = """\
+Check backward passes in float64: by the complex step along random directions, and
+by the order of the Taylor remainder. The error is relative; 1e-11 passes.
+TARGET is a model's name, `ops`, `layers`, or a case of those such as `attention`.
+Without TARGET: all ops, all layers, and vit_tiny_patch4_32.
+A model is checked near its first parameters, with two of its blocks, which all run
+the same code, unless --depth says otherwise. With --backend cupy the backward passes
+of all ops and layers, and the kernels that run them, are checked there."""
+EXAMPLES = """\
+examples:
+  minivit gradcheck
+  minivit gradcheck vit_tiny_patch4_32 --depth 12
+  minivit gradcheck attention"""
+
+DEFAULT_MODEL = "vit_tiny_patch4_32"
+DEFAULT_DEPTH = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("target", nargs="?", metavar="TARGET", help="a model, `ops`, `layers`, or the name of a case")
+    parser.add_argument("--depth", type=int, help=f"blocks of the model (default: {DEFAULT_DEPTH})")
+    parser.add_argument("--batch", type=int, default=2, help="images in the model's batch (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="of the points and the directions (default: 0)")
+    add_backend(parser)
+    parser.add_argument("--tolerance", type=float, default=1e-11, help="largest relative error (default: 1e-11)")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
+    """Run the command; the exit status is 1 if a gradient is wrong."""
+    for name, least in (("batch", 1), ("seed", 0), ("tolerance", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} is {getattr(args, name)}; expected at least {least}")
+    model, cases = _targets(args.target)
+    if args.backend != "numpy":
+        cases = _on(args.backend, model if args.target else None, cases)
+        model = None
+    reports = _check_cases(cases, args, terminal)
+    if model is not None:
+        reports.append(_check_model(model, args, terminal))
+    passed = all(report.passed for report in reports)
+    errors = [report.max_error for report in reports]
+    if len(reports) > 1:
+        count = sum(len(report.rows) for report in reports)
+        terminal.show("", f"{'passed' if passed else 'FAILED'}: {count} gradients, largest error {max(errors):.1e}")
+    finite = all(np.isfinite(errors))
+    values = {
+        "passed": passed,
+        "max_error": max(errors) if finite else None,
+        "tolerance": args.tolerance,
+        "checks": [report.to_dict() for report in reports],
+    }
+    return Outcome(values, 0 if passed else 1)
+
+
+def _targets(target: str | None) -> tuple[str | None, Sequence[Case]]:
+    if target is None:
+        return DEFAULT_MODEL, CASES
+    if target in PRESETS:
+        return target, ()
+    groups = {"ops": OPS, "layers": LAYERS}
+    if target in groups:
+        return None, groups[target]
+    cases = [case for case in CASES if target in (case.name, case.name.partition("-")[0])]
+    if not cases:
+        known = [*PRESETS, *groups, *(case.name for case in CASES)]
+        near = difflib.get_close_matches(target, known, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"there is no model, op or layer called {target!r}; did you mean {near!r}? "
+            f"`minivit info` lists the models, and the cases are {', '.join(case.name for case in CASES)}"
+        )
+    return None, cases
+
+
+def _on(backend: str, model: str | None, cases: Sequence[Case]) -> list[Case]:
+    if model is not None:
+        raise UserError(f"the cases run on {backend}, whole models on NumPy alone: leave {model} out, or --backend")
+    check_backend(backend)
+    return [case.on(backend) for case in cases]
+
+
+def _check_cases(cases: Sequence[Case], args: argparse.Namespace, terminal: Terminal) -> list[Report]:
+    reports = []
+    with terminal.progress() as progress:
+        for done, case in enumerate(cases):
+            progress("checking ops and layers", done, len(cases))
+            sizes = {"B": args.batch} if args.batch != 2 and "B" in case.sizes else None
+            arrays = case.make(args.seed, "float64", sizes)
+            options: Any = {"seed": args.seed, "tolerance": args.tolerance}
+            reports.append(gradcheck(case.forward, case.backward, *arrays, names=case.names, **options))
+    if len(cases) > 1:
+        rows = [(*_case_row(case, report),) for case, report in zip(cases, reports, strict=True)]
+        terminal.table(("case", ">gradients", ">largest error", "verdict"), rows)
+    for report in reports:
+        if len(cases) == 1 or not report.passed:
+            _show(report, terminal)
+    return reports
+
+
+def _case_row(case: Case, report: Report) -> tuple[str, str, str, str]:
+    return case.name, str(len(report.rows)), f"{report.max_error:.1e}", "ok" if report.passed else "FAILED"
+
+
+def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Report:
+    whole = get_config(name)
+    depth = min(whole.depth, DEFAULT_DEPTH) if args.depth is None else args.depth
+    model = create_model(name, seed=args.seed, dtype="float64", depth=depth)
+    config = model.config
+    generator = np.random.default_rng(args.seed)
+    for parameter in model.parameters.values():  # a head that starts at zero would hide every gradient behind it
+        parameter.value[...] += 0.02 * generator.standard_normal(parameter.shape)
+    what = f"{name} ({depth} of its {whole.depth} blocks)"
+    with terminal.progress() as progress:
+        progress(f"checking {what}", 0, 0)
+        images = generator.standard_normal((args.batch, config.height, config.width, config.in_chans))
+        labels = generator.integers(config.num_classes, size=args.batch)
+        on_row = _Rows(f"checking {what}", progress)
+        report = gradcheck_model(model, images, labels, seed=args.seed, tolerance=args.tolerance, on_row=on_row)
+    report = replace(report, title=f"gradient check of {what} with cross-entropy, {args.batch} images")
+    _show(report, terminal)
+    return report
+
+
+class _Rows:
+    """Counts the rows of a report into a progress bar."""
+
+    def __init__(self, what: str, progress: Progress) -> None:
+        self.what, self.progress, self.done = what, progress, 0
+
+    def __call__(self, row: Row, total: int) -> None:
+        self.done += 1
+        self.progress(self.what, self.done, total)
+
+
+def _show(report: Report, terminal: Terminal) -> None:
+    if not terminal.json:
+        terminal.say()
+        report.print(terminal.console)

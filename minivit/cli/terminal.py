@@ -1,0 +1,123 @@
+"""What people see while a command works: colour and live bars on a terminal, plain lines in a pipe.
+
+With --json, standard output is for the JSON object alone: tables are left out, and progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from minivit.data import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from minivit.train.reporter import Reporter
+
+PIPE_WIDTH = 160  # columns of a table where there is no terminal to measure
+
+
+def complain(message: object) -> None:
+    """Print one line about what went wrong, on standard error."""
+    print("minivit:", " ".join(str(message).split()), file=sys.stderr)  # noqa: T201 - what the command line is for
+
+
+class Terminal:
+    """Where a command writes for people.
+
+    Parameters
+    ----------
+    json : bool
+        Whether standard output is reserved for a JSON object.
+    """
+
+    def __init__(self, json: bool = False) -> None:
+        self.json = json
+
+    @functools.cached_property
+    def console(self) -> Console:
+        """The console of words and bars: standard output, or standard error beside a JSON object."""
+        from rich.console import Console
+
+        console = Console(stderr=self.json, highlight=False, emoji=False)
+        if not console.is_terminal:
+            console.width = PIPE_WIDTH
+        return console
+
+    @property
+    def live(self) -> bool:
+        """Whether lines can be redrawn."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """Print a line about the work: on standard error beside a JSON object."""
+        self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def show(self, *lines: str) -> None:
+        """Print results for people; beside a JSON object, which holds them, nothing."""
+        if not self.json:
+            for line in lines:
+                self.say(line)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], total: bool = False) -> None:
+        """Show a table; a column whose name begins with > is aligned right, and `total` sets the last row apart."""
+        if self.json:
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        for column in columns:
+            justify: Any = "right" if column.startswith(">") else "left"
+            table.add_column(column.lstrip(">"), justify=justify, header_style="dim", no_wrap=True)
+        for i, row in enumerate(rows):
+            style = "bold" if total and i == len(rows) - 1 else ""
+            table.add_row(*(Text(cell) for cell in row), style=style)
+        self.console.print(table)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Yield ``progress(what, done, total)``: a bar that goes when the work is done, or a line for each `what`."""
+        if not self.live:
+            told = set()
+
+            def tell(what: str, done: int, total: int) -> None:
+                if what not in told:
+                    told.add(what)
+                    self.say(what)
+
+            yield tell
+            return
+        from rich import progress as bars
+
+        tasks: dict[str, Any] = {}
+        columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.TextColumn("{task.fields[count]}"))
+        with bars.Progress(*columns, bars.TimeRemainingColumn(), console=self.console, transient=True) as bar:
+
+            def advance(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, count="")
+                bar.update(tasks[what], completed=done, total=total or None, count=_count(what, done, total))
+
+            yield advance
+
+    @contextmanager
+    def training(self) -> Iterator[Reporter]:
+        """Yield the reporter of a training run."""
+        from minivit.cli.reporters import LineReporter, LiveReporter
+
+        if self.live:
+            with LiveReporter(self.console) as reporter:
+                yield reporter
+        else:
+            yield LineReporter(self.say)
+
+
+def _count(what: str, done: int, total: int) -> str:
+    if what.startswith("downloading"):
+        return f"{done / 1e6:.0f} / {total / 1e6:.0f} MB" if total else f"{done / 1e6:.0f} MB"
+    return f"{done:,} / {total:,}" if total else f"{done:,}"

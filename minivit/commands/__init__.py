@@ -1,1 +1,0 @@
-"""The commands, one file each: HELP, DESCRIPTION, EXAMPLES, `add_arguments(parser)` and `run(args, terminal)`."""

@@ -1,0 +1,90 @@
+"""A step on a device: one worker takes whole batches, or micro-batches one after another, in the precision asked for.
+
+With 16 bits the model computes on a copy of the parameters that is rounded anew before each step; the gradients go
+into the model's own float32 vector. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from minivit.arrays import Array, check_dtype, dtype_named, namespace, on_device_of
+from minivit.arrays.precision import PRECISIONS, tf32
+from minivit.engine.micro_batches import Batch, Step, parts_of, predict, take
+from minivit.errors import UserError
+from minivit.nn.vit import ViT
+from minivit.ops.registry import set_aside
+
+_SIXTEEN_BITS = ("bfloat16", "float16")
+DEVICE_BATCH = 256  # images at a time, so that memory does not grow with how many there are
+
+
+def check_precision(precision: str | None, dtype: Any, on_host: bool) -> None:
+    """Raise UserError unless a model of `dtype` can compute with `precision`; None stands for its own."""
+    if precision is None:
+        return
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    if dtype != "float32":
+        raise UserError(f"precision {precision} is for models of float32, and this one is {dtype}; leave it out")
+    if on_host and precision != "float32":
+        raise UserError(f"precision {precision} needs a GPU, and this model is on the CPU; leave it out, or use cupy")
+
+
+class DeviceStep:
+    """The copy of a model that computes on its device.
+
+    Parameters
+    ----------
+    model : ViT
+        On a device.
+    precision : str, optional
+        One of `PRECISIONS`; by default that of the model's own dtype.
+
+    Raises
+    ------
+    UserError
+        The device or the model does not go with the precision.
+    """
+
+    def __init__(self, model: ViT, precision: str | None) -> None:
+        self._store = model.parameters.store
+        values = self._store.peek()
+        xp = namespace(values)
+        self._tf32 = precision == "tf32"
+        self._rounded: Array | None = None
+        if precision in _SIXTEEN_BITS:
+            assert precision is not None
+            dtype = dtype_named(precision)
+            with on_device_of(values):
+                check_dtype(xp, dtype)
+                self._rounded = xp.zeros(values.shape, dtype=dtype)
+        self.replica = model.replica(values if self._rounded is None else self._rounded)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        values = self._store.peek()
+        if self._rounded is not None:
+            if set_aside():
+                raise UserError("16 bits need the kernels, which reference_only sets aside; use precision='float32'")
+            namespace(values).copyto(self._rounded, values, casting="unsafe")
+        with tf32(self._tf32):
+            yield
+
+    def train(self, batch: Batch, step: Step, parts: list[slice]) -> None:
+        """Take all micro-batches through the forward and backward pass; the gradients add up in the model's vector."""
+        store = self.replica.parameters.store
+        store.share_gradients(self._store)
+        with self._at_work():
+            store.forget_gradients()
+            for index in range(len(parts)):
+                take(self.replica, batch, step, parts, index)
+            self.replica.parameters.settled_gradients()
+
+    def predict(self, images: Array, logits: Array, micro_batch: int | None) -> None:
+        """Set `logits` (B, classes) to those of `images`, which are converted piece by piece."""
+        parts = parts_of(len(images), micro_batch or DEVICE_BATCH)
+        with self._at_work():
+            predict(self.replica, images, logits, parts, range(len(parts)))

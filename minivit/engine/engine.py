@@ -1,0 +1,272 @@
+"""The step engine: a batch in; a loss and gradients, or logits, out.
+
+A batch is cut into micro-batches that fit in cache. Each worker of a team takes its own through the whole forward and
+backward pass with single-threaded BLAS, on a replica of the model: the same values, its own gradients. The gradients of
+the micro-batches are added into one total in the order of their index, so that the sum has the same bits for any number
+of workers; what the layers keep for their backward passes does not grow with the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from minivit.arrays import Array, namespace, on_device_of, real_dtype, to_host
+from minivit.engine.device_step import DeviceStep, check_precision
+from minivit.engine.machine import cores, keep_freed_pages, one_at_a_time, single_threaded_blas
+from minivit.engine.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, ready, train
+from minivit.errors import RunError, UserError
+from minivit.nn.layer import PASSES, watched
+from minivit.nn.vit import ViT
+from minivit.random import Key
+
+if TYPE_CHECKING:
+    from minivit.engine.parallel import Crew
+
+_ROUND = 8  # micro-batches a worker does between two meetings when it predicts
+_SHARED_TOKENS = 64  # from so many tokens on, two workers share those of a single micro-batch
+
+
+class Engine:
+    """Runs a model over batches of any size.
+
+    Values are checked here on the host: labels in range, images finite. Calls from several threads, of other engines
+    too, wait for each other.
+
+    Parameters
+    ----------
+    model : ViT
+        Its gradients receive the total of each step.
+    threads : int, optional
+        Workers, each for one core; the machine's cores by default. On a device there is one.
+    micro_batch : int, optional
+        Images a worker takes at a time; by default what the model says (`ViTConfig.micro_batch`). On a device all
+        that are trained on, and 256 that are predicted.
+    precision : str, optional
+        On a device, how a float32 model computes: "float32" (the default), "tf32", "bfloat16" or "float16"; see
+        `minivit.arrays.precision`. Parameters, gradients and logits are float32 with each.
+
+    Attributes
+    ----------
+    dtype : dtype
+        Of the images as the step computes with them; those of the model's dtype are converted.
+
+    Notes
+    -----
+    The layers are those that the model has when the engine is made, the values those that it has at each call. Where a
+    layer's `forward` or `backward` was replaced on the object, predictions run on the model itself, on one worker, and
+    a training step is refused.
+    """
+
+    def __init__(
+        self, model: ViT, threads: int | None = None, micro_batch: int | None = None, precision: str | None = None
+    ) -> None:
+        for name, value in (("threads", threads), ("micro_batch", micro_batch)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; expected at least 1")
+        self._store = model.parameters.store
+        values = self._store.peek()
+        on_host = namespace(values) is np
+        check_precision(precision, values.dtype, on_host)
+        self.model = model
+        self.threads = (threads or cores()) if on_host else 1
+        self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
+        self._device = None if on_host else DeviceStep(model, precision)
+        self._replica = self._device.replica if self._device else model.replica(values)
+        self.dtype: Any = self._replica.parameters.store.peek().dtype
+        for _, layer in self._replica.named_layers():
+            for passes in PASSES:  # what watches stays with the model
+                vars(layer).pop(passes, None)
+        self._layers = list(model.named_layers())
+        self._crew: Crew | None = None
+        self._busy = False
+        if on_host:
+            keep_freed_pages()
+
+    def close(self) -> None:
+        """End the other workers, when they have done what they do."""
+        with one_at_a_time():
+            if self._crew is not None:
+                self._crew.close()
+                self._crew = None
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with one_at_a_time() if self._device else single_threaded_blas():
+            if self._busy:  # this thread may enter again, and would overwrite what it computes with
+                raise RunError("this engine was called while it computes, by a signal handler or what watches a layer")
+            self._busy = True
+            try:
+                yield
+            finally:
+                self._busy = False
+
+    def __enter__(self) -> Self:
+        """Return the engine."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End the other workers."""
+        self.close()
+
+    def loss_and_gradients(
+        self, images: Array, labels: Array, rng: Key | None = None, label_smoothing: float = 0.0
+    ) -> Array:
+        """Return the mean loss of a batch, and set the model's gradients to those of this loss.
+
+        Parameters
+        ----------
+        images : Array
+            (B, height, width, C) of the model's dtype.
+        labels : Array
+            (B,) integers below the number of classes, or (B, classes) soft targets.
+        rng : Key, optional
+            The key of the B samples, for dropout; None runs the model in evaluation mode.
+        label_smoothing : float
+            See `ops.cross_entropy`.
+
+        Returns
+        -------
+        loss : Array
+            0-d.
+        """
+        return self.training_step(images, labels, rng, label_smoothing)[0]
+
+    def training_step(
+        self,
+        images: Array,
+        labels: Array,
+        rng: Key | None = None,
+        label_smoothing: float = 0.0,
+        loss_scale: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Do what `loss_and_gradients` does, and return the logits (B, classes) beside the loss.
+
+        Parameters
+        ----------
+        loss_scale : Array, optional
+            0-d, of the dtype of the gradients, by which these, and not the loss, are multiplied: for "float16".
+        """
+        with on_device_of(self._store.peek()):
+            return self._training_step(images, labels, rng, label_smoothing, loss_scale)
+
+    def _training_step(
+        self, images: Array, labels: Array, rng: Key | None, label_smoothing: float, loss_scale: Array | None
+    ) -> tuple[Array, Array]:
+        B = self._check(images, labels)
+        if (name := self._watched()) is not None:
+            raise UserError(
+                f"the forward or backward pass of {name or 'the model'} was replaced on the object, and an engine "
+                "trains on copies; take the step by the model's own forward and backward"
+            )
+        if rng is not None and len(rng.sample_ids) != B:
+            raise UserError(f"the key names {len(rng.sample_ids)} samples; expected {B}, one for each image")
+        xp = namespace(images)
+        parts = parts_of(B, self.micro_batch or B)
+        total = self.model.parameters.settled_gradients()
+        logits = xp.empty((B, self.model.config.num_classes), dtype=total.dtype)
+        losses = xp.empty(len(parts), dtype=total.dtype)
+        batch = Batch(ready(images, self.dtype), labels, logits, losses, total)
+        step = Step(rng, label_smoothing, loss_scale)
+        with self._at_work():
+            if self._device:
+                self._device.train(batch, step, parts)
+            elif self.threads == 1 or len(parts) == 1:
+                train(self._replica, batch, step, parts, range(len(parts)), _at_once)
+            else:
+                self._crew_for(B).train(batch, step)
+        return xp.asarray(losses.sum()), logits
+
+    def predict(self, images: Array) -> Array:
+        """Return logits (B, classes) in evaluation mode, in memory that does not grow with B but for these."""
+        with on_device_of(self._store.peek()):
+            return self._predicted(images)
+
+    def _predicted(self, images: Array) -> Array:
+        B = self._check(images)
+        xp = namespace(images)
+        dtype = self._store.peek().dtype
+        logits = xp.empty((B, self.model.config.num_classes), dtype=dtype)
+        with self._at_work():
+            if self._watched() is not None:
+                parts = parts_of(B, self.micro_batch or B)
+                predict(self.model, images, logits, parts, range(len(parts)))
+            elif self._device:
+                self._device.predict(images, logits, self.micro_batch)
+            else:
+                assert self.micro_batch is not None
+                step = self.micro_batch * self.threads * _ROUND
+                for part in parts_of(B, step):
+                    some = xp.ascontiguousarray(images[part])
+                    self._predict(some, logits[part], self.micro_batch, min(B, step))
+        return logits
+
+    def _predict(self, images: Array, logits: Array, micro_batch: int, most: int) -> None:
+        B, config = len(images), self.model.config
+        N, D = config.num_tokens, config.embed_dim
+        few = micro_batch >= most and N >= _SHARED_TOKENS and self._replica.as_made() and namespace(images) is np
+        pieces = parts_of(N, -(-N // 2)) if few else []
+        if self.threads > 1 and (pieces or micro_batch < B):
+            self._crew_for(most).predict(images, logits, pieces)
+        elif pieces:
+            tokens = Tokens(np.empty((B, N, D), images.dtype), np.empty((2, B, N, 3 * D), images.dtype))
+            predict_by_tokens(self._replica, images, logits, tokens, pieces, range(len(pieces)), lambda: None)
+        else:
+            parts = parts_of(B, micro_batch)
+            predict(self._replica, images, logits, parts, range(len(parts)))
+
+    def _crew_for(self, B: int) -> Crew:
+        if self._crew is None or not self._crew.fits(B):
+            # What it imports takes as long as a small prediction, and a worker alone needs none of it.
+            from minivit.engine.parallel import Crew
+
+            self.close()
+            assert self.micro_batch is not None
+            size = min(self.threads, max(2, -(-B // self.micro_batch)))
+            self._crew = Crew(self._replica, self._store, size, self.micro_batch, B)
+        return self._crew
+
+    def _watched(self) -> str | None:
+        """Return the name of a layer whose passes were replaced on the object, or None."""
+        return next((name for name, layer in self._layers if watched(layer)), None)
+
+    def _check(self, images: Array, labels: Array | None = None) -> int:
+        if self.model.parameters.store is not self._store:
+            raise UserError("the model was initialised anew since this engine was made; make a new one")
+        namespace(images) if labels is None else namespace(images, labels)
+        (self._replica if images.dtype == self.dtype else self.model).check_images(images)
+        if namespace(images) is np and not np.isfinite(images).all():
+            bad = next(i for i, image in enumerate(images) if not np.isfinite(image).all())
+            raise UserError(f"image {bad} of the batch holds NaN or infinity; every value must be finite")
+        B = len(images)
+        if labels is not None:
+            check_labels(labels, B, self.model.config.num_classes, self._store.peek().dtype)
+        return B
+
+
+def _at_once(index: int, count: int) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def check_labels(labels: Array, B: int, num_classes: int, dtype: Any) -> None:
+    """Raise unless `labels` are B integers below `num_classes`, or (B, num_classes) soft targets.
+
+    The range is checked on the host alone; on a device it was checked when the labels entered.
+    """
+    if labels.dtype.kind in "iu":
+        if labels.shape != (B,):
+            raise UserError(f"labels have shape {labels.shape}; expected ({B},), one for each image")
+        if namespace(labels) is np and not ((labels >= 0) & (labels < num_classes)).all():
+            host = to_host(labels)
+            at = int(np.argmax((host < 0) | (host >= num_classes)))
+            raise UserError(
+                f"label {host[at]} of image {at} is out of range; the model has classes 0 to {num_classes - 1}"
+            )
+    elif labels.shape != (B, num_classes) or labels.dtype != real_dtype(dtype):
+        raise UserError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; expected ({B},) integers or "
+            f"({B}, {num_classes}) soft targets of {real_dtype(dtype)}"
+        )

@@ -1,1 +1,0 @@
-"""Insight into a model and a run: traces, summaries and figures."""

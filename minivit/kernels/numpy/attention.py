@@ -1,0 +1,117 @@
+"""Attention with as few passes over the scores as there can be, in cache. Kernel of `ops.attention` without a mask.
+
+    e = exp(q @ (k.T * scale))      s = sum(e)                 the weights, e / s, are never formed
+    y = (e @ v) / s
+
+    dy_s = dy / s                   delta = sum(dy_s * y)      since sum(dweights * weights) = sum(dy * y)
+    dv = e.T @ dy_s                 dscores = e * (dy_s @ (v.T * scale) - delta * scale)
+    dq = dscores @ k                dk = dscores.T @ q
+
+The scale and the division act on the (N, K) operands, and the row sums of the softmax gradient on the (N, K) results
+(Dao et al. 2022, appendix B); delta enters the product as one more column. That leaves one exponential and one sum
+forward, and one product backward. Copies of k.T and v.T pay because BLAS takes two operands laid out by rows at up to
+twice the rate of one by columns. The shift by the maximum, which only keeps exp in range, is done where a sum shows
+that it was missed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minivit.arrays import Array
+from minivit.kernels.numpy.pieces import FAST_DTYPES, pieces
+from minivit.ops.attention import ALL, check_attention, heads
+from minivit.ops.registry import Kernel, register_kernel
+from minivit.ops.shapes import expect_gradient
+
+# Sums outside these limits come from scores that need the shift: their exponentials, times v or dy, leave the range
+# of float32 or fall among its least numbers.
+_LEAST, _MOST = 1e-12, 1e12
+
+
+class FastAttentionCache(NamedTuple):
+    """What the backward pass reads."""
+
+    qkv: Array  # (B, N, 3 D)
+    e: Array  # (B, H, M, N)
+    inverse: Array  # (B, M, H, 1): 1 / s
+    y: Array  # (B, M, H, K), the memory of the result
+    queries: slice
+
+
+def _covers(qkv: Array, num_heads: int, mask: Array | None = None, queries: slice = ALL, *, keep: bool = True) -> bool:
+    return mask is None and qkv.dtype.name in FAST_DTYPES and qkv.ndim == 3 and qkv[:, queries].size > 0
+
+
+def _exp_scores(q: Array, k_t: Array, e: Array) -> Array:
+    """Set `e` (..., M, N) to the exponentials of the scores, each row up to a factor, and return its row sums."""
+    N = e.shape[-1]
+    ones = np.ones(N, e.dtype)
+    np.matmul(q, k_t, out=e)
+    with np.errstate(over="ignore"):
+        np.exp(e, out=e)
+        sums = e.reshape(-1, N) @ ones
+    if not (sums.min() >= _LEAST and sums.max() <= _MOST):
+        np.matmul(q, k_t, out=e)
+        e -= e.max(axis=-1, keepdims=True)
+        np.exp(e, out=e)
+        sums = e.reshape(-1, N) @ ones
+    return sums
+
+
+def _forward(
+    qkv: Array, num_heads: int, mask: Array | None = None, queries: slice = ALL, *, keep: bool = True
+) -> tuple[Array, FastAttentionCache | None]:
+    check_attention(qkv, num_heads, mask, queries)
+    q, k, v = heads(qkv, num_heads)
+    q = q[:, :, queries]
+    B, H, M, K = q.shape
+    N = k.shape[2]
+    k_t = np.multiply(k.swapaxes(-1, -2), K**-0.5, order="C")
+    groups = list(pieces(B, 2 * H * M * N * qkv.itemsize))
+    e = np.empty((B if keep else groups[0].stop, H, M, N), qkv.dtype)
+    inverse = np.empty((B, M, H, 1), qkv.dtype)
+    y = np.empty((B, M, H, K), qkv.dtype)
+    for group in groups:
+        e_group = e[group] if keep else e[: group.stop - group.start]
+        sums = _exp_scores(q[group], k_t[group], e_group)
+        np.reciprocal(sums.reshape(-1, H, M).swapaxes(1, 2), out=inverse[group, :, :, 0])
+        y_group = y[group]
+        np.matmul(e_group, v[group], out=y_group.swapaxes(1, 2))
+        y_group *= inverse[group]
+    return y.reshape(B, M, H * K), FastAttentionCache(qkv, e, inverse, y, queries) if keep else None
+
+
+def _backward(dy: Array, cache: FastAttentionCache) -> Array:
+    qkv, e, inverse, y, queries = cache
+    B, M, H, K = y.shape
+    expect_gradient("attention", dy, (B, M, H * K), qkv.dtype)
+    scale = K**-0.5
+    q, k, v = heads(qkv, H)
+    q = q[:, :, queries]
+    dqkv = np.empty_like(qkv)
+    dq, dk, dv = heads(dqkv, H)
+    if dq.shape[2] > M:
+        dq[...] = 0
+    dq = dq[:, :, queries]
+    # One column more on each side, -delta and 1, and the product gives dy_s @ v.T - delta, both scaled.
+    left = np.empty((B, M, H, K + 1), qkv.dtype)
+    dy_s = np.multiply(dy.reshape(B, M, H, K), inverse, out=left[..., :K])
+    np.einsum("bmhk,bmhk->bmh", dy_s, y, out=left[..., K])
+    left[..., K] *= -scale
+    right = np.ones((B, H, K + 1, k.shape[2]), qkv.dtype)
+    np.multiply(v.swapaxes(-1, -2), scale, out=right[:, :, :K])
+    dy_s, left = dy_s.swapaxes(1, 2), left.swapaxes(1, 2)
+    for group in pieces(B, 2 * H * M * k.shape[2] * qkv.itemsize):
+        e_group = e[group]
+        np.matmul(e_group.swapaxes(-1, -2), dy_s[group], out=dv[group])
+        dscores = left[group] @ right[group]
+        dscores *= e_group
+        np.matmul(dscores, k[group], out=dq[group])
+        np.matmul(dscores.swapaxes(-1, -2), q[group], out=dk[group])
+    return dqkv
+
+
+register_kernel("attention", Kernel("numpy", _covers, _forward, _backward, FastAttentionCache))

@@ -1,0 +1,146 @@
+"""A whole encoder block in one piece. Kernel of the layer `EncoderBlock` where nothing in it is random.
+
+A layer norm is followed by a linear map, so its scale and shift go into that map's weights, once for all tokens:
+
+    layer_norm(x) @ W + c = x_hat @ W' + c'         W' = weight[:, None] * W      c' = bias @ W + c
+    dW = weight[:, None] * dW' + outer(bias, dc')   dc = dc'
+    dweight = sum of dW' * W over the columns       dbias = W @ dc'
+
+Three passes over the tokens forward and four backward become none, and the norm's result is not stored. The residual
+sums and the slopes of GELU are applied in place to products that nobody else holds. Attention is the op.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minivit import ops
+from minivit.arrays import Array
+from minivit.kernels.numpy.gelu import covers_gelu, fast_gelu
+from minivit.kernels.numpy.layer_norm import mean_column, normalize, normalize_backward
+from minivit.kernels.numpy.pieces import FAST_DTYPES, pieces
+from minivit.ops.attention import ALL
+from minivit.ops.registry import Kernel, register_kernel
+from minivit.ops.shapes import expect, expect_gradient, same_dtype
+
+
+class _Normed(NamedTuple):
+    """What the backward pass of a norm and the linear map after it reads."""
+
+    x_hat: Array  # (rows, D)
+    inv_std: Array  # (rows, 1)
+
+
+class FastBlockCache(NamedTuple):
+    """What the backward pass reads."""
+
+    queries: slice
+    shape: tuple[int, int, int]
+    to_qkv: _Normed
+    attention: Any
+    y: Array  # (B * M, D), what the heads gathered
+    to_hidden: _Normed
+    slope: Any  # (B * M, F), of GELU
+    hidden: Array  # (B * M, F), after GELU
+
+
+def _covers(x: Array, block: Any, rng: Any, queries: slice) -> bool:
+    if x.dtype.name not in FAST_DTYPES or x.ndim != 3 or x[:, queries].size == 0:
+        return False
+    # A layer that somebody has put in its place, or watches, is called as it stands.
+    return bool(block.is_plain(rng))
+
+
+def _forward(x: Array, block: Any, queries: slice = ALL, keep: bool = True) -> tuple[Array, FastBlockCache | None]:
+    attn, mlp = block.attn, block.mlp
+    same_dtype("EncoderBlock", x=x, weight=attn.qkv.weight.value)
+    expect("EncoderBlock", "x", x, ("B", "N", attn.qkv.weight.shape[0]))
+    B, N, D = x.shape
+    qkv, to_qkv = _norm_linear(x.reshape(B * N, D), block.norm1, attn.qkv)
+    gathered, attention = ops.attention(qkv.reshape(B, N, 3 * D), attn.num_heads, None, queries, keep=keep)
+    y = gathered.reshape(-1, D)
+    x1 = y @ attn.proj.weight.value
+    x1 += attn.proj.bias.value
+    residual = x1.reshape(gathered.shape)
+    residual += x[:, queries]
+    h, to_hidden = _norm_linear(x1, block.norm2, mlp.fc1)
+    hidden, slope = _gelu_in_place(h, mlp.act.approximate, keep)
+    out = hidden @ mlp.fc2.weight.value
+    out += mlp.fc2.bias.value
+    out += x1
+    cache = FastBlockCache(queries, x.shape, to_qkv, attention, y, to_hidden, slope, hidden)
+    return out.reshape(gathered.shape), cache if keep else None
+
+
+def _norm_linear(x: Array, norm: Any, linear: Any) -> tuple[Array, _Normed]:
+    """Return the linear map of the layer norm of `x` (rows, D)."""
+    rows, D = x.shape
+    x_hat, inv_std = np.empty_like(x), np.empty((rows, 1), x.dtype)
+    mean_of = mean_column(D, x.dtype)
+    for piece in pieces(rows, 3 * D * x.itemsize):
+        normalize(x[piece], mean_of, norm.eps, x_hat[piece], inv_std[piece])
+    folded = norm.weight.value[:, None] * linear.weight.value
+    shift = norm.bias.value @ linear.weight.value
+    shift += linear.bias.value
+    y = x_hat @ folded
+    y += shift
+    return y, _Normed(x_hat, inv_std)
+
+
+def _gelu_in_place(h: Array, approximate: str, keep: bool) -> tuple[Array, Array | None]:
+    if not covers_gelu(h, approximate):
+        y, cache = ops.gelu(h, approximate, keep=keep)
+        return y, None if cache is None else cache.slope
+    slope = np.empty_like(h) if keep else None
+    fast_gelu(h, h, slope)
+    return h, slope
+
+
+def _backward(dy: Array, cache: FastBlockCache, block: Any) -> Array:
+    queries, shape, to_qkv, attention, y, to_hidden, slope, hidden = cache
+    B, N, D = shape
+    expect_gradient("EncoderBlock", dy, (B, len(range(N)[queries]), D), y.dtype)
+    d = dy.reshape(-1, D)
+    dhidden = _linear_backward(d, hidden, block.mlp.fc2)
+    dhidden *= slope
+    d = _norm_linear_backward(dhidden, to_hidden, block.norm2, block.mlp.fc1, d)
+    dgathered = _linear_backward(d, y, block.attn.proj).reshape(dy.shape)
+    dqkv = ops.attention_backward(dgathered, attention).reshape(B * N, 3 * D)
+    dx = _norm_linear_backward(dqkv, to_qkv, block.norm1, block.attn.qkv, d if queries == ALL else None).reshape(shape)
+    if queries != ALL:
+        dx[:, queries] += d.reshape(dy.shape)
+    return dx
+
+
+def _linear_backward(dy: Array, x: Array, linear: Any) -> Array:
+    linear.weight.add_product(x.T, dy)
+    linear.bias.add_grad(np.ones(len(dy), dy.dtype) @ dy)
+    return dy @ linear.weight.value.T
+
+
+def _norm_linear_backward(dy: Array, cache: _Normed, norm: Any, linear: Any, residual: Array | None) -> Array:
+    """Return ``dx``, and what comes past the norm as `residual` added to it."""
+    x_hat, inv_std = cache
+    weight = linear.weight.value
+    dfolded = x_hat.T @ dy
+    dshift = np.ones(len(dy), dy.dtype) @ dy
+    norm.weight.add_grad(np.vecdot(dfolded, weight))
+    norm.bias.add_grad(weight @ dshift)
+    dfolded *= norm.weight.value[:, None]
+    dfolded += np.multiply.outer(norm.bias.value, dshift)
+    linear.weight.add_grad(dfolded)
+    linear.bias.add_grad(dshift)
+    dx = dy @ (norm.weight.value[:, None] * weight).T
+    rows, D = dx.shape
+    mean_of = mean_column(D, dx.dtype)
+    for piece in pieces(rows, 4 * D * dx.itemsize):
+        d = dx[piece]
+        normalize_backward(d, d @ mean_of, x_hat[piece], inv_std[piece])
+        if residual is not None:
+            d += residual[piece]
+    return dx
+
+
+register_kernel("EncoderBlock", Kernel("numpy", _covers, _forward, _backward, FastBlockCache))

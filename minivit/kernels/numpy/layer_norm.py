@@ -1,0 +1,95 @@
+"""Layer norm in place, piece by piece in cache, with row sums as dot products. Kernel of `ops.layer_norm`.
+
+`normalize` and `normalize_backward` are the norm without its scale and shift, on the rows of one piece.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minivit.arrays import Array
+from minivit.kernels.numpy.pieces import FAST_DTYPES, pieces
+from minivit.ops.layer_norm import check_layer_norm
+from minivit.ops.registry import Kernel, register_kernel
+from minivit.ops.shapes import expect_gradient
+
+
+def mean_column(D: int, dtype: Any) -> Array:
+    """Return the column (D, 1) by which a product with rows (rows, D) is their mean."""
+    return np.full((D, 1), 1 / D, dtype)
+
+
+def normalize(x: Array, mean_of: Array, eps: float, x_hat: Array, inv_std: Array) -> None:
+    """Set `x_hat` (rows, D) to the rows of `x` with mean 0 and variance 1, and `inv_std` (rows, 1).
+
+    `mean_of` is `mean_column`; every piece of an array uses the same one.
+    """
+    np.subtract(x, x @ mean_of, out=x_hat)
+    scale = np.vecdot(x_hat, x_hat, out=inv_std[:, 0])
+    scale *= 1 / x.shape[1]
+    scale += eps
+    np.sqrt(scale, out=scale)
+    np.reciprocal(scale, out=scale)
+    x_hat *= inv_std
+
+
+def normalize_backward(d: Array, through_mean: Array, x_hat: Array, inv_std: Array) -> None:
+    """Turn the gradient `d` (rows, D) of `x_hat` in place into that of ``x``; `through_mean` (rows, 1) is its mean."""
+    through_variance = np.vecdot(d, x_hat)[:, None]
+    through_variance *= 1 / d.shape[1]
+    d -= x_hat * through_variance
+    d -= through_mean
+    d *= inv_std
+
+
+class FastLayerNormCache(NamedTuple):
+    """What the backward pass reads, over rows."""
+
+    x_hat: Array  # (rows, D)
+    inv_std: Array  # (rows, 1)
+    weight: Array  # (D,)
+    shape: tuple[int, ...]
+
+
+def _covers(x: Array, weight: Array, bias: Array, eps: float = 1e-6, *, keep: bool = True) -> bool:
+    return x.dtype.name in FAST_DTYPES and x.size > 0
+
+
+def _forward(
+    x: Array, weight: Array, bias: Array, eps: float = 1e-6, *, keep: bool = True
+) -> tuple[Array, FastLayerNormCache | None]:
+    check_layer_norm(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    count, D = len(rows), weight.size
+    y = np.empty_like(rows)
+    x_hat = np.empty_like(rows) if keep else y
+    inv_std = np.empty((count, 1), rows.dtype)
+    mean_of = mean_column(D, rows.dtype)
+    for piece in pieces(count, 4 * D * x_hat.itemsize):
+        normalize(rows[piece], mean_of, eps, x_hat[piece], inv_std[piece])
+        np.multiply(x_hat[piece], weight, out=y[piece])
+        y[piece] += bias
+    return y.reshape(x.shape), FastLayerNormCache(x_hat, inv_std, weight, x.shape) if keep else None
+
+
+def _backward(dy: Array, cache: FastLayerNormCache) -> tuple[Array, Array, Array]:
+    x_hat, inv_std, weight, shape = cache
+    expect_gradient("layer_norm", dy, shape, x_hat.dtype)
+    dy = dy.reshape(x_hat.shape)
+    count, D = len(dy), weight.size
+    dx = np.empty_like(dy)
+    dweight, dbias = np.zeros_like(weight), np.zeros_like(weight)
+    mean_of = (weight / D)[:, None]
+    for piece in pieces(count, 4 * D * x_hat.itemsize):
+        d, z, out = dy[piece], x_hat[piece], dx[piece]
+        dweight += np.einsum("ni,ni->i", d, z)
+        dbias += np.ones(len(d), d.dtype) @ d
+        through_mean = d @ mean_of
+        np.multiply(d, weight, out=out)
+        normalize_backward(out, through_mean, z, inv_std[piece])
+    return dx.reshape(shape), dweight, dbias
+
+
+register_kernel("layer_norm", Kernel("numpy", _covers, _forward, _backward, FastLayerNormCache))

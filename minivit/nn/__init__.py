@@ -1,0 +1,1 @@
+"""The layers and models: parameters and wiring; the mathematics is in `minivit.ops`."""

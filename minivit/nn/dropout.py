@@ -1,0 +1,46 @@
+"""Dropout of elements, and stochastic depth: dropout of whole samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivit import ops
+from minivit.arrays import Array
+from minivit.nn.layer import Layer
+from minivit.random import Key
+
+
+class Dropout(Layer):
+    """Dropout of elements, or with ``per_sample`` of whole samples; nothing in evaluation or at rate 0."""
+
+    def __init__(self, rate: float, per_sample: bool = False) -> None:
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"a dropout rate is at least 0 and below 1, got {rate}")
+        self.rate = rate
+        self.per_sample = per_sample
+
+    def mask(self, shape: tuple[int, ...], rng: Key | None, dtype: Any) -> Array | None:
+        """Return factors for an array of `shape`, or None where nothing is dropped."""
+        if rng is None or self.rate == 0.0:
+            return None
+        if self.per_sample:
+            shape = (shape[0], *(1 for _ in shape[1:]))
+        return ops.keep_mask(rng, shape, self.rate, dtype)
+
+    def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+        """Drop elements of `x` (B, ...) and scale the others up."""
+        mask = self.mask(x.shape, rng, x.dtype)
+        if mask is None:
+            return x, () if keep else None
+        return ops.dropout(x, mask, keep=keep)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        """Return ``dx``."""
+        return dy if cache == () else ops.dropout_backward(dy, cache)
+
+
+class DropPath(Dropout):
+    """Stochastic depth: dropout of a residual branch for whole samples."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(rate, per_sample=True)

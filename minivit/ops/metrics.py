@@ -1,0 +1,27 @@
+"""The metrics of a training step, computed where its logits are."""
+
+from __future__ import annotations
+
+from minivit.arrays import Array, namespace
+from minivit.ops.registry import op
+
+
+@op
+def record_metrics(record: Array, loss: Array, logits: Array, labels: Array, stopped: Array) -> None:
+    """Set `record` (3,) to the loss, the number of rows of `logits` (B, C) with their largest at `labels`, and a flag.
+
+    Parameters
+    ----------
+    record : Array
+        (3,) floats, set in place.
+    loss, stopped : Array
+        0-d, of the dtype of `record`.
+    logits : Array
+        (B, C) floats.
+    labels : Array
+        (B,) integers.
+    """
+    namespace(record, loss, logits, labels, stopped)
+    record[0] = loss
+    record[1] = (logits.argmax(axis=1) == labels).sum().astype(record.dtype)
+    record[2] = stopped

@@ -1,0 +1,124 @@
+"""The layout of the package: one order of its parts, no import that runs upward, and one file that imports CuPy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "minivit"
+
+# A part imports from itself and from those after it. Two are to come.
+ORDER = (
+    "cli",
+    "explorer",
+    "train",
+    "tracing",
+    "weights",
+    "data",
+    "checking",
+    "engine",
+    "nn",
+    "kernels",
+    "ops",
+    "random",
+    "arrays",
+    "files",
+    "errors",
+)
+# What users import; nothing in the package does.
+PUBLIC = ("__main__", "layers", "testing")
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the modules of minivit that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minivit"):
+            base = node.module.removeprefix("minivit").strip(".")
+            inside = [f"{base}.{alias.name}".strip(".") for alias in node.names]
+            modules = [name for name in inside if is_module(name)]
+            found.update(modules or [base])
+    return found - {""}
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if name_of(path))
+PARTS = sorted(path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
+
+
+def test_the_top_level_has_at_most_ten_packages_and_five_modules() -> None:
+    packages = [path.name for path in PARTS if path.is_dir()]
+    modules = [path.stem for path in PARTS if path.is_file() and path.stem not in ("__init__", "__main__")]
+    assert {*packages, *modules} <= {*ORDER, *PUBLIC}
+    assert len(packages) <= 10
+    assert len(modules) <= 5
+    assert len(ORDER) <= 15
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_import_runs_upward(path: Path) -> None:
+    part = name_of(path).partition(".")[0]
+    allowed = ORDER[ORDER.index(part) :] if part in ORDER else ORDER
+    assert {name for name in imports_of(path) if name.partition(".")[0] not in allowed} == set()
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """A circle would show as modules that are left once those that import nothing more are taken away, and again."""
+    imports = {name_of(path): imports_of(path) - {name_of(path)} for path in FILES}
+    while free := {name for name, needs in imports.items() if not needs & imports.keys()}:
+        imports = {name: needs for name, needs in imports.items() if name not in free}
+    assert imports == {}
+
+
+def test_only_one_file_of_arrays_and_the_kernels_import_cupy() -> None:
+    """A name in a text, such as the choice of a backend, is no import."""
+    found = set()
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imported += [
+            str(argument.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("importlib.")
+            for argument in node.args
+            if isinstance(argument, ast.Constant)
+        ]
+        if any(name.partition(".")[0] == "cupy" for name in imported):
+            found.add(name_of(path))
+    assert {name for name in found if not name.startswith("kernels")} == {"arrays.cuda"}
+
+
+def test_no_op_raises_an_array_to_a_whole_power() -> None:
+    """x**3 takes a hundred times as long as x * x * x."""
+    for path in (PACKAGE / "ops").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+                assert ast.unparse(node.right) in ("-0.5", "steps"), f"{path.name}: {ast.unparse(node)}"  # of numbers
+
+
+def test_importing_minivit_needs_numpy_and_threadpoolctl_alone() -> None:
+    """Whatever else is imported would be missing where only these two are installed."""
+    code = (
+        "import sys\n"
+        "import numpy.random, threadpoolctl\n"
+        "before = set(sys.modules)\n"
+        "import minivit\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new - sys.stdlib_module_names - {'minivit', 'numpy', 'threadpoolctl'}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
