@@ -150,7 +150,12 @@ def full(*_: Any, **__: Any) -> Any:
 
 @pytest.mark.parametrize(
     "place",
-    ["train.data_loader.Feed.order", "train.metrics.MetricsBuffer.read", "train.optimizers.AdamW.state", "weights.load_model"],
+    [
+        "train.data_loader.Feed.order",
+        "train.metrics.MetricsBuffer.read",
+        "train.optimizers.AdamW.state",
+        "weights.load_model",
+    ],
 )
 def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
     tmp_path: Path, on_host: Run, place: str, monkeypatch: pytest.MonkeyPatch

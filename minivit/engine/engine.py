@@ -8,7 +8,7 @@ of workers; what the layers keep for their backward passes does not grow with th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,10 +17,21 @@ import numpy as np
 from minivit.arrays import Array, namespace, on_device_of, real_dtype, to_host
 from minivit.engine.device_step import DeviceStep, check_precision
 from minivit.engine.machine import cores, keep_freed_pages, one_at_a_time, single_threaded_blas
-from minivit.engine.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, ready, train
+from minivit.engine.micro_batches import (
+    Batch,
+    Step,
+    Tokens,
+    parts_of,
+    predict,
+    predict_by_tokens,
+    ready,
+    take_turns,
+    train,
+)
 from minivit.errors import RunError, UserError
-from minivit.nn.layer import PASSES, watched
+from minivit.nn.hooks import is_watched
 from minivit.nn.vit import ViT
+from minivit.ops.registry import reference_only
 from minivit.random import Key
 
 if TYPE_CHECKING:
@@ -56,9 +67,13 @@ class Engine:
 
     Notes
     -----
-    The layers are those that the model has when the engine is made, the values those that it has at each call. Where a
-    layer's `forward` or `backward` was replaced on the object, predictions run on the model itself, on one worker, and
-    a training step is refused.
+    The layers are those that the model has when the engine is made, the values those that it has at each call.
+
+    While a layer of the model has hooks, or ops are observed, the engine computes in the caller's process alone, one
+    micro-batch after another in the order of their index, with the references of all ops: hooks see every micro-batch,
+    and the bits are those of `ops.reference_only`. A step then takes as long as on one worker without kernels, some 2
+    to 3 times as long as on two workers. Hooks are called with the model's own layers; the gradients of these layers
+    are complete when the step has ended.
     """
 
     def __init__(
@@ -77,10 +92,6 @@ class Engine:
         self._device = None if on_host else DeviceStep(model, precision)
         self._replica = self._device.replica if self._device else model.replica(values)
         self.dtype: Any = self._replica.parameters.store.peek().dtype
-        for _, layer in self._replica.named_layers():
-            for passes in PASSES:  # what watches stays with the model
-                vars(layer).pop(passes, None)
-        self._layers = list(model.named_layers())
         self._crew: Crew | None = None
         self._busy = False
         if on_host:
@@ -94,13 +105,18 @@ class Engine:
                 self._crew = None
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def _at_work(self) -> Iterator[bool]:
+        """Keep other threads out while the block lasts; yield whether hooks or an observer watch the model."""
         with one_at_a_time() if self._device else single_threaded_blas():
             if self._busy:  # this thread may enter again, and would overwrite what it computes with
-                raise RunError("this engine was called while it computes, by a signal handler or what watches a layer")
+                raise RunError("this engine was called while it computes, by a signal handler or a hook")
             self._busy = True
+            watched = is_watched(self._replica)
+            # For arrays of 16 bits there are kernels alone.
+            references = reference_only() if watched and self.dtype.itemsize > 2 else nullcontext()
             try:
-                yield
+                with references:
+                    yield watched
             finally:
                 self._busy = False
 
@@ -157,11 +173,6 @@ class Engine:
         self, images: Array, labels: Array, rng: Key | None, label_smoothing: float, loss_scale: Array | None
     ) -> tuple[Array, Array]:
         B = self._check(images, labels)
-        if (name := self._watched()) is not None:
-            raise UserError(
-                f"the forward or backward pass of {name or 'the model'} was replaced on the object, and an engine "
-                "trains on copies; take the step by the model's own forward and backward"
-            )
         if rng is not None and len(rng.sample_ids) != B:
             raise UserError(f"the key names {len(rng.sample_ids)} samples; expected {B}, one for each image")
         xp = namespace(images)
@@ -171,10 +182,10 @@ class Engine:
         losses = xp.empty(len(parts), dtype=total.dtype)
         batch = Batch(ready(images, self.dtype), labels, logits, losses, total)
         step = Step(rng, label_smoothing, loss_scale)
-        with self._at_work():
+        with self._at_work() as watched:
             if self._device:
                 self._device.train(batch, step, parts)
-            elif self.threads == 1 or len(parts) == 1:
+            elif self.threads == 1 or len(parts) == 1 or watched:
                 train(self._replica, batch, step, parts, range(len(parts)), _at_once)
             else:
                 self._crew_for(B).train(batch, step)
@@ -190,12 +201,12 @@ class Engine:
         xp = namespace(images)
         dtype = self._store.peek().dtype
         logits = xp.empty((B, self.model.config.num_classes), dtype=dtype)
-        with self._at_work():
-            if self._watched() is not None:
-                parts = parts_of(B, self.micro_batch or B)
-                predict(self.model, images, logits, parts, range(len(parts)))
-            elif self._device:
+        with self._at_work() as watched:
+            if self._device:
                 self._device.predict(images, logits, self.micro_batch)
+            elif watched:
+                parts = parts_of(B, self.micro_batch or B)
+                predict(self._replica, images, logits, parts, range(len(parts)))
             else:
                 assert self.micro_batch is not None
                 step = self.micro_batch * self.threads * _ROUND
@@ -207,13 +218,17 @@ class Engine:
     def _predict(self, images: Array, logits: Array, micro_batch: int, most: int) -> None:
         B, config = len(images), self.model.config
         N, D = config.num_tokens, config.embed_dim
-        few = micro_batch >= most and N >= _SHARED_TOKENS and self._replica.as_made() and namespace(images) is np
+        few = micro_batch >= most and N >= _SHARED_TOKENS and self._replica.is_standard() and namespace(images) is np
         pieces = parts_of(N, -(-N // 2)) if few else []
         if self.threads > 1 and (pieces or micro_batch < B):
             self._crew_for(most).predict(images, logits, pieces)
         elif pieces:
             tokens = Tokens(np.empty((B, N, D), images.dtype), np.empty((2, B, N, 3 * D), images.dtype))
-            predict_by_tokens(self._replica, images, logits, tokens, pieces, range(len(pieces)), lambda: None)
+
+            def work(number: int, wait: Callable[[], None]) -> None:
+                predict_by_tokens(self._replica, images, logits, tokens, pieces, number, wait)
+
+            take_turns(work, len(pieces))
         else:
             parts = parts_of(B, micro_batch)
             predict(self._replica, images, logits, parts, range(len(parts)))
@@ -228,10 +243,6 @@ class Engine:
             size = min(self.threads, max(2, -(-B // self.micro_batch)))
             self._crew = Crew(self._replica, self._store, size, self.micro_batch, B)
         return self._crew
-
-    def _watched(self) -> str | None:
-        """Return the name of a layer whose passes were replaced on the object, or None."""
-        return next((name for name, layer in self._layers if watched(layer)), None)
 
     def _check(self, images: Array, labels: Array | None = None) -> int:
         if self.model.parameters.store is not self._store:

@@ -6,6 +6,8 @@ are.
 
 from __future__ import annotations
 
+import contextvars
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeAlias
@@ -13,7 +15,6 @@ from typing import Any, NamedTuple, TypeAlias
 from minivit import ops
 from minivit.arrays import Array, namespace
 from minivit.nn.vit import ViT
-from minivit.ops.attention import ALL
 from minivit.random import Key
 
 # ``with turn(index, count):`` is entered in the order of the parts, whoever does them.
@@ -93,32 +94,71 @@ def predict_by_tokens(
     logits: Array,
     tokens: Tokens,
     pieces: list[slice],
-    mine: Iterable[int],
-    meet: Callable[[], None],
+    number: int,
+    wait: Callable[[], None],
 ) -> None:
-    """Take the pieces of the tokens numbered `mine` through the model in evaluation; who has the first sets `logits`.
+    """Take one piece of the tokens through the model in evaluation; the worker of the first piece sets `logits`.
 
-    The workers meet once a block, when the queries, keys and values of all tokens are there.
+    `wait` is the barrier of all workers. They wait once a block, until the queries, keys and values of all tokens are
+    there, and once at the end. A worker without a piece waits with them.
     """
     config = replica.config
+    if number >= len(pieces):
+        for _ in range(config.depth + 1):
+            wait()
+        return
+    piece = pieces[number]
     cls_token = None if replica.cls_token is None else replica.cls_token.value
-    every, _ = ops.embed(replica.patch_embed(images), replica.pos_embed.value, cls_token, keep=False)
-    x = {number: every[:, pieces[number]] for number in mine}
+    x, _ = ops.embed(replica.patch_embed(images), replica.pos_embed.value, cls_token, keep=False)
+    x = replica.pos_drop(x)[:, piece]
     for i, block in enumerate(replica.blocks):
-        qkv = tokens.qkv[i % 2]
-        for number in x:
-            qkv[:, pieces[number]] = block.attn.qkv(block.norm1(x[number]))
-        meet()
-        if replica.queries(i) != ALL:  # the class token, the first of the first piece
-            pieces = [replica.queries(i)]
-            x = {number: x[number][:, pieces[0]] for number in x if number == 0}
-        for number in x:
-            h, _ = ops.attention(qkv, block.attn.num_heads, None, pieces[number], keep=False)
-            h = x[number] + block.attn.proj(h)
-            x[number] = h + block.mlp(block.norm2(h))
-    for number in x:
-        tokens.x[:, pieces[number]] = x[number]
-    meet()
-    if 0 in x:
-        pooled, _ = ops.pool(tokens.x, config.global_pool, int(config.class_token), keep=False)
-        logits[...] = replica.head(replica.final_norm()(pooled))
+        shared = tokens.qkv[i % 2]
+
+        def gather(qkv: Array, queries: slice, shared: Array = shared) -> tuple[Array, slice]:
+            shared[:, piece] = qkv
+            wait()
+            start, stop, _ = queries.indices(qkv.shape[1])
+            return shared, slice(piece.start + start, piece.start + stop)
+
+        # The class token, of which the last block may compute the result alone, is the first of the first piece.
+        x, _ = block.forward(x, keep=False, queries=replica.queries(i), gather=gather)
+    tokens.x[:, piece.start : piece.start + x.shape[1]] = x
+    wait()
+    if number == 0:
+        x, _ = ops.pool(tokens.x, config.global_pool, int(config.class_token), keep=False)
+        logits[...] = replica.head(replica.head_drop(replica.final_norm()(x)))
+
+
+def take_turns(work: Callable[[int, Callable[[], None]], None], count: int) -> None:
+    """Call ``work(number, wait)`` for `count` numbers on threads of which one runs at a time.
+
+    They change over where they wait for each other, so that one core does what several workers would do.
+    """
+    running, barrier = threading.Lock(), threading.Barrier(count)
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        running.release()
+        try:
+            barrier.wait()
+        finally:
+            running.acquire()
+
+    def run(number: int) -> None:
+        with running:
+            try:
+                work(number, wait)
+            except threading.BrokenBarrierError:  # the error of another thread says why
+                pass
+            except BaseException as error:
+                errors.append(error)
+                barrier.abort()
+
+    threads = [threading.Thread(target=contextvars.copy_context().run, args=(run, k)) for k in range(1, count)]
+    for thread in threads:
+        thread.start()
+    run(0)
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]

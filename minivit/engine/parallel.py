@@ -55,8 +55,7 @@ class _Desk:
         images, logits = self.images[:B], self.logits[:B]
         if job.pieces:
             tokens = Tokens(self.tokens.x[:B], self.tokens.qkv[:, :B])
-            mine = range(number, len(job.pieces), self.size)
-            predict_by_tokens(replica, images, logits, tokens, job.pieces, mine, together.meet)
+            predict_by_tokens(replica, images, logits, tokens, job.pieces, number, together.meet)
             return
         parts = parts_of(B, self.micro_batch)
         mine = range(number, len(parts), self.size)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from minivit import ops
 from minivit.arrays import Array
 from minivit.nn.dropout import Dropout
 from minivit.nn.initializers import SCHEMES
-from minivit.nn.layer import Layer
+from minivit.nn.layer import Cost, Layer, total
 from minivit.nn.linear import Linear
 from minivit.ops.attention import ALL
 from minivit.random import Key, fold
+
+# ``qkv, queries = gather(qkv, queries)``: from some tokens to all of an image.
+Gather: TypeAlias = Callable[[Array, slice], tuple[Array, slice]]
 
 
 class Attention(Layer):
@@ -29,10 +33,27 @@ class Attention(Layer):
         self.proj = Linear(dim, dim, scheme.weight, scheme.bias)
         self.proj_drop = Dropout(proj_drop_rate)
 
-    def forward(self, x: Array, rng: Key | None = None, keep: bool = True, queries: slice = ALL) -> tuple[Array, Any]:
-        """Let each token, or the M tokens of `queries`, gather from all tokens of its image: (B, M, D)."""
-        B, N, _ = x.shape
+    def forward(
+        self,
+        x: Array,
+        rng: Key | None = None,
+        keep: bool = True,
+        queries: slice = ALL,
+        gather: Gather | None = None,
+    ) -> tuple[Array, Any]:
+        """Let each token, or each of the M tokens `queries`, attend to all tokens of its image: (B, M, D).
+
+        Parameters
+        ----------
+        gather : callable, optional
+            For inference where `x` holds some of an image's tokens and other workers have the others:
+            ``gather(qkv, queries)`` is given the queries, keys and values of the tokens of `x` and the slice `queries`
+            of them. It returns those of all tokens, and where the query tokens are among them.
+        """
         qkv, cache1 = self.qkv.forward(x, keep=keep)
+        if gather is not None:
+            qkv, queries = gather(qkv, queries)
+        B, N, _ = qkv.shape
         mask = self.attn_drop.mask((B, self.num_heads, N, N), fold(rng, "attn_drop"), x.dtype)
         mask = None if mask is None else mask[:, :, queries]
         h, cache2 = ops.attention(qkv, self.num_heads, mask, queries, keep=keep)
@@ -47,3 +68,12 @@ class Attention(Layer):
         dh = self.proj.backward(dh, cache3)
         dqkv = ops.attention_backward(dh, cache2)
         return self.qkv.backward(dqkv, cache1)
+
+    def cost(self, shape: tuple[int, ...], queries: slice = ALL) -> Cost:
+        """Return the cost for one image's tokens (N, D); FLOPs are those of all tokens, as papers count them."""
+        N, D = shape
+        M, H = len(range(N)[queries]), self.num_heads
+        # qkv and the exponentials of the scores with the inverse of their sums; or the weights and their mask.
+        kept = 3 * N * D + H * M * N + (H * N * N if self.attn_drop.rate else H * M)
+        parts = [self.qkv.cost(shape), Cost(4 * N * N * D, kept)]
+        return total([*parts, Cost(self.proj.cost(shape).flops, M * D), self.proj_drop.cost((M, D))])

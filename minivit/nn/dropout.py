@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minivit import ops
 from minivit.arrays import Array
-from minivit.nn.layer import Layer
+from minivit.nn.layer import Cost, Layer
 from minivit.random import Key
 
 
@@ -37,6 +38,10 @@ class Dropout(Layer):
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx``."""
         return dy if cache == () else ops.dropout_backward(dy, cache)
+
+    def cost(self, shape: tuple[int, ...]) -> Cost:
+        """Return the cost for one image's array of `shape`: a mask is kept where something is dropped."""
+        return Cost(0, (1 if self.per_sample else math.prod(shape)) if self.rate else 0)
 
 
 class DropPath(Dropout):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any
 
 from minivit.arrays import Array
-from minivit.nn.attention import Attention
+from minivit.nn.attention import Attention, Gather
 from minivit.nn.dropout import Dropout, DropPath
-from minivit.nn.gelu import GELU
-from minivit.nn.layer import Layer, untouched
+from minivit.nn.layer import Cost, Layer, structure_version
 from minivit.nn.layer_norm import LayerNorm
-from minivit.nn.linear import Linear
 from minivit.nn.mlp import MLP
 from minivit.ops.attention import ALL
-from minivit.ops.registry import declare, find_kernel, kernel_of_cache
+from minivit.ops.registry import Kernel, declare, find_kernel, kernel_of_cache
 from minivit.random import Key, fold
 
 declare("EncoderBlock")
@@ -22,6 +19,10 @@ declare("EncoderBlock")
 
 class EncoderBlock(Layer):
     """A pre-norm Transformer block: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))`` (equations 2 and 3)."""
+
+    _standard: bool
+    _random: bool
+    _version = -1  # of the structure, when these two were set
 
     def __init__(
         self,
@@ -42,22 +43,29 @@ class EncoderBlock(Layer):
         self.norm2 = LayerNorm(dim, eps)
         self.mlp = MLP(dim, hidden_dim, approximate, proj_drop_rate, init)
         self.drop_path2 = DropPath(drop_path_rate)
+        self._made_of = self._classes()
 
-    def forward(self, x: Array, rng: Key | None = None, keep: bool = True, queries: slice = ALL) -> tuple[Array, Any]:
+    def forward(
+        self,
+        x: Array,
+        rng: Key | None = None,
+        keep: bool = True,
+        queries: slice = ALL,
+        gather: Gather | None = None,
+    ) -> tuple[Array, Any]:
         """Pass (B, N, D) tokens through the block.
 
         Parameters
         ----------
         queries : slice
-            The M tokens whose result (B, M, D) is wanted. The others are read as keys and values alone: what they
-            would become is not computed.
+            The M tokens whose result (B, M, D) is computed. The others are keys and values alone.
+        gather : callable, optional
+            See `Attention.forward`.
         """
-        kernel = find_kernel("EncoderBlock", x, self, rng, queries)  # kernels/encoder_block.py
-        if kernel is not None:
-            result: tuple[Array, Any] = kernel.forward(x, self, queries, keep)
-            return result
+        if gather is None and (kernel := self._kernel(x, rng, queries)) is not None:
+            return kernel.forward(x, self, queries, keep)
         h, cache1 = self.norm1.forward(x, keep=keep)
-        h, cache2 = self.attn.forward(h, fold(rng, "attn"), keep, queries)
+        h, cache2 = self.attn.forward(h, fold(rng, "attn"), keep, queries, gather)
         h, cache3 = self.drop_path1.forward(h, fold(rng, "drop_path1"), keep)
         x = x[:, queries] + h
         h, cache4 = self.norm2.forward(x, keep=keep)
@@ -65,23 +73,10 @@ class EncoderBlock(Layer):
         h, cache6 = self.drop_path2.forward(h, fold(rng, "drop_path2"), keep)
         return x + h, (cache1, cache2, cache3, cache4, cache5, cache6, queries) if keep else None
 
-    def is_plain(self, rng: Key | None) -> bool:
-        """Return whether a kernel may take it in one piece: it is as made, and with `rng` nothing in it is random."""
-        drops = (attrgetter(name)(self) for name, kind in _MADE_OF.items() if issubclass(kind, Dropout))
-        return self.as_made() and (rng is None or all(drop.rate == 0.0 for drop in drops))
-
-    def as_made(self) -> bool:
-        """Return whether what it computes stands in this file: nothing in it is another layer, or watched."""
-        return untouched(self, EncoderBlock) and all(
-            untouched(attrgetter(name)(self), kind) for name, kind in _MADE_OF.items()
-        )
-
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx`` (B, N, D) for `dy` (B, M, D): through each branch, and past it."""
-        kernel = kernel_of_cache("EncoderBlock", cache)
-        if kernel is not None:
-            dx: Array = kernel.backward(dy, cache, self)
-            return dx
+        if (kernel := kernel_of_cache("EncoderBlock", cache)) is not None:
+            return kernel.backward(dy, cache, self)
         cache1, cache2, cache3, cache4, cache5, cache6, queries = self.kept(cache)
         dh = self.drop_path2.backward(dy, cache6)
         dh = self.mlp.backward(dh, cache5)
@@ -93,9 +88,43 @@ class EncoderBlock(Layer):
         dx[:, queries] += dh
         return dx
 
+    def is_standard(self) -> bool:
+        """Return whether the block consists of the layers that `__init__` made, so that a kernel can compute it."""
+        self._look()
+        return self._standard
 
-_MADE_OF: dict[str, type[Layer]] = {
-    "norm1": LayerNorm, "attn": Attention, "attn.qkv": Linear, "attn.attn_drop": Dropout, "attn.proj": Linear,
-    "attn.proj_drop": Dropout, "drop_path1": DropPath, "norm2": LayerNorm, "mlp": MLP, "mlp.fc1": Linear,
-    "mlp.act": GELU, "mlp.drop1": Dropout, "mlp.fc2": Linear, "mlp.drop2": Dropout, "drop_path2": DropPath,
-}  # fmt: skip
+    def _kernel(self, x: Array, rng: Key | None, queries: slice) -> Kernel | None:
+        self._look()
+        if not self._standard or (self._random and rng is not None):
+            return None
+        return find_kernel("EncoderBlock", x, self, queries)
+
+    def _look(self) -> None:
+        """Set what follows from the layers in the block, once after each change of a layer."""
+        if self._version == structure_version():
+            return
+        layers = [layer for _, layer in self.named_layers()]
+        standard = type(self) is EncoderBlock and self._classes() == self._made_of
+        random = any(isinstance(layer, Dropout) and layer.rate > 0 for layer in layers)
+        vars(self).update(_standard=standard, _random=random, _version=structure_version())
+
+    def _classes(self) -> list[tuple[str, type[Layer]]]:
+        return [(name, type(layer)) for name, layer in self.named_layers()]
+
+    def costs(self, shape: tuple[int, int], queries: slice = ALL) -> dict[str, Cost]:
+        """Return the cost of each part for an image's tokens (N, D): a norm, or a branch with the drop path behind it.
+
+        FLOPs are those of all tokens, as papers count them.
+        """
+        N, D = shape
+        asked = len(range(N)[queries]), D
+        self._look()
+        # A kernel does not keep what the norms return; it computes the block where nothing in it is random.
+        x1, x2 = (0, 0) if self._random else (N * D, asked[0] * D)
+        attn, mlp = self.attn.cost(shape, queries), self.mlp.cost(asked)
+        return {
+            "norm1": self.norm1.cost(shape),
+            "attn": Cost(attn.flops, attn.kept - x1 + self.drop_path1.cost(asked).kept),
+            "norm2": self.norm2.cost(asked),
+            "mlp": Cost(self.mlp.cost(shape).flops, mlp.kept - x2 + self.drop_path2.cost(asked).kept),
+        }

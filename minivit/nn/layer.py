@@ -21,21 +21,68 @@ Nothing is kept in the layer between the two passes: the cache holds it all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from minivit.arrays import Array, backend, dtype_named, library_name, namespace, on_device_of, to_backend, to_host
+from minivit import arrays
+from minivit.arrays import Array, dtype_named, library_name, namespace, on_device_of, to_backend, to_host
 from minivit.errors import UserError, counted
+from minivit.nn.hooks import Hook, HookHandle, LayerHooks, with_backward_hooks, with_forward_hooks
 from minivit.nn.parameters import FlatStore, Parameter, Parameters, first_value, plan
 from minivit.random import Key
+
+
+class Cost(NamedTuple):
+    """What a forward pass costs for one image.
+
+    Attributes
+    ----------
+    flops : int
+        2 for each multiply-add of a matrix product, 0 for the rest.
+    kept : int
+        Numbers that the forward pass of training keeps for the backward pass.
+    """
+
+    flops: int = 0
+    kept: int = 0
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Return the sum of `costs`."""
+    return Cost(*map(sum, zip(*costs, strict=True)))
+
+
+_changes = 0  # of any attribute of any layer
 
 
 class Layer:
     """Parameters and wiring. Subclasses set both as attributes, alone or in lists, tuples and dicts."""
 
     _parameters: Parameters | None = None
+    _hooks: LayerHooks | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls):
+            cls.forward = with_forward_hooks(cls.forward)  # type: ignore[method-assign]
+        if "backward" in vars(cls):
+            cls.backward = with_backward_hooks(cls.backward)  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        global _changes
+        if name in ("forward", "backward"):
+            raise TypeError(
+                f"{name} of a {type(self).__name__} cannot be replaced on the object: register_{name}_hook sees what "
+                "passes, and may replace it; a subclass computes something else"
+            )
+        _changes += 1
+        object.__setattr__(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the hooks out of a copy."""
+        return {name: value for name, value in vars(self).items() if name != "_hooks"}
 
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Return the layer's result for `x`, and the cache that `backward` reads, or None with ``keep=False``.
@@ -58,9 +105,55 @@ class Layer:
         """Return the layer's result for `x` in evaluation."""
         return self.forward(x, keep=False)[0]
 
+    def cost(self, shape: tuple[int, ...]) -> Cost:
+        """Return what a forward pass costs for one image, of which the layer takes an array of `shape`."""
+        return Cost()
+
+    @property
+    def hooks(self) -> LayerHooks:
+        """The hooks of this layer."""
+        if self._hooks is None:
+            object.__setattr__(self, "_hooks", LayerHooks(self))
+        assert self._hooks is not None
+        return self._hooks
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether this layer itself has hooks."""
+        return self._hooks is not None and bool(self._hooks.forward or self._hooks.backward)
+
+    def register_forward_hook(self, hook: Hook) -> HookHandle:
+        """Call ``hook(layer, x, y)`` after each forward pass of this layer.
+
+        Parameters
+        ----------
+        hook : callable
+            Takes the layer, what it was given and its result; returns None, or what goes on in place of the result.
+
+        Returns
+        -------
+        HookHandle
+            Its ``remove()`` removes the hook; so does the end of a ``with`` block over it.
+
+        Notes
+        -----
+        A forward pass over a layer with hooks in it runs the references of all ops and no kernels, and all tokens of
+        the last block of a model: the bits are those of `ops.reference_only`.
+        """
+        return HookHandle(self.hooks.forward, hook)
+
+    def register_backward_hook(self, hook: Hook) -> HookHandle:
+        """Call ``hook(layer, dx, dy)`` after each backward pass of this layer.
+
+        `dx` is the gradient of what the layer was given, `dy` that of its result; the hook returns None, or what goes
+        on in place of `dx`. It is called where the forward pass ran with the hook registered. See
+        `register_forward_hook`.
+        """
+        return HookHandle(self.hooks.backward, hook)
+
     def _members(self) -> Iterator[tuple[str, Parameter | Layer]]:
         for name, value in vars(self).items():
-            if name != "_parameters":
+            if name not in ("_parameters", "_hooks"):
                 yield from _leaves(name, value)
 
     def named_layers(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
@@ -70,7 +163,8 @@ class Layer:
             if isinstance(member, Layer):
                 yield from member.named_layers(f"{prefix}.{name}" if prefix else name)
 
-    def _declared(self) -> dict[str, Parameter]:
+    def declared(self) -> dict[str, Parameter]:
+        """Return the parameters of this layer and of those in it by name, whether or not they have values."""
         named: dict[str, Parameter] = {}
         for prefix, layer in self.named_layers():
             for name, member in layer._members():
@@ -78,34 +172,36 @@ class Layer:
                     named[f"{prefix}.{name}" if prefix else name] = member
         return named
 
-    def _twin(self, known: dict[int, Any]) -> Self:
-        """Return a copy of the tree of layers with the parameters of `known`, by the id of what they replace."""
-        if id(self) in known:
-            twin: Self = known[id(self)]
-            return twin
-        twin = known[id(self)] = copy.copy(self)
+    def _copied(self, parameters: Mapping[int, Parameter], share_hooks: bool = False) -> Self:
+        """Return a copy of the tree of layers, with the parameters of `parameters`, by the id of what they replace."""
+        known: dict[int, Any] = dict(parameters)
 
-        def replaced(member: Any) -> Any:
-            if isinstance(member, Parameter):
-                if id(member) not in known:
-                    raise _strangers(self)
+        def copied(member: Any) -> Any:
+            if isinstance(member, Parameter | Layer) and id(member) in known:
                 return known[id(member)]
+            if isinstance(member, Parameter):
+                raise _initialized_apart(self)
             if isinstance(member, Layer):
-                return member._twin(known)
+                layer = known[id(member)] = copy.copy(member)
+                for name, value in vars(layer).items():
+                    object.__setattr__(layer, name, None if name == "_parameters" else copied(value))
+                if share_hooks:
+                    object.__setattr__(layer, "_hooks", member.hooks)
+                return layer
             if isinstance(member, dict):
-                return {key: replaced(item) for key, item in member.items()}
-            return type(member)(map(replaced, member)) if type(member) in (list, tuple) else member
+                return {key: copied(item) for key, item in member.items()}
+            return type(member)(map(copied, member)) if type(member) in (list, tuple) else member
 
-        for name, member in vars(self).items():
-            setattr(twin, name, replaced(member))
-        twin._parameters = None  # they are those of another store
-        return twin
+        other: Self = copied(self)
+        return other
 
-    def _on_store(self, declared: Mapping[str, Parameter], starts: Mapping[str, int], store: FlatStore) -> Self:
-        bound = {name: parameter.bound(store, name, starts[name]) for name, parameter in declared.items()}
-        twin = self._twin({id(declared[name]): parameter for name, parameter in bound.items()})
-        twin._parameters = Parameters(bound, store)
-        return twin
+    def _bind(self, declared: Mapping[str, Parameter], starts: Mapping[str, int], store: FlatStore) -> None:
+        """Let the parameters `declared`, all that there are, view `store`."""
+        for name, parameter in declared.items():
+            parameter.bind(store, name, starts[name])
+        for _, layer in self.named_layers():
+            object.__setattr__(layer, "_parameters", None)
+        object.__setattr__(self, "_parameters", Parameters(declared, store))
 
     def initialize(self, seed: int | None = 0, dtype: Any = "float32", backend: str = "numpy") -> Self:
         """Give all parameters their first values, functions of `seed` and their names alone; return the layer.
@@ -119,20 +215,30 @@ class Layer:
         backend : str
             "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
         """
-        twin = _initialized(self, seed, dtype, backend)
-        vars(self).clear()
-        vars(self).update(vars(twin))
+        dtype = _checked(dtype)
+        xp = arrays.backend(backend)
+        declared = self.declared()
+        starts, length = plan({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
+        store = FlatStore(xp.zeros(length, dtype=dtype))
+        if seed is not None:
+            for name, parameter in declared.items():
+                span = slice(starts[name], starts[name] + parameter.size)
+                store.peek()[span] = first_value(parameter, name, seed, dtype, xp).reshape(-1)
+        self._bind(declared, starts, store)
         return self
 
     @property
     def parameters(self) -> Parameters:
         """The parameters of this layer and of those in it, by name."""
         if self._parameters is None:
-            declared = self._declared()
+            declared = self.declared()
             stores = [parameter.store for parameter in declared.values()]
             if any(store is not stores[0] for store in stores):
-                raise _strangers(self)
-            self._parameters = Parameters(declared, stores[0] if stores else FlatStore(np.zeros(0, np.float32)))
+                raise _initialized_apart(self)
+            object.__setattr__(
+                self, "_parameters", Parameters(declared, stores[0] if stores else FlatStore(np.zeros(0, np.float32)))
+            )
+            assert self._parameters is not None
         return self._parameters
 
     def zero_grad(self) -> None:
@@ -142,14 +248,20 @@ class Layer:
                 parameter.grad[...] = 0
 
     def replica(self, values: Array | None = None) -> Self:
-        """Return a copy with gradients of its own, on the same values or on the flat vector `values`."""
+        """Return a replica: the same values, or the flat vector `values`, and gradients of its own.
+
+        It has the same hooks, which are called with the layers of the original.
+        """
         named = self.parameters
         starts = {name: parameter.span.start for name, parameter in named.items()}
         if values is None:
             values = named.store.values  # lent: whoever has the replica may write to them
         store = FlatStore(values)
         store.lent = True  # to the original, whose optimiser writes to it
-        return self._on_store(named, starts, store)
+        copies = {id(parameter): parameter.copied() for parameter in named.values()}
+        replica = self._copied(copies, share_hooks=True)
+        replica._bind(dict(zip(named, copies.values(), strict=True)), starts, store)
+        return replica
 
     def astype(self, dtype: Any) -> Self:
         """Return a copy with its parameters converted to `dtype`."""
@@ -167,10 +279,11 @@ class Layer:
     def _moved(self, dtype: Any, backend_name: str) -> Self:
         with on_device_of(self.parameters.store.peek()):
             values = {name: parameter.peek().astype(dtype, copy=False) for name, parameter in self.parameters.items()}
-        twin = _initialized(self, None, dtype, backend_name)
+        copies = {id(parameter): parameter.copied() for parameter in self.parameters.values()}
+        moved = self._copied(copies).initialize(None, dtype, backend_name)
         for name, value in values.items():
-            twin.parameters[name].peek()[...] = to_backend(value, backend_name)
-        return twin
+            moved.parameters[name].peek()[...] = to_backend(value, backend_name)
+        return moved
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all values by name, on the host, in minivit's own layout."""
@@ -203,21 +316,15 @@ class Layer:
                 value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), namespace(store))
 
 
-PASSES = ("forward", "backward")
 _DTYPES = ("float32", "float64", "complex128", "float16", "bfloat16")  # those of 16 bits have no optimiser
 
 
-def watched(layer: Layer) -> bool:
-    """Return whether somebody has replaced the passes of this one object, perhaps to look on."""
-    return not vars(layer).keys().isdisjoint(PASSES)
+def structure_version() -> int:
+    """Return a number that changes when an attribute of any layer is set, for what is derived from them and kept."""
+    return _changes
 
 
-def untouched(layer: Layer, kind: type[Layer]) -> bool:
-    """Return whether `layer` is of this very class, and not `watched`."""
-    return type(layer) is kind and not watched(layer)
-
-
-def _strangers(layer: Layer) -> RuntimeError:
+def _initialized_apart(layer: Layer) -> RuntimeError:
     return RuntimeError(
         f"the layers in this {type(layer).__name__} were initialised one by one and share no store: "
         "call initialize() on the layer that holds them"
@@ -243,16 +350,3 @@ def _checked(dtype: Any) -> np.dtype[Any]:
             "(for 16 bits, Engine(model, precision='bfloat16') keeps the parameters in float32)"
         )
     return known
-
-
-def _initialized(layer: Any, seed: int | None, dtype: Any, backend_name: str) -> Any:
-    dtype = _checked(dtype)
-    xp = backend(backend_name)
-    declared = layer._declared()
-    starts, length = plan({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
-    store = FlatStore(xp.zeros(length, dtype=dtype))
-    twin = layer._on_store(declared, starts, store)
-    if seed is not None:
-        for name, parameter in twin._parameters.items():
-            parameter.peek()[...] = first_value(parameter, name, seed, dtype, xp)
-    return twin

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minivit import ops
 from minivit.arrays import Array
 from minivit.nn import initializers
-from minivit.nn.layer import Layer
+from minivit.nn.layer import Cost, Layer
 from minivit.nn.parameters import Initializer, Parameter
 from minivit.random import Key
 
@@ -36,3 +37,8 @@ class Linear(Layer):
         self.weight.add_grad(dweight)
         self.bias.add_grad(dbias)
         return dx
+
+    def cost(self, shape: tuple[int, ...]) -> Cost:
+        """Return the cost for one image's array of `shape` (..., in)."""
+        size = math.prod(shape)
+        return Cost(2 * size * self.weight.shape[1], size)

@@ -8,7 +8,7 @@ from minivit.arrays import Array
 from minivit.nn.dropout import Dropout
 from minivit.nn.gelu import GELU
 from minivit.nn.initializers import SCHEMES
-from minivit.nn.layer import Layer
+from minivit.nn.layer import Cost, Layer, total
 from minivit.nn.linear import Linear
 from minivit.random import Key, fold
 
@@ -43,3 +43,9 @@ class MLP(Layer):
         dh = self.drop1.backward(dh, cache3)
         dh = self.act.backward(dh, cache2)
         return self.fc1.backward(dh, cache1)
+
+    def cost(self, shape: tuple[int, ...]) -> Cost:
+        """Return the cost for one image's array of `shape` (..., D)."""
+        hidden = (*shape[:-1], self.fc1.weight.shape[1])
+        parts = [self.fc1.cost(shape), self.act.cost(hidden), self.drop1.cost(hidden)]
+        return total([*parts, self.fc2.cost(hidden), self.drop2.cost(shape)])

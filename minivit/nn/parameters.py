@@ -113,11 +113,15 @@ class Parameter:
         """The number of its elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def bound(self, store: FlatStore, name: str, start: int) -> Parameter:
-        """Return a twin of this parameter that views `store` from element `start` on."""
-        twin = Parameter(self.shape, self.init, decay=self.decay, parts=self.parts)
-        twin.name, twin.span, twin._store = name, slice(start, start + self.size), store
-        return twin
+    def copied(self) -> Parameter:
+        """Return a parameter that is declared like this one, without a value."""
+        return Parameter(self.shape, self.init, decay=self.decay, parts=self.parts)
+
+    def bind(self, store: FlatStore, name: str, start: int) -> None:
+        """View `store` from element `start` on, under `name`."""
+        self.name, self.span, self._store = name, slice(start, start + self.size), store
+        self._value = self._grad = None
+        self._generation = 0
 
     @property
     def store(self) -> FlatStore:

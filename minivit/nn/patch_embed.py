@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minivit import ops
 from minivit.arrays import Array
 from minivit.nn.initializers import patch_initializers
-from minivit.nn.layer import Layer
+from minivit.nn.layer import Cost, Layer
 from minivit.nn.linear import Linear
 from minivit.random import Key
 
@@ -30,3 +31,8 @@ class PatchEmbed(Layer):
         """Return the gradient of the images."""
         cache1, cache2 = self.kept(cache)
         return ops.patches_backward(self.proj.backward(dy, cache2), cache1)
+
+    def cost(self, shape: tuple[int, ...]) -> Cost:
+        """Return the cost for one image of `shape` (height, width, C)."""
+        fan_in = self.proj.weight.shape[0]
+        return self.proj.cost((math.prod(shape) // fan_in, fan_in))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from minivit import ops
 from minivit.arrays import Array, namespace
@@ -11,12 +10,13 @@ from minivit.nn.config import ACTIVATIONS, ViTConfig
 from minivit.nn.dropout import Dropout
 from minivit.nn.encoder_block import EncoderBlock
 from minivit.nn.initializers import SCHEMES
-from minivit.nn.layer import Layer, untouched
+from minivit.nn.layer import Cost, Layer, total
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
 from minivit.nn.parameters import Parameter
 from minivit.nn.patch_embed import PatchEmbed
 from minivit.ops.attention import ALL
+from minivit.ops.registry import runs_references_only
 from minivit.random import Key, fold
 
 
@@ -36,6 +36,17 @@ class ViT(Layer):
     """
 
     def __init__(self, config: ViTConfig, seed: int | None = 0, dtype: Any = "float32", backend: str = "numpy") -> None:
+        self._build(config)
+        self.initialize(seed, dtype, backend)
+
+    @classmethod
+    def without_values(cls, config: ViTConfig) -> Self:
+        """Return the layers of a model whose parameters have shapes and no values: nothing is allocated."""
+        model = cls.__new__(cls)
+        model._build(config)
+        return model
+
+    def _build(self, config: ViTConfig) -> None:
         scheme = SCHEMES[config.init]
         D = config.embed_dim
         self.config = config
@@ -63,7 +74,6 @@ class ViT(Layer):
             self.fc_norm = LayerNorm(D, config.norm_eps)
         self.head_drop = Dropout(config.drop_rate)
         self.head = Linear(D, config.num_classes, scheme.head_weight, scheme.bias)
-        self.initialize(seed, dtype, backend)
 
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Return logits (B, num_classes) for images `x` (B, height, width, C), and the cache for `backward`.
@@ -74,56 +84,66 @@ class ViT(Layer):
             The images' shape or dtype is not the model's.
         """
         self.check_images(x)
-        config = self.config
         cls_token = None if self.cls_token is None else self.cls_token.value
-        caches: list[Any] = []
-
-        def through(step: Callable[..., tuple[Array, Any]], *args: Any, **options: Any) -> Array:
-            y, cache = step(*args, keep=keep, **options)
-            caches.append(cache)
-            return y
-
-        x = through(self.patch_embed.forward, x)
-        x = through(ops.embed, x, self.pos_embed.value, cls_token)
-        x = through(self.pos_drop.forward, x, fold(rng, "pos_drop"))
+        x, cache1 = self.patch_embed.forward(x, keep=keep)
+        x, cache2 = ops.embed(x, self.pos_embed.value, cls_token, keep=keep)
+        x, cache3 = self.pos_drop.forward(x, fold(rng, "pos_drop"), keep)
+        block_caches = []
         for i, block in enumerate(self.blocks):
-            x = through(block.forward, x, fold(rng, f"blocks.{i}"), queries=self.queries(i))
-        x = through(ops.pool, x, config.global_pool, int(config.class_token))
-        x = through(self.final_norm().forward, x)
-        x = through(self.head_drop.forward, x, fold(rng, "head_drop"))
-        logits = through(self.head.forward, x)
-        return logits, caches if keep else None
+            x, cache = block.forward(x, fold(rng, f"blocks.{i}"), keep, self.queries(i))
+            block_caches.append(cache)
+        x, cache4 = ops.pool(x, self.config.global_pool, int(self.config.class_token), keep=keep)
+        x, cache5 = self.final_norm().forward(x, keep=keep)
+        x, cache6 = self.head_drop.forward(x, fold(rng, "head_drop"), keep)
+        logits, cache7 = self.head.forward(x, keep=keep)
+        return logits, (cache1, cache2, cache3, block_caches, cache4, cache5, cache6, cache7) if keep else None
 
     def backward(self, dy: Array, cache: Any, release: bool = False) -> Array:
         """Add to all gradients for the gradient `dy` (B, num_classes) of the logits; return that of the images.
 
-        With ``release=True`` the cache is used up: the part of each layer is let go as soon as it has been read.
+        With ``release=True`` the cache is used up: the part of each block is freed when it has been read.
         """
-        caches = self.kept(cache) if release else list(self.kept(cache))
-        dx = self.head.backward(dy, caches.pop())
-        dx = self.head_drop.backward(dx, caches.pop())
-        dx = self.final_norm().backward(dx, caches.pop())
-        dx = ops.pool_backward(dx, caches.pop())
+        cache1, cache2, cache3, block_caches, cache4, cache5, cache6, cache7 = self.kept(cache)
+        if not release:
+            block_caches = list(block_caches)
+        dx = self.head.backward(dy, cache7)
+        dx = self.head_drop.backward(dx, cache6)
+        dx = self.final_norm().backward(dx, cache5)
+        dx = ops.pool_backward(dx, cache4)
         for block in reversed(self.blocks):
-            dx = block.backward(dx, caches.pop())
-        dx = self.pos_drop.backward(dx, caches.pop())
-        dx, dpos_embed, dcls_token = ops.embed_backward(dx, caches.pop())
+            dx = block.backward(dx, block_caches.pop())
+        dx = self.pos_drop.backward(dx, cache3)
+        dx, dpos_embed, dcls_token = ops.embed_backward(dx, cache2)
         self.pos_embed.add_grad(dpos_embed)
         if self.cls_token is not None and dcls_token is not None:
             self.cls_token.add_grad(dcls_token)
-        return self.patch_embed.backward(dx, caches.pop())
+        return self.patch_embed.backward(dx, cache1)
 
     def queries(self, i: int) -> slice:
-        """Return the tokens that are wanted of block `i`: all, but one of the last block with a class-token head."""
-        last = i == self.config.depth - 1
+        """Return the tokens whose result block `i` computes.
+
+        These are all tokens, except where the last block stands before a class-token head: nothing else is read then.
+        Where the references run, every block computes all tokens.
+        """
+        last = i == self.config.depth - 1 and not runs_references_only()
         return slice(0, 1) if last and self.config.global_pool == "token" else ALL
 
-    def as_made(self) -> bool:
-        """Return whether its wiring is that of this file and of `EncoderBlock`: others may take it in their own way."""
-        drops = (self.pos_drop, self.head_drop)
-        return untouched(self, ViT) and all(
-            [*(untouched(drop, Dropout) for drop in drops), *(block.as_made() for block in self.blocks)]
-        )
+    def is_standard(self) -> bool:
+        """Return whether every block consists of the layers that it was made of, so that its tokens may be split."""
+        return type(self) is ViT and all(isinstance(b, EncoderBlock) and b.is_standard() for b in self.blocks)
+
+    def costs(self) -> dict[str, Cost]:
+        """Return the cost of each part for one image, in the order of the forward pass; a block has four parts."""
+        config = self.config
+        tokens = config.num_tokens, config.embed_dim
+        costs = {"patch_embed": self.patch_embed.cost((config.height, config.width, config.in_chans))}
+        costs["tokens"] = self.pos_drop.cost(tokens)
+        for i, block in enumerate(self.blocks):
+            costs |= {f"blocks.{i}.{name}": cost for name, cost in block.costs(tokens, self.queries(i)).items()}
+        pooled = (config.embed_dim,)
+        costs["norm" if config.global_pool == "token" else "fc_norm"] = self.final_norm().cost(pooled)
+        costs["head"] = total([self.head_drop.cost(pooled), self.head.cost(pooled)])
+        return costs
 
     def final_norm(self) -> LayerNorm:
         """Return the norm before the head."""

@@ -9,12 +9,13 @@ from minivit.ops.gelu import gelu, gelu_backward
 from minivit.ops.layer_norm import layer_norm, layer_norm_backward
 from minivit.ops.linear import linear, linear_backward
 from minivit.ops.patches import patches, patches_backward
-from minivit.ops.registry import Kernel, reference_only, register_kernel
+from minivit.ops.registry import Kernel, OpCall, observe, reference_only, register_kernel
 from minivit.ops.softmax import softmax, softmax_backward
 from minivit.ops.tokens import embed, embed_backward, pool, pool_backward
 
 __all__ = [
     "Kernel",
+    "OpCall",
     "attention",
     "attention_backward",
     "augment",
@@ -34,6 +35,7 @@ __all__ = [
     "linear",
     "linear_backward",
     "metrics",
+    "observe",
     "patches",
     "patches_backward",
     "pool",

@@ -29,7 +29,7 @@ class AttentionCache(NamedTuple):
     """What the backward pass of `attention` reads."""
 
     qkv: Array  # (B, N, 3 D)
-    weights: Array  # (B, H, M, N)
+    softmax: SoftmaxCache  # (B, H, M, N): the weights
     mask: Array | None  # (B, H, M, N)
     queries: slice
 
@@ -86,17 +86,20 @@ def attention(
     B, H, M, K = q.shape
     scores = q @ k.swapaxes(-1, -2)
     scores *= K**-0.5
-    weights, _ = softmax(scores, keep=False)
+    weights, softmax_cache = softmax(scores, keep=keep)
     dropped = weights if mask is None else weights * mask
     y = xp.empty((B, M, H, K), dtype=qkv.dtype)
     xp.matmul(dropped, v, out=y.transpose(0, 2, 1, 3))
-    return y.reshape(B, M, H * K), AttentionCache(qkv, weights, mask, queries) if keep else None
+    return y.reshape(B, M, H * K), AttentionCache(
+        qkv, softmax_cache, mask, queries
+    ) if softmax_cache is not None else None
 
 
 @op_backward
 def attention_backward(dy: Array, cache: AttentionCache) -> Array:
     """Return ``dqkv`` (B, N, 3 D) for the gradient `dy` (B, M, D) of `attention`'s result."""
-    qkv, weights, mask, queries = cache
+    qkv, softmax_cache, mask, queries = cache
+    weights = softmax_cache.y
     B, H, M, _ = weights.shape
     expect_gradient("attention", dy, (B, M, qkv.shape[2] // 3), qkv.dtype)
     xp = namespace(dy, qkv)
@@ -110,7 +113,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> Array:
     dweights = dy @ v.swapaxes(-1, -2)
     if mask is not None:
         dweights *= mask
-    dscores = softmax_backward(dweights, SoftmaxCache(weights))
+    dscores = softmax_backward(dweights, softmax_cache)
     dscores *= K**-0.5
     xp.matmul(dscores, k, out=dq[:, :, queries])
     xp.matmul(dscores.swapaxes(-1, -2), q[:, :, queries], out=dk)

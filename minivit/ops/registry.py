@@ -4,6 +4,7 @@ An op is a reference forward and backward function in a file beside this one; th
 declare it. `kernels/` registers kernels for what is declared here, and for nothing else. The forward call asks each
 kernel whether it covers the arguments. The class of the cache decides which backward function runs. An op without a
 backward function, such as an optimiser's update, has kernels without one. `reference_only` runs the references alone.
+`observe` shows every call of an op.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from minivit.arrays import library_name, namespace
 
@@ -66,6 +68,24 @@ def declare(name: str) -> None:
     _kernels[name] = []
 
 
+def register_kernel(name: str, kernel: Kernel) -> None:
+    """Register `kernel` for the op called `name`; the last registered is asked first.
+
+    Raises
+    ------
+    ValueError
+        No op of this name was declared.
+    """
+    if name not in _kernels:
+        raise ValueError(f"there is no op called {name!r}; the ops are {', '.join(sorted(_kernels))}")
+    _kernels[name].insert(0, kernel)
+
+
+def kernels_of(name: str) -> tuple[Kernel, ...]:
+    """Return the kernels of an op."""
+    return tuple(_kernels[name])
+
+
 def find_kernel(name: str, *args: Any, **kwargs: Any) -> Kernel | None:
     """Return the kernel of `name` that covers the arguments, of which the first is an array, or None."""
     kernels = _kernels[name]
@@ -94,16 +114,16 @@ def op(reference: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(reference)
     def forward(*args: P.args, **kwargs: P.kwargs) -> R:
         kernel = find_kernel(name, *args, **kwargs)
-        if kernel is None:
-            return reference(*args, **kwargs)
-        result: R = kernel.forward(*args, **kwargs)
+        result: R = reference(*args, **kwargs) if kernel is None else kernel.forward(*args, **kwargs)
+        for observation in _observations:
+            observation.forward_ran(name, args, kwargs, result)
         return result
 
     return forward
 
 
 def op_backward(reference: Callable[[Dy, Cache], R]) -> Callable[[Dy, Cache | None], R]:
-    """Make `reference` the backward pass of the op ``NAME`` that its name ``NAME_backward`` says."""
+    """Make `reference` the backward function of the op ``NAME`` that its name ``NAME_backward`` says."""
     name = reference.__name__.removesuffix("_backward")
     if name not in _kernels:
         raise ValueError(f"{reference.__name__} is the backward function of no op called {name!r}")
@@ -113,30 +133,12 @@ def op_backward(reference: Callable[[Dy, Cache], R]) -> Callable[[Dy, Cache | No
         if cache is None:
             raise ValueError(f"{reference.__name__} needs a cache, but the forward pass ran with keep=False")
         kernel = kernel_of_cache(name, cache)
-        if kernel is None:
-            return reference(dy, cache)
-        result: R = kernel.backward(dy, cache)
-        return result
+        gradients: R = reference(dy, cache) if kernel is None else kernel.backward(dy, cache)
+        for observation in _observations:
+            observation.backward_ran(dy, cache, gradients)
+        return gradients
 
     return backward
-
-
-def register_kernel(name: str, kernel: Kernel) -> None:
-    """Register `kernel` for the op called `name`; the last registered is asked first.
-
-    Raises
-    ------
-    ValueError
-        No op of this name was declared.
-    """
-    if name not in _kernels:
-        raise ValueError(f"there is no op called {name!r}; the ops are {', '.join(sorted(_kernels))}")
-    _kernels[name].insert(0, kernel)
-
-
-def kernels_of(name: str) -> tuple[Kernel, ...]:
-    """Return the kernels of an op."""
-    return tuple(_kernels[name])
 
 
 def set_aside() -> frozenset[str]:
@@ -145,16 +147,22 @@ def set_aside() -> frozenset[str]:
 
 
 def set_aside_these(names: frozenset[str]) -> None:
-    """Let the kernels of `names` and no others be set aside, in a process that does what another one asks."""
+    """Set the kernels of `names` and no others aside, in a process that follows another one."""
     global _set_aside
     _set_aside = names
+
+
+def runs_references_only() -> bool:
+    """Return whether no kernel runs now, as under `reference_only` without names."""
+    return len(_set_aside) == len(_kernels)
 
 
 @contextmanager
 def reference_only(*names: str) -> Iterator[None]:
     """Run every op, or those of `names`, as its reference, in all threads, while the block lasts.
 
-    In `names` a layer that has kernels, "EncoderBlock", stands for its wiring of other layers.
+    The name of the layer that has kernels, "EncoderBlock", stands for its wiring of other layers. Without names, the
+    last block of a model computes all of its tokens too, not the class token alone (`ViT.queries`).
     """
     global _set_aside
     before, _set_aside = _set_aside, _set_aside | frozenset(names or _kernels)
@@ -162,3 +170,97 @@ def reference_only(*names: str) -> Iterator[None]:
         yield
     finally:
         _set_aside = before
+
+
+class OpCall(NamedTuple):
+    """A call of an op.
+
+    Attributes
+    ----------
+    layer : str or None
+        The dotted name of the layer that called it, as in `Layer.named_layers` of the outermost layer, which is "";
+        None outside of any layer.
+    op : str
+        The name of the op, such as "softmax".
+    args, kwargs
+        Its arguments.
+    result : Any
+        A copy of the result, without the cache.
+    cache : Any
+        What the backward function reads, or None.
+    """
+
+    layer: str | None
+    op: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    cache: Any
+
+
+OnForward = Callable[[OpCall], None]
+OnBackward = Callable[[OpCall, Any, Any], None]
+
+current_layer: ContextVar[str | None] = ContextVar("current_layer", default=None)  # set by the layers while observed
+
+
+class _Observation:
+    """One `observe` block: its functions, and its calls by the cache that they returned."""
+
+    def __init__(self, on_forward: OnForward, on_backward: OnBackward | None) -> None:
+        self._on_forward, self._on_backward = on_forward, on_backward
+        self._calls: dict[int, OpCall] = {}  # by the id of the cache, which the call keeps
+
+    def forward_ran(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+        result, cache = returned if isinstance(returned, tuple) else (returned, None)
+        call = OpCall(current_layer.get(), name, args, kwargs, _copied(result), cache)
+        if cache is not None:
+            self._calls[id(cache)] = call
+        self._on_forward(call)
+
+    def backward_ran(self, dy: Any, cache: Any, gradients: Any) -> None:
+        call = self._calls.get(id(cache))
+        if call is not None and self._on_backward is not None:
+            self._on_backward(call, dy, _copied(gradients))
+
+
+def _copied(result: Any) -> Any:
+    """Return copies of arrays, which the caller of an op may change in place."""
+    if isinstance(result, tuple):
+        return tuple(map(_copied, result))
+    return result if result is None else result.copy()
+
+
+_observations: list[_Observation] = []
+
+
+def is_observed() -> bool:
+    """Return whether an `observe` block is active."""
+    return bool(_observations)
+
+
+@contextmanager
+def observe(on_forward: OnForward, on_backward: OnBackward | None = None) -> Iterator[None]:
+    """Call a function after every call of an op, in every thread of this process, while the block lasts.
+
+    The references run, as under `reference_only`, so that ops inside ops are seen too: softmax inside attention.
+
+    Parameters
+    ----------
+    on_forward : callable
+        ``on_forward(call)`` with an `OpCall`, after the forward function. It must not change an argument or the cache.
+    on_backward : callable, optional
+        ``on_backward(call, dy, gradients)`` after the backward function: the call whose cache it read, the gradient
+        that came in, and a copy of what it returned. It is called where the forward function ran in this block too.
+
+    Notes
+    -----
+    Every call that returned a cache is kept until the block ends, and so are its arrays.
+    """
+    observation = _Observation(on_forward, on_backward)
+    with reference_only():
+        _observations.append(observation)
+        try:
+            yield
+        finally:
+            _observations.remove(observation)

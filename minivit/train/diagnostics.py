@@ -1,32 +1,16 @@
-"""Tracing: the result of every layer in a forward pass, by the layer's name."""
+"""Where NaN or infinity shows first in a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from contextlib import ExitStack
 
 import numpy as np
 
 from minivit.arrays import Array, to_host
+from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
 from minivit.random import Key
-
-
-def trace(model: ViT, images: Array, rng: Key | None, see: Callable[[str, Array], None]) -> Array:
-    """Run `model` on `images`, call ``see(name, result)`` as each layer ends, and return the logits.
-
-    The layers of a replica are watched: the model itself is not touched.
-    """
-    watched = model.replica()
-    for name, layer in watched.named_layers():
-
-        def forward(*args: Any, _name: str = name, _forward: Any = layer.forward, **kwargs: Any) -> tuple[Array, Any]:
-            y, cache = _forward(*args, **kwargs)
-            see(_name, y)
-            return y, cache
-
-        layer.forward = forward  # type: ignore[method-assign]
-    return watched.forward(images, rng, keep=False)[0]
 
 
 def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> str | None:
@@ -47,18 +31,23 @@ def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> 
     """
     finite: dict[str, bool] = {}  # in the order of the forward pass
 
-    def see(name: str, y: Array) -> None:
-        finite[name] = finite.get(name, True) and _finite(y)
+    def hook(name: str) -> Callable[[Layer, Array, Array], None]:
+        def look(layer: Layer, x: Array, y: Array) -> None:
+            finite[name] = finite.get(name, True) and _finite(y)
+
+        return look
 
     images_finite = True
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), ExitStack() as hooks:
+        for name, layer in model.named_layers():
+            hooks.enter_context(layer.register_forward_hook(hook(name)))
         for images, rng in pieces:
             images_finite = images_finite and _finite(images)
-            trace(model, images, rng, see)
+            model.forward(images, rng, keep=False)
     if not images_finite:
         return "the images themselves hold NaN or infinity"
-    if (name := first_non_finite_parameter(model)) is not None:
-        return f"the parameter {name} holds NaN or infinity"
+    if (parameter := first_non_finite_parameter(model)) is not None:
+        return f"the parameter {parameter} holds NaN or infinity"
     shown = next((name or "the logits" for name in finite if not finite[name]), None)
     return None if shown is None else f"it shows first in the result of {shown}"
 

@@ -44,11 +44,8 @@ class CudaBlockCache(NamedTuple):
     hidden: Array  # (B * M, F), after them
 
 
-def _covers(x: Array, block: Any, rng: Any, queries: slice) -> bool:
-    if not covers_dtype(x) or x.ndim != 3 or x[:, queries].size == 0 or not covers_width(x.shape[-1], x.dtype):
-        return False
-    # A layer that somebody has put in its place, or watches, is called as it stands.
-    return bool(block.is_plain(rng))
+def _covers(x: Array, block: Any, queries: slice) -> bool:
+    return covers_dtype(x) and x.ndim == 3 and x[:, queries].size > 0 and covers_width(x.shape[-1], x.dtype)
 
 
 def _forward(x: Array, block: Any, queries: slice = ALL, keep: bool = True) -> tuple[Array, CudaBlockCache | None]:

@@ -1,0 +1,151 @@
+"""Hooks: functions that see, and may replace, what passes through a layer.
+
+    handle = layer.register_forward_hook(f)     f(layer, x, y)     after the forward pass; returns None or another y
+    handle = layer.register_backward_hook(f)    f(layer, dx, dy)   after the backward pass; returns None or another dx
+
+`Layer` passes the forward and backward functions of each subclass through `with_forward_hooks` and
+`with_backward_hooks`. As long as no layer has hooks and no observer is active, they cost one comparison. Otherwise the
+outermost forward pass over a layer that has hooks in it, or over any layer while ops are observed, runs the references
+of all ops; it calls the hooks, and tells the observer the name of the layer that calls an op.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+from minivit.arrays import Array
+from minivit.ops.registry import current_layer, is_observed, reference_only
+
+if TYPE_CHECKING:
+    from minivit.nn.layer import Layer
+
+Hook: TypeAlias = Callable[[Any, Array, Array], Array | None]
+
+_count = 0  # of the hooks of all layers
+
+
+def _count_down() -> None:
+    global _count
+    _count -= 1
+
+
+class HookHandle:
+    """A registered hook. `remove` removes it, and so does the end of a ``with`` block over the handle."""
+
+    def __init__(self, handles: list[HookHandle], hook: Hook) -> None:
+        global _count
+        self.hook = hook
+        self._handles = handles
+        handles.append(self)
+        _count += 1
+        self._end = weakref.finalize(self, _count_down)  # also where the layer is dropped with its hooks
+
+    def remove(self) -> None:
+        """Remove the hook; a second call does nothing."""
+        if self in self._handles:
+            self._handles.remove(self)
+            self._end()
+
+    def __enter__(self) -> Self:
+        """Return the handle."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Remove the hook."""
+        self.remove()
+
+
+class LayerHooks:
+    """The hooks of one layer; its replicas share them."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.forward: list[HookHandle] = []
+        self.backward: list[HookHandle] = []
+
+
+def is_watched(layer: Layer) -> bool:
+    """Return whether `layer` or a layer in it has hooks, or an observer is active."""
+    return is_observed() or bool(_count and any(each.has_hooks for _, each in layer.named_layers()))
+
+
+# The names of the layers in the pass that runs, by id; None where no pass runs that is watched.
+_names: ContextVar[dict[int, str] | None] = ContextVar("names", default=None)
+
+
+@contextmanager
+def _watched_pass(layer: Layer, x: Any) -> Iterator[None]:
+    """Name the layers in `layer` while the block lasts, and run references."""
+    # There is no reference for arrays of 16 bits: the kernels of single ops run, that of a whole block does not.
+    names = ("EncoderBlock",) if x.dtype.itemsize == 2 else ()
+    token = _names.set({id(each): name for name, each in reversed(list(layer.named_layers()))})
+    try:
+        with reference_only(*names):
+            yield
+    finally:
+        _names.reset(token)
+
+
+@contextmanager
+def _named(layer: Layer, names: dict[int, str]) -> Iterator[None]:
+    token = current_layer.set(names.get(id(layer), type(layer).__name__))
+    try:
+        yield
+    finally:
+        current_layer.reset(token)
+
+
+def _replaced(handles: list[HookHandle], layer: Layer, first: Array, second: Array, which: int) -> Array:
+    """Call hooks with `layer` and two arrays, of which a hook may replace the one numbered `which`; return that.
+
+    A copy is returned: the caller may change it in place, and a hook may have kept it.
+    """
+    arrays = [first, second]
+    for handle in list(handles):
+        other = handle.hook(layer, *arrays)
+        if other is not None:
+            arrays[which] = other
+    return arrays[which].copy() if handles else arrays[which]
+
+
+def with_forward_hooks(inner: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[Array, Any]]:
+    """Return the forward function `inner` of a class of layers, followed by the hooks of the layer."""
+
+    @functools.wraps(inner)
+    def forward(self: Layer, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
+        # A subclass that calls the function of its base class passes here twice; its own pass counts.
+        if not (_count or is_observed()) or type(self).forward is not forward:
+            return inner(self, *args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()))
+        names = _names.get()
+        if names is None:
+            if not is_watched(self):
+                return inner(self, *args, **kwargs)
+            with _watched_pass(self, x):
+                return forward(self, *args, **kwargs)
+        with _named(self, names):
+            y, cache = inner(self, *args, **kwargs)
+        if self.has_hooks:
+            y = _replaced(self.hooks.forward, self.hooks.layer, x, y, 1)
+        return y, cache
+
+    return forward
+
+
+def with_backward_hooks(inner: Callable[..., Array]) -> Callable[..., Array]:
+    """Return the backward function `inner` of a class of layers, followed by the hooks of the layer."""
+
+    @functools.wraps(inner)
+    def backward(self: Layer, *args: Any, **kwargs: Any) -> Array:
+        dx = inner(self, *args, **kwargs)
+        if _count and type(self).backward is backward and self.has_hooks:
+            dy = args[0] if args else next(iter(kwargs.values()))
+            dx = _replaced(self.hooks.backward, self.hooks.layer, dx, dy, 0)
+        return dx
+
+    return backward
