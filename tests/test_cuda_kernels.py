@@ -397,7 +397,7 @@ def test_a_kernel_that_cannot_be_loaded_says_why(
 
 def test_an_array_of_the_host_has_no_address_on_a_device() -> None:
     with pytest.raises(TypeError, match="a NumPy array met arrays of a device"):
-        runtime.settled(np.zeros(3))
+        runtime.aligned(np.zeros(3))
 
 
 def test_gelu_has_the_coefficients_of_its_op() -> None:

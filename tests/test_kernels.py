@@ -28,6 +28,7 @@ from minivit.arrays import Array
 from minivit.checking.cases import CASES, OPS, Case
 from minivit.kernels.numpy.pieces import pieces
 from minivit.ops import registry
+from minivit.ops.encoder_block import BlockLike
 from minivit.ops.softmax import SoftmaxCache
 
 # Of the norm of each gradient. The sums have up to some ten terms, and each step rounds by half an ulp, 6e-8 in float32
@@ -152,6 +153,11 @@ def test_what_a_rival_does_not_cover_goes_to_the_reference(name: str) -> None:
     assert type(cache) not in [kernel.cache for kernel in kernels_of(name.partition("-")[0])]
     with ops.reference_only():
         assert_same_bits([y], [ELSEWHERE[name]()[0]])
+
+
+def test_an_encoder_block_has_what_its_kernels_read() -> None:
+    layer: BlockLike = layers.EncoderBlock(21, 3, 5)  # mypy compares the layer with the protocol
+    assert layer.attn.num_heads == 3
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import multiply
 from minivit.kernels.cuda.heads import merge_heads, split_heads
 from minivit.kernels.cuda.products import product
-from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, settled, whole_packs
+from minivit.kernels.cuda.runtime import acc_dtype, aligned, covers_dtype, whole_packs
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
 from minivit.ops.attention import ALL, check_attention
 from minivit.ops.registry import Kernel, register_kernel
@@ -48,7 +48,7 @@ def attend(qkv: Array, mask: Array | None, queries: slice) -> tuple[Array, CudaA
     q, k, v = qkv.reshape(3, B * H, N, K)
     q = q[:, queries]
     M = q.shape[1]
-    mask = None if mask is None else settled(mask).reshape(B * H, M, N)
+    mask = None if mask is None else aligned(mask).reshape(B * H, M, N)
     scores = _like_scores(qkv, M, mask)
     product(q, k.swapaxes(1, 2), scores[..., :N], scale=K**-0.5)
     weights = _rounded(scores, qkv.dtype)
@@ -67,7 +67,7 @@ def attend_backward(dy: Array, cache: CudaAttentionCache) -> Array:
     xp = namespace(dy, qkv)
     q, k, v = qkv.reshape(3, B * H, N, K)
     q = q[:, queries]
-    dy = split_heads(settled(dy), None, 1, H).reshape(B * H, M, K)
+    dy = split_heads(aligned(dy), None, 1, H).reshape(B * H, M, K)
     dqkv: Array = (xp.empty if M == N else xp.zeros)(qkv.shape, dtype=qkv.dtype)
     dq, dk, dv = dqkv.reshape(3, B * H, N, K)
     dropped = weights if mask is None else multiply(weights, mask)
@@ -92,7 +92,7 @@ def _forward(
     qkv: Array, num_heads: int, mask: Array | None = None, queries: slice = ALL, *, keep: bool = True
 ) -> tuple[Array, CudaAttentionCache | None]:
     check_attention(qkv, num_heads, mask, queries)
-    y, cache = attend(split_heads(settled(qkv), None, 3, num_heads), mask, queries)
+    y, cache = attend(split_heads(aligned(qkv), None, 3, num_heads), mask, queries)
     return y, cache if keep else None
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivit.arrays import Array, namespace
-from minivit.kernels.cuda.runtime import WARP, acc_dtype, blocks, covers_dtype, launch, settled
+from minivit.kernels.cuda.runtime import WARP, acc_dtype, aligned, blocks, covers_dtype, launch
 from minivit.ops.cross_entropy import check_cross_entropy
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
@@ -40,12 +40,12 @@ def _forward(
     B, C = logits.shape
     hard = soft = None
     if labels.dtype.kind in "iu":
-        hard = settled(labels.astype(np.int64, copy=False))
+        hard = aligned(labels.astype(np.int64, copy=False))
     else:
-        soft = settled(labels.astype(dtype, copy=False))
+        soft = aligned(labels.astype(dtype, copy=False))
     p = xp.empty((B, C), dtype=dtype) if keep else None
     losses, loss = xp.empty(B, dtype=dtype), xp.empty((), dtype=dtype)
-    launch("cross_entropy", "cross_entropy", logits, (blocks(B, _TALL),), (WARP, _TALL), settled(logits), hard, soft,
+    launch("cross_entropy", "cross_entropy", logits, (blocks(B, _TALL),), (WARP, _TALL), aligned(logits), hard, soft,
            float(label_smoothing), p, losses, B, C)  # fmt: skip
     launch("cross_entropy", "cross_entropy_total", logits, (1,), (WARP,), losses, loss, B)
     return loss, None if p is None else CudaCrossEntropyCache(p, hard, soft, label_smoothing, logits)

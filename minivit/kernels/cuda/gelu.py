@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.columns import grid_of
-from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, launch, settled
+from minivit.kernels.cuda.runtime import acc_dtype, aligned, covers_dtype, launch
 from minivit.ops.gelu import check_gelu
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
@@ -48,7 +48,7 @@ def _covers(x: Array, approximate: str = "none", *, keep: bool = True) -> bool:
 
 def _forward(x: Array, approximate: str = "none", *, keep: bool = True) -> tuple[Array, CudaGELUCache | None]:
     xp = check_gelu(x, approximate)
-    x = settled(x)
+    x = aligned(x)
     y = xp.empty(x.shape, dtype=x.dtype)
     by_tanh = approximate == "tanh"
     bias_gelu(_rows(x), None, by_tanh, y)
@@ -59,7 +59,7 @@ def _backward(dy: Array, cache: CudaGELUCache) -> Array:
     x, by_tanh = cache
     expect_gradient("gelu", dy, x.shape, x.dtype)
     dx = namespace(dy, x).empty(x.shape, dtype=x.dtype)
-    bias_gelu_backward(settled(dy), _rows(x), None, by_tanh, dx)
+    bias_gelu_backward(aligned(dy), _rows(x), None, by_tanh, dx)
     return dx
 
 

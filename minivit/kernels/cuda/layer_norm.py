@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.columns import column_totals
-from minivit.kernels.cuda.runtime import TALL, WARP, acc_dtype, blocks, covers_dtype, launch, settled, shared_rows
+from minivit.kernels.cuda.runtime import TALL, WARP, acc_dtype, aligned, blocks, covers_dtype, launch, shared_rows
 from minivit.ops.layer_norm import check_layer_norm
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
@@ -86,10 +86,10 @@ def _forward(
     x: Array, weight: Array, bias: Array, eps: float = 1e-6, *, keep: bool = True
 ) -> tuple[Array, CudaLayerNormCache | None]:
     xp = check_layer_norm(x, weight, bias)
-    x, weight = settled(x), settled(weight)
+    x, weight = aligned(x), aligned(weight)
     y = xp.empty(x.shape, dtype=x.dtype)
     rows = x.reshape(-1, x.shape[-1])
-    statistics = normalize(rows, weight, settled(bias), eps, y)
+    statistics = normalize(rows, weight, aligned(bias), eps, y)
     return y, CudaLayerNormCache(x, statistics, weight) if keep else None
 
 
@@ -99,7 +99,7 @@ def _backward(dy: Array, cache: CudaLayerNormCache) -> tuple[Array, Array, Array
     xp = namespace(dy, x)
     D = x.shape[-1]
     dx = xp.empty(x.shape, dtype=x.dtype)
-    partial = normalize_backward(settled(dy), x.reshape(-1, D), weight, statistics, None, dx)
+    partial = normalize_backward(aligned(dy), x.reshape(-1, D), weight, statistics, None, dx)
     sums = xp.empty((2, D), dtype=partial.dtype)
     column_totals(partial.reshape(len(partial), -1), sums)
     return dx, sums[0], sums[1]

@@ -11,7 +11,7 @@ import numpy as np
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import THREADS, grid_of_all
-from minivit.kernels.cuda.runtime import WARP, blocks, is_settled, launch, pack
+from minivit.kernels.cuda.runtime import WARP, blocks, is_aligned, launch, pack
 from minivit.ops.registry import Kernel, register_kernel
 
 _BLOCK_BYTES = 256
@@ -21,13 +21,14 @@ _tables: dict[tuple[Any, ...], tuple[Array, Array, Array]] = {}
 
 def _covers(values: Array, gradients: Array, m: Array, v: Array, groups: tuple[Any, ...], **options: Any) -> bool:
     block = _BLOCK_BYTES // values.itemsize
-    vectors = all(x.dtype == values.dtype and x.shape == values.shape for x in (gradients, m, v))
+    alike = all(x.dtype == values.dtype and x.shape == values.shape for x in (gradients, m, v))
     starts = [group.span.start for group in groups]
     ends = [*starts[1:], values.size]
-    apart = all(group.span.stop <= end for group, end in zip(groups, ends, strict=True))
-    settled = all(map(is_settled, (values, gradients, m, v)))
-    aligned = values.size % block == 0 and all(start % block == 0 for start in starts)
-    return values.dtype.name in ("float32", "float64") and values.size > 0 and vectors and apart and settled and aligned
+    disjoint = all(group.span.stop <= end for group, end in zip(groups, ends, strict=True))
+    whole_blocks = values.size % block == 0 and all(start % block == 0 for start in starts)
+    aligned = all(map(is_aligned, (values, gradients, m, v)))
+    fits = alike and disjoint and whole_blocks and aligned
+    return values.dtype.name in ("float32", "float64") and values.size > 0 and fits
 
 
 def _table(values: Array, groups: tuple[Any, ...]) -> tuple[Array, Array, Array]:
@@ -70,7 +71,7 @@ def _step(
 
 def _covers_norm(gradients: Array) -> bool:
     whole = gradients.size > 0 and gradients.size % pack(gradients.dtype) == 0
-    return gradients.dtype.name in ("float32", "float64") and whole and is_settled(gradients)
+    return gradients.dtype.name in ("float32", "float64") and whole and is_aligned(gradients)
 
 
 def _norm(gradients: Array) -> Array:

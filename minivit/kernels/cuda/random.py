@@ -11,7 +11,7 @@ import numpy as np
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import THREADS, grid_of_all
-from minivit.kernels.cuda.runtime import TYPES, acc_dtype, launch, settled
+from minivit.kernels.cuda.runtime import TYPES, acc_dtype, aligned, launch
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.random import Key
 
@@ -25,7 +25,7 @@ def _covers_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: fl
 
 def _drawn_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: float, dtype: Any) -> Array:
     mask: Array = namespace(sample_ids).empty((len(sample_ids), count), dtype=dtype)
-    samples = settled(sample_ids.astype(np.int64, copy=False))
+    samples = aligned(sample_ids.astype(np.int64, copy=False))
     launch("random", "keep_mask", mask, grid_of_all(mask.size), (THREADS,), samples, *words,
            round(rate * 2**32), 1.0 / (1.0 - rate), mask, len(sample_ids), count)  # fmt: skip
     return mask
@@ -52,9 +52,9 @@ def _training_images(
         )
     y: Array = xp.empty((len(key.sample_ids), height, width, C), dtype=dtype)
     lines = min(len(y) * height, _MOST)
-    launch("random", "training_images", y, (lines,), (_LINE,), settled(images), settled(key.sample_ids),
+    launch("random", "training_images", y, (lines,), (_LINE,), aligned(images), aligned(key.sample_ids),
            *key.fold("augment.crop").words(), crop_padding, *key.fold("augment.flip").words(), int(flip),
-           settled(scale), settled(shift), y, len(y), height, width, C)  # fmt: skip
+           aligned(scale), aligned(shift), y, len(y), height, width, C)  # fmt: skip
     return y
 
 

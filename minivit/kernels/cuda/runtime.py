@@ -149,14 +149,14 @@ def address(x: Any) -> int:
     return int(x.data.ptr)
 
 
-def is_settled(x: Array) -> bool:
+def is_aligned(x: Array) -> bool:
     """Return whether `x` is contiguous and starts at a multiple of 16 bytes, as the kernels want it."""
     return bool(x.flags.c_contiguous) and address(x) % 16 == 0
 
 
-def settled(x: Array) -> Array:
+def aligned(x: Array) -> Array:
     """Return `x`, or a copy that is contiguous and starts at a multiple of 16 bytes."""
-    return x if is_settled(x) else x.copy(order="C")
+    return x if is_aligned(x) else x.copy(order="C")
 
 
 def pack(dtype: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minivit.arrays import Array, namespace
-from minivit.kernels.cuda.runtime import TALL, WARP, Lanes, blocks, covers_dtype, launch, settled, shared_rows
+from minivit.kernels.cuda.runtime import TALL, WARP, Lanes, aligned, blocks, covers_dtype, launch, shared_rows
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient, same_dtype
 from minivit.ops.softmax import SoftmaxCache
@@ -47,7 +47,7 @@ def _forward(x: Array, *, keep: bool = True) -> tuple[Array, CudaSoftmaxCache | 
     same_dtype("softmax", x=x)
     C = x.shape[-1]
     y = xp.empty(x.shape, dtype=x.dtype)
-    scaled_softmax(settled(x), 1.0, y, C)
+    scaled_softmax(aligned(x), 1.0, y, C)
     return y, CudaSoftmaxCache(y) if keep else None
 
 
@@ -56,7 +56,7 @@ def _backward(dy: Array, cache: CudaSoftmaxCache) -> Array:
     expect_gradient("softmax", dy, y.shape, y.dtype)
     C = y.shape[-1]
     dx = namespace(dy, y).empty(y.shape, dtype=y.dtype)
-    scaled_softmax_backward(settled(dy), y, 1.0, dx, C)
+    scaled_softmax_backward(aligned(dy), y, 1.0, dx, C)
     return dx
 
 

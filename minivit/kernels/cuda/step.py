@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minivit.arrays import Array, namespace
-from minivit.kernels.cuda.runtime import WARP, acc_dtype, launch, settled
+from minivit.kernels.cuda.runtime import WARP, acc_dtype, aligned, launch
 from minivit.ops.registry import Kernel, register_kernel
 
 _COUNTERS = 32  # warps of the block that counts
@@ -31,7 +31,7 @@ def _covers_metrics(record: Array, loss: Array, logits: Array, labels: Array, st
 
 def _record_metrics(record: Array, loss: Array, logits: Array, labels: Array, stopped: Array) -> None:
     namespace(record, loss, logits, labels, stopped)
-    launch("step", "record_metrics", logits, (1,), (WARP, _COUNTERS), record, loss, settled(logits), settled(labels),
+    launch("step", "record_metrics", logits, (1,), (WARP, _COUNTERS), record, loss, aligned(logits), aligned(labels),
            stopped, *logits.shape)  # fmt: skip
 
 
