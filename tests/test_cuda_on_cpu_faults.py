@@ -242,7 +242,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "another dtype": ({"x": array(X.astype("float64"))}, LaunchError, "argument 0 is an array of float64"),
     "an integer of 33 bits": ({"i": 2**32}, LaunchError, "an integer does not fit"),
     "less than nothing": ({"u": -1}, LaunchError, "an integer does not fit"),
-    "another device": ({"x": strict.on_device(array(X), 1)}, MixError, "runs on the device 0, .* on the device 1"),
+    "another device": ({"x": strict.on_device(array(X), 1)}, MixError, "runs on device 0, .* on device 1"),
 }
 
 

@@ -170,5 +170,5 @@ def test_a_result_may_not_lie_on_an_operand() -> None:
 
 def test_devices_do_not_mix() -> None:
     a, b, c = operands()
-    with pytest.raises(MixError, match=r"gemm runs on the device 0, .* on the device 1"):
+    with pytest.raises(MixError, match=r"gemm runs on device 0, .* on device 1"):
         gemm(strict.on_device(a, 1), b, c)

@@ -252,7 +252,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "linear-list": (lambda: ops.linear([[1.0]], draw(1, 7), draw(7)), "array of NumPy or CuPy, got list; numpy.asarr"),  # type: ignore[arg-type]
     "linear-libraries": (
         lambda: ops.linear(draw(2, 3), to_backend(draw(3, 7), strict), draw(7)),
-        "cannot mix arrays of numpy on the host and strict on the device 0; move one",
+        "cannot mix arrays of numpy on the host and strict on device 0; move one",
     ),
     "layer_norm-weight": (
         lambda: ops.layer_norm(draw(2, 5), draw(7), draw(7)),

@@ -257,5 +257,5 @@ def test_a_fault_planted_in_an_op_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_ops_refuse_a_mix_of_libraries() -> None:
-    with pytest.raises(TypeError, match="cannot mix arrays of strict on the device 0 and numpy on the host"):
+    with pytest.raises(TypeError, match="cannot mix arrays of strict on device 0 and numpy on the host"):
         ops.dropout(X, np.ones((2, 3), np.float32))

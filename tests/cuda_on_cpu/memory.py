@@ -131,5 +131,5 @@ def check_devices(what: str, devices: Iterable[Device]) -> None:
     for device in devices:
         if device.id != Device.current:
             raise MixError(
-                f"{what} runs on the device {Device.current}, but an array of it is on the device {device.id}"
+                f"{what} runs on device {Device.current}, but an array of it is on device {device.id}"
             )
