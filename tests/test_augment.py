@@ -174,5 +174,5 @@ def test_only_uint8_is_normalised() -> None:
 
 
 def test_normalisation_wants_a_number_for_each_channel() -> None:
-    with pytest.raises(ValueError, match="images have 1 channels, but mean 3 and std 3 numbers"):
+    with pytest.raises(ValueError, match="images have 1 channels, but mean has 3 and std 3 numbers"):
         normalize(random_images((1, 2, 2, 1)), (0.5,) * 3, (0.5,) * 3, np.float32)
