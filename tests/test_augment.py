@@ -71,7 +71,7 @@ def test_a_crop_without_padding_changes_nothing() -> None:
 
 @pytest.mark.parametrize("padding", [-1, 4, 100])
 def test_a_padding_that_could_lose_the_image_is_refused(padding: int) -> None:
-    with pytest.raises(ValueError, match=f"padding of {padding} for images of 4 x 7; expected 0 to 3"):
+    with pytest.raises(ValueError, match=f"padding is {padding} for images of 4 x 7; expected 0 to 3"):
         random_crop(random_images((2, 4, 7, 1)), padding, key_of(2))
 
 

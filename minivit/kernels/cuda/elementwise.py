@@ -1,6 +1,6 @@
-"""Passes over whole arrays: dropout, patches, tokens and pooling. Kernels of these ops.
+"""Elementwise passes: dropout, patches, tokens and pooling. Kernels of these ops.
 
-For 16-bit arrays dpos_embed and dcls_token, sums over the batch, come in float32.
+For 16-bit arrays dpos_embed and dcls_token, which are sums over the batch, are float32.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from minivit.ops.shapes import expect_gradient
 from minivit.ops.tokens import EmbedCache, PoolCache, check_embed, check_pool
 
 THREADS = 256
-_MOST = 4096  # blocks; each takes several pieces of a larger array
+_MAX_BLOCKS = 4096  # blocks; in a larger array each computes several pieces
 
 
 def covers_count(x: Array) -> bool:
-    """Return whether there are kernels for `x`, whose numbers 31 bits can count."""
+    """Return whether there are kernels for the dtype of `x` and for its size, which must be below 2**31."""
     return covers_dtype(x) and x.size < 2**31
 
 
 def grid_of_all(count: int, each: int = 1) -> tuple[int]:
-    """Return the blocks for `count` numbers, of which a thread takes `each` at a time."""
-    return (min(blocks(count, THREADS * each), _MOST),)
+    """Return the grid for `count` elements, of which a thread computes `each` at a time."""
+    return (min(blocks(count, THREADS * each), _MAX_BLOCKS),)
 
 
 def multiply(x: Array, mask: Array) -> Array:
@@ -61,7 +61,7 @@ def _dropout_backward(dy: Array, cache: CudaDropoutCache) -> Array:
 
 
 class CudaPatchesCache(PatchesCache):
-    """What the backward pass of patches reads, as in the op."""
+    """The fields of the op's cache."""
 
 
 def _covers_patches(x: Array, patch_size: tuple[int, int], *, keep: bool = True) -> bool:
@@ -91,7 +91,7 @@ def _patches_backward(dy: Array, cache: CudaPatchesCache) -> Array:
 
 
 class CudaEmbedCache(EmbedCache):
-    """What the backward pass of embed reads, as in the op."""
+    """The fields of the op's cache."""
 
 
 def _covers_tokens(x: Array, *_: object, keep: bool = True) -> bool:
@@ -119,7 +119,7 @@ def _embed_backward(dy: Array, cache: CudaEmbedCache) -> tuple[Array, Array, Arr
 
 
 class CudaPoolCache(PoolCache):
-    """What the backward pass of pool reads, as in the op."""
+    """The fields of the op's cache."""
 
 
 def _pool(x: Array, mode: str, num_prefix_tokens: int, *, keep: bool = True) -> tuple[Array, CudaPoolCache | None]:
@@ -140,7 +140,7 @@ def _pool_backward(dy: Array, cache: CudaPoolCache) -> Array:
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("dropout", Kernel(library, _covers_dropout, _dropout, _dropout_backward, CudaDropoutCache))
     register_kernel("patches", Kernel(library, _covers_patches, _patches, _patches_backward, CudaPatchesCache))
     register_kernel("embed", Kernel(library, _covers_tokens, _embed, _embed_backward, CudaEmbedCache))

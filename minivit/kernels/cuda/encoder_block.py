@@ -130,5 +130,5 @@ def _norm_backward(dy: Array, normed: _Normed, norm: NormLike, residual: Array |
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("EncoderBlock", Kernel(library, _covers, _forward, _backward, CudaBlockCache))

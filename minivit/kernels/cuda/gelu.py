@@ -1,6 +1,7 @@
-"""GELU in one pass each way, with the bias before it where there is one. Kernel of `ops.gelu`.
+"""GELU in one pass forward and one backward, optionally with the bias before it. Kernel of `ops.gelu`.
 
-The backward pass computes the slope anew from x: that reads as much as the slope would, and saves writing it.
+The backward pass recomputes the derivative from x. It reads as much memory as for a stored derivative, and the forward
+pass writes less.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ def bias_gelu(x: Array, bias: Array | None, by_tanh: bool, y: Array) -> None:
 
 
 def bias_gelu_backward(dy: Array, x: Array, bias: Array | None, by_tanh: bool, dx: Array) -> Array | None:
-    """Set `dx`, which may be `dy`, to the gradient of ``x + bias``, and return what the bias gets from each block."""
+    """Set `dx`, which may be `dy`, to the gradient of ``x + bias``.
+
+    Return each block's share of dbias, (blocks, columns), or None without a bias.
+    """
     rows, columns = x.shape
     grid = grid_of(rows, columns, x.dtype, sums=bias is not None)
     partial = None if bias is None else namespace(x).empty((grid.down, columns), dtype=acc_dtype(x.dtype))
@@ -64,5 +68,5 @@ def _backward(dy: Array, cache: CudaGELUCache) -> Array:
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("gelu", Kernel(library, _covers, _forward, _backward, CudaGELUCache))

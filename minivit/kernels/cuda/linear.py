@@ -1,6 +1,6 @@
 """Linear maps as one product for all rows and one pass for the bias. Kernel of `ops.linear`.
 
-For 16-bit arrays dweight and dbias, sums over the batch, come in float32.
+For 16-bit arrays dweight and dbias, which are sums over the batch, are float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minivit.ops.shapes import expect_gradient
 
 
 class CudaLinearCache(LinearCache):
-    """What the backward pass reads, as in the op."""
+    """The fields of the op's cache."""
 
 
 def add_bias(x: Array, bias: Array, residual: Array | None, y: Array) -> None:
@@ -54,5 +54,5 @@ def _backward(dy: Array, cache: CudaLinearCache) -> tuple[Array, Array, Array]:
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("linear", Kernel(library, _covers, _forward, _backward, CudaLinearCache))

@@ -1,6 +1,7 @@
-"""Adam and AdamW over the whole flat vector in one pass, and its norm. Kernels of `adam_step` and `gradient_norm`.
+"""Adam and AdamW over the flat vector in one pass, and the gradient norm. Kernels of `adam_step` and `gradient_norm`.
 
-Every parameter starts at a multiple of 256 bytes, so that a rate and a decay for each 256 bytes say what the groups do.
+Every parameter starts at a multiple of 256 bytes, so the groups are given to the kernel as a learning rate and a weight
+decay for each block of 256 bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from minivit.kernels.cuda.runtime import WARP, blocks, is_aligned, launch, pack
 from minivit.ops.registry import Kernel, register_kernel
 
 _BLOCK_BYTES = 256
-_KEPT = 8
+_KEPT = 8  # tables in the cache
 _tables: dict[tuple[Any, ...], tuple[Array, Array, Array]] = {}
 
 
@@ -32,7 +33,7 @@ def _covers(values: Array, gradients: Array, m: Array, v: Array, groups: tuple[A
 
 
 def _table(values: Array, groups: tuple[Any, ...]) -> tuple[Array, Array, Array]:
-    """Return learning rate and decay of each block, and where its group stops, moved to the device once and kept."""
+    """Return the learning rate, the decay and the end of the group for each block, cached on the device."""
     key = type(values), str(values.device), values.dtype, values.size, groups
     if key not in _tables:
         block = _BLOCK_BYTES // values.itemsize
@@ -84,6 +85,6 @@ def _norm(gradients: Array) -> Array:
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("adam_step", Kernel(library, _covers, _step))
     register_kernel("gradient_norm", Kernel(library, _covers_norm, _norm))
