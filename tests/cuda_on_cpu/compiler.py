@@ -54,7 +54,7 @@ def kernel_library(code: str, options: Sequence[str]) -> Path:
 
 
 def translated(text: str) -> str:
-    """Return preprocessed CUDA as C++, with shared memory from the block, and a description of each kernel at the end."""
+    """Return preprocessed CUDA as C++: shared memory comes from the block, and kernels are described at the end."""
     descriptions: dict[str, str] = {}
 
     def kernel(match: re.Match[str]) -> str:
