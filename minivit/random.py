@@ -1,14 +1,14 @@
 """Randomness as keys: the same random bits for the same (seed, step, sample, place).
 
-No generator with a hidden position exists anywhere in training. A `Key` says for which run, step and samples random
-bits are wanted, `fold` says for which place of the model, and `bits` hashes that and a counter into 32-bit words:
+Training uses no generator with a hidden state. A `Key` holds the seed, the step and the samples, `fold` adds the place
+in the model, and `bits` hashes these and a counter to 32-bit words:
 
     h = (index * 0x9E3779B9) ^ s1(sample);  h ^= h >> 16;  h *= 0x21F0AAAD;  h ^= h >> 15
     h += s2(sample);  h *= 0xD35A2D97;  h ^= h >> 15
 
-with s1 and s2 two words that mix (seed, step, place) and the sample's number. The multipliers are those of the 32-bit
-integer hash found by search (hash-prospector, 2018 to 2022). A sample draws the same bits in any micro-batch, on any
-array library and for every dtype.
+where the words s1 and s2 mix (seed, step, place) with the number of the sample. The multipliers are those of a 32-bit
+integer hash that was found by search (hash-prospector, 2018 to 2022). The bits of a sample are the same in every
+micro-batch, on every array library and for every dtype.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def _mix(h: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Key:
-    """Names a stream of random bits for each sample of a batch.
+    """The name of a stream of random bits for each sample of a batch.
 
     Parameters
     ----------
     seed, step : int
-        The run and the step of it.
+        The seed of the run, and the training step.
     sample_ids : Array
-        (B,) integers below 2**32, the samples' numbers in the data set, on the device where the bits are wanted.
+        (B,) integers below 2**32, the indices of the samples in the data set, on the device where bits are drawn.
     place : str
-        Where in the computation; set by `fold`.
+        The place in the computation; set by `fold`.
     """
 
     seed: int
@@ -50,15 +50,15 @@ class Key:
     place: str = ""
 
     def fold(self, name: str) -> Key:
-        """Return the key of the place `name` inside this place."""
+        """Return the key for the place `name` inside this place."""
         return replace(self, place=f"{self.place}.{name}" if self.place else name)
 
     def __getitem__(self, samples: slice) -> Key:
-        """Return the key of some of the samples, for a micro-batch."""
+        """Return the key for some of the samples, such as those of a micro-batch."""
         return replace(self, sample_ids=self.sample_ids[samples])
 
     def words(self) -> tuple[int, int]:
-        """Return the two words of 32 bits that stand for seed, step and place."""
+        """Return two 32-bit words that are a hash of seed, step and place."""
         name = f"{self.seed}/{self.step}/{self.place}".encode()
         digest = hashlib.blake2s(name, digest_size=8).digest()
         return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
@@ -69,9 +69,9 @@ class Key:
         return hashed(self.sample_ids, self.words(), math.prod(shape[1:])).reshape(shape)
 
     def keep_mask(self, shape: tuple[int, ...], rate: float, dtype: Any) -> Array:
-        """Return a mask of `shape` (B, ...): 0 with probability `rate`, else 1 / (1 - rate), of the real dtype.
+        """Return a mask of `shape` (B, ...) and the real dtype: 0 with probability `rate`, otherwise 1 / (1 - rate).
 
-        `ops.keep_mask` draws the same numbers, on a device by a kernel.
+        `ops.keep_mask` draws the same numbers, with a kernel on a device.
         """
         self.expect_samples(shape)
         mask = drawn_mask(self.sample_ids, self.words(), math.prod(shape[1:]), rate, real_dtype(dtype))
@@ -80,7 +80,7 @@ class Key:
     def expect_samples(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError unless the first axis of `shape` has one entry for each sample."""
         if len(self.sample_ids) != shape[0]:
-            raise ValueError(f"the key names {len(self.sample_ids)} samples, but bits of shape {shape} are asked of it")
+            raise ValueError(f"the key has {len(self.sample_ids)} samples, but bits of shape {shape} were requested")
 
 
 def hashed(sample_ids: Array, words: tuple[int, int], count: int) -> Array:
@@ -108,5 +108,5 @@ def drawn_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: floa
 
 
 def fold(rng: Key | None, name: str) -> Key | None:
-    """Return ``rng.fold(name)``, or None in evaluation, where there is no key."""
+    """Return ``rng.fold(name)``, or None in evaluation, where `rng` is None."""
     return None if rng is None else rng.fold(name)

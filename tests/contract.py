@@ -1,6 +1,6 @@
-"""What every op and every layer promises: tests of a fixture `case`, which test_ops.py and test_layers.py provide.
+"""The contract of ops and layers: tests of a fixture `case`, which test_ops.py and test_layers.py provide.
 
-`ways` says how often an op is tested: as its reference, and on each array library that has a kernel of it.
+`ways` yields a case once for the reference, and once for each array library with a kernel that covers it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEP = 1e-20
 
 
 def ways(case: Case) -> Iterator[Case]:
-    """Yield the case as the reference runs it, and as each library runs it on which a kernel covers it."""
+    """Yield the case for the reference, and for each array library with a kernel that covers it."""
     yield by_reference(case)
     for library in dict.fromkeys(kernel.library for kernel in kernels_of(case.op)):
         moved = case.on(library)
@@ -33,12 +33,12 @@ def ways(case: Case) -> Iterator[Case]:
 
 
 def kernels_of(name: str) -> tuple[Kernel, ...]:
-    """Return the kernels of an op or of a layer; most layers can have none."""
+    """Return the kernels of an op or layer; most layers cannot have kernels."""
     return registry.kernels_of(name) if name in registry._kernels else ()
 
 
 def by_reference(case: Case) -> Case:
-    """Return the case with the references alone in its forward pass, whose cache the backward pass follows."""
+    """Return the case with a forward pass, and so a backward pass, that runs the references alone."""
 
     def forward(*arrays: Array, **options: Any) -> tuple[Array, Any]:
         with ops.reference_only():
@@ -48,23 +48,23 @@ def by_reference(case: Case) -> Case:
 
 
 def kernel_of_case(case: Case, dtype: str) -> Kernel | None:
-    """Return the kernel that runs the case in `dtype`, or None where the reference does."""
+    """Return the kernel that runs the case in `dtype`, or None if the reference runs it."""
     _, cache = case.forward(*case.make(0, dtype_named(dtype)))
     return next((kernel for kernel in kernels_of(case.op) if type(own(cache)) is kernel.cache), None)
 
 
 def ops_of(case: Case) -> int:
-    """Return how many ops round on the way to a gradient: a layer has several, of which this is about the largest."""
+    """Return how many ops round in sequence before a gradient: 1 for an op, and about 5 at most for a layer."""
     return 1 if case.op in ops.__all__ else 5
 
 
 def own(cache: Any) -> Any:
-    """Return the cache of the op or layer itself; that of a layer's case comes with the layer."""
+    """Return the cache of the op or layer; the case of a layer returns it together with the layer."""
     return cache[1] if isinstance(cache, tuple) and isinstance(cache[0], Layer) else cache
 
 
 def sizes_of(case: Case) -> st.SearchStrategy[dict[str, int]]:
-    """Draw a size for every axis that the case lets choose, 1 included."""
+    """Draw a size of 1 to 5 for every axis whose size can be chosen."""
     return st.fixed_dictionaries({name: st.integers(1, 5) for name in case.sizes})
 
 
@@ -73,7 +73,7 @@ def normal(like: Array, seed: int = 1) -> Array:
 
 
 def held(cache: Any) -> Iterator[Array]:
-    """Yield the arrays in a cache, and the parameters in it."""
+    """Yield the arrays and parameters in a cache."""
     if isinstance(cache, tuple | list):
         for item in cache:
             yield from held(item)
@@ -84,7 +84,7 @@ def held(cache: Any) -> Iterator[Array]:
 
 
 def assert_close(got: Sequence[Array], expected: Sequence[Array], tolerance: float = 1e-13) -> None:
-    """Assert equality to `tolerance`, relative to the largest of all numbers that are expected."""
+    """Assert equality to `tolerance`, relative to the largest expected number."""
     scale = max(float(np.abs(x).max(initial=0.0)) for x in expected)
     for one, other in zip(got, expected, strict=True):
         assert one.shape == other.shape
@@ -92,7 +92,7 @@ def assert_close(got: Sequence[Array], expected: Sequence[Array], tolerance: flo
 
 
 def assert_near(got: Sequence[Array], expected: Sequence[Array], limit: float, least: float = 0.0) -> None:
-    """Assert equality to `limit` times each norm, or of `least` times the largest norm where one is less."""
+    """Assert equality to `limit` times the norm of each array, or `least` times the largest norm if that is greater."""
     norms = [float(np.linalg.norm(x.astype("float64"))) for x in expected]
     for one, other, norm in zip(got, expected, norms, strict=True):
         assert one.shape == other.shape
@@ -112,13 +112,13 @@ def test_gradient(case: Case) -> None:
     assert {row.verdict for row in report.rows} <= {"ok", "zero"}
 
 
-def test_the_taylor_remainder_falls_with_slope_2_or_the_function_is_linear(case: Case) -> None:
+def test_the_taylor_remainder_has_slope_2_or_the_function_is_linear(case: Case) -> None:
     report = testing.assert_gradients(case.forward, case.backward, *case.make(0, "float64"), names=case.names)
     for row in report.rows:
         assert row.slope == "linear" or (isinstance(row.slope, float) and abs(row.slope - 2.0) <= 0.05), str(report)
 
 
-def test_a_gradient_of_another_shape_or_dtype_is_refused(case: Case) -> None:
+def test_a_gradient_of_another_shape_or_dtype_is_an_error(case: Case) -> None:
     y, cache = case.forward(*case.make(0, "float32"))
     dy = normal(y)
     with pytest.raises(ValueError, match=r"dy has shape .*expected"):
@@ -146,7 +146,7 @@ def test_adjoint_identity(case: Case, data: st.DataObject) -> None:
 
 
 @given(data=st.data())
-def test_backward_adds_and_scales_with_dy(case: Case, data: st.DataObject) -> None:
+def test_backward_is_linear_in_dy(case: Case, data: st.DataObject) -> None:
     y, cache = case.forward(*case.make(0, "float64", data.draw(sizes_of(case))))
     one, other = normal(y, 1), normal(y, 2)
     parts = zip(case.backward(one, cache), case.backward(other, cache), strict=True)
@@ -154,7 +154,7 @@ def test_backward_adds_and_scales_with_dy(case: Case, data: st.DataObject) -> No
 
 
 @given(data=st.data())
-def test_gradient_of_a_batch_is_the_sum_of_its_parts(case: Case, data: st.DataObject) -> None:
+def test_the_gradient_of_a_batch_is_the_sum_over_its_parts(case: Case, data: st.DataObject) -> None:
     arrays = case.make(0, "float64", data.draw(sizes_of(case)) | {"B": 5})
     cut = data.draw(st.integers(1, 4))
     y, cache = case.forward(*arrays)
@@ -178,7 +178,7 @@ def test_gradient_of_a_batch_is_the_sum_of_its_parts(case: Case, data: st.DataOb
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_nothing_is_changed_and_a_second_backward_pass_gives_the_same_bits(case: Case, dtype: str) -> None:
+def test_arguments_are_unchanged_and_a_second_backward_pass_gives_the_same_bits(case: Case, dtype: str) -> None:
     arrays = case.make(0, dtype)
     before = [x.copy() for x in arrays]
     y, cache = case.forward(*arrays)
@@ -190,7 +190,7 @@ def test_nothing_is_changed_and_a_second_backward_pass_gives_the_same_bits(case:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_without_a_cache_the_result_has_the_same_bits(case: Case, dtype: str) -> None:
+def test_the_result_without_a_cache_has_the_same_bits(case: Case, dtype: str) -> None:
     arrays = case.make(0, dtype)
     y, cache = case.forward(*arrays, keep=False)
     assert cache is None
@@ -198,7 +198,7 @@ def test_without_a_cache_the_result_has_the_same_bits(case: Case, dtype: str) ->
 
 
 @given(data=st.data())
-def test_strides_do_not_matter(case: Case, data: st.DataObject) -> None:
+def test_strides_do_not_change_the_result(case: Case, data: st.DataObject) -> None:
     arrays = case.make(0, "float64", data.draw(sizes_of(case)))
     y, cache = case.forward(*arrays)
     dy = normal(y)

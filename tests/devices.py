@@ -1,4 +1,4 @@
-"""The devices on which the CUDA kernels are tested: a CPU that runs their source, and a GPU where there is one."""
+"""The devices on which the CUDA kernels are tested: a CPU that runs their source, and a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from minivit.arrays import backend
 from minivit.kernels import cuda
 from minivit.kernels.cuda.runtime import Blas, register_blas
 
-needs_kernels = pytest.mark.skipif(not hasattr(strict, "RawModule"), reason="the kernels run on a CPU by way of g++")
+needs_kernels = pytest.mark.skipif(not hasattr(strict, "RawModule"), reason="running the kernels on a CPU needs g++")
 
-# `pytest -m gpu` asks for the second one, which needs no g++.
+# `pytest -m gpu` selects the second one, which does not need g++.
 DEVICES = [pytest.param("strict", marks=needs_kernels), pytest.param("cupy", marks=pytest.mark.gpu)]
 SIXTEEN_BITS = [pytest.param(name, marks=needs_kernels) for name in ("bfloat16", "float16")]  # on strict
 
 
 def register_kernels() -> None:
-    """Let the CUDA kernels compete on the strict library, where they can be compiled."""
+    """Register the CUDA kernels for the strict library, if they can be compiled."""
     if hasattr(strict, "RawModule"):
         cuda.register("strict")
         register_blas(strict, Blas(cublas, cublas.handle))
@@ -32,7 +32,7 @@ def register_kernels() -> None:
 
 @contextmanager
 def nothing_crosses(device: str) -> Iterator[None]:
-    """Raise if anything in the block crosses between host and device, or waits for the device."""
+    """Raise if the block copies anything between host and device, or waits for the device."""
     if device != "cupy":
         with watch() as counts:
             yield
@@ -43,12 +43,12 @@ def nothing_crosses(device: str) -> Iterator[None]:
 
     def of_the_device(x: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(x, cupy.ndarray):
-            raise AssertionError(f"a {type(x).__name__} went to the device")
+            raise AssertionError(f"a {type(x).__name__} was copied to the device")
         return asarray(x, *args, **kwargs)
 
     asarray = cupy.asarray
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # CuPy says that it does not find every wait
+        warnings.simplefilter("ignore")  # CuPy warns that it does not detect every wait
         patch.setattr(cupy, "asarray", of_the_device)
         with cupyx.allow_synchronize(False):
             yield

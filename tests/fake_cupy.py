@@ -1,4 +1,4 @@
-"""A CuPy on two devices that exist nowhere, to test how a device is chosen and what can be wrong with it."""
+"""A fake CuPy with two devices, to test how a device is selected and what can be wrong with it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from minivit import arrays
 
 
 class CUDARuntimeError(RuntimeError):
-    """What CUDA's runtime raises."""
+    """The error of CUDA's runtime."""
 
 
 class Device:
-    """A device, current inside ``with`` or from `use` on."""
+    """A device; it is current inside a ``with`` block, or from `use` on."""
 
     current = 0
     capabilities: tuple[str, ...] = ("90", "75")
@@ -89,21 +89,21 @@ def fake_cupy(
     Parameters
     ----------
     count : int or Exception
-        What asking for the number of devices comes to.
+        The number of devices, or the error that is raised when it is requested.
     driver : int
-        The version of CUDA that the driver knows, 0 for no driver.
+        The version of CUDA that the driver supports, 0 for no driver.
     capabilities : tuple of str
-        Those of the devices.
+        The compute capabilities of the devices.
     nvrtc : Exception or None
-        What loading the library NVRTC raises.
+        The error that is raised when the library NVRTC is loaded.
     limit : int
-        That of the memory pool, 0 for none.
+        The limit of the memory pool, 0 for none.
     version : str
-        CuPy's.
+        The version of CuPy.
     runtime_version : int
-        That of the CUDA that CuPy is made for.
+        The version of CUDA that CuPy was built for.
     first_use : Exception or None
-        What a device raises when it is first used.
+        The error that a device raises at its first use.
     """
     Device.current, Device.capabilities, Device.waited = 0, capabilities, []
     modules: dict[str, Any] = {name: ModuleType(name) for name in ("cupy", "cuda", "runtime", "nvrtc", "cublas")}
@@ -131,7 +131,7 @@ def fake_cupy(
 
 
 def install(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None) -> Any:
-    """Let ``import cupy`` find `module`, for None nothing, and minivit know of no CuPy yet, until the test ends."""
+    """Make ``import cupy`` return `module`, or fail for None, and unregister CuPy, until the test ends."""
     for name in ("_libraries", "_backends", "_devices"):
         known = {key: item for key, item in getattr(arrays, name).items() if key not in ("cupy", FakeArray)}
         monkeypatch.setattr(arrays, name, known)

@@ -1,10 +1,10 @@
-"""A strict stand-in for a device's array library, on which array-agnostic code is proved without a device.
+"""A strict stand-in for the array library of a device, to test array-agnostic code without a device.
 
-`StrictArray` wraps a NumPy array and behaves as CuPy's arrays do where they differ: no implicit conversion to NumPy, no
-NumPy function, no host array or NumPy scalar beside it, 0-d arrays instead of scalars. The namespace `strict` offers
-only what NumPy and CuPy both have. `watch` counts what would cross between host and device or wait for the device, and
-what is allocated. A float64 result where no float64 went in is an error, and so is an operation that mixes precisions
-or devices. CUDA kernels run from their source (cuda_on_cpu), and what `empty` returns is NaN until it is written.
+`StrictArray` wraps a NumPy array and behaves like an array of CuPy where the two differ: it is not converted to NumPy
+implicitly, NumPy's functions and operations with host arrays or NumPy scalars raise, and there are 0-d arrays instead
+of scalars. The namespace `strict` has only what both NumPy and CuPy have. `watch` counts transfers between host and
+device, waits for the device, and allocations. A float64 result of arguments without float64 is an error, and so is an
+operation that mixes precisions or devices. CUDA kernels run from their source (cuda_on_cpu). `empty` returns NaN.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ CONSTANTS = {
 
 
 class LeakError(AssertionError):
-    """An array of a higher precision came out of an operation than went in; float64 out of no float."""
+    """An operation returned a higher precision than that of its arguments, or float64 without a float argument."""
 
 
 @dataclass
 class Counts:
-    """What happened while `watch` looked on; `allocations` are the sizes in bytes of the arrays that were made."""
+    """The events in a block of `watch`; `allocations` are the sizes in bytes of the new arrays."""
 
     to_device: int = 0
     to_host: int = 0
@@ -61,7 +61,7 @@ _counts = Counts()
 
 @contextmanager
 def watch() -> Iterator[Counts]:
-    """Count the transfers, synchronisations and allocations of the block."""
+    """Count the transfers, synchronisations and allocations in the block."""
     global _counts
     before, _counts = _counts, Counts()
     try:
@@ -71,11 +71,13 @@ def watch() -> Iterator[Counts]:
 
 
 def _plain(value: Any) -> Any:
-    """Return the NumPy array or Python number behind an argument; refuse what belongs to the host."""
+    """Return the NumPy array or Python number of an argument; raise MixError for an array or scalar of NumPy."""
     if isinstance(value, StrictArray):
         return value._array
     if isinstance(value, np.ndarray | np.generic):
-        raise MixError(f"a NumPy {type(value).__name__} of {value.dtype} and shape {value.shape} met a strict array")
+        raise MixError(
+            f"a strict array was combined with a NumPy {type(value).__name__} of {value.dtype} and shape {value.shape}"
+        )
     if isinstance(value, tuple | list):
         return type(value)(map(_plain, value))
     if isinstance(value, dict):
@@ -94,14 +96,14 @@ def _arrays(value: Any) -> Iterator[StrictArray]:
 
 
 def _call(name: str, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    """Call a NumPy function on what is behind its arguments, and judge the dtype of what it returns."""
+    """Call a NumPy function on the NumPy arrays of its arguments, and check the dtype of the result."""
     given = list(_arrays([args, kwargs]))
     floats = {real_dtype(x.dtype) for x in given if is_floating(x.dtype)}
     check_devices(name, [x.device for x in given])
     if len(floats) > 1 and name != "copyto":
         raise MixError(f"{name} mixes {' and '.join(sorted(str(dtype) for dtype in floats))}")
     converts = name == "astype" or kwargs.get("dtype") is not None
-    asked = converts and (name in CREATION or not floats)
+    requested = converts and (name in CREATION or not floats)
     result = function(*_plain(args), **_plain(kwargs))
     if result is NotImplemented:
         return result
@@ -112,8 +114,10 @@ def _call(name: str, function: Callable[..., Any], args: Any, kwargs: dict[str, 
     for x in _arrays(wrapped):
         size = real_dtype(x.dtype).itemsize if is_floating(x.dtype) else 0
         harmless = size < 8 and (converts or not floats)
-        if size > known and not asked and not harmless:
-            raise LeakError(f"{name} returns {x.dtype}, but {', '.join(map(str, floats)) or 'no float'} went in")
+        if size > known and not requested and not harmless:
+            raise LeakError(
+                f"{name} returns {x.dtype}, but its arguments are {', '.join(map(str, floats)) or 'no floats'}"
+            )
     return wrapped
 
 
@@ -124,23 +128,23 @@ def _wrapped(result: Any, unknown: bool = False) -> Any:
 
 
 def _key(key: Any) -> Any:
-    """Return an index for NumPy; an index that is a list comes from the host, and a mask waits for the device."""
+    """Return an index for NumPy; a list is an error, since it is on the host, and a mask waits for the device."""
     for part in key if isinstance(key, tuple) else (key,):
         if isinstance(part, list):
-            raise MixError("a list indexes a strict array: make it an array on the device")
+            raise MixError("a list indexes a strict array: convert it to an array on the device")
         if isinstance(part, StrictArray) and part.dtype == bool:
             _counts.synchronisations += 1
     return _plain(key)
 
 
 class StrictArray:
-    """An array that behaves as if it lived on a device."""
+    """An array that behaves as if it were on a device."""
 
-    __array_ufunc__ = None  # so that NumPy's own operators leave the work, and the refusal, to this class
-    __hash__ = None  # type: ignore[assignment]  # as an array has none
+    __array_ufunc__ = None  # NumPy's operators call those of this class
+    __hash__ = None  # type: ignore[assignment]  # as for every array
 
     def __init__(self, array: np.ndarray[Any, Any], unknown: bool = False) -> None:
-        """Take a view of what is on a device already, or copy to the current one; if `unknown`, without the numbers."""
+        """Wrap an array that is on a device, or copy it to the current one; if `unknown`, leave the numbers out."""
         if device_of(array) is None:
             array = placed(array, copy=not unknown)
             _counts.allocations.append(array.nbytes)
@@ -150,10 +154,10 @@ class StrictArray:
         return f"StrictArray(shape={self.shape}, dtype={self.dtype})"
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("implicit conversion of a strict array to NumPy's; call asnumpy")
+        raise TypeError("implicit conversion of a strict array to a NumPy array; call asnumpy")
 
     def __array_function__(self, function: Any, *args: Any) -> Any:
-        raise TypeError(f"numpy.{function.__name__} was called on a strict array; call that of namespace(x)")
+        raise TypeError(f"numpy.{function.__name__} was called on a strict array; use namespace(x)")
 
     shape = property(lambda self: self._array.shape)
     dtype = property(lambda self: self._array.dtype)
@@ -174,13 +178,13 @@ class StrictArray:
 
     def __iter__(self) -> Iterator[StrictArray]:
         if self.ndim < 2:
-            raise TypeError("iteration over the numbers of a strict array waits for the device at each")
+            raise TypeError("iteration over the numbers of a strict array waits for the device at each number")
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, key: Any) -> StrictArray:
         key = _key(key)
         result = self._array[key]
-        if isinstance(result, np.generic):  # CuPy returns a 0-d view, not a scalar
+        if isinstance(result, np.generic):  # CuPy returns a 0-d view instead of a scalar
             result = self._array[(*key, ...) if isinstance(key, tuple) else (key, ...)]
         return StrictArray(result)
 
@@ -245,7 +249,7 @@ for _name in ("all", "any", "argmax", "argmin", "argsort", "clip", "conj", "copy
 
 
 class StrictLibrary:
-    """The functions that NumPy and CuPy both have, for strict arrays."""
+    """The functions that both NumPy and CuPy have, for strict arrays."""
 
     ndarray = StrictArray
     if COMPILER:
@@ -256,7 +260,7 @@ class StrictLibrary:
             return getattr(np, name)
         if name in FUNCTIONS:
             return functools.partial(self._run, name)
-        raise AttributeError(f"the strict library has no {name!r}: use what NumPy and CuPy both have")
+        raise AttributeError(f"the strict library has no {name!r}: use what both NumPy and CuPy have")
 
     @staticmethod
     def _run(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -264,7 +268,7 @@ class StrictLibrary:
 
     @staticmethod
     def asarray(x: Any, dtype: Any = None) -> StrictArray:
-        """Return a strict array; from the host, that is a transfer."""
+        """Return a strict array; an argument on the host counts as a transfer."""
         if isinstance(x, StrictArray):
             return x if dtype is None or x.dtype == dtype else x.astype(dtype)
         _counts.to_device += 1
@@ -274,7 +278,7 @@ class StrictLibrary:
 
     @staticmethod
     def select(index: int | None) -> Device:
-        """Return a device, for None the current one: `minivit.arrays` asks so; CuPy has no such function."""
+        """Return a device, the current one for None; `minivit.arrays` calls this, and CuPy has no such function."""
         return Device(Device.current if index is None else index)
 
     @staticmethod
@@ -295,5 +299,5 @@ strict = StrictLibrary()
 
 
 def register() -> None:
-    """Make ``backend="strict"`` known to minivit."""
+    """Register ``backend="strict"`` with minivit."""
     register_backend("strict", strict, StrictArray)

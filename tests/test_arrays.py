@@ -1,4 +1,4 @@
-"""Which library and device a name selects, what stands in the way, and what is asked of a device."""
+"""The selection of a library and a device by name, the errors when they cannot be used, and moves between devices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def insufficient() -> CUDARuntimeError:
     return CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
 
 
-# What is selected
+# Selection
 
 
 def test_numpy_needs_no_other_library() -> None:
@@ -41,12 +41,12 @@ def test_importing_minivit_does_not_look_for_cupy() -> None:
     code = """
 import sys
 
-class Door:
+class Finder:
     def find_spec(self, name, path=None, target=None):
         if name.startswith("cupy"):
             sys.exit(f"{name} was imported")
 
-sys.meta_path.insert(0, Door())
+sys.meta_path.insert(0, Finder())
 import minivit
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -67,7 +67,7 @@ def test_a_device_is_selected_by_its_index(cupy: Any) -> None:
     assert arrays.library_name(cupy) == "cupy"
 
 
-def test_an_array_of_a_library_nobody_asked_for_yet(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_of_cupy_registers_cupy(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeArray, "__module__", "cupy._core.core")
     assert namespace(FakeArray(X)) is cupy
 
@@ -76,46 +76,46 @@ def test_an_array_of_a_library_nobody_asked_for_yet(cupy: Any, monkeypatch: pyte
     ("name", "words"),
     [
         ("torch", "unknown backend 'torch'; expected 'numpy', 'cupy' or, for device 1, 'cupy:1'"),
-        ("cupy:", "'' is no device's index; write it as in 'cupy:0'"),
-        ("cupy:-1", "'-1' is no device's index"),
-        ("cupy:one", "'one' is no device's index"),
-        ("cupy:2", r"there is no device 2; there is 0 \(Card 0\), 1 \(Card 1\)"),
-        ("numpy:0", "numpy has no devices to choose from; write 'numpy'"),
+        ("cupy:", "'' is not the index of a device; expected such as 'cupy:0'"),
+        ("cupy:-1", "'-1' is not the index of a device"),
+        ("cupy:one", "'one' is not the index of a device"),
+        ("cupy:2", r"there is no device 2; the devices are 0 \(Card 0\), 1 \(Card 1\)"),
+        ("numpy:0", "numpy has no devices to choose from; use 'numpy'"),
     ],
 )
-def test_a_name_that_selects_nothing(cupy: Any, name: str, words: str) -> None:
+def test_an_unknown_backend_or_device_is_an_error(cupy: Any, name: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         backend(name)
     assert Device.current == 0
 
 
-# What stands in the way
+# Errors
 
 
-WAY_OUT = "or use backend='numpy'"
+ALTERNATIVE = "or use backend='numpy'"
 
-IN_THE_WAY: dict[str, tuple[dict[str, Any], list[str]]] = {
+UNUSABLE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no driver": ({"count": insufficient(), "driver": 0}, ["no NVIDIA driver here"]),
     "an old driver": (
         {"count": insufficient(), "driver": 11040},
-        ["the NVIDIA driver knows CUDA 11.4", "made for 12.9", "update the driver"],
+        ["the NVIDIA driver supports CUDA 11.4", "needs CUDA 12.9", "update the driver"],
     ),
     "no device": (
         {"count": CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")},
-        ["driver is there but no device", "CUDA_VISIBLE_DEVICES"],
+        ["driver finds no device", "CUDA_VISIBLE_DEVICES"],
     ),
-    "zero devices": ({"count": 0}, ["driver is there but no device"]),
+    "zero devices": ({"count": 0}, ["driver finds no device"]),
     "a broken driver": (
         {"count": CUDARuntimeError("cudaErrorSystemDriverMismatch: driver and kernel differ")},
-        ["CUDA does not start", "cudaErrorSystemDriverMismatch: driver and kernel differ", "nvidia-smi"],
+        ["CUDA cannot start", "cudaErrorSystemDriverMismatch: driver and kernel differ", "nvidia-smi"],
     ),
     "no NVRTC": (
         {"nvrtc": RuntimeError('Failure finding "libnvrtc.so.12":\nNo such file')},
-        ['does not load (Failure finding "libnvrtc.so.12": No such file)', "pip install 'minivit[cuda12]'"],
+        ['cannot be loaded (Failure finding "libnvrtc.so.12": No such file)', "pip install 'minivit[cuda12]'"],
     ),
     "an old device": (
         {"capabilities": ("61", "75")},
-        ["Card 0 has compute capability 6.1", "need 7.0", "take another device"],
+        ["Card 0 has compute capability 6.1", "need 7.0", "choose another device"],
     ),
     "an old device for CUDA 13": (
         {"capabilities": ("70", "75"), "driver": 13000, "runtime_version": 13000},
@@ -123,29 +123,32 @@ IN_THE_WAY: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "a device that is full": (
         {"first_use": CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")},
-        ["the device cannot be used (cudaErrorMemoryAllocation: out of memory)", "whether others have its memory"],
+        [
+            "the device cannot be used (cudaErrorMemoryAllocation: out of memory)",
+            "whether another process uses its mem",
+        ],
     ),
-    "an old CuPy": ({"version": "13.6.0"}, ["CuPy 13.6.0", "needs 14", "pip install 'minivit[cuda12]'"]),
+    "an old CuPy": ({"version": "13.6.0"}, ["CuPy 13.6.0", "needs version 14", "pip install 'minivit[cuda12]'"]),
 }
 
 
-@pytest.mark.parametrize("name", IN_THE_WAY)
-def test_each_obstacle_is_one_line_with_the_way_out(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    wrong, words = IN_THE_WAY[name]
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_each_error_is_one_line_with_an_alternative(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    wrong, words = UNUSABLE[name]
     install(monkeypatch, fake_cupy(**wrong))
     with pytest.raises(UserError) as refused:
         backend("cupy")
     said = str(refused.value)
     assert "\n" not in said
-    assert [word for word in [*words, WAY_OUT] if word not in said] == []
+    assert [word for word in [*words, ALTERNATIVE] if word not in said] == []
 
 
-def test_another_device_than_one_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_can_be_used_beside_one_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     cupy = install(monkeypatch, fake_cupy(capabilities=("61", "75")))
     assert backend("cupy:1") is cupy
 
 
-def test_cupy_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cupy_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, None)
     monkeypatch.delitem(sys.modules, "cupy")
     monkeypatch.setattr(sys, "path", [])
@@ -164,14 +167,16 @@ def test_cupy_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
          "libcudart.so.12: cannot open shared object file"),
     ],
 )  # fmt: skip
-def test_cupy_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, text: str, reason: str) -> None:
+def test_a_cupy_that_cannot_be_imported_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, text: str, reason: str
+) -> None:
     install(monkeypatch, None)
     monkeypatch.delitem(sys.modules, "cupy")
     (tmp_path / "cupy.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError) as refused:
         backend("cupy")
-    assert f"is installed but does not import ({reason}); uninstall it and pip install" in str(refused.value)
+    assert f"is installed but cannot be imported ({reason}); uninstall it and pip install" in str(refused.value)
 
 
 def test_a_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +190,7 @@ def test_a_failure_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 # Moves between devices
 
 
-def test_to_backend_moves_to_the_device_that_it_names_and_leaves_the_current_one(cupy: Any) -> None:
+def test_to_backend_moves_to_the_named_device_and_keeps_the_current_one(cupy: Any) -> None:
     first: Any = to_backend(X, "cupy:0")
     second: Any = to_backend(first, "cupy:1")
     assert (first.device.id, second.device.id, Device.current) == (0, 1, 0)
@@ -194,8 +199,8 @@ def test_to_backend_moves_to_the_device_that_it_names_and_leaves_the_current_one
     assert to_backend(second, cupy) is second
 
 
-def test_a_large_array_goes_to_the_device_as_it_lies(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CuPy's asarray would keep as much memory that cannot be swapped."""
+def test_a_large_array_is_copied_without_pinned_memory(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy's asarray would allocate and keep pinned memory of the array's size."""
     monkeypatch.setattr("minivit.arrays.cuda._LARGE", 48)
     monkeypatch.setattr(cupy, "asarray", lambda x: ("by asarray", x.nbytes))
     moved: Any = to_backend(X, "cupy:1")
@@ -208,13 +213,13 @@ def test_a_large_array_goes_to_the_device_as_it_lies(cupy: Any, monkeypatch: pyt
 def test_two_devices_do_not_mix(cupy: Any) -> None:
     first, second = (to_backend(X, name) for name in ("cupy:0", "cupy:1"))
     assert namespace(first, first) is cupy
-    with pytest.raises(TypeError, match="cannot mix arrays of cupy on the device 0 and cupy on the device 1"):
+    with pytest.raises(TypeError, match="cannot mix arrays of cupy on device 0 and cupy on device 1"):
         namespace(first, second)
-    with pytest.raises(TypeError, match="cannot mix arrays of cupy on the device 1 and numpy on the host"):
+    with pytest.raises(TypeError, match="cannot mix arrays of cupy on device 1 and numpy on the host"):
         namespace(second, X)
 
 
-def test_on_device_of_an_array_its_device_is_current(cupy: Any) -> None:
+def test_on_device_of_makes_the_device_of_an_array_current(cupy: Any) -> None:
     second = to_backend(X, "cupy:1")
     with arrays.on_device_of(second):
         assert Device.current == 1
@@ -223,7 +228,7 @@ def test_on_device_of_an_array_its_device_is_current(cupy: Any) -> None:
         assert Device.current == 0
 
 
-# Questions to a device
+# Properties of devices
 
 
 def test_devices_are_listed(cupy: Any) -> None:
@@ -234,13 +239,13 @@ def test_devices_are_listed(cupy: Any) -> None:
     assert arrays.devices("numpy") == []
 
 
-def test_free_memory_is_what_the_driver_and_the_pool_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_that_of_the_driver_and_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arrays.free_memory(np) is None
     install(monkeypatch, fake_cupy())
     assert arrays.free_memory(backend("cupy")) == 1020
 
 
-def test_free_memory_under_a_limit_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_respects_the_limit_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, fake_cupy(limit=100))
     assert arrays.free_memory(backend("cupy")) == 70
 
@@ -251,7 +256,7 @@ def test_synchronize_waits_for_the_current_device(cupy: Any) -> None:
     assert Device.waited == [1]
 
 
-def test_bfloat16_needs_a_device_that_has_it(cupy: Any) -> None:
+def test_bfloat16_needs_a_device_that_supports_it(cupy: Any) -> None:
     arrays.check_dtype(np, ml_dtypes.bfloat16)
     arrays.check_dtype(backend("cupy:0"), ml_dtypes.bfloat16)
     arrays.check_dtype(backend("cupy:1"), "float16")
@@ -259,14 +264,14 @@ def test_bfloat16_needs_a_device_that_has_it(cupy: Any) -> None:
         arrays.check_dtype(cupy, ml_dtypes.bfloat16)
 
 
-def test_the_oldest_devices_that_will_do_and_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_supported_devices_and_a_new_one_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, fake_cupy(3, capabilities=("70", "80", "120")))
     backend("cupy:0")
     arrays.check_dtype(backend("cupy:1"), ml_dtypes.bfloat16)
     arrays.check_dtype(backend("cupy:2"), ml_dtypes.bfloat16)
 
 
-def test_a_registered_library_answers_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_library_handles_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, None)
     waited: list[str] = []
     library: Any = StrictLibrary()
@@ -279,7 +284,7 @@ def test_a_registered_library_answers_for_itself(monkeypatch: pytest.MonkeyPatch
     assert waited == ["other"]
 
 
-def test_another_answers_for_a_registered_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_object_handles_the_devices_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, None)
     library = StrictLibrary()
     arrays.register_backend("other", library, StrictArray, devices=SimpleNamespace(free_memory=lambda: 32))
@@ -298,14 +303,14 @@ def test_another_answers_for_a_registered_library(monkeypatch: pytest.MonkeyPatc
         (ValueError("cudaErrorMemoryAllocation"), False),
     ],
 )
-def test_out_of_memory(error: Exception, expected: bool) -> None:
+def test_failed_allocations_are_recognised(error: Exception, expected: bool) -> None:
     assert arrays.is_out_of_memory(error) is expected
 
 
-# When a library is registered
+# Callbacks on registration
 
 
-def test_what_waits_for_a_library_runs_when_it_is_first_used(cupy: Any) -> None:
+def test_a_callback_runs_when_its_library_is_first_used(cupy: Any) -> None:
     loaded: list[str] = []
     arrays.when_registered("cupy", lambda: loaded.append("kernels"))
     assert loaded == []
@@ -314,13 +319,13 @@ def test_what_waits_for_a_library_runs_when_it_is_first_used(cupy: Any) -> None:
     assert loaded == ["kernels"]
 
 
-def test_what_waits_for_a_library_that_is_there_runs_at_once() -> None:
+def test_a_callback_for_a_registered_library_runs_at_once() -> None:
     loaded: list[str] = []
     arrays.when_registered("numpy", lambda: loaded.append("kernels"))
     assert loaded == ["kernels"]
 
 
-def test_what_waits_is_not_run_where_the_device_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_callback_does_not_run_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, fake_cupy(0))
     loaded: list[str] = []
     arrays.when_registered("cupy", lambda: loaded.append("kernels"))
@@ -333,13 +338,13 @@ def test_what_waits_is_not_run_where_the_device_is_missing(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex128", ml_dtypes.bfloat16])
-def test_floating(dtype: Any) -> None:
+def test_floating_dtypes_are_recognised(dtype: Any) -> None:
     assert arrays.is_floating(dtype)
     assert arrays.is_floating(np.dtype(dtype))
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "V2", "S3"])
-def test_not_floating(dtype: str) -> None:
+def test_other_dtypes_are_not_floating(dtype: str) -> None:
     assert not arrays.is_floating(dtype)
 
 
@@ -347,11 +352,11 @@ def test_not_floating(dtype: str) -> None:
     ("dtype", "real"),
     [("complex128", "float64"), ("complex64", "float32"), ("float16", "float16"), ("bfloat16", "bfloat16")],
 )
-def test_the_real_dtype_of_the_same_precision(dtype: str, real: str) -> None:
+def test_real_dtype_keeps_the_precision(dtype: str, real: str) -> None:
     assert arrays.real_dtype(arrays.dtype_named(dtype)) == arrays.dtype_named(real)
 
 
-def test_a_dtype_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dtype_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arrays.dtype_named("bfloat16") == ml_dtypes.bfloat16
     assert arrays.dtype_named("float32") == np.float32
     with pytest.raises(UserError, match="unknown dtype 'float31'; expected such as 'float32' or 'bfloat16'"):

@@ -71,7 +71,7 @@ def test_a_crop_without_padding_changes_nothing() -> None:
 
 @pytest.mark.parametrize("padding", [-1, 4, 100])
 def test_a_padding_that_could_lose_the_image_is_refused(padding: int) -> None:
-    with pytest.raises(ValueError, match=f"padding of {padding} for images of 4 x 7; expected 0 to 3"):
+    with pytest.raises(ValueError, match=f"padding is {padding} for images of 4 x 7; expected 0 to 3"):
         random_crop(random_images((2, 4, 7, 1)), padding, key_of(2))
 
 
@@ -174,5 +174,5 @@ def test_only_uint8_is_normalised() -> None:
 
 
 def test_normalisation_wants_a_number_for_each_channel() -> None:
-    with pytest.raises(ValueError, match="images have 1 channels, but mean 3 and std 3 numbers"):
+    with pytest.raises(ValueError, match="images have 1 channels, but mean has 3 and std 3 numbers"):
         normalize(random_images((1, 2, 2, 1)), (0.5,) * 3, (0.5,) * 3, np.float32)

@@ -1,7 +1,7 @@
-"""Every CUDA kernel computes what its op does: run on a CPU from the same source (cuda_on_cpu), or on a GPU.
+"""Every CUDA kernel equals its op, run from the same source on a CPU (cuda_on_cpu) or on a GPU.
 
-The contract of ops and layers is in test_ops.py and test_layers.py, the kernels' share of it included. Here are the
-sizes that take packs of 16 bytes or several blocks, 16-bit arrays, and the order of the threads.
+test_ops.py and test_layers.py test the contract, for the kernels too. These tests are about sizes that need packs of 16
+bytes or several blocks, 16-bit arrays, and the order of threads.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from minivit.ops.grad_scaler import update_grad_scaler
 from minivit.ops.metrics import record_metrics
 from minivit.ops.update_rules import Group, adam_step, gradient_norm
 
-# Of the norm of each gradient: the bars of the project for a device. A layer of many ops rounds many times.
+# Relative to the norm of each gradient. The tolerance of a layer is larger, since its ops round in sequence.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
 SIZES: list[dict[str, int]] = [{}, dict.fromkeys("BNIODCK", 1), {"B": 3, "N": 40, "D": 48, "I": 16, "O": 32, "C": 40}]
-LONG_ROWS = {"B": 40, "N": 1, "D": 600, "C": 600}  # of softmax: more than the lanes of a warp keep
+LONG_ROWS = {"B": 40, "N": 1, "D": 600, "C": 600}  # longer than the lanes of a warp keep in registers
 
 KERNELS = [case for case in CASES if case.op in ("EncoderBlock", *ops.__all__)]
 of_kernels = pytest.mark.parametrize("case", KERNELS, ids=str)
@@ -47,7 +47,7 @@ def named(name: str) -> Case:
 
 
 def sizes_of(case: Case) -> Iterator[dict[str, int]]:
-    """Yield sizes that the case lets choose: its own, one of each, and whole packs."""
+    """Yield sizes for the axes of the case: the default ones, ones, and whole packs."""
     if case.name == "dropout-path":
         yield {"B": 3, "N": 1, "D": 2}
     for sizes in [*SIZES, *([LONG_ROWS] if case.op in ("softmax", "cross_entropy", "layer_norm") else [])]:
@@ -60,14 +60,14 @@ def passes(case: Case, arrays: Sequence[Array], dy: Array | None = None) -> list
 
 
 def assert_near(got: Sequence[Array], expected: Sequence[Array], limit: float) -> None:
-    """Assert equality to `limit` times each norm, or of a hundredth of the largest where a norm is less."""
+    """Assert equality to `limit` times each norm, or a hundredth of the largest norm if that is greater."""
     contract.assert_near(got, expected, limit, least=1e-2)
 
 
 @on_devices
 @pytest.mark.parametrize("dtype", TYPES)
 def test_every_op_and_the_block_have_kernels(device: str, dtype: str) -> None:
-    """Where something in a block is random, its ops have them."""
+    """A block with dropout has no kernel of its own; its ops have."""
     without = {case.name for case in KERNELS if not kernel_of_case(case.on(device), dtype)}
     assert without == {"EncoderBlock-drop", "EncoderBlock-queries-drop"}
 
@@ -76,7 +76,7 @@ def test_every_op_and_the_block_have_kernels(device: str, dtype: str) -> None:
 @on_devices
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_kernel_equals_its_op_in_float64(case: Case, device: str, dtype: str) -> None:
-    """Both are given the same numbers, of few bits where the dtype has few."""
+    """Both get the same numbers, rounded to the kernel's dtype."""
     for seed, sizes in enumerate(sizes_of(case)):
         given = [x.astype(dtype_named(dtype)) for x in case.make(seed, "float64", sizes)]
         got = passes(case.on(device), given)
@@ -97,7 +97,7 @@ def test_the_reference_runs_on_a_device(case: Case, device: str, dtype: str) -> 
 
 @of_kernels
 @on_devices
-def test_a_kernel_has_the_same_bits_each_time(case: Case, device: str) -> None:
+def test_a_repeated_kernel_gives_the_same_bits(case: Case, device: str) -> None:
     given = case.make(0, "float32", dict.fromkeys(case.sizes, 16))
     assert_same_bits(passes(case.on(device), given), passes(case.on(device), given))
 
@@ -105,7 +105,7 @@ def test_a_kernel_has_the_same_bits_each_time(case: Case, device: str) -> None:
 @needs_kernels
 @of_kernels
 @pytest.mark.parametrize("order", ORDERS[1:])
-def test_the_order_of_threads_changes_no_bit(case: Case, order: str) -> None:
+def test_every_order_of_threads_gives_the_same_bits(case: Case, order: str) -> None:
     given = case.make(0, "float32", {name: 9 for name in case.sizes if name != "D"})
     expected = passes(case.on("strict"), given)
     with thread_order(order):
@@ -114,7 +114,7 @@ def test_the_order_of_threads_changes_no_bit(case: Case, order: str) -> None:
 
 @on_devices
 def test_many_rows_are_summed_over_many_blocks(device: str) -> None:
-    """More rows than the blocks of a grid take at a time."""
+    """There are more rows than the blocks of a grid compute at a time."""
     for name, sizes in (
         ("linear", {"B": 2100, "N": 1, "I": 3, "O": 2}),
         ("layer_norm", {"B": 4200, "N": 1, "D": 3}),
@@ -143,7 +143,7 @@ def test_a_mask_has_the_same_bits_as_on_the_host(device: str, dtype: str, shape:
 @on_devices
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("padding", "flip"), [(0, False), (2, False), (0, True), (3, True)])
-def test_images_have_the_same_bits_as_on_the_host(device: str, dtype: str, padding: int, flip: bool) -> None:
+def test_training_images_have_the_same_bits_as_on_the_host(device: str, dtype: str, padding: int, flip: bool) -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 5, 9, 3), np.uint8)
     key, samples = keys()
 
@@ -158,7 +158,7 @@ def test_images_have_the_same_bits_as_on_the_host(device: str, dtype: str, paddi
         assert_same_bits([to_host(got)], [made(images, samples, "numpy")])
 
 
-# Between them, and within a pack of the second, are numbers that nothing updates.
+# The numbers between the groups, and some within the last pack of the second, are not updated.
 GROUPS = (Group(slice(0, 40), 0.1, 0.01), Group(slice(64, 151), 0.2, 0.0), Group(slice(192, 1280), 0.3, 0.5))
 
 
@@ -166,7 +166,7 @@ GROUPS = (Group(slice(0, 40), 0.1, 0.01), Group(slice(64, 151), 0.2, 0.0), Group
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("decoupled", [True, False])
 @pytest.mark.parametrize("factor", [None, 0.5, np.nan])
-def test_adam_updates_as_on_the_host(device: str, dtype: str, decoupled: bool, factor: float | None) -> None:
+def test_adam_updates_are_those_of_the_host(device: str, dtype: str, decoupled: bool, factor: float | None) -> None:
     generator = np.random.default_rng(0)
     vectors = [generator.standard_normal(1280).astype(dtype) for _ in range(3)]
     vectors.append(generator.random(1280).astype(dtype))
@@ -185,13 +185,13 @@ def test_adam_updates_as_on_the_host(device: str, dtype: str, decoupled: bool, f
 
 @on_devices
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_norm_of_the_gradients_is_that_of_the_host(device: str, dtype: str) -> None:
+def test_the_gradient_norm_is_that_of_the_host(device: str, dtype: str) -> None:
     gradients = np.random.default_rng(0).standard_normal(40 * 1024).astype(dtype)
     norm = gradient_norm(to_backend(gradients, device))
     assert float(to_host(norm)) == pytest.approx(np.linalg.norm(gradients.astype("float64")), rel=TOLERANCE[dtype])
 
 
-# Stopped, loss scale, good steps.
+# Whether the run has stopped, the loss scale and the good steps.
 STATES = [(0, 1, 0), (1, 1, 0), (0, 64, 5), (0, 64, 9), (0, 100, 9), (0, 1, 3), (0, 50, 9)]
 
 
@@ -199,49 +199,49 @@ STATES = [(0, 1, 0), (1, 1, 0), (0, 64, 5), (0, 64, 9), (0, 100, 9), (0, 1, 3), 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("clip_norm", [0.0, 2.0])
-def test_a_step_is_judged_as_on_the_host(device: str, dtype: str, scaled: bool, clip_norm: float) -> None:
+def test_the_grad_scaler_is_updated_as_on_the_host(device: str, dtype: str, scaled: bool, clip_norm: float) -> None:
     options: dict[str, Any] = {"clip_norm": clip_norm, "scaled": scaled, "growth_steps": 10, "largest_scale": 128.0}
     for state in STATES:
         for loss, norm in itertools.product((1.5, np.inf, np.nan), (0.5, 300.0, np.inf, np.nan)):
 
-            def judged(library: str, given: Any = (state, loss, norm)) -> Array:
+            def updated(library: str, given: Any = (state, loss, norm)) -> Array:
                 first, *others = (to_backend(np.asarray(x, dtype), library) for x in ((*given[0], 0), *given[1:]))
                 update_grad_scaler(first, *others, **options)
                 return to_host(first)
 
-            np.testing.assert_allclose(judged(device), judged("numpy"), rtol=1e-6 if dtype == "float32" else 1e-12)
+            np.testing.assert_allclose(updated(device), updated("numpy"), rtol=1e-6 if dtype == "float32" else 1e-12)
 
 
-LOGITS = np.random.default_rng(0).integers(-9, 9, (45, 70))  # with several that are the largest
+LOGITS = np.random.default_rng(0).integers(-9, 9, (45, 70))  # most rows have several largest logits
 
 
 @on_devices
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("classes", [1, 3, 70])
 @pytest.mark.parametrize("bad", [None, np.nan, np.inf, -np.inf])
-def test_what_a_step_came_to_is_noted_as_on_the_host(device: str, dtype: str, classes: int, bad: float | None) -> None:
+def test_metrics_are_recorded_as_on_the_host(device: str, dtype: str, classes: int, bad: float | None) -> None:
     logits = LOGITS[:, :classes].astype(dtype)
     if bad is not None:
         logits[::4, -1] = logits[::6, 0] = bad
         logits[5] = bad
     labels = np.where(np.arange(45) % 3, logits.argmax(axis=1), 0)
 
-    def noted(library: str) -> Array:
+    def recorded(library: str) -> Array:
         given = np.full(3, 9, dtype), np.asarray(2.5, dtype), logits, labels, np.asarray(1, dtype)
         record, loss, scores, wanted, stopped = (to_backend(x, library) for x in given)
         record_metrics(record, loss, scores, wanted, stopped)
         return to_host(record)
 
-    assert_same_bits([noted(device)], [noted("numpy")])
+    assert_same_bits([recorded(device)], [recorded("numpy")])
 
 
 @of_kernels
 @on_devices
-def test_one_block_takes_what_many_would(case: Case, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As larger arrays need it, whose blocks each take several pieces."""
+def test_one_block_computes_several_pieces(case: Case, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In larger arrays each block computes several pieces."""
     for module in (columns, elementwise, layer_norm):
-        monkeypatch.setattr(module, "_MOST", 1)
-    monkeypatch.setattr(columns, "MOST_BLOCKS", 1)
+        monkeypatch.setattr(module, "_MAX_BLOCKS", 1)
+    monkeypatch.setattr(columns, "MAX_BLOCKS", 1)
     given = case.make(0, "float64", {name: 18 if name in "BND" else 5 for name in case.sizes})
     limit = TOLERANCE["float64"] * ops_of(case)
     assert_near(passes(case.on(device), given), passes(by_reference(case), given), limit)
@@ -251,8 +251,8 @@ def test_one_block_takes_what_many_would(case: Case, device: str, monkeypatch: p
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["softmax", "cross_entropy"])
 @pytest.mark.parametrize("columns", [70, 300])
-def test_the_largest_of_a_row_is_found_wherever_it_is(device: str, dtype: str, name: str, columns: int) -> None:
-    """If it were not, exponentials would overflow or all be zero."""
+def test_the_maximum_of_a_row_is_found_in_every_column(device: str, dtype: str, name: str, columns: int) -> None:
+    """With a wrong maximum, the exponentials would overflow or all be zero."""
     case, largest = named(name), 0.9 * np.finfo(dtype).max
     rows = 1e4 * np.eye(columns, dtype=dtype)
     for x in (rows, rows - largest):
@@ -262,14 +262,14 @@ def test_the_largest_of_a_row_is_found_wherever_it_is(device: str, dtype: str, n
 @on_devices
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("columns", [40, 300])
-def test_softmax_of_nothing_but_minus_infinity_is_unknown(device: str, dtype: str, columns: int) -> None:
+def test_softmax_of_minus_infinity_alone_is_nan(device: str, dtype: str, columns: int) -> None:
     x = np.full((2, columns), -np.inf, dtype)
     assert np.isnan(to_host(ops.softmax(to_backend(x, device))[0])).all()
 
 
 @on_devices
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gelu_far_out_is_a_ramp(device: str, dtype: str) -> None:
+def test_gelu_of_large_arguments_is_a_ramp(device: str, dtype: str) -> None:
     x = np.array([-1e5, -300, -30, -21, 21, 30, 300, 1e5], dtype)
     for name in ("gelu", "gelu-tanh"):
         y, dx = passes(named(name).on(device), [x], np.ones_like(x))
@@ -279,13 +279,13 @@ def test_gelu_far_out_is_a_ramp(device: str, dtype: str) -> None:
 @on_devices
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["gelu", "gelu-tanh"])
-def test_the_slope_of_gelu_at_zero_is_a_half_to_the_last_bit(device: str, dtype: str, name: str) -> None:
+def test_the_slope_of_gelu_at_zero_is_exactly_one_half(device: str, dtype: str, name: str) -> None:
     x = np.zeros(3, dtype)
     assert_same_bits(passes(named(name).on(device), [x], np.ones_like(x)), [x, x + 0.5])
 
 
 @on_devices
-def test_a_loss_is_weighted_by_a_number_as_by_an_array(device: str) -> None:
+def test_dloss_may_be_a_number(device: str) -> None:
     logits, labels = np.random.default_rng(0).standard_normal((3, 5)), np.array([4, 0, 2])
     _, cache = ops.cross_entropy(to_backend(logits, device), to_backend(labels, device))
     expected = ops.cross_entropy_backward(2.5, ops.cross_entropy(logits, labels)[1])
@@ -294,14 +294,14 @@ def test_a_loss_is_weighted_by_a_number_as_by_an_array(device: str) -> None:
 
 @on_devices
 @pytest.mark.parametrize("label", [-1, 5])
-def test_a_label_of_no_class_makes_the_loss_unknown(device: str, label: int) -> None:
+def test_an_invalid_label_makes_the_loss_nan(device: str, label: int) -> None:
     logits, labels = to_backend(np.zeros((3, 5)), device), to_backend(np.array([4, label, 0]), device)
     assert np.isnan(to_host(ops.cross_entropy(logits, labels)[0]))
 
 
 @on_devices
-def test_layer_norm_is_exact_far_from_zero(device: str) -> None:
-    """There a mean of squares less the square of the mean has lost its digits."""
+def test_layer_norm_of_rows_with_a_large_mean_is_exact(device: str) -> None:
+    """The mean of the squares minus the square of the mean would cancel there."""
     x, *others = named("layer_norm").make(0, "float64")
     given = [x + 1e3, *others]
     expected = passes(by_reference(named("layer_norm")), given)
@@ -309,7 +309,7 @@ def test_layer_norm_is_exact_far_from_zero(device: str) -> None:
 
 
 @on_devices
-def test_what_is_drawn_at_the_rate_itself_is_kept(device: str) -> None:
+def test_bits_equal_to_the_rate_are_kept(device: str) -> None:
     key, samples = keys()
     rate = float(key.bits((6, 5))[2, 3]) * 2.0**-32
     expected = key.keep_mask((6, 5), rate, "float64")
@@ -319,29 +319,29 @@ def test_what_is_drawn_at_the_rate_itself_is_kept(device: str) -> None:
 
 
 @on_devices
-def test_one_block_draws_and_updates_what_many_would(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_block_draws_and_updates_several_pieces(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (elementwise, random):
-        monkeypatch.setattr(module, "_MOST", 1)
+        monkeypatch.setattr(module, "_MAX_BLOCKS", 1)
     monkeypatch.setattr(random, "_LINE", 16)
     test_a_mask_has_the_same_bits_as_on_the_host(device, "float64", (6, 9, 9))
-    test_images_have_the_same_bits_as_on_the_host(device, "float64", 2, True)
-    test_adam_updates_as_on_the_host(device, "float64", True, None)
-    test_the_norm_of_the_gradients_is_that_of_the_host(device, "float64")
+    test_training_images_have_the_same_bits_as_on_the_host(device, "float64", 2, True)
+    test_adam_updates_are_those_of_the_host(device, "float64", True, None)
+    test_the_gradient_norm_is_that_of_the_host(device, "float64")
 
 
 of_rows = pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 
 
 def lengths(dtype: str) -> list[int]:
-    """Return the shortest and the longest row for each of `LANES`, and some that are too long for all."""
+    """Return the shortest and the longest row for each entry of `LANES`, and rows that are too long for all."""
     rising = range(pack(dtype_named(dtype)), 1050, pack(dtype_named(dtype)))
     ends = ({lanes_for(length, dtype_named(dtype)): length for length in order} for order in (rising, rising[::-1]))
     return sorted({length for end in ends for length in end.values()})
 
 
 @of_rows
-def test_rows_are_shared_in_every_way(dtype: str) -> None:
-    """Eight packs of bfloat16, which are computed with in float32, are too much for a lane."""
+def test_rows_of_these_lengths_use_every_entry_of_lanes(dtype: str) -> None:
+    """Eight packs of bfloat16, kept as float32, do not fit into the registers of a lane."""
     fitting = LANES[:-1] if dtype == "bfloat16" else LANES
     assert {lanes_for(length, dtype_named(dtype)) for length in lengths(dtype)} == {*fitting, None}
 
@@ -360,8 +360,8 @@ def test_a_row_of_any_length_equals_its_op(name: str, device: str, dtype: str) -
 
 @on_devices
 @of_rows
-def test_softmax_of_a_row_knows_nothing_of_others_nor_of_what_is_behind_it(device: str, dtype: str) -> None:
-    """With the largest number of another row all exponentials would be zero."""
+def test_softmax_of_a_row_does_not_depend_on_other_rows_or_on_padding(device: str, dtype: str) -> None:
+    """With the maximum of another row, all exponentials would be zero."""
     generator = np.random.default_rng(0)
     for length in lengths(dtype):
         x, dy = generator.standard_normal((2, 11, length)).astype(acc_dtype(dtype_named(dtype)))
@@ -380,24 +380,24 @@ def test_softmax_of_a_row_knows_nothing_of_others_nor_of_what_is_behind_it(devic
     ("error", "raised", "words"),
     [
         (RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), RuntimeError, "^CUDA_ERROR_OUT_OF_MEMORY"),
-        (RuntimeError("identifier is undefined"), UserError, "kernel softmax does not compile here .identifier is un"),
+        (RuntimeError("identifier is undefined"), UserError, "kernel softmax cannot be compiled .identifier is un"),
     ],
 )
-def test_a_kernel_that_cannot_be_loaded_says_why(
+def test_a_kernel_that_cannot_be_compiled_says_why(
     error: Exception, raised: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(**_: Any) -> None:
+    def fail(**_: Any) -> None:
         raise error
 
     monkeypatch.setattr(runtime, "_functions", {})
-    monkeypatch.setattr(strict, "RawModule", refuse, raising=False)
+    monkeypatch.setattr(strict, "RawModule", fail, raising=False)
     with pytest.raises(raised, match=words):
         runtime.launch("softmax", "softmax", to_backend(np.zeros((2, 3)), "strict"), (1,), (32,))
 
 
-def test_an_array_of_the_host_has_no_address_on_a_device() -> None:
-    with pytest.raises(TypeError, match="a NumPy array met arrays of a device"):
-        runtime.settled(np.zeros(3))
+def test_a_numpy_array_is_an_error() -> None:
+    with pytest.raises(TypeError, match="expected an array on a device, got a NumPy array"):
+        runtime.aligned(np.zeros(3))
 
 
 def test_gelu_has_the_coefficients_of_its_op() -> None:

@@ -1,4 +1,4 @@
-"""CUDA kernels on a CPU: small kernels compute what CUDA says that they do, in every order of their threads."""
+"""CUDA kernels on a CPU: small kernels give the results that CUDA defines, in every order of their threads."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def host(x: Any) -> np.ndarray[Any, Any]:
     return strict.asnumpy(x)
 
 
-def test_shuffles() -> None:
+def test_shuffles_exchange_values_between_lanes() -> None:
     out = strict.empty((32, 8), dtype="int32")
     kernel(SHUFFLES, "shuffles")((1,), (32,), (out,))
     lanes = np.arange(32)
@@ -155,7 +155,7 @@ def test_sums_over_a_block_have_the_same_bits_in_every_order(dtype: str, order: 
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_dynamic_shared_memory(order: str) -> None:
+def test_dynamic_shared_memory_is_shared_by_a_block(order: str) -> None:
     x = on_device(np.arange(1024.0))
     with thread_order(order):
         kernel(REVERSE, "reverse")((1,), (1024,), (x,), shared_mem=8192)
@@ -163,14 +163,14 @@ def test_dynamic_shared_memory(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_lanes_that_are_in_no_mask_may_end_early(order: str) -> None:
+def test_lanes_outside_of_every_mask_may_end_early(order: str) -> None:
     out = on_device(np.zeros(32, np.float32))
     with thread_order(order):
         kernel(FIRST_LANES, "first_lanes")((1,), (32,), (out,))
     got = host(out)
     assert got[:8].tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
     assert got[8:19].tolist() == list(range(9, 20))
-    assert np.isnan(got[19])  # lane 20 is not in the mask: nobody knows
+    assert np.isnan(got[19])  # lane 20 is not in the mask, so its value is undefined
     assert not got[20:].any()
 
 
@@ -183,16 +183,16 @@ def test_every_thread_of_every_block_runs_once(order: str) -> None:
 
 
 def midpoints(dtype: Any) -> np.ndarray[Any, Any]:
-    """Return all finite numbers of 16 bits, what lies halfway between two neighbours, and what is just beside that."""
+    """Return all finite 16-bit numbers, the midpoints between neighbours, and the float64 numbers next to those."""
     infinity = int(np.array(np.inf, dtype).view(np.uint16))
     numbers = np.arange(infinity, dtype=np.uint16).view(dtype).astype(np.float64)
     halfway = (numbers[1:] + numbers[:-1]) / 2
-    halfway = np.append(halfway, 1.5 * numbers[-1] - numbers[-2] / 2)  # from here on, to infinity
+    halfway = np.append(halfway, 1.5 * numbers[-1] - numbers[-2] / 2)  # rounds to infinity
     return np.concatenate([numbers, halfway, np.nextafter(halfway, 0), np.nextafter(halfway, np.inf)])
 
 
 @pytest.mark.parametrize(("dtype", "type_"), [("float16", "__half"), ("bfloat16", "__nv_bfloat16")])
-def test_numbers_of_16_bits_are_rounded_once_to_nearest_even(dtype: str, type_: str) -> None:
+def test_16_bit_numbers_are_rounded_once_to_nearest_even(dtype: str, type_: str) -> None:
     exact = midpoints(dtype_named(dtype))
     count = len(exact) // 4
     numbers, halfway, below, above = exact.reshape(4, count)
@@ -209,7 +209,7 @@ def test_numbers_of_16_bits_are_rounded_once_to_nearest_even(dtype: str, type_: 
 
 
 @pytest.mark.parametrize(("dtype", "type_"), [("float16", "__half"), ("bfloat16", "__nv_bfloat16")])
-def test_numbers_of_16_bits_are_read_as_they_are(dtype: str, type_: str) -> None:
+def test_16_bit_numbers_are_converted_exactly(dtype: str, type_: str) -> None:
     x = np.arange(0x10000, dtype=np.uint32).astype(np.uint16).view(dtype_named(dtype))
     y = strict.empty(x.size, dtype="float32")
     kernel(ROUNDING, "widen", f"-DREAL={type_}", "-DFROM=float")((1,), (64,), (on_device(x), y, x.size))
@@ -221,7 +221,7 @@ def test_numbers_of_16_bits_are_read_as_they_are(dtype: str, type_: str) -> None
     assert [f"{number:g}" for number in host(narrowed).astype("float64")] == ["nan", "-0", "inf", "-inf", "inf"]
 
 
-def test_arithmetic_rounds_as_it_is_written() -> None:
+def test_arithmetic_rounds_after_every_operation() -> None:
     x = np.random.default_rng(0).random(33, np.float32) + 0.5
     y = strict.empty((8, 32), dtype="float32")
     kernel(ARITHMETIC, "arithmetic")((1,), (32,), (on_device(x), y, 0.1, -3, 2**32 - 1, 2**40))
@@ -236,7 +236,7 @@ def test_arithmetic_rounds_as_it_is_written() -> None:
     assert (got[7] == 32).all()
 
 
-def test_options_define_macros_and_folders_of_headers(tmp_path: Path) -> None:
+def test_options_define_macros_and_include_folders(tmp_path: Path) -> None:
     (tmp_path / "twice.cuh").write_text("__device__ int twice(int x) { return 2 * x; }\n", encoding="utf-8")
     code = '#include "twice.cuh"\nextern "C" __global__ void k(int *out) { *out = twice(NUMBER); }\n'
     out = strict.empty((), dtype="int32")
@@ -249,7 +249,7 @@ def test_options_define_macros_and_folders_of_headers(tmp_path: Path) -> None:
     assert int(out) == 9
 
 
-def test_a_source_that_does_not_compile_says_why() -> None:
+def test_a_source_that_cannot_be_compiled_says_why() -> None:
     with pytest.raises(CompileError, match=r"expected .;."):
         kernel('extern "C" __global__ void k(int *out) { *out = 1 }', "k")
     with pytest.raises(CompileError, match="one at a time"):

@@ -1,4 +1,4 @@
-"""The products of cuBLAS on a CPU: they are NumPy's, and what cuBLAS refuses or would get wrong is caught."""
+"""The products of cuBLAS on a CPU: they equal NumPy's, and calls that cuBLAS rejects or gets wrong are errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CODES = {
 
 
 def matrices(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Any:
-    """Return numbers that have few bits, whose products are exact in float32."""
+    """Return numbers of few bits, whose products are exact in float32."""
     numbers = np.random.default_rng(seed).integers(-8, 9, shape) / 8
     return to_backend(numbers.astype(dtype_named(dtype)), strict)
 
@@ -35,7 +35,7 @@ def number(value: float, compute: str) -> Array:
 def gemm(
     a: Any, b: Any, c: Any, *, scale: float = 1.0, share: float = 0.0, compute: str = "float32", **other: Any
 ) -> None:
-    """Set c (batch, n, m) to b (batch, n, k) @ a (batch, k, m), which are A @ B column by column."""
+    """Set c (batch, n, m) to b (batch, n, k) @ a (batch, k, m), which is A @ B in column-major order."""
     alpha, beta = number(scale, compute), number(share, compute)
     options: dict[str, Any] = {
         "handle": cublas.handle(), "transa": 0, "transb": 0, "m": M, "n": N, "k": K,
@@ -62,7 +62,7 @@ def expected(a: Any, b: Any) -> Array:
      ("float16", "float16", "float32"), ("float16", "float32", "float32"), ("bfloat16", "bfloat16", "float32"),
      ("bfloat16", "float32", "float32")],
 )  # fmt: skip
-def test_every_type_of_product(dtype: str, out: str, compute: str) -> None:
+def test_products_of_every_type_are_exact(dtype: str, out: str, compute: str) -> None:
     a, b, c = operands(dtype, out)
     gemm(a, b, c, scale=0.5, compute=compute)
     once = 0.5 * expected(a, b)
@@ -80,8 +80,8 @@ def test_operands_may_be_transposed(transa: int, transb: int) -> None:
     assert (to_host(c) == expected(a, b)).all()
 
 
-def test_rows_and_matrices_may_lie_apart() -> None:
-    """As the heads of attention lie: batch by batch within a row."""
+def test_rows_and_matrices_may_have_strides() -> None:
+    """The heads of attention have such strides: the batches are interleaved within a row."""
     a, b, _ = operands()
     apart, c = strict.zeros((K, BATCH, M), dtype="float32"), strict.zeros((N, BATCH, M), dtype="float32")
     apart.swapaxes(0, 1)[...] = a
@@ -91,7 +91,7 @@ def test_rows_and_matrices_may_lie_apart() -> None:
     assert (to_host(c).swapaxes(0, 1) == expected(a[:1], b)).all()
 
 
-def test_one_product() -> None:
+def test_gemm_ex_computes_one_product() -> None:
     a, b, c = operands()
     one, zero = number(1, ""), number(0, "")
     cublas.gemmEx(cublas.handle(), 0, 0, M, N, K, int(one.ctypes.data), a.data.ptr, 0, M, b.data.ptr, 0, K,
@@ -115,7 +115,7 @@ def test_tf32_keeps_ten_bits() -> None:
     assert np.isnan(to_host(c)).all()
 
 
-def test_a_product_of_nothing_is_zero() -> None:
+def test_a_product_of_empty_matrices_is_zero() -> None:
     a, b, c = operands()
     gemm(a, b, c, k=0, ldb=1)
     assert not to_host(c).any()
@@ -123,29 +123,29 @@ def test_a_product_of_nothing_is_zero() -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "handle": ({"handle": 1}, "handle 1"),
-    "a NumPy integer": ({"m": np.int64(M)}, "m are no integers"),
-    "a float": ({"lda": 5.0}, "lda are no integers"),
-    "conjugate": ({"transb": 2}, "2 are neither N nor T"),
-    "negative": ({"k": -1}, "are no sizes"),
+    "a NumPy integer": ({"m": np.int64(M)}, "arguments must be integers: m"),
+    "a float": ({"lda": 5.0}, "arguments must be integers: lda"),
+    "conjugate": ({"transb": 2}, "transa and transb must be N or T: 2"),
+    "negative": ({"k": -1}, "sizes must not be negative"),
     "algorithm": ({"algo": 3}, "no algorithm 3"),
-    "lda": ({"lda": M - 1}, "lda are less"),
-    "lda transposed": ({"transa": 1, "lda": K - 1}, "lda are less"),
-    "ldb": ({"ldb": K - 1}, "ldb are less"),
-    "ldc": ({"ldc": M - 1}, "ldc are less"),
-    "two types": ({"Btype": 2}, "do not fit"),
-    "an unknown type": ({"Atype": 3, "Btype": 3}, "do not fit"),
-    "result of fewer bits": ({"Ctype": 2}, "do not fit"),
-    "a type for a computation": ({"computeType": 0}, "do not fit"),
-    "double computation": ({"computeType": 70}, "do not fit"),
-    "A too short": ({"strideA": M * K + 1}, "A reaches outside"),
-    "B too short": ({"batchCount": BATCH + 1, "strideA": 0, "strideC": 0}, "B reaches outside"),
-    "C too short": ({"ldc": M + 1, "strideC": (M + 1) * N}, "C reaches outside"),
-    "C below": ({"strideC": -M * N}, "C reaches outside"),
-    "null": ({"A": 0}, "A reaches outside"),
-    "between two numbers": ({"strideA": 0, "A": 2}, "A starts at an address"),
-    "results on one another": ({"strideC": 0}, "matrices of C overlap"),
-    "results in one another": ({"strideC": M * N - 1}, "matrices of C overlap"),
-    "alpha": ({"alpha": 0}, "alpha is no address"),
+    "lda": ({"lda": M - 1}, "leading dimensions are too small: lda"),
+    "lda transposed": ({"transa": 1, "lda": K - 1}, "leading dimensions are too small: lda"),
+    "ldb": ({"ldb": K - 1}, "leading dimensions are too small: ldb"),
+    "ldc": ({"ldc": M - 1}, "leading dimensions are too small: ldc"),
+    "two types": ({"Btype": 2}, "types are not supported"),
+    "an unknown type": ({"Atype": 3, "Btype": 3}, "types are not supported"),
+    "result of fewer bits": ({"Ctype": 2}, "types are not supported"),
+    "a type for a computation": ({"computeType": 0}, "types are not supported"),
+    "double computation": ({"computeType": 70}, "types are not supported"),
+    "A too short": ({"strideA": M * K + 1}, "A is not inside the memory"),
+    "B too short": ({"batchCount": BATCH + 1, "strideA": 0, "strideC": 0}, "B is not inside the memory"),
+    "C too short": ({"ldc": M + 1, "strideC": (M + 1) * N}, "C is not inside the memory"),
+    "C below": ({"strideC": -M * N}, "C is not inside the memory"),
+    "null": ({"A": 0}, "A is not inside the memory"),
+    "an unaligned address": ({"strideA": 0, "A": 2}, "the address of A"),
+    "equal results": ({"strideC": 0}, "matrices of C overlap"),
+    "overlapping results": ({"strideC": M * N - 1}, "matrices of C overlap"),
+    "alpha": ({"alpha": 0}, "alpha is not an address on the host"),
 }  # fmt: skip
 
 
@@ -160,15 +160,15 @@ def test_a_wrong_argument_is_an_error(fault: str) -> None:
     assert np.isnan(to_host(c)).all()
 
 
-def test_a_result_may_not_lie_on_an_operand() -> None:
+def test_a_result_must_not_overlap_an_operand() -> None:
     a, b, c = operands()
     with pytest.raises(LaunchError, match="C overlaps an operand"):
         gemm(c, b, c, strideA=0)
-    with pytest.raises(LaunchError, match="beta is no address on the host"):
+    with pytest.raises(LaunchError, match="beta is not an address on the host"):
         gemm(a, b, c, beta=c.data.ptr)
 
 
-def test_devices_do_not_mix() -> None:
+def test_arrays_on_two_devices_are_an_error() -> None:
     a, b, c = operands()
-    with pytest.raises(MixError, match=r"gemm runs on the device 0, .* on the device 1"):
+    with pytest.raises(MixError, match=r"gemm runs on device 0, .* on device 1"):
         gemm(strict.on_device(a, 1), b, c)

@@ -1,4 +1,4 @@
-"""erf and normal_cdf against SciPy, with a well-known formula that the same measures refuse."""
+"""erf and normal_cdf against SciPy; a well-known formula fails the same tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ULPS, RELATIVE, SLOPE = 2.0, 1e-15, 1e-13
 
 
 def five_terms(x: Floats) -> Floats:
-    """Abramowitz and Stegun 7.1.26."""
+    """Return erf by formula 7.1.26 of Abramowitz and Stegun."""
     sign = np.where(x.real < 0, -1.0, 1.0).astype(x.real.dtype)
     t = 1.0 / (1.0 + 0.3275911 * (sign * x))
     series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
@@ -74,7 +74,7 @@ def test_float32_erf_is_within_two_ulps() -> None:
     assert worst_ulps(erf, normal_float32()) <= ULPS
 
 
-def test_float64_erf_is_relatively_accurate() -> None:
+def test_float64_erf_has_a_small_relative_error() -> None:
     assert worst_relative(erf, LINE) <= RELATIVE
     assert worst_relative(erf, LOG_LINE) <= RELATIVE
 
@@ -83,7 +83,7 @@ def test_the_complex_step_gives_the_slope_of_erf() -> None:
     assert worst_slope(erf, erf_slope, LINE) <= SLOPE
 
 
-def test_the_five_term_formula_is_refused_by_each_measure() -> None:
+def test_the_five_term_formula_exceeds_every_tolerance() -> None:
     assert worst_ulps(five_terms, np.linspace(-4.5, 4.5, 10_001, dtype=np.float32)) > ULPS
     assert worst_relative(five_terms, LINE) > RELATIVE
     assert worst_slope(five_terms, erf_slope, LINE) > SLOPE
@@ -94,13 +94,13 @@ def test_the_complex_step_gives_the_slopes_of_normal_cdf() -> None:
     assert worst_slope(lambda x: normal_cdf(x)[1], lambda x: -x * gauss(x), LINE) <= SLOPE
 
 
-def test_complex128_has_the_values_of_float64() -> None:
+def test_complex128_and_float64_have_the_same_values() -> None:
     x = np.concatenate([LINE, LOG_LINE])
     for one, other in zip((erf(x + STEP * 1j), *normal_cdf(x + STEP * 1j)), (erf(x), *normal_cdf(x)), strict=True):
         np.testing.assert_allclose(one.real, other, rtol=0, atol=4e-16)
 
 
-def test_float32_normal_cdf_serves_gelu() -> None:
+def test_float32_normal_cdf_is_exact_enough_for_gelu() -> None:
     x = normal_float32()
     wide = x.astype(np.float64)
     error = np.abs(normal_cdf(x)[0] - special.ndtr(wide)) * np.abs(wide)
@@ -108,8 +108,8 @@ def test_float32_normal_cdf_serves_gelu() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "rounding", "start"), [("float32", 4e-7, -13), ("float64", 1e-15, -37)])
-def test_the_lower_tail_is_relatively_accurate(dtype: str, rounding: float, start: float) -> None:
-    """exp(-x² / 2) alone is off by x² / 2 roundings; nothing is worse than that."""
+def test_the_lower_tail_has_a_small_relative_error(dtype: str, rounding: float, start: float) -> None:
+    """exp(-x² / 2) alone has a relative error of x² / 2 roundings; no result may be worse than that."""
     x = np.linspace(start, 0, 200_001).astype(dtype)
     wide = x.astype(np.float64)
     cdf, factor = normal_cdf(x)
@@ -118,7 +118,7 @@ def test_the_lower_tail_is_relatively_accurate(dtype: str, rounding: float, star
     assert (np.abs(factor / gauss(wide) - 1) < allowed).all()
 
 
-def test_float32_normal_cdf_at_minus_six() -> None:
+def test_float32_normal_cdf_is_exact_at_minus_six() -> None:
     assert normal_cdf(np.array([-6], np.float32))[0][0] == pytest.approx(special.ndtr(-6.0), rel=1e-6)
 
 
@@ -127,7 +127,7 @@ def test_float32_normal_cdf_at_minus_six() -> None:
 @example(1e-45)
 @example(0.99999994)
 @example(1.0)
-def test_any_float32(value: float) -> None:
+def test_any_float32_number_is_within_two_ulps(value: float) -> None:
     x = np.array([value], np.float32)
     exact = special.erf(x.astype(np.float64))
     assert ulps(erf(x), exact) <= ULPS
@@ -139,7 +139,7 @@ def test_any_float32(value: float) -> None:
 
 
 @given(st.floats(allow_nan=False, allow_subnormal=False))
-def test_any_float64(value: float) -> None:
+def test_any_float64_number_has_a_small_relative_error(value: float) -> None:
     x = np.array([value])
     np.testing.assert_allclose(erf(x), special.erf(x), rtol=RELATIVE, atol=0)
     np.testing.assert_allclose(normal_cdf(x)[0], special.ndtr(x), rtol=0, atol=4e-16)
@@ -147,7 +147,7 @@ def test_any_float64(value: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_ends_of_the_line(dtype: str) -> None:
+def test_infinite_and_very_large_arguments_give_the_limits(dtype: str) -> None:
     huge = float(np.finfo(dtype).max)
     x = np.array([-np.inf, -huge, -1e30, -0.0, 0.0, 1e30, huge, np.inf, np.nan], dtype)
     with np.errstate(over="raise", invalid="raise", divide="raise"):
@@ -170,7 +170,7 @@ def test_shape_and_dtype_are_kept_and_the_argument_is_unchanged(shape: tuple[int
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
-def test_strides_do_not_matter(dtype: str) -> None:
+def test_strides_do_not_change_the_result(dtype: str) -> None:
     x = np.random.default_rng(0).normal(0, 2, (6, 10, 7)).astype(dtype).T[::-2, 1::3]
     packed = x.copy(order="C")
     x.flags.writeable = False
@@ -180,12 +180,12 @@ def test_strides_do_not_matter(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "int64", "bool", "complex64"])
 @pytest.mark.parametrize("f", [erf, normal_cdf])
-def test_other_dtypes_are_refused(f: Callable[[Any], Any], dtype: str) -> None:
+def test_other_dtypes_are_an_error(f: Callable[[Any], Any], dtype: str) -> None:
     with pytest.raises(TypeError, match=f"float32, float64 or complex128, got {dtype}"):
         f(np.ones(3, dtype))
 
 
 @pytest.mark.parametrize("f", [erf, normal_cdf])
-def test_what_is_no_array_is_refused(f: Callable[[Any], Any]) -> None:
+def test_an_argument_that_is_not_an_array_is_an_error(f: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError, match="got list"):
         f([1.0])

@@ -1,6 +1,6 @@
-"""Every kernel computes what its op does, in pieces too, on the calls that it covers and no others.
+"""Every NumPy kernel equals its op, in pieces too, and runs on the arguments that it covers and no others.
 
-Where attention, GELU and layer norm are hard to compute, test_kernels_extremes.py looks.
+test_kernels_extremes.py tests attention, GELU and layer norm on values that are hard to compute with.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from minivit.arrays import Array
 from minivit.checking.cases import CASES, OPS, Case
 from minivit.kernels.numpy.pieces import pieces
 from minivit.ops import registry
+from minivit.ops.encoder_block import BlockLike
 from minivit.ops.softmax import SoftmaxCache
 
-# Of the norm of each gradient. The sums have up to some ten terms, and each step rounds by half an ulp, 6e-8 in float32
-# and 1.1e-16 in float64; the largest difference measured is four of these for an op, twenty for a layer of many ops.
+# Relative to the norm of each gradient. Sums have about ten terms, and each step rounds by half an ulp, 6e-8 in float32
+# and 1.1e-16 in float64. The largest measured difference is 4 half ulps for an op, and 20 for a layer of many ops.
 TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
 
 ON_NUMPY = [case.on("numpy") for case in CASES]
 COVERED = [(case, dtype) for case in ON_NUMPY for dtype in TOLERANCE if kernel_of_case(case, dtype)]
 covered = pytest.mark.parametrize(("case", "dtype"), COVERED, ids=lambda value: str(value).replace("-numpy", ""))
 
-LIMITS = [1, 400]  # bytes that fit in cache: a row to a piece, and several rows with fewer in the last piece
+LIMITS = [1, 400]  # bytes that fit in cache: one row in each piece, and several rows with fewer in the last piece
 
 
 def cut_to(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
@@ -46,7 +47,7 @@ def cut_to(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
 
 
 def passes(case: Case, arrays: Sequence[Array], keep: bool = True) -> list[Array]:
-    """Return the result and the gradients; whatever writes to the arrays, the gradient or the cache raises."""
+    """Return the result and the gradients; a write to the arguments, the gradient or the cache raises."""
     for x in arrays:
         x.flags.writeable = False
     y, cache = case.forward(*arrays, keep=keep)
@@ -63,7 +64,7 @@ def tolerance(case: Case, dtype: str) -> float:
 
 
 def assert_near(got: Sequence[Array], expected: Sequence[Array], limit: float) -> None:
-    """Assert one dtype, and equality to `limit` times each norm, or of a thousandth of the largest."""
+    """Assert equal dtypes, and equality to `limit` times each norm, or a thousandth of the largest norm if greater."""
     assert [x.dtype for x in got] == [x.dtype for x in expected]
     contract.assert_near(got, expected, limit, least=1e-3)
 
@@ -88,8 +89,8 @@ def test_kernel_in_pieces_equals_its_op(case: Case, dtype: str, limit: int, monk
 
 
 @covered
-def test_kernel_reads_no_memory_that_it_has_not_set(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays = case.make(0, dtype, {"D": 6})  # fewer heads, and fewer numbers in each, than tokens
+def test_kernel_reads_no_uninitialised_memory(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = case.make(0, dtype, {"D": 6})  # fewer heads, and a smaller head width, than tokens
     expected = passes(case, arrays)
 
     def poisoned(create: Callable[..., Array]) -> Callable[..., Array]:
@@ -108,8 +109,8 @@ def test_kernel_reads_no_memory_that_it_has_not_set(case: Case, dtype: str, monk
 
 
 @pytest.mark.parametrize("case", dict.fromkeys(case for case, _ in COVERED), ids=str)
-def test_a_cache_of_a_kernel_is_no_other_ones(case: Case) -> None:
-    """The class of the cache decides the backward pass."""
+def test_every_kernel_has_its_own_class_of_cache(case: Case) -> None:
+    """The class of the cache selects the backward function."""
     _, cache = by_reference(case).forward(*case.make(0, "float32"))
     classes = [type(own(cache)), *(kernel.cache for kernel in kernels_of(case.op))]
     assert len(set(classes)) == len(classes)
@@ -127,7 +128,7 @@ def block(x: Array, rate: float = 0.0) -> Any:
 
 ROWS, MASK = np.ones((2, 5, 21)), np.ones((2, 3, 5, 5))
 
-ELSEWHERE: dict[str, Callable[[], Any]] = {
+NOT_COVERED: dict[str, Callable[[], Any]] = {
     "gelu-float64": lambda: ops.gelu(ROWS),
     "gelu-complex128": lambda: ops.gelu(ROWS.astype("complex128")),
     "gelu-tanh": lambda: ops.gelu(ROWS.astype("float32"), "tanh"),
@@ -142,20 +143,25 @@ ELSEWHERE: dict[str, Callable[[], Any]] = {
     "attention-empty": lambda: ops.attention(ROWS[:0], 1),
     "EncoderBlock-complex128": lambda: block(ROWS.astype("complex128")),
     "EncoderBlock-dropout": lambda: block(ROWS, 0.1),
-    "attention-nobody-asks": lambda: ops.attention(ROWS, 1, None, slice(2, 2)),
+    "attention-no-queries": lambda: ops.attention(ROWS, 1, None, slice(2, 2)),
 }
 
 
-@pytest.mark.parametrize("name", ELSEWHERE)
-def test_what_a_rival_does_not_cover_goes_to_the_reference(name: str) -> None:
-    y, cache = ELSEWHERE[name]()
+@pytest.mark.parametrize("name", NOT_COVERED)
+def test_the_reference_runs_where_no_kernel_covers_the_arguments(name: str) -> None:
+    y, cache = NOT_COVERED[name]()
     assert type(cache) not in [kernel.cache for kernel in kernels_of(name.partition("-")[0])]
     with ops.reference_only():
-        assert_same_bits([y], [ELSEWHERE[name]()[0]])
+        assert_same_bits([y], [NOT_COVERED[name]()[0]])
+
+
+def test_an_encoder_block_has_what_its_kernels_read() -> None:
+    layer: BlockLike = layers.EncoderBlock(21, 3, 5)  # mypy compares the layer with the protocol
+    assert layer.attn.num_heads == 3
 
 
 @pytest.fixture
-def softmax_rivals() -> Iterator[None]:
+def restored_softmax_kernels() -> Iterator[None]:
     kernels = registry._kernels["softmax"]
     before = kernels[:]
     kernels[:] = [kernel for kernel in kernels if kernel.library != "strict"]
@@ -163,9 +169,9 @@ def softmax_rivals() -> Iterator[None]:
     kernels[:] = before
 
 
-@pytest.mark.usefixtures("softmax_rivals")
-def test_a_rival_for_another_library_joins_the_contract() -> None:
-    """What the registry lists is tested: here softmax of the strict library, with a backward pass that can be wrong."""
+@pytest.mark.usefixtures("restored_softmax_kernels")
+def test_a_new_kernel_for_another_library_is_tested_by_the_contract() -> None:
+    """The contract tests every registered kernel; here softmax of the strict library, with a wrong backward pass."""
 
     class StrictCache(SoftmaxCache):
         pass
@@ -192,7 +198,7 @@ def test_a_rival_for_another_library_joins_the_contract() -> None:
 
 
 @given(rows=st.integers(0, 50), row_bytes=st.integers(1, 1 << 22))
-def test_pieces_cover_all_rows_once_and_fit(rows: int, row_bytes: int) -> None:
+def test_pieces_cover_all_rows_once_and_fit_in_cache(rows: int, row_bytes: int) -> None:
     cut = list(pieces(rows, row_bytes))
     assert [row for piece in cut for row in range(rows)[piece]] == list(range(rows))
     assert all(piece.stop - piece.start == 1 or (piece.stop - piece.start) * row_bytes <= 1 << 21 for piece in cut)
@@ -202,7 +208,7 @@ CONFIG = ViTConfig(img_size=(4, 9), patch_size=(2, 3), embed_dim=6, depth=2, num
 IMAGES, LABELS = normal(np.zeros((5, 4, 9, 3), "float32")), np.array([6, 0, 3, 3, 1])
 
 
-def test_the_references_alone_run_inside_an_engine_that_ran_the_rivals() -> None:
+def test_reference_only_applies_to_an_engine_that_ran_kernels() -> None:
     def step(engine: Engine) -> list[Array]:
         loss = engine.loss_and_gradients(IMAGES, LABELS)
         return [loss, engine.model.parameters.store.gradients.copy(), engine.predict(IMAGES)]
@@ -211,14 +217,14 @@ def test_the_references_alone_run_inside_an_engine_that_ran_the_rivals() -> None
         with Engine(ViT(CONFIG, seed=1), 1, 2) as engine:
             yield from step(engine)
 
-    by_rivals = list(alone())
+    with_kernels = list(alone())
     with Engine(ViT(CONFIG, seed=1), 2, 2) as engine:
-        assert_same_bits(step(engine), by_rivals)
+        assert_same_bits(step(engine), with_kernels)
         with ops.reference_only():
             expected = list(alone())
             assert_same_bits(step(engine), expected)
-        assert_same_bits(step(engine), by_rivals)
-    assert expected[1].tobytes() != by_rivals[1].tobytes()
+        assert_same_bits(step(engine), with_kernels)
+    assert expected[1].tobytes() != with_kernels[1].tobytes()
 
 
 STEP = """
@@ -235,7 +241,7 @@ print(minivit.__file__, kernels_of("attention"))
 """
 
 
-def test_without_the_folder_only_the_speed_changes(tmp_path: Path) -> None:
+def test_minivit_works_without_the_package_of_kernels(tmp_path: Path) -> None:
     package = tmp_path / "minivit"
     shutil.copytree(Path(minivit.__file__).parent, package, ignore=shutil.ignore_patterns("kernels", "__pycache__"))
     np.savez(tmp_path / "batch.npz", images=IMAGES, labels=LABELS)

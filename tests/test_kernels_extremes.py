@@ -1,4 +1,4 @@
-"""The kernels where it is hard to compute: scores beyond the range of exp, the tails of GELU, rows far from 0."""
+"""The NumPy kernels on extreme values: scores out of the range of exp, the tails of GELU, rows with a large mean."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def attention_passes(qkv: Array, dy: Array, queries: slice = slice(None)) -> lis
 
 
 def tokens_with_scores(offsets: Array) -> Array:
-    """Return qkv (B, N, 3 D) whose scores are `offsets` (B, N, H) of the query's plus some standard deviations."""
+    """Return qkv (B, N, 3 D) whose scores are random numbers plus the `offsets` (B, N, H) of their queries."""
     qkv = np.random.default_rng(0).standard_normal((B, N, 3, H, K))
     length = np.sqrt(np.abs(offsets).max() * K**0.5) + 1e-30
     qkv[:, :, 0, :, 0] = offsets * K**0.5 / length
@@ -31,9 +31,9 @@ def tokens_with_scores(offsets: Array) -> Array:
 
 
 def assert_attention(qkv: Array, dy: Array, dtype: str, score: float, queries: slice = slice(None)) -> None:
-    """Assert that the kernel is as near to the reference in float64 as the rounding of scores up to `score` allows.
+    """Assert that the kernel equals the reference in float64, up to the rounding of scores of size `score`.
 
-    exp turns an error of a score into a relative one of its weight; a score has some roundings of its own size.
+    An absolute error of a score is a relative error of its weight, and a score has a few rounding errors of its size.
     """
     qkv, dy = qkv.astype(dtype), dy.astype(dtype)
     got = attention_passes(qkv, dy, queries)
@@ -45,19 +45,19 @@ def assert_attention(qkv: Array, dy: Array, dtype: str, score: float, queries: s
         assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(other)
 
 
-# The last in float32 underflows or overflows where a product is not divided by the sum of its row.
+# In float32 the last two underflow or overflow if a product is not divided by the sum of its row.
 @pytest.mark.parametrize(("v", "dy"), [(1.0, 1.0), (1e-10, 1.0), (1.0, 1e-14), (1e9, 1.0), (1.0, 1e9)])
 @pytest.mark.parametrize("score", [0.0, 12.0, 27.0, 50.0, 65.0, 75.0, 85.0, 700.0, 1e4])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_attention_is_exact_whatever_the_scores(dtype: str, sign: int, score: float, v: float, dy: float) -> None:
+def test_attention_is_exact_for_scores_of_any_size(dtype: str, sign: int, score: float, v: float, dy: float) -> None:
     qkv = tokens_with_scores(np.full((B, N, H), sign * score))
     qkv[:, :, 2 * H * K :] *= v
     assert_attention(qkv, dy * normal(qkv[:, :, : H * K]), dtype, score)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_attention_with_scores_of_all_sizes_side_by_side(dtype: str) -> None:
+def test_attention_is_exact_for_scores_of_different_sizes(dtype: str) -> None:
     offsets = np.random.default_rng(1).choice([-1e4, -85, -30, 0, 30, 85, 1e4], (B, N, H))
     qkv = tokens_with_scores(offsets)
     assert_attention(qkv, normal(qkv[:, :, : H * K]), dtype, 1e4)
@@ -66,19 +66,19 @@ def test_attention_with_scores_of_all_sizes_side_by_side(dtype: str) -> None:
 @pytest.mark.parametrize("queries", [slice(0, 1), slice(2, 4), slice(-3, None), slice(0, 7, 3), slice(6, None, -2)])
 @pytest.mark.parametrize("score", [0.0, 1e4])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_attention_of_some_queries(dtype: str, score: float, queries: slice) -> None:
-    """The class token's alone, some in the middle, and in another order; the gradient of all others is zero."""
+def test_attention_of_some_queries_is_exact(dtype: str, score: float, queries: slice) -> None:
+    """The class token alone, some tokens in the middle, and in another order; other tokens have a zero dq."""
     qkv = tokens_with_scores(np.full((B, N, H), score))
     dy = normal(qkv[:, queries, : H * K])
     assert_attention(qkv, dy, dtype, score, queries)
     dq = attention_passes(qkv.astype(dtype), dy.astype(dtype), queries)[1]
-    asked = np.zeros(N, bool)
-    asked[queries] = True
-    assert (dq[:, ~asked] == 0).all()
-    assert (dq[:, asked] != 0).any(axis=-1).all()
+    selected = np.zeros(N, bool)
+    selected[queries] = True
+    assert (dq[:, ~selected] == 0).all()
+    assert (dq[:, selected] != 0).any(axis=-1).all()
 
 
-def test_attention_of_nan_is_nan_where_it_is_by_the_reference() -> None:
+def test_attention_of_a_query_with_nan_is_nan() -> None:
     qkv = normal(np.zeros((B, N, 3 * H * K), "float32"))
     qkv[1, 2, 0] = np.nan  # of the query of one token in one head
     y, _ = ops.attention(qkv, H)
@@ -86,17 +86,17 @@ def test_attention_of_nan_is_nan_where_it_is_by_the_reference() -> None:
 
 
 def line() -> Array:
-    """Return every 4096th float32 of both signs, the largest included, and a dense grid where GELU bends."""
+    """Return every 4096th float32 of both signs, the largest ones, and a dense grid on [-12, 12]."""
     bits = np.arange(0, 0x7F800000, 4096, dtype=np.uint32).view("float32")
     largest = np.finfo("float32").max
     return np.concatenate([bits, -bits, [largest, -largest], np.linspace(-12, 12, 1_000_001, dtype="float32")])
 
 
 def test_gelu_and_its_slope_are_within_two_ulps_of_one() -> None:
-    """The fit has Phi within 2.9e-8, a quarter of an ulp; the rest rounds.
+    """The fit of Phi has an error of 2.9e-8, a quarter of an ulp; the rest is rounding.
 
-    tanh and exp are off by up to 2 ulps, which the halving of 1 + tanh and the density make one. Measured: 1.2 for the
-    result, relative to x where x is more than 1, and 1.5 for the slope.
+    tanh and exp have errors of up to 2 ulps; halving 1 + tanh, and the density, make that 1 ulp. The measured errors
+    are 1.2 ulps for the result, relative to x for x > 1, and 1.5 ulps for the slope.
     """
     x = line()
     wide = x.astype("float64")
@@ -109,7 +109,7 @@ def test_gelu_and_its_slope_are_within_two_ulps_of_one() -> None:
     assert np.abs(ops.gelu_backward(np.ones_like(x), cache) - slope).max() <= allowed
 
 
-def test_gelu_has_tails_without_a_step_back() -> None:
+def test_gelu_has_monotone_tails() -> None:
     for x in (np.linspace(-20, -5.5, 100_001, dtype="float32"), np.linspace(5.5, 20, 100_001, dtype="float32")):
         cdf = ops.gelu(x)[0] / x
         assert (np.diff(cdf) >= 0).all()
@@ -123,7 +123,7 @@ def test_gelu_has_tails_without_a_step_back() -> None:
 @example(1e-45)
 @example(-0.0)
 @example(3.4028234663852886e38)
-def test_gelu_of_any_number_warns_of_nothing_and_has_the_sign_of_its_argument(value: float) -> None:
+def test_gelu_of_any_number_raises_no_warning_and_has_the_sign_of_its_argument(value: float) -> None:
     x = np.array([value], "float32")
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         y, cache = ops.gelu(x)
@@ -136,12 +136,12 @@ def test_gelu_of_any_number_warns_of_nothing_and_has_the_sign_of_its_argument(va
         assert slope == 0.5
 
 
-@pytest.mark.parametrize("form", [(), (3,), (2, 3, 5)])
-def test_gelu_keeps_the_form_of_its_argument(form: tuple[int, ...]) -> None:
-    x = np.asarray(normal(np.zeros(form, "float32")))
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 5)])
+def test_gelu_keeps_the_shape_of_its_argument(shape: tuple[int, ...]) -> None:
+    x = np.asarray(normal(np.zeros(shape, "float32")))
     y, cache = ops.gelu(x)
     dx = ops.gelu_backward(y, cache)
-    assert (y.shape, y.dtype, dx.shape, dx.dtype) == (form, x.dtype, form, x.dtype)
+    assert (y.shape, y.dtype, dx.shape, dx.dtype) == (shape, x.dtype, shape, x.dtype)
 
 
 def layer_norm_passes(x: Array, dtype: str, eps: float = 1e-6) -> list[Array]:
@@ -153,8 +153,8 @@ def layer_norm_passes(x: Array, dtype: str, eps: float = 1e-6) -> list[Array]:
 
 @pytest.mark.parametrize("mean", [1.0, 1e2, 1e4])
 @pytest.mark.parametrize("D", [7, 192])
-def test_layer_norm_of_rows_far_from_zero(D: int, mean: float) -> None:
-    """Their mean is off by some roundings of its size, and so is what is left of them when it is subtracted."""
+def test_layer_norm_of_rows_with_a_large_mean_is_exact(D: int, mean: float) -> None:
+    """The rounding error of a mean is relative to its size, and x minus the mean has the same absolute error."""
     x = (mean + normal(np.zeros((50, D)))).astype("float32")
     got = layer_norm_passes(x, "float32")
     with ops.reference_only():
@@ -165,7 +165,7 @@ def test_layer_norm_of_rows_far_from_zero(D: int, mean: float) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("value", [0.0, -3.3, 1e3])
-def test_layer_norm_of_constant_rows_is_the_bias_but_for_the_rounding_of_the_mean(value: float, dtype: str) -> None:
+def test_layer_norm_of_constant_rows_is_the_bias_up_to_the_rounding_of_the_mean(value: float, dtype: str) -> None:
     D, eps = 192, 1e-6
     weight, bias = (1 + 0.1 * normal(np.zeros(D, dtype), seed) for seed in (1, 2))
     x = np.full((4, D), value, dtype)

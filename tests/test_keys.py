@@ -1,4 +1,4 @@
-"""Random bits by key: uniform, independent of one another in every coordinate of the name, and always the same."""
+"""Random bits by key: uniform, independent between seeds, steps, samples and places, and reproducible."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def bits(key: Key, count: int = DRAWS) -> Array:
 
 
 def largest_correlation(rows: Array) -> float:
-    """Return the largest |correlation| of two different rows, in deviations of that of independent rows."""
+    """Return the largest |correlation| of two different rows, in standard deviations for independent rows."""
     correlation = np.asarray(np.corrcoef(rows / 2.0**32))
     return float(np.abs(correlation[~np.eye(len(rows), dtype=bool)]).max()) * rows.shape[1] ** 0.5
 
 
 def excess(values: Array, kinds: int) -> float:
-    """Return chi-square of the counts of `values` against a uniform one, in deviations from its mean."""
+    """Return chi-square of the counts of `values` against the uniform one, in standard deviations from its mean."""
     counts = np.bincount(values.ravel(), minlength=kinds)
     expected = values.size / kinds
     chi_square = float(((counts - expected) ** 2 / expected).sum())
@@ -58,7 +58,7 @@ def test_samples_are_independent() -> None:
     assert largest_correlation(bits(Key(0, 0, np.array([0, 2**31, 2**32 - 1, 2**16, 50_000])))) < 5
 
 
-def test_a_sample_is_no_shifted_copy_of_its_neighbour() -> None:
+def test_a_sample_is_not_a_shifted_copy_of_its_neighbour() -> None:
     rows = bits(Key(0, 0, np.arange(8)))
     for one, other in itertools.permutations(range(8), 2):
         for shift in range(1, 4):
@@ -77,20 +77,20 @@ def test_seeds_steps_and_places_are_independent() -> None:
     assert largest_correlation(np.concatenate([bits(key) for key in keys])) < 5
 
 
-def test_names_do_not_run_into_one_another() -> None:
+def test_similar_names_give_different_bits() -> None:
     one = np.arange(1)
     keys = [Key(1, 11, one), Key(11, 1, one), Key(1, 1, one, "1"), Key(1, 1, one, "1.1"), Key(111, 1, one)]
     assert len({bits(key, 4).tobytes() for key in keys}) == len(keys)
 
 
-def test_fold_names_a_place_inside_a_place() -> None:
+def test_fold_appends_a_place_to_the_place() -> None:
     key = Key(1, 2, IDS).fold("blocks.3").fold("mlp")
     assert key.place == "blocks.3.mlp"
     assert (bits(key, 4) == bits(Key(1, 2, IDS, "blocks.3.mlp"), 4)).all()
 
 
-def test_the_bits_are_those_of_every_version() -> None:
-    """A run is repeated from its seed: these numbers never change."""
+def test_the_bits_are_the_same_in_every_version() -> None:
+    """A run must be repeatable from its seed, so these numbers never change."""
     assert bits(Key(0, 0, np.array([0, 1])), 3).tolist() == [
         [1468078837, 3031102170, 1966585393],
         [1294586475, 77632609, 3435605552],
@@ -100,11 +100,11 @@ def test_the_bits_are_those_of_every_version() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint32", "uint64"])
-def test_the_type_of_the_sample_numbers_does_not_matter(dtype: str) -> None:
+def test_the_dtype_of_the_sample_ids_does_not_matter(dtype: str) -> None:
     assert (bits(Key(0, 0, IDS.astype(dtype)), 4) == bits(Key(0, 0, IDS), 4)).all()
 
 
-def test_a_micro_batch_draws_what_its_samples_drew_in_the_batch() -> None:
+def test_a_micro_batch_draws_the_same_bits_as_the_whole_batch() -> None:
     key = Key(1, 2, np.arange(100, 110), "place")
     whole = key.bits((10, 3, 5))
     for part in (slice(0, 3), slice(3, 4), slice(4, 10)):
@@ -113,7 +113,7 @@ def test_a_micro_batch_draws_what_its_samples_drew_in_the_batch() -> None:
     assert (shuffled.bits((10, 3, 5)) == whole[::-1]).all()
 
 
-def test_drawing_changes_no_key() -> None:
+def test_drawing_bits_does_not_change_the_key() -> None:
     ids = np.arange(5, dtype=np.uint32)
     key = Key(1, 2, ids)
     first = key.bits((5, 4))
@@ -121,7 +121,7 @@ def test_drawing_changes_no_key() -> None:
     assert (key.bits((5, 4)) == first).all()
 
 
-def test_the_first_numbers_do_not_depend_on_how_many_follow() -> None:
+def test_the_first_bits_do_not_depend_on_the_count() -> None:
     assert (bits(Key(0, 0, IDS), 5) == bits(Key(0, 0, IDS), 50)[:, :5]).all()
 
 
@@ -146,6 +146,6 @@ def test_a_mask_of_rate_zero_drops_nothing() -> None:
     assert (Key(0, 0, IDS).keep_mask((64, DRAWS), 0.0, "float32") == 1).all()
 
 
-def test_bits_of_a_batch_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"the key names 64 samples, but bits of shape \(3, 5\) are asked of it"):
+def test_bits_for_a_batch_of_another_size_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"the key has 64 samples, but bits of shape \(3, 5\) were requested"):
         Key(0, 0, IDS).bits((3, 5))

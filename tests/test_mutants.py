@@ -1,4 +1,4 @@
-"""The mutation test itself: it makes the mutants it should, runs them where they count, and misses none of softmax."""
+"""The mutation test makes the expected mutants, installs and runs them correctly, and kills all mutants of softmax."""
 
 from __future__ import annotations
 
@@ -155,19 +155,19 @@ def test_a_constant_of_cuda_has_mutants() -> None:
     assert (mutant.function, mutant.kind, mutant.after) == ("TALL", "number", "constexpr int TALL = 9;")
 
 
-def test_what_only_the_compiler_of_cuda_reads_has_no_mutants() -> None:
+def test_code_for_the_cuda_compiler_alone_has_no_mutants() -> None:
     text = "void f(int *x) {\n#ifdef __CUDACC__\n  if (x < 0) return;\n#endif\n#pragma unroll\n  *x = 0;\n}"
     assert [mutant.before for mutant in mutants_of_source(text, "f.cu", "f.cu")] == ["*x = 0;"] * 2
 
 
-def test_functions_of_a_structure_have_mutants() -> None:
+def test_functions_of_structures_have_mutants() -> None:
     text = "struct S {\n  int k;\n  __device__ S(int a) : k(a * 2) {}\n  __device__ int of() { return k; }\n};"
     assert [mutant.after for mutant in mutants_of_source(text, "f.cu", "f.cu")] == [
         "__device__ S(int a) : k(a / 2) {}", "__device__ S(int a) : k(a * 3) {}",
     ]  # fmt: skip
 
 
-def test_a_change_concerns_the_kernels_that_use_it_however_far_away() -> None:
+def test_a_change_affects_the_kernels_that_use_it_directly_or_indirectly() -> None:
     text = """constexpr int N = 8;
 __device__ int near() { return N; }
 template <class T> __device__ T far() { return near(); }
@@ -190,12 +190,12 @@ def test_every_kernel_has_mutants() -> None:
 
 @dataclass(frozen=True)
 class Item:
-    """A test of which only the name counts."""
+    """A stand-in for a test, with a name alone."""
 
     nodeid: str
 
 
-def test_what_kills_often_comes_first_and_equivalents_get_what_is_quick() -> None:
+def test_frequent_killers_run_first_and_fast_tests_run_for_equivalent_mutants() -> None:
     mutant = mutants_of_source("constexpr int TALL = 8;", "f.cu", "f.cu")[0]
     seconds: dict[Any, float] = {Item(name): took for name, took in (("quick", 0.1), ("other", 0.3), ("slow", 1.8))}
     kills = KillsOf({("f.cu", "TALL", "slow"): 2, ("f.cu", "TALL", "other"): 1, ("f.cu", "f", "quick"): 9})
@@ -211,7 +211,7 @@ def test_a_function_that_no_test_runs_cannot_be_judged() -> None:
         cuda_trial.tests_of([mutant for mutant in find_cuda_mutants() if mutant.op == "columns.cu"], session)
 
 
-def test_a_trial_that_goes_wrong_is_no_verdict() -> None:
+def test_an_error_in_a_trial_is_not_a_verdict() -> None:
     ours, theirs = Pipe(duplex=False)
     _play(Trial("columns.cu", "columns.cu", 2.0), lambda trial: Verdict(str([][0]), 0.0), theirs)
     answer = ours.recv()
@@ -310,13 +310,13 @@ def test_an_equivalent_mutant_is_found_by_its_change(tmp_path: Path, mutants: li
     assert read_equivalent(equivalent(tmp_path, mutants[7]), mutants) == {mutants[7]: "It is the same."}
 
 
-def test_a_stale_entry_is_refused(tmp_path: Path, mutants: list[Mutant]) -> None:
+def test_a_stale_entry_is_an_error(tmp_path: Path, mutants: list[Mutant]) -> None:
     with pytest.raises(CannotJudgeError, match="stale"):
         read_equivalent(equivalent(tmp_path, replace(mutants[7], after="x = 1")), mutants)
 
 
 @pytest.mark.parametrize("proof", ["", "One line.\nAnd another."])
-def test_a_proof_is_one_line(tmp_path: Path, mutants: list[Mutant], proof: str) -> None:
+def test_a_proof_that_is_not_one_line_is_an_error(tmp_path: Path, mutants: list[Mutant], proof: str) -> None:
     with pytest.raises(CannotJudgeError, match="one line"):
         read_equivalent(equivalent(tmp_path, mutants[7], proof), mutants)
 
@@ -338,7 +338,7 @@ def test_a_survivor_or_too_many_equivalents_fail(mutants: list[Mutant]) -> None:
     assert summary(one, {mutants[0]: ""})["passed"]
 
 
-def test_what_does_not_compile_is_no_mutant(mutants: list[Mutant]) -> None:
+def test_a_mutant_that_cannot_be_compiled_does_not_count(mutants: list[Mutant]) -> None:
     refused, killed = Verdict("test_it", 0.5, compiles=False), Verdict("test_it", 0.5)
     result = summary({mutants[0]: refused, mutants[1]: killed}, {})
     assert (result["mutants"], result["killed"], result["refused"]) == (1, 1, 1)
@@ -363,7 +363,7 @@ def test_mutants_are_chosen_by_their_folder_too() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CAN_RUN, reason="the kernels run on a CPU by way of g++")
+@pytest.mark.skipif(not CAN_RUN, reason="running the kernels on a CPU needs g++")
 def test_every_mutant_of_random_bits_in_cuda_is_killed() -> None:
     done = run("keys.cuh", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -371,7 +371,7 @@ def test_every_mutant_of_random_bits_in_cuda_is_killed() -> None:
     assert result["mutants"] == result["killed"] > 10
 
 
-def test_an_unknown_op_is_one_line_that_names_the_others() -> None:
+def test_an_unknown_op_is_an_error_of_one_line_that_lists_the_ops() -> None:
     done = run("softmin")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("mutants: unknown op softmin; the ops and layers are attention, cross_entropy")

@@ -1,4 +1,4 @@
-"""Every op keeps the contract, computes what its formula says, and refuses what it cannot use."""
+"""Every op keeps the contract, computes its formula and rejects invalid arguments."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_linear_takes_any_leading_axes(shape: tuple[int, ...]) -> None:
     assert ops.linear_backward(y, cache)[0].shape == shape
 
 
-def test_layer_norm_gives_each_token_mean_bias_and_deviation_weight() -> None:
+def test_layer_norm_gives_each_token_the_mean_bias_and_the_standard_deviation_weight() -> None:
     x, weight, bias, eps = draw(2, 5, 7), draw(7), draw(7), 0.1
     y, _ = ops.layer_norm(x, weight, bias, eps)
     expected = [
@@ -57,14 +57,14 @@ def test_layer_norm_gives_each_token_mean_bias_and_deviation_weight() -> None:
     assert_close([y], [np.array(expected)])
 
 
-def test_layer_norm_eps_is_that_of_the_published_weights() -> None:
+def test_layer_norm_eps_has_the_value_of_the_published_weights() -> None:
     x, one, zero = 1e-3 * draw(2, 7), np.ones(7), np.zeros(7)
     assert_same_bits([ops.layer_norm(x, one, zero)[0]], [ops.layer_norm(x, one, zero, 1e-6)[0]])
 
 
 @given(B=SIZE, N=SIZE, D=st.integers(2, 9), eps=st.sampled_from([1e-30, 1e-6, 0.1]), seed=st.integers(0, 99))
 def test_layer_norm_dx_is_orthogonal_to_one_and_to_x_hat(B: int, N: int, D: int, eps: float, seed: int) -> None:
-    """Only eps lets dx grow along x_hat: mean(dx x_hat) = inv_std mean(dx_hat x_hat) eps inv_std**2."""
+    """With eps > 0, dx has a component along x_hat: mean(dx x_hat) = inv_std mean(dx_hat x_hat) eps inv_std**2."""
     x, weight, dy = draw(B, N, D, seed=seed), draw(D, seed=seed + 1), draw(B, N, D, seed=seed + 2)
     _, cache = ops.layer_norm(x, weight, np.zeros(D), eps)
     assert cache is not None
@@ -77,13 +77,13 @@ def test_layer_norm_dx_is_orthogonal_to_one_and_to_x_hat(B: int, N: int, D: int,
     assert (np.abs((dx * x_hat).mean(axis=-1, keepdims=True) - along) <= rounding).all()
 
 
-def test_gelu_is_x_times_the_normal_distribution() -> None:
+def test_gelu_is_x_times_the_normal_distribution_function() -> None:
     x = np.linspace(-6, 6, 101)
     y, _ = ops.gelu(x)
     assert_close([y], [np.array([v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x])])
 
 
-def test_gelu_by_tanh_is_the_published_formula() -> None:
+def test_gelu_with_tanh_is_the_published_formula() -> None:
     x = np.linspace(-6, 6, 101)
     y, _ = ops.gelu(x, "tanh")
     expected = [v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x]
@@ -100,7 +100,7 @@ def test_gelu_forms_differ_and_so_do_their_backward_passes() -> None:
 
 
 @given(B=SIZE, C=SIZE, shift=st.sampled_from([0.0, -7.0, 1e4]))
-def test_softmax_is_a_distribution_that_no_shift_changes(B: int, C: int, shift: float) -> None:
+def test_softmax_is_a_distribution_and_invariant_to_shifts(B: int, C: int, shift: float) -> None:
     x = draw(B, C)
     y, _ = ops.softmax(x + shift)
     expected = [[math.exp(v) / sum(math.exp(w) for w in row) for v in row] for row in x]
@@ -116,8 +116,8 @@ def test_softmax_gradient_rows_sum_to_zero(B: int, C: int, scale: float) -> None
     assert (np.abs(ops.softmax_backward(dy, cache).sum(axis=-1)) <= 1e-14 * np.abs(dy).max()).all()
 
 
-def attention_in_words(qkv: Array, num_heads: int, mask: Array | None = None) -> Array:
-    """Attention one query at a time; columns are q, k, v, each head by head; scores are divided by sqrt(K)."""
+def attention_by_loops(qkv: Array, num_heads: int, mask: Array | None = None) -> Array:
+    """Compute attention one query at a time; columns are q, k, v, each head by head; scores are divided by sqrt(K)."""
     B, N, D3 = qkv.shape
     K = D3 // 3 // num_heads
     y = np.zeros((B, N, D3 // 3))
@@ -131,16 +131,14 @@ def attention_in_words(qkv: Array, num_heads: int, mask: Array | None = None) ->
     return y
 
 
-def test_attention_gathers_values_by_scaled_scores() -> None:
+def test_attention_weights_values_by_the_softmax_of_scaled_scores() -> None:
     qkv, mask = draw(2, 5, 3 * 21), draw(2, 3, 5, 5, seed=1)
-    assert_close([ops.attention(qkv, 3)[0]], [attention_in_words(qkv, 3)])
-    assert_close([ops.attention(qkv, 3, mask)[0]], [attention_in_words(qkv, 3, mask)])
+    assert_close([ops.attention(qkv, 3)[0]], [attention_by_loops(qkv, 3)])
+    assert_close([ops.attention(qkv, 3, mask)[0]], [attention_by_loops(qkv, 3, mask)])
 
 
 @given(B=SIZE, N=st.integers(2, 6), K=SIZE, H=SIZE, seed=st.integers(0, 99))
-def test_attention_and_its_gradient_follow_a_permutation_of_the_tokens(
-    B: int, N: int, K: int, H: int, seed: int
-) -> None:
+def test_attention_and_its_gradient_are_equivariant_to_permutations(B: int, N: int, K: int, H: int, seed: int) -> None:
     qkv, order = draw(B, N, 3 * H * K, seed=seed), np.random.default_rng(seed).permutation(N)
     y, cache = ops.attention(qkv, H)
     permuted_y, permuted_cache = ops.attention(qkv[:, order], H)
@@ -152,8 +150,8 @@ def test_attention_and_its_gradient_follow_a_permutation_of_the_tokens(
     assert_close([permuted_dqkv], [dqkv[:, order]])
 
 
-def test_attention_gives_the_key_bias_no_gradient() -> None:
-    """A vector added to every key shifts the scores of each query alike, which softmax does not see."""
+def test_attention_gives_the_key_bias_a_zero_gradient() -> None:
+    """A vector added to every key shifts all scores of a query equally, and softmax is invariant to that."""
     y, cache = ops.attention(draw(2, 5, 3 * 21), 3)
     assert cache is not None
     dbias = ops.attention_backward(normal(y), cache).sum(axis=(0, 1))
@@ -202,7 +200,7 @@ def test_tokens_pool_reads_the_class_token_or_the_mean_of_the_patches() -> None:
     assert_close([ops.pool(x, "avg", 0)[0]], [x.sum(axis=1) / 6])
 
 
-def cross_entropy_in_words(logits: Array, targets: Array) -> float:
+def cross_entropy_by_loops(logits: Array, targets: Array) -> float:
     log_sums = [math.log(sum(map(math.exp, row))) for row in logits]
     terms = [targets[b, c] * (logits[b, c] - log_sums[b]) for b, c in np.ndindex(*logits.shape)]
     return -float(sum(terms)) / len(logits)
@@ -212,7 +210,7 @@ def cross_entropy_in_words(logits: Array, targets: Array) -> float:
 def test_cross_entropy_is_the_mean_of_the_negative_log_probabilities(smoothing: float) -> None:
     logits, labels, one_hot = draw(5, 7), np.array([6, 0, 3, 3, 1]), np.zeros((5, 7))
     one_hot[range(5), labels] = 1
-    expected = cross_entropy_in_words(logits, one_hot * (1 - smoothing) + smoothing / 7)
+    expected = cross_entropy_by_loops(logits, one_hot * (1 - smoothing) + smoothing / 7)
     for targets in (labels, one_hot, labels.astype("uint8")):
         loss, _ = ops.cross_entropy(logits, targets, smoothing)
         assert loss.shape == ()
@@ -221,7 +219,7 @@ def test_cross_entropy_is_the_mean_of_the_negative_log_probabilities(smoothing: 
 
 def test_cross_entropy_takes_targets_that_do_not_sum_to_one() -> None:
     logits, targets = draw(5, 7), np.abs(draw(5, 7, seed=1))
-    assert_close([ops.cross_entropy(logits, targets)[0]], [np.array(cross_entropy_in_words(logits, targets))])
+    assert_close([ops.cross_entropy(logits, targets)[0]], [np.array(cross_entropy_by_loops(logits, targets))])
 
 
 def test_cross_entropy_gradient_is_scaled_by_dloss_and_its_rows_sum_to_zero() -> None:
@@ -233,7 +231,7 @@ def test_cross_entropy_gradient_is_scaled_by_dloss_and_its_rows_sum_to_zero() ->
     assert_same_bits([ops.cross_entropy_backward(np.asarray(-3.0), cache)], [ops.cross_entropy_backward(-3.0, cache)])
 
 
-REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+INVALID: dict[str, tuple[Callable[[], Any], str]] = {
     "cross_entropy-smoothing": (
         lambda: ops.cross_entropy(draw(2, 3), np.array([0, 1]), 1.0),
         r"label_smoothing is 1.0; expected at least 0 and below 1",
@@ -249,14 +247,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ops.linear(np.ones((2, 3), int), draw(3, 7), draw(7)),
         "x has dtype int64; expected fl",
     ),
-    "linear-list": (lambda: ops.linear([[1.0]], draw(1, 7), draw(7)), "array of NumPy or CuPy, got list; numpy.asarr"),  # type: ignore[arg-type]
+    "linear-list": (
+        lambda: ops.linear([[1.0]], draw(1, 7), draw(7)),  # type: ignore[arg-type]
+        "array of NumPy or CuPy, got list; convert it with numpy.asarray",
+    ),
     "linear-libraries": (
         lambda: ops.linear(draw(2, 3), to_backend(draw(3, 7), strict), draw(7)),
-        "cannot mix arrays of numpy on the host and strict on the device 0; move one",
+        "cannot mix arrays of numpy on the host and strict on device 0; move one",
     ),
     "layer_norm-weight": (
         lambda: ops.layer_norm(draw(2, 5), draw(7), draw(7)),
-        r"x has shape \(2, 5\); expected \(..., 7\), the size that weight has",
+        r"x has shape \(2, 5\); expected \(..., 7\), the size of weight",
     ),
     "layer_norm-weight-axes": (lambda: ops.layer_norm(draw(2, 5), draw(2, 5), draw(5)), r"weight has shape \(2, 5\)"),
     "layer_norm-number": (lambda: ops.layer_norm(np.array(1.0), draw(5), draw(5)), r"x has shape \(\)"),
@@ -266,7 +267,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "attention-axes": (lambda: ops.attention(draw(5, 21), 1), r"qkv has shape \(5, 21\); expected \(B, N, 3 D\)"),
     "attention-number": (lambda: ops.attention(draw(), 1), r"qkv has shape \(\); expected \(B, N, 3 D\)"),
     "attention-number-32": (lambda: ops.attention(draw().astype("f4"), 1), r"qkv has shape \(\)"),
-    "attention-heads": (lambda: ops.attention(draw(2, 5, 21), 2), "qkv has 21 columns, which 2 heads"),
+    "attention-heads": (
+        lambda: ops.attention(draw(2, 5, 21), 2),
+        r"qkv has 21 columns; expected a multiple of 3 \* 2, q, k and v by head",
+    ),
     "attention-mask": (
         lambda: ops.attention(draw(2, 5, 21), 7, draw(2, 1, 5, 5)),
         r"mask has shape \(2, 1, 5, 5\); expected \(2, 7, 5, 5\)",
@@ -306,9 +310,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_with_what_came_and_what_was_expected(name: str) -> None:
-    call, message = REFUSED[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_an_error_says_what_came_and_what_was_expected(name: str) -> None:
+    call, message = INVALID[name]
     with pytest.raises((ValueError, TypeError), match=message):
         call()
 
@@ -322,14 +326,14 @@ def test_backward_without_a_cache_says_why(case_: Case) -> None:
 
 
 class DoubledCache(tuple[()]):
-    """The cache of a kernel of softmax that is easily told from the reference."""
+    """The cache of a kernel of softmax whose result is twice that of the reference."""
 
 
 def double(x: Array, *, keep: bool = True) -> tuple[Array, DoubledCache | None]:
     return 2.0 * inspect.unwrap(ops.softmax)(x)[0], DoubledCache() if keep else None
 
 
-def test_a_rival_runs_where_it_covers_and_its_cache_decides_the_backward_pass() -> None:
+def test_a_kernel_runs_on_the_arguments_it_covers_and_its_cache_selects_the_backward_function() -> None:
     x = draw(2, 5)
     reference, reference_cache = ops.softmax(x)
     assert reference_cache is not None
@@ -355,7 +359,7 @@ def test_a_rival_runs_where_it_covers_and_its_cache_decides_the_backward_pass() 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gelu_is_flat_or_a_line_however_large_its_argument(approximate: str, dtype: str) -> None:
+def test_gelu_of_any_large_argument_is_zero_or_the_argument(approximate: str, dtype: str) -> None:
     largest = np.finfo(dtype).max
     x = np.array([-largest, -1e20, -40.0, 40.0, 1e20, largest], dtype)
     y, cache = ops.gelu(x, approximate)

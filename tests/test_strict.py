@@ -1,4 +1,4 @@
-"""Everything runs on the strict stand-in as on NumPy, with no transfer; and the stand-in catches what it should."""
+"""Everything runs on strict arrays as on NumPy, without transfers; and the strict library detects faults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABELS = np.array([6, 0, 3, 3, 1])
 
 
 def host(x: Any) -> Array:
-    """Look behind a strict array without a transfer."""
+    """Return the NumPy array of a strict array without a transfer."""
     assert isinstance(x, StrictArray)
     array: Array = x._array
     return array
@@ -46,7 +46,7 @@ def test_every_case_runs_on_strict_arrays(case: Case) -> None:
     dy = normal(y)
     expected = y, *case.backward(dy, cache)
     moved, moved_dy = [strict_of(x) for x in given], strict_of(dy)
-    case.forward(*moved, keep=False)  # a layer's first values come from the host, once
+    case.forward(*moved, keep=False)  # the first call copies the values of a layer from the host
     with nothing_crosses("strict"):
         y, cache = case.forward(*moved)
         gradients = case.backward(moved_dy, cache)
@@ -61,9 +61,9 @@ def model(backend: str, **fields: Any) -> ViT:
 def step(
     backend: str, pool: str, make: Callable[[ViT], Any], max_norm: float | None
 ) -> tuple[ViT, Engine, tuple[Array, ...]]:
-    """Return a model that took three training steps; on the strict backend nothing may cross in them.
+    """Return a model after three training steps; on the strict backend, no step may copy to the host or wait.
 
-    The first step may bring constants to the device; after it, every step allocates the same.
+    The first step may copy constants to the device; the later steps have equal allocations.
     """
     library = arrays.backend(backend)
     vit = model(backend, global_pool=pool)
@@ -113,7 +113,7 @@ def test_soft_labels_run_on_strict_arrays() -> None:
 
 
 def test_few_images_of_many_tokens_run_on_strict_arrays() -> None:
-    """Sharing the tokens of an image among workers is for the host."""
+    """Workers share the tokens of an image on the host alone."""
     config = ViTConfig(img_size=24, patch_size=3, embed_dim=12, depth=2, num_heads=3, num_classes=7)
     images = np.random.default_rng(0).standard_normal((2, 24, 24, 3), dtype=np.float32)
     expected = Engine(ViT(config), threads=1).predict(images)
@@ -123,14 +123,14 @@ def test_few_images_of_many_tokens_run_on_strict_arrays() -> None:
     assert_close([host(logits)], [expected], 1e-5)
 
 
-def test_key_gives_the_same_bits_on_every_library() -> None:
+def test_a_key_gives_the_same_bits_on_every_library() -> None:
     key = Key(3, 5, np.arange(7, 12), "place")
     moved = Key(3, 5, strict_of(np.arange(7, 12)), "place")
     assert (host(moved.bits((5, 3, 2))) == key.bits((5, 3, 2))).all()
     assert (host(moved.keep_mask((5, 3, 2), 0.3, "float32")) == key.keep_mask((5, 3, 2), 0.3, "float32")).all()
 
 
-def test_a_model_moves_between_libraries() -> None:
+def test_a_model_can_be_moved_between_libraries() -> None:
     vit = model("numpy")
     there = vit.to("strict")
     assert isinstance(there.parameters["head.weight"].value, StrictArray)
@@ -192,19 +192,19 @@ WAITS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("fault", LEAKS)
-def test_a_float64_leak_is_caught(fault: str) -> None:
+def test_a_float64_leak_is_an_error(fault: str) -> None:
     with pytest.raises(LeakError, match=r"returns (float64|complex128)"):
         LEAKS[fault]()
 
 
 @pytest.mark.parametrize("fault", MIXES)
-def test_a_mix_is_caught(fault: str) -> None:
+def test_a_mix_is_an_error(fault: str) -> None:
     with pytest.raises(MixError):
         MIXES[fault]()
 
 
 @pytest.mark.parametrize("fault", CONVERSIONS)
-def test_numpy_on_a_strict_array_is_caught(fault: str) -> None:
+def test_numpy_on_a_strict_array_is_an_error(fault: str) -> None:
     with pytest.raises(TypeError):
         CONVERSIONS[fault]()
 
@@ -224,12 +224,12 @@ def test_a_transfer_to_the_device_is_counted() -> None:
     assert (counts.to_device, counts.to_host) == (2, 0)
 
 
-def test_what_only_numpy_has_is_not_there() -> None:
+def test_functions_of_numpy_alone_are_missing() -> None:
     with pytest.raises(AttributeError, match="no 'testing'"):
-        strict.testing  # noqa: B018 - the look-up itself raises
+        strict.testing  # noqa: B018 - the access itself raises
 
 
-def test_float64_goes_where_float64_went_in() -> None:
+def test_float64_arguments_may_give_float64() -> None:
     assert {(X64 * 2.0).dtype, X64.sum().dtype, strict.zeros(2, dtype="float64").dtype} == {np.dtype("float64")}
     assert strict.arange(3).astype("float64").dtype == np.float64
 
@@ -245,8 +245,8 @@ def test_views_share_memory_and_updates_are_in_place() -> None:
     assert host(x).tolist() == [[7, 6, 2], [0, 0, 5]]
 
 
-def test_a_fault_planted_in_an_op_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A constant that is a NumPy number makes float64 of float32 on NumPy, in silence; here it is an error."""
+def test_a_numpy_constant_in_an_op_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NumPy such a constant turns float32 into float64 without an error."""
     case = next(case for case in CASES if case.name == "gelu")
     x = case.make(0, "float32")[0]
     monkeypatch.setattr(sys.modules["minivit.ops.gelu"], "_DENSITY", np.float64(0.398942280401))
@@ -256,6 +256,6 @@ def test_a_fault_planted_in_an_op_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
         case.forward(strict_of(x))
 
 
-def test_ops_refuse_a_mix_of_libraries() -> None:
-    with pytest.raises(TypeError, match="cannot mix arrays of strict on the device 0 and numpy on the host"):
+def test_ops_reject_a_mix_of_libraries() -> None:
+    with pytest.raises(TypeError, match="cannot mix arrays of strict on device 0 and numpy on the host"):
         ops.dropout(X, np.ones((2, 3), np.float32))

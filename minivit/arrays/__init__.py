@@ -1,8 +1,8 @@
-"""Which array library an array belongs to, where it lives, and what may be mixed.
+"""The array libraries: the library and the device of an array, and moves between them.
 
-Every op asks `namespace(x, ...)` for the library of its arguments and then speaks only to it, so that the same source
-runs on NumPy and on CuPy. A library joins by `register_backend`; the tests register a strict stand-in this way.
-Questions about devices go to what the library registered to answer them: `CudaDevices` for CuPy, nothing for NumPy.
+Every op calls `namespace(x, ...)` to get the library of its arguments and uses that library alone, so that the same
+source runs on NumPy and on CuPy. `register_backend` adds a library; the tests add a strict stand-in this way. A library
+is registered with an object that handles its devices: `CudaDevices` for CuPy, none for NumPy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
     "when_registered",
 ]
 
-# CuPy's arrays offer the same attributes; this is the type that a checker can look into.
+# CuPy's arrays have the same attributes; a type checker knows those of NumPy's.
 Array: TypeAlias = NDArray[Any]
 
 _libraries: dict[type, Any] = {np.ndarray: np, np.generic: np}
@@ -50,13 +50,25 @@ _waiting: dict[str, list[Callable[[], None]]] = {}
 
 
 def register_backend(name: str, library: Any, array_type: type, devices: Any = None) -> None:
-    """Let arrays of `array_type` be served by `library`, selected as ``backend=name``.
+    """Register `library` for arrays of `array_type`, so that ``backend=name`` selects it.
 
-    The library offers NumPy's functions under NumPy's names, and ``asnumpy(x)`` to copy to the host, as CuPy does.
-    For its devices answers `devices`, by default the library itself, as far as it has these functions:
-    ``select(index)`` returns that device, for None the current one, with an ``id``, which ``with`` makes current for a
-    while and ``.use()`` for good; ``listed()`` returns what `devices` does; ``compute_capability()``, such as (8, 6),
-    ``free_memory()`` and ``synchronize()`` are about the current device, to which ``upload(x)`` copies a NumPy array.
+    Parameters
+    ----------
+    name : str
+        The name of the backend.
+    library : module or object
+        NumPy's functions under NumPy's names, and ``asnumpy(x)``, which copies to the host, as in CuPy.
+    array_type : type
+        The class of the library's arrays.
+    devices : object, optional
+        An object with some or all of the functions below; by default `library` itself.
+
+    Notes
+    -----
+    ``select(index)`` returns a device, the current one for None. A device has an ``id``; it is current inside a
+    ``with`` block, or from ``.use()`` on. ``listed()`` returns what `minivit.arrays.devices` returns. The others are
+    about the current device: ``compute_capability()``, such as (8, 6), ``free_memory()``, ``synchronize()``, and
+    ``upload(x)``, which copies a NumPy array to it.
     """
     _backends[name] = library
     _devices[name] = library if devices is None else devices
@@ -66,7 +78,7 @@ def register_backend(name: str, library: Any, array_type: type, devices: Any = N
 
 
 def when_registered(name: str, callback: Callable[[], None]) -> None:
-    """Call `callback` once, as soon as a library is registered as `name`: at once, if it is already."""
+    """Call `callback` once: now if a library is registered as `name`, otherwise when it is registered."""
     if name in _backends:
         callback()
     else:
@@ -74,18 +86,18 @@ def when_registered(name: str, callback: Callable[[], None]) -> None:
 
 
 def backend(name: str) -> Any:
-    """Return the array library called `name`; a device that it names becomes the current one of this thread.
+    """Return the array library called `name`; if `name` has a device, it becomes the current device of this thread.
 
     Parameters
     ----------
     name : str
-        "numpy"; "cupy" for the current device, at first number 0; "cupy:1" for number 1. CuPy is imported when it is
-        first asked for.
+        "numpy", "cupy" for the current device (initially device 0), or "cupy:1" for device 1. The first call for
+        "cupy" imports CuPy.
 
     Raises
     ------
     UserError
-        There is no such library or device, or it cannot be used; the message says why.
+        The library or device does not exist or cannot be used; the message says why.
     """
     library, device = _selected(name)
     if device is not None:
@@ -94,14 +106,14 @@ def backend(name: str) -> Any:
 
 
 def _selected(name: str) -> tuple[Any, Any]:
-    """Return the library called `name` and its device, or None if it has none to choose from."""
+    """Return the library called `name` and the selected device, or None if the library has no devices."""
     base, colon, index = name.partition(":")
     library = _registered(base)
-    select = _answer(library, "select")
+    select = _device_function(library, "select")
     if colon and select is None:
-        raise UserError(f"backend {name!r}: {base} has no devices to choose from; write {base!r}")
+        raise UserError(f"backend {name!r}: {base} has no devices to choose from; use {base!r}")
     if colon and not (index.isascii() and index.isdecimal()):
-        raise UserError(f"backend {name!r}: {index!r} is no device's index; write it as in '{base}:0'")
+        raise UserError(f"backend {name!r}: {index!r} is not the index of a device; expected such as '{base}:0'")
     return library, select(int(index) if colon else None) if select else None
 
 
@@ -114,25 +126,25 @@ def _registered(name: str) -> Any:
     return _backends[name]
 
 
-def _answer(library: Any, question: str) -> Any:
-    """Return the function that answers a question about the devices of `library`, or None."""
-    return getattr(_devices.get(library_name(library)), question, None)
+def _device_function(library: Any, name: str) -> Any:
+    """Return the function called `name` that was registered for the devices of `library`, or None."""
+    return getattr(_devices.get(library_name(library)), name, None)
 
 
 def devices(name: str = "cupy") -> list[dict[str, Any]]:
-    """Return the devices of a backend, each with its index, name, memory in bytes and compute capability.
+    """Return the devices of a backend: the index, name, memory in bytes and compute capability of each.
 
     Raises
     ------
     UserError
         The backend cannot be used; the message says why.
     """
-    listed = _answer(_registered(name), "listed")
+    listed = _device_function(_registered(name), "listed")
     return listed() if listed else []
 
 
 def about_backends() -> dict[str, dict[str, Any]]:
-    """Return by name of each backend its `version`, its `devices`, and the `reason` why it cannot be used, or None."""
+    """Return for each backend its `version`, its `devices`, and the `reason` why it cannot be used, or None."""
     about: dict[str, dict[str, Any]] = {}
     for name in sorted({*_backends, "cupy"}):
         facts = about[name] = {"version": None, "devices": [], "reason": None}
@@ -146,26 +158,26 @@ def about_backends() -> dict[str, dict[str, Any]]:
 
 
 def on_device_of(x: Any) -> AbstractContextManager[Any]:
-    """Return a context manager under which the device of `x` is the current one; on the host, it does nothing."""
+    """Return a context manager in which the device of `x` is the current one; on the host it does nothing."""
     device = getattr(x, "device", None)
     return device if isinstance(device, AbstractContextManager) else nullcontext()
 
 
 def synchronize(library: Any) -> None:
-    """Wait until the current device of `library` has done all its work; the host is never behind."""
-    wait = _answer(library, "synchronize")
+    """Wait until the current device of `library` has finished its work; on the host there is nothing to wait for."""
+    wait = _device_function(library, "synchronize")
     if wait:
         wait()
 
 
 def free_memory(library: Any) -> int | None:
-    """Return how many bytes an allocation on the current device could still get, or None if nobody knows."""
-    free = _answer(library, "free_memory")
+    """Return how many bytes can still be allocated on the current device, or None if this is unknown."""
+    free = _device_function(library, "free_memory")
     return free() if free else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether `error` says that there was too little memory, on a device or on the host."""
+    """Return whether `error` reports a failed allocation, on a device or on the host."""
     words = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
@@ -173,8 +185,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def check_dtype(library: Any, dtype: Any) -> None:
-    """Raise UserError unless the current device of `library` computes in `dtype`."""
-    capability = _answer(library, "compute_capability")
+    """Raise UserError unless the current device of `library` supports `dtype`."""
+    capability = _device_function(library, "compute_capability")
     if capability and np.dtype(dtype).name == "bfloat16" and capability() < BFLOAT16_DEVICE:
         raise UserError(
             f"this device has compute capability {dotted(capability())}, but bfloat16 needs "
@@ -188,7 +200,7 @@ def _library(x: object) -> Any:
             return _libraries[cls]
     if type(x).__module__.partition(".")[0] == "cupy" and "cupy" in sys.modules:
         return backend("cupy")
-    raise TypeError(f"expected an array of NumPy or CuPy, got {type(x).__name__}; numpy.asarray makes one")
+    raise TypeError(f"expected an array of NumPy or CuPy, got {type(x).__name__}; convert it with numpy.asarray")
 
 
 def _place(x: Any) -> tuple[Any, Any]:
@@ -199,12 +211,12 @@ def _place(x: Any) -> tuple[Any, Any]:
 
 
 def namespace(*arrays: Any) -> Any:
-    """Return the array library of `arrays`, which must all live in the same one and on the same device.
+    """Return the array library of `arrays`, which must all be of one library and on one device.
 
     Raises
     ------
     TypeError
-        Something is not an array, or two arrays belong to different libraries or devices.
+        An argument is not an array, or two arrays belong to different libraries or devices.
     """
     for x in arrays:
         if type(x) is not np.ndarray:
@@ -215,37 +227,39 @@ def namespace(*arrays: Any) -> Any:
     for other in arrays[1:]:
         place = _place(other)
         if place != first:
-            raise TypeError(f"cannot mix arrays of {_said(first)} and {_said(place)}; move one with minivit.to_backend")
+            raise TypeError(
+                f"cannot mix arrays of {_described(first)} and {_described(place)}; move one with minivit.to_backend"
+            )
     return first[0]
 
 
-def _said(place: tuple[Any, Any]) -> str:
+def _described(place: tuple[Any, Any]) -> str:
     library, index = place
-    return f"{library_name(library)} on the {'host' if index is None else f'device {index}'}"
+    return f"{library_name(library)} on {'the host' if index is None else f'device {index}'}"
 
 
 def library_name(library: Any) -> str:
-    """Return the name under which a library was registered."""
+    """Return the name under which `library` was registered."""
     return next(name for name, known in _backends.items() if known is library)
 
 
 def to_host(x: Any) -> Array:
-    """Return `x` as a NumPy array, copying it from its device if it lives on one."""
+    """Return `x` as a NumPy array, copied if it is on a device."""
     library = _library(x)
     host: Array = np.asarray(x) if library is np else library.asnumpy(x)
     return host
 
 
 def to_backend(x: Any, library: Any) -> Array:
-    """Return `x` as an array of `library`, copied only if it lives elsewhere.
+    """Return `x` as an array of `library`, copied only if it belongs to another library or device.
 
     Parameters
     ----------
     x : array
         Of any library.
     library : module or str
-        A library, whose current device takes what comes from another one, or a backend's name: "numpy", "cupy" or,
-        for device 1, which does not become current, "cupy:1".
+        A library, or the name of a backend: "numpy", "cupy" or "cupy:1". An array of another library is copied to the
+        current device. "cupy:1" copies to device 1, and leaves the current device as it is.
     """
     if isinstance(library, str):
         name = library
@@ -259,5 +273,5 @@ def to_backend(x: Any, library: Any) -> Array:
 
 
 def _uploaded(x: Any, library: Any) -> Array:
-    moved: Array = (_answer(library, "upload") or library.asarray)(to_host(x))
+    moved: Array = (_device_function(library, "upload") or library.asarray)(to_host(x))
     return moved

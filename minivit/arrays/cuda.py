@@ -1,4 +1,7 @@
-"""CuPy and its devices: which there are, and what stands in the way of using them. Nothing else here imports CuPy."""
+"""The import of CuPy and its devices, with an error message for each reason why they cannot be used.
+
+No other module of this package imports CuPy.
+"""
 
 from __future__ import annotations
 
@@ -7,49 +10,57 @@ from typing import Any
 
 from minivit.errors import UserError
 
-OLDEST_CUPY = 14  # from which on its arrays may be of bfloat16
-OLDEST_DEVICE = (7, 0)  # compute capability, from which on the kernels compile,
-OLDEST_DEVICE_13 = (7, 5)  # and with CUDA 13
+OLDEST_CUPY = 14  # the first major version with arrays of bfloat16
+OLDEST_DEVICE = (7, 0)  # the lowest compute capability for which the kernels compile
+OLDEST_DEVICE_13 = (7, 5)  # the same with CUDA 13
 BFLOAT16_DEVICE = (8, 0)
-_LARGE = 1 << 24  # bytes of an array that is copied as it lies
-WHEELS = "pip install 'minivit[cuda12]', or 'minivit[cuda13]' for a driver that knows CUDA 13,"
-WAY_OUT = "or use backend='numpy'"
+_LARGE = 1 << 24  # bytes; arrays from this size on are copied without pinned memory
+WHEELS = "pip install 'minivit[cuda12]', or 'minivit[cuda13]' for a driver that supports CUDA 13,"
+OR_NUMPY = "or use backend='numpy'"
 
 
-def in_a_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return the text of an error without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def import_cupy() -> Any:
-    """Return the module cupy; UserError unless it is installed, imports and is new enough."""
+    """Return the module cupy; raise UserError if it is missing, cannot be imported or is too old."""
     try:
         cupy = importlib.import_module("cupy")
-        version = cupy.__version__  # a folder that an uninstalled CuPy left behind imports too, and has none
-    except Exception as error:  # a wheel for another machine may stumble over anything
+        version = cupy.__version__  # missing in an empty folder that a removed CuPy left behind
+    except Exception as error:  # a wheel for another machine can fail in any way
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            raise UserError(f"backend 'cupy' needs CuPy, which is not installed: {WHEELS} {WAY_OUT}") from error
-        reason = in_a_line(error.__cause__ or error)  # CuPy wraps a page of advice around the cause
+            raise UserError(f"backend 'cupy' needs CuPy, which is not installed: {WHEELS} {OR_NUMPY}") from error
+        reason = one_line(error.__cause__ or error)  # CuPy's own message is a page of advice
         raise UserError(
-            f"backend 'cupy': CuPy is installed but does not import ({reason}); uninstall it and {WHEELS} {WAY_OUT}"
+            f"backend 'cupy': CuPy is installed but cannot be imported ({reason}); uninstall it and {WHEELS} {OR_NUMPY}"
         ) from error
     if int(version.partition(".")[0]) < OLDEST_CUPY:
-        raise UserError(f"backend 'cupy': CuPy {version} is here, but minivit needs {OLDEST_CUPY}: {WHEELS} {WAY_OUT}")
+        raise UserError(
+            f"backend 'cupy': CuPy {version} is too old, minivit needs version {OLDEST_CUPY}: {WHEELS} {OR_NUMPY}"
+        )
     return cupy
 
 
 class CudaDevices:
-    """The devices of CuPy; UserError unless there is one and what it needs."""
+    """The devices of CuPy.
+
+    Raises
+    ------
+    UserError
+        There is no device, or a library of CUDA is missing.
+    """
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
         self._count = self._counted()
         try:
             cupy.cuda.nvrtc.getVersion()
-            cupy.cuda.cublas  # noqa: B018 - is loaded when it is asked for
+            cupy.cuda.cublas  # noqa: B018 - loaded at the first access
         except Exception as error:
             raise UserError(
-                f"backend 'cupy': a library of CUDA does not load ({in_a_line(error)}); {WHEELS} {WAY_OUT}"
+                f"backend 'cupy': a library of CUDA cannot be loaded ({one_line(error)}); {WHEELS} {OR_NUMPY}"
             ) from error
 
     def _counted(self) -> int:
@@ -58,26 +69,26 @@ class CudaDevices:
             count = int(runtime.getDeviceCount())
             reason = "" if count else "cudaErrorNoDevice"
         except runtime.CUDARuntimeError as error:
-            count, reason = 0, in_a_line(error)
+            count, reason = 0, one_line(error)
         if count:
             return count
         driver = _version(runtime.driverGetVersion())
         if "InsufficientDriver" in reason and driver is None:
-            raise UserError(f"backend 'cupy': there is no NVIDIA driver here; install one, {WAY_OUT}")
+            raise UserError(f"backend 'cupy': there is no NVIDIA driver here; install one, {OR_NUMPY}")
         if "InsufficientDriver" in reason:
             raise UserError(
-                f"backend 'cupy': the NVIDIA driver knows CUDA {driver}, but this CuPy is made "
-                f"for {_version(runtime.runtimeGetVersion())}; update the driver, install the wheel for it, {WAY_OUT}"
+                f"backend 'cupy': the NVIDIA driver supports CUDA {driver}, but this CuPy needs CUDA "
+                f"{_version(runtime.runtimeGetVersion())}; update the driver, install CuPy for its CUDA, {OR_NUMPY}"
             )
         if "NoDevice" in reason:
             raise UserError(
-                "backend 'cupy': the NVIDIA driver is there but no device; see `nvidia-smi`, "
-                f"and whether CUDA_VISIBLE_DEVICES hides it, {WAY_OUT}"
+                "backend 'cupy': the NVIDIA driver finds no device; run `nvidia-smi`, "
+                f"check whether CUDA_VISIBLE_DEVICES hides it, {OR_NUMPY}"
             )
-        raise UserError(f"backend 'cupy': CUDA does not start here ({reason}); see `nvidia-smi`, {WAY_OUT}")
+        raise UserError(f"backend 'cupy': CUDA cannot start ({reason}); run `nvidia-smi`, {OR_NUMPY}")
 
     def listed(self) -> list[dict[str, Any]]:
-        """Return what the devices are."""
+        """Return the devices; see `minivit.arrays.devices`."""
         found = []
         for index in range(self._count):
             about = self._cupy.cuda.runtime.getDeviceProperties(index)
@@ -92,35 +103,38 @@ class CudaDevices:
         return found
 
     def select(self, index: int | None) -> Any:
-        """Return a device on which the kernels run."""
+        """Return the device with this index, or the current one for None; raise UserError if kernels cannot run on it.
+
+        The result is not made current.
+        """
         if index is not None and index >= self._count:
-            there = ", ".join(f"{device['index']} ({device['name']})" for device in self.listed())
-            raise UserError(f"backend 'cupy:{index}': there is no device {index}; there is {there}")
+            known = ", ".join(f"{device['index']} ({device['name']})" for device in self.listed())
+            raise UserError(f"backend 'cupy:{index}': there is no device {index}; the devices are {known}")
         runtime = self._cupy.cuda.runtime
         try:
             device = self._cupy.cuda.Device(index)
             found = _capability(device)
             with device:
-                runtime.free(0)  # begins with the device, if nothing has yet
+                runtime.free(0)  # creates the context of the device
         except runtime.CUDARuntimeError as error:
             raise UserError(
-                f"backend 'cupy': the device cannot be used ({in_a_line(error)}); see `nvidia-smi`, whether others "
-                f"have its memory or have it alone, {WAY_OUT}"
+                f"backend 'cupy': the device cannot be used ({one_line(error)}); run `nvidia-smi`, check whether "
+                f"another process uses its memory or has exclusive access, {OR_NUMPY}"
             ) from error
         oldest = OLDEST_DEVICE_13 if runtime.runtimeGetVersion() >= 13000 else OLDEST_DEVICE
         if found < oldest:
             raise UserError(
                 f"backend 'cupy': {self.listed()[device.id]['name']} has compute capability {dotted(found)}; "
-                f"minivit's kernels need {dotted(oldest)}: take another device, {WAY_OUT}"
+                f"minivit's kernels need {dotted(oldest)}: choose another device, {OR_NUMPY}"
             )
         return device
 
     def compute_capability(self) -> tuple[int, int]:
-        """Return that of the current device."""
+        """Return the compute capability of the current device."""
         return _capability(self._cupy.cuda.Device())
 
     def free_memory(self) -> int:
-        """Return what an allocation could still get: what is free, and what CuPy's pool holds unused."""
+        """Return how many bytes can still be allocated: free memory, and unused memory in CuPy's pool."""
         pool = self._cupy.get_default_memory_pool()
         free = self._cupy.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
         limit = pool.get_limit()
@@ -129,8 +143,8 @@ class CudaDevices:
     def upload(self, x: Any) -> Any:
         """Return a copy of the NumPy array `x` on the current device.
 
-        CuPy's asarray goes by way of memory of that size that cannot be swapped, and keeps it; it serves small arrays,
-        for which the host need not wait.
+        CuPy's asarray copies through pinned memory of the array's size and keeps that memory. It is used for small
+        arrays, since the host need not wait for the copy.
         """
         if x.nbytes < _LARGE or not x.dtype.isnative:
             return self._cupy.asarray(x)
@@ -139,7 +153,7 @@ class CudaDevices:
         return y
 
     def synchronize(self) -> None:
-        """Wait for all work on the current device."""
+        """Wait until the current device has finished its work."""
         self._cupy.cuda.Device().synchronize()
 
 
@@ -154,7 +168,7 @@ def dotted(capability: tuple[int, int]) -> str:
 
 
 def versions(cupy: Any) -> dict[str, str | None]:
-    """Return the versions of CuPy, of the CUDA it was built for and of the CUDA that the driver knows, if any."""
+    """Return the versions of CuPy, of the CUDA it was built for and of the CUDA that the driver supports."""
     runtime = cupy.cuda.runtime
     return {
         "version": cupy.__version__,
@@ -164,5 +178,5 @@ def versions(cupy: Any) -> dict[str, str | None]:
 
 
 def _version(number: int) -> str | None:
-    """Return "12.8" for CUDA's 12080, None for the 0 of a driver that is not there."""
+    """Return "12.8" for CUDA's 12080, and None for 0, which stands for a missing driver."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else None

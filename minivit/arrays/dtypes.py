@@ -1,4 +1,4 @@
-"""Rules of dtypes, with bfloat16, which NumPy knows only of ml_dtypes."""
+"""Rules for dtypes, including bfloat16, which the package ml_dtypes adds to NumPy."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from minivit.errors import UserError
 
 
 def is_floating(dtype: Any) -> bool:
-    """Return whether `dtype` is floating point, real or complex; bfloat16 is, which NumPy does not know."""
+    """Return whether `dtype` is floating point, real or complex; bfloat16 counts."""
     dtype = np.dtype(dtype)
     return dtype.kind in "fc" or dtype.name == "bfloat16"
 
 
 def real_dtype(dtype: Any) -> np.dtype[Any]:
-    """Return the real dtype of the same precision: float64 for complex128, itself for a real one, bfloat16 too."""
+    """Return the real dtype of the same precision: float64 for complex128, and a real dtype itself."""
     return np.dtype(dtype).type(0).real.dtype
 
 
 def dtype_named(name: str) -> np.dtype[Any]:
-    """Return the dtype called `name`; "bfloat16" is that of ml_dtypes, which is imported only then.
+    """Return the dtype called `name`; "bfloat16" imports ml_dtypes.
 
     Raises
     ------

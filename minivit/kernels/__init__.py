@@ -1,6 +1,6 @@
-"""Kernels: faster implementations of what `ops` declares. Without this folder only the speed changes.
+"""Kernels: faster implementations of what `ops` declares. Without this package everything works, but slower.
 
-Those in numpy/ are registered with minivit, those in cuda/ when CuPy is first asked for.
+The kernels in numpy/ are registered when minivit is imported, those in cuda/ when CuPy is first used.
 """
 
 import importlib

@@ -11,10 +11,9 @@ from minivit.nn.layer import Cost, Layer, structure_version
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.mlp import MLP
 from minivit.ops.attention import ALL
-from minivit.ops.registry import Kernel, declare, find_kernel, kernel_of_cache
+from minivit.ops.encoder_block import BlockLike
+from minivit.ops.registry import Kernel, find_kernel, kernel_of_cache
 from minivit.random import Key, fold
-
-declare("EncoderBlock")
 
 
 class EncoderBlock(Layer):
@@ -97,7 +96,8 @@ class EncoderBlock(Layer):
         self._look()
         if not self._standard or (self._random and rng is not None):
             return None
-        return find_kernel("EncoderBlock", x, self, queries)
+        block: BlockLike = self
+        return find_kernel("EncoderBlock", x, block, queries)
 
     def _look(self) -> None:
         """Set what follows from the layers in the block, once after each change of a layer."""

@@ -1,4 +1,4 @@
-"""The mathematics: each op is a forward and a backward function in one file, for any array library."""
+"""The ops: each is a forward and a backward function in one file, for any array library."""
 
 from minivit.ops import augment, grad_scaler, metrics, update_rules
 from minivit.ops.attention import attention, attention_backward

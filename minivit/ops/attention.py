@@ -2,14 +2,14 @@
 
     scores = q @ k.T * scale        scale = 1 / sqrt(K)
     weights = softmax(scores)       dropped = weights * mask
-    y = dropped @ v                 the heads side by side
+    y = dropped @ v                 concatenated over the heads
 
     ddropped = dy @ v.T             dv = dropped.T @ dy
     dweights = ddropped * mask      dscores = weights * (dweights - sum(dweights * weights))
     dq = dscores @ k * scale        dk = dscores.T @ q * scale
 
-Where only some tokens ask (`queries`), q, scores, y and dq have the rows of these tokens alone. The products run over
-the last two axes of (B, H, N, K) views of qkv, whose columns are q, k, v, each head by head. The steps are in
+With `queries`, a slice of M query tokens, q, scores, y and dq have the rows of these tokens alone. The products run
+over the last two axes of (B, H, N, K) views of qkv, whose columns are q, k, v, each head by head. The steps are in
 docs/derivations/attention.md.
 """
 
@@ -42,13 +42,13 @@ def heads(qkv: Array, num_heads: int) -> tuple[Array, Array, Array]:
 
 
 def check_attention(qkv: Array, num_heads: int, mask: Array | None, queries: slice) -> Any:
-    """Return the array library of the arguments of `attention`, or raise if they do not fit together."""
+    """Return the array library of the arguments of `attention`, or raise if they are invalid."""
     xp = namespace(qkv) if mask is None else namespace(qkv, mask)
     same_dtype("attention", qkv=qkv)
     expect("attention", "qkv", qkv, ("B", "N", "3 D"))
     B, N, D3 = qkv.shape
     if num_heads < 1 or D3 % (3 * num_heads):
-        raise ValueError(f"attention: qkv has {D3} columns, which {num_heads} heads of q, k and v cannot share evenly")
+        raise ValueError(f"attention: qkv has {D3} columns; expected a multiple of 3 * {num_heads}, q, k and v by head")
     if mask is not None:
         expect("attention", "mask", mask, (B, num_heads, len(range(N)[queries]), N))
         same_precision("attention", "mask", mask, qkv)
@@ -59,18 +59,18 @@ def check_attention(qkv: Array, num_heads: int, mask: Array | None, queries: sli
 def attention(
     qkv: Array, num_heads: int, mask: Array | None = None, queries: slice = ALL, *, keep: bool = True
 ) -> tuple[Array, AttentionCache | None]:
-    """Return what each token, or each of some tokens, gathers from all tokens, head by head.
+    """Return for each query token the mean of all values, weighted by the softmax of its scores, in each head.
 
     Parameters
     ----------
     qkv : Array
-        (B, N, 3 D), floating: queries, keys and values side by side, each with its heads side by side.
+        (B, N, 3 D), floating: the columns of q, then of k, then of v, each head by head.
     num_heads : int
         H, a divisor of D.
     mask : Array, optional
         (B, H, M, N): factors for the attention weights, 0 or 1 / (1 - rate), from `ops.keep_mask`.
     queries : slice
-        The M tokens that ask; all N by default.
+        The M query tokens; all N by default.
     keep : bool
         Whether to return the cache that `attention_backward` reads.
 

@@ -1,7 +1,7 @@
 """Normalisation, random crop and random flip, on the library and the device of the images.
 
-What happens to an image depends on its key alone, (seed, step, sample), so it is the same in any micro-batch. Both
-random operations keep the dtype, and cost least on uint8, before `normalize`.
+The crop and the flip of an image depend on its key (seed, step, sample) alone, so they are the same in every
+micro-batch. Both keep the dtype, and are fastest on uint8, before `normalize`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dt
     images : Array
         uint8 (B, height, width, C).
     mean, std : tuple of float
-        One number a channel, in the scale of 0 to 1.
+        One number for each channel, for images in [0, 1].
     dtype : dtype
         The float type of the result and of the computation.
 
@@ -31,31 +31,32 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dt
     TypeError
         `images` are not uint8.
     ValueError
-        `mean` or `std` has not one number a channel.
+        `mean` or `std` does not have one number for each channel.
     """
     if not len(mean) == len(std) == images.shape[-1]:
-        raise ValueError(f"images have {images.shape[-1]} channels, but mean {len(mean)} and std {len(std)} numbers")
+        channels = images.shape[-1]
+        raise ValueError(f"images have {channels} channels, but mean has {len(mean)} and std {len(std)} numbers")
     return normalized(images, *channel_scale(mean, std, dtype, namespace(images)), dtype)
 
 
 def channel_scale(mean: Sequence[float], std: Sequence[float], dtype: Any, library: Any) -> tuple[Array, Array]:
     """Return scale and shift (C,) such that ``images * scale + shift`` is normalised, as arrays of `library`.
 
-    To make them is a transfer to a device; whoever normalises often makes them once.
+    This copies to the device; a training run does it once.
     """
     scale, shift = [1.0 / (255.0 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
     return library.asarray(scale, dtype=dtype), library.asarray(shift, dtype=dtype)
 
 
 def normalized(images: Array, scale: Array, shift: Array, dtype: Any) -> Array:
-    """Return ``images * scale + shift`` for uint8 `images` (B, height, width, C), rounded to `dtype` at the end.
+    """Return ``images * scale + shift`` for uint8 `images` (B, height, width, C), as `dtype`.
 
-    Computed in the dtype of `scale` and `shift` (C,); see `channel_scale`.
+    The computation has the dtype of `scale` and `shift` (C,), which come from `channel_scale`.
     """
     xp = namespace(images, scale, shift)
     if images.dtype != xp.uint8:
         raise TypeError(f"normalize got images of {images.dtype}; expected uint8, 0 to 255")
-    # Each channel's numbers are repeated along the width: long rows are five times as fast as a last axis of 3.
+    # Scale and shift are repeated along the width: rows of that length are 5 times as fast as rows of 3 channels.
     width = images.shape[-2]
     rows = images.reshape(-1, width * images.shape[-1]).astype(scale.dtype)
     rows *= xp.tile(scale, width)
@@ -64,32 +65,32 @@ def normalized(images: Array, scale: Array, shift: Array, dtype: Any) -> Array:
 
 
 def random_crop(images: Array, padding: int, key: Key) -> Array:
-    """Pad each image with `padding` zeros on every side and cut one of the same size out of it at random.
+    """Pad each image with `padding` zeros on every side and crop it to its own size at a random position.
 
     Parameters
     ----------
     images : Array
         (B, height, width, C) of any dtype; not changed.
     padding : int
-        The largest shift, up, down, left or right; less than the height and the width.
+        The largest shift in each direction; less than the height and the width.
     key : Key
-        Of the B samples.
+        The key of the B samples.
 
     Raises
     ------
     ValueError
-        `padding` is negative, or so large that an image could vanish.
+        `padding` is negative, or so large that a crop could contain padding alone.
     """
     xp = namespace(images, key.sample_ids)
     B, height, width, C = images.shape
     if not 0 <= padding < min(height, width):
         raise ValueError(
-            f"a crop padding of {padding} for images of {height} x {width}; "
-            f"expected 0 to {min(height, width) - 1}, so that some of the image stays"
+            f"crop padding is {padding} for images of {height} x {width}; "
+            f"expected 0 to {min(height, width) - 1}, so that every crop contains part of the image"
         )
     padded = xp.zeros((B, height + 2 * padding, width + 2 * padding, C), dtype=images.dtype)
     padded[:, padding : padding + height, padding : padding + width] = images
-    # The upper 16 bits times the number of choices, over 2^16: uniform to 1 in 2^16 / choices, in 32 bits.
+    # The upper 16 bits times the number of choices, divided by 2^16: uniform up to choices / 2^16, without overflow.
     offsets = ((key.bits((B, 2)) >> 16) * (2 * padding + 1)) >> 16
     rows = offsets[:, 0, None].astype(xp.int64) + xp.arange(height)
     columns = offsets[:, 1, None].astype(xp.int64) + xp.arange(width)
@@ -107,7 +108,7 @@ def random_flip(images: Array, key: Key) -> Array:
 
 
 def _pick(images: Array, rows: Array, columns: Array) -> Array:
-    """Return images[b, rows[b, i], columns[b, j]] for rows (B, height) and columns (B, width): one gather of pixels."""
+    """Return images[b, rows[b, i], columns[b, j]] for rows (B, height) and columns (B, width), by one gather."""
     xp = namespace(images, rows, columns)
     B, height, width, C = images.shape
     first = xp.arange(B)[:, None, None] * (height * width)
@@ -116,7 +117,7 @@ def _pick(images: Array, rows: Array, columns: Array) -> Array:
 
 
 def augment(images: Array, key: Key, *, crop_padding: int, flip: bool) -> Array:
-    """Return `images` (B, height, width, C) cropped at random with `crop_padding` and, with `flip`, flipped as well."""
+    """Return `images` (B, height, width, C) randomly cropped with `crop_padding` and, if `flip`, randomly flipped."""
     if crop_padding:
         images = random_crop(images, crop_padding, key.fold("augment.crop"))
     if flip:
@@ -128,20 +129,20 @@ def augment(images: Array, key: Key, *, crop_padding: int, flip: bool) -> Array:
 def training_images(
     images: Array, key: Key, *, crop_padding: int, flip: bool, scale: Array, shift: Array, dtype: Any
 ) -> Array:
-    """Return a batch of training images: picked, augmented and normalised.
+    """Return a batch of training images: selected, augmented and normalised.
 
     Parameters
     ----------
     images : Array
         uint8 (n, height, width, C): all training images.
     key : Key
-        Its `sample_ids` (B,) are the numbers of those in the batch.
+        The key whose `sample_ids` (B,) are the indices of the batch's images.
     crop_padding, flip
         See `augment`.
     scale, shift : Array
-        (C,) of a float type, in which the computation is done; see `channel_scale`.
+        (C,) from `channel_scale`; the computation has their dtype.
     dtype : dtype
-        Of the result.
+        The dtype of the result.
 
     Returns
     -------

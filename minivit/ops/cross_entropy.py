@@ -6,8 +6,8 @@
 
     dlogits = dloss * (p * sum(targets) - targets) / B
 
-where sum(targets) runs over the classes: it is 1 for labels, and may differ for soft targets. The steps are in
-docs/derivations/softmax_cross_entropy.md.
+where sum(targets) runs over the classes: it is 1 for labels, and can have another value for soft targets. The steps
+are in docs/derivations/softmax_cross_entropy.md.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class CrossEntropyCache(NamedTuple):
 
 
 def check_cross_entropy(logits: Array, labels: Array, label_smoothing: float, soft: tuple[Any, ...]) -> Any:
-    """Return the array library of the arguments of `cross_entropy`, or raise if they do not fit together.
+    """Return the array library of the arguments of `cross_entropy`, or raise if they are invalid.
 
-    Soft targets have one of the dtypes `soft`.
+    Soft targets must have one of the dtypes `soft`.
     """
     xp = namespace(logits, labels)
     expect("cross_entropy", "logits", logits, ("B", "C"))
@@ -57,10 +57,9 @@ def cross_entropy(
     logits : Array
         (B, C), floating.
     labels : Array
-        (B,) integers below C, or (B, C) soft targets, real, of the precision of `logits`. Their values are the caller's
-        to check.
+        (B,) integers below C, or (B, C) soft targets, real, of the precision of `logits`. The values are not checked.
     label_smoothing : float
-        The share of the target that is spread over all classes, in [0, 1).
+        The fraction of the target that is distributed over all classes, in [0, 1).
     keep : bool
         Whether to return the cache that `cross_entropy_backward` reads.
 
@@ -87,7 +86,7 @@ def cross_entropy_backward(dloss: Array | float, cache: CrossEntropyCache) -> Ar
     """Return ``dlogits`` (B, C) for the gradient `dloss`, a number or a 0-d array, of the loss."""
     p, targets = cache
     if isinstance(dloss, int | float):
-        dloss = float(dloss)  # NumPy's float64 is a float too, and would not keep float32
+        dloss = float(dloss)  # NumPy's float64 is a float too, and would turn float32 into float64
     else:
         expect_gradient("cross_entropy", dloss, (), p.dtype)
     dlogits = p * targets.sum(axis=-1, keepdims=True) - targets

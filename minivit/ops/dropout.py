@@ -4,8 +4,8 @@
 
     dx = dy * mask
 
-The mask comes from a key (random.py): `keep_mask` draws it where it is used, the same for the same sample, step and
-place.
+`keep_mask` draws the mask from a key (random.py) on the device where it is used. It is the same for the same seed,
+step, sample and place.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class DropoutCache(NamedTuple):
 
 
 def check_dropout(x: Array, mask: Array) -> Any:
-    """Return the array library of the arguments of `dropout`, or raise if they do not fit together."""
+    """Return the array library of the arguments of `dropout`, or raise if they are invalid."""
     xp = namespace(x, mask)
     same_dtype("dropout", x=x)
     if mask.ndim != x.ndim or any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
-        raise ValueError(f"dropout: mask has shape {mask.shape}; expected {x.shape}, or 1 on axes that share it")
+        raise ValueError(f"dropout: mask has shape {mask.shape}; expected {x.shape}, or 1 on axes that broadcast")
     same_precision("dropout", "mask", mask, x)
     return xp
 
@@ -46,7 +46,7 @@ def dropout(x: Array, mask: Array, *, keep: bool = True) -> tuple[Array, Dropout
     x : Array
         (B, ...), floating.
     mask : Array
-        The shape of `x`, or (B, 1, ...) to keep or drop whole samples; from `keep_mask`, of the dtype of `x`.
+        The shape of `x`, or (B, 1, ...) to keep or drop whole samples; from `keep_mask`, for the dtype of `x`.
     """
     check_dropout(x, mask)
     return x * mask, DropoutCache(mask, x.shape) if keep else None
@@ -60,18 +60,18 @@ def dropout_backward(dy: Array, cache: DropoutCache) -> Array:
 
 
 def keep_mask(key: Key, shape: tuple[int, ...], rate: float, dtype: Any) -> Array:
-    """Return a mask for an array of `dtype`: 0 with probability `rate`, else 1 / (1 - rate).
+    """Return a mask for an array of `dtype`: 0 with probability `rate`, otherwise 1 / (1 - rate).
 
     Parameters
     ----------
     key : Key
-        Of the B samples and the place where the mask is used.
+        The key of the B samples and of the place where the mask is used.
     shape : tuple of int
         (B, ...).
     rate : float
         At least 0 and below 1.
     dtype : dtype
-        The mask has the real dtype of this precision.
+        The dtype of the array; the mask has the real dtype of this precision.
     """
     key.expect_samples(shape)
     mask = drawn_mask(key.sample_ids, key.words(), math.prod(shape[1:]), rate, real_dtype(dtype))

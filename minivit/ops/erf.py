@@ -1,20 +1,21 @@
-"""The error function and the normal distribution function, by one approximation for each precision.
+"""The error function and the normal distribution function, with one approximation for each precision.
 
     erf(x) = 2 / sqrt(pi) * integral of exp(-t²) from 0 to x
     Phi(x) = (1 + erf(x / sqrt(2))) / 2        gauss(x) = exp(-x² / 2)        Phi'(x) = gauss(x) / sqrt(2 pi)
 
-With z = |x|, the tail is gauss times a function that varies slowly. One rational function is that factor on the whole
-half line, and one exponential serves Phi and its derivative (the form of Cody 1969, "Rational Chebyshev approximations
-for the error function", on one interval; erfcx(z) = exp(z²) erfc(z)):
+With z = |x|, the tail is gauss times a factor that varies slowly. One rational function approximates this factor on
+the whole half line, and one exponential gives both Phi and its derivative (the form of Cody 1969, "Rational Chebyshev
+approximations for the error function", on one interval; erfcx(z) = exp(z²) erfc(z)):
 
     Phi(-z) = gauss(z) * r(z)        r(z) = erfcx(z / sqrt(2)) / 2 ≈ p(z) / q(z)        Phi(z) = 1 - Phi(-z)
 
-Every coefficient of p and q is positive, so nothing cancels. They are fitted by minimax, error 8.6e-8 in float32 and
-4.9e-18 in float64, relative to 1 + z² / 4, since gauss itself loses z² / 2 roundings. Below 1, where 1 - 2 Phi(-z)
-would cancel, erf(x) ≈ x + x s(x²), error 1.2e-9 and 7.3e-18. benchmarks/fit_erf.py prints every digit.
+All coefficients of p and q are positive, so there is no cancellation. They are fitted by minimax; the error is 8.6e-8
+in float32 and 4.9e-18 in float64, relative to 1 + z² / 4, since gauss itself has an error of z² / 2 roundings. For
+z < 1, where 1 - 2 Phi(-z) would cancel, erf(x) ≈ x + x s(x²), with errors of 1.2e-9 and 7.3e-18.
+benchmarks/fit_erf.py computes the coefficients.
 
-complex128 runs through the same arithmetic. Signs and branches look at the real part alone and no derivative is used,
-so the complex step f(x + ih).imag / h is the slope of this approximation; it is within 1e-14 of the true one.
+complex128 uses the same arithmetic. Signs and branches depend on the real part alone and no derivative is used, so the
+complex step f(x + ih).imag / h is the slope of this approximation, within 1e-14 of the exact slope.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _DOUBLE = _Fit(
 )  # fmt: skip
 _FITS = {"float32": _SINGLE, "float64": _DOUBLE, "complex128": _DOUBLE}
 
-# exp(-39² / 2) is 0 in float64 and float32 alike; without a limit z² would overflow.
+# exp(-39² / 2) is 0 in float32 and float64. Without a limit z² would overflow.
 _LIMIT = 39.0
 
 
@@ -65,8 +66,8 @@ def erf(x: Array) -> Array:
     Parameters
     ----------
     x : Array
-        Any shape; float32 (within 2 ulp), float64 (1e-15 relative) or complex128 with an imaginary part so small that
-        its square vanishes (for the complex step, not for the complex plane).
+        Any shape; float32 (within 2 ulp), float64 (relative error 1e-15) or complex128 with an imaginary part whose
+        square is negligible, as in the complex step.
 
     Raises
     ------
@@ -83,7 +84,7 @@ def erf(x: Array) -> Array:
 
 
 def normal_cdf(x: Array) -> tuple[Array, Array]:
-    """Return the normal distribution function of `x` and the exponential it is made of, in the shape and dtype of `x`.
+    """Return the normal distribution function of `x` and the exponential in it, in the shape and dtype of `x`.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ def normal_cdf(x: Array) -> tuple[Array, Array]:
     Returns
     -------
     cdf : Array
-        Phi(x); relatively accurate in the lower tail too.
+        Phi(x), with a small relative error in the lower tail too.
     gauss : Array
         exp(-x² / 2); the derivative of cdf is gauss / sqrt(2 pi).
 
@@ -110,7 +111,7 @@ def normal_cdf(x: Array) -> tuple[Array, Array]:
     gauss *= -0.5
     xp.exp(gauss, out=gauss)
     tail *= gauss
-    # |1 - tail| above 0 and |0 - tail| below: on random signs a tenth of the time that xp.where takes.
+    # |1 - tail| for x >= 0 and |0 - tail| for x < 0: ten times as fast as xp.where on random signs.
     cdf = _magnitude(xp, xp.subtract(flat.real >= 0, tail, out=tail))
     return cdf.reshape(x.shape), gauss.reshape(x.shape)
 
@@ -120,19 +121,19 @@ def _prepare(x: Array) -> tuple[Any, _Fit, Array]:
     fit = _FITS.get(x.dtype.name)
     if fit is None:
         raise TypeError(f"erf and normal_cdf take float32, float64 or complex128, got {x.dtype}; convert with x.astype")
-    # In-place steps need an array, and those of 0-d arrays return scalars.
+    # The in-place steps need an array, but operations on 0-d arrays return scalars.
     return xp, fit, x.reshape(x.shape or (1,))
 
 
 def clip_real(xp: Any, x: Array, limit: float) -> Array:
-    """Return a new array with the real part within +-limit; the function is constant to the last bit beyond."""
+    """Return a copy with the real part clipped to [-limit, limit], outside of which the function is constant."""
     if x.dtype.kind != "c":
         return xp.clip(x, -limit, limit)
     return xp.where(x.real > limit, limit, xp.where(x.real < -limit, -limit, x))
 
 
 def _magnitude(xp: Any, x: Array) -> Array:
-    """Return x with the sign of its real part removed: |x| where x is real, and analytic where it is not."""
+    """Return x times the sign of its real part: |x| for a real x, and analytic for a complex one."""
     return xp.where(x.real < 0, -x, x) if x.dtype.kind == "c" else xp.abs(x)
 
 

@@ -4,8 +4,9 @@
     tanh:   y = x * (1 + t) / 2         dx = dy * ((1 + t) / 2 + x * (1 - t**2) / 2 * inner')
             t = tanh(inner)             inner = c * (x + a * x**3),  c = sqrt(2 / pi),  a = 0.044715
 
-Phi is the normal distribution's integral and phi its density; exp(-x**2 / 2) serves both (erf.py). The two forms
-differ by up to 4.8e-4 and their derivatives by 8.7e-4: each has its own. The steps are in docs/derivations/gelu.md.
+Phi is the normal distribution function and phi its density; both use the same exp(-x**2 / 2) (erf.py). The two forms
+differ by up to 4.8e-4 and their derivatives by up to 8.7e-4, so each form has its own derivative. The steps are in
+docs/derivations/gelu.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from minivit.ops.shapes import expect_gradient, same_dtype
 
 _C = math.sqrt(2.0 / math.pi)
 _A = 0.044715
-_FLAT = 20.0  # from here on, t is 1 to the last bit
+_FLAT = 20.0  # for larger x, t rounds to 1
 _DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
 
 
@@ -31,7 +32,7 @@ class GELUCache(NamedTuple):
 
 
 def check_gelu(x: Array, approximate: str) -> Any:
-    """Return the array library of the arguments of `gelu`, or raise if they are not what it takes."""
+    """Return the array library of the arguments of `gelu`, or raise if they are invalid."""
     xp = namespace(x)
     same_dtype("gelu", x=x)
     if approximate not in ("none", "tanh"):
@@ -48,7 +49,7 @@ def gelu(x: Array, approximate: str = "none", *, keep: bool = True) -> tuple[Arr
     x : Array
         Any shape, floating.
     approximate : str
-        "none" for the exact form, "tanh" for the form of the original code of many models.
+        "none" for the exact form, "tanh" for the tanh approximation that many older models use.
     keep : bool
         Whether to return the cache that `gelu_backward` reads.
     """

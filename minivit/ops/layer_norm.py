@@ -29,7 +29,7 @@ class LayerNormCache(NamedTuple):
 
 
 def check_layer_norm(x: Array, weight: Array, bias: Array) -> Any:
-    """Return the array library of the arguments of `layer_norm`, or raise if they do not fit together."""
+    """Return the array library of the arguments of `layer_norm`, or raise if they are invalid."""
     xp = namespace(x, weight, bias)
     same_dtype("layer_norm", x=x, weight=weight, bias=bias)
     expect("layer_norm", "weight", weight, ("D",))

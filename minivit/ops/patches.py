@@ -2,9 +2,9 @@
 
     y[b, n] = the n-th patch of image b, row by row, flattened in the order row, column, channel
 
-    dx = dy put back where each pixel came from
+    dx = the entries of dy at the positions of their pixels
 
-Patches do not overlap and every pixel is in one: the map is a permutation, so its backward pass is the inverse one.
+Every pixel is in exactly one patch. The map is a permutation, so the backward pass is the inverse permutation.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from minivit.ops.shapes import expect, expect_gradient, same_dtype
 
 
 class PatchesCache(NamedTuple):
-    """What the backward pass of `patches` reads: sizes alone."""
+    """What the backward pass of `patches` reads."""
 
     shape: tuple[int, int, int, int]  # (B, height, width, C)
     patch_size: tuple[int, int]  # height and width of a patch
 
 
 def check_patches(x: Array, patch_size: tuple[int, int]) -> Any:
-    """Return the array library of the arguments of `patches`, or raise if they do not fit together."""
+    """Return the array library of the arguments of `patches`, or raise if they are invalid."""
     xp = namespace(x)
     same_dtype("patches", x=x)
     expect("patches", "x", x, ("B", "height", "width", "C"))

@@ -1,4 +1,4 @@
-"""Checks of shapes and dtypes that every op makes, with messages for people."""
+"""Checks of shapes and dtypes for all ops; the messages say what came and what was expected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def same_dtype(op: str, **arrays: Any) -> None:
     present = [(name, x.dtype) for name, x in arrays.items() if x is not None]
     name, first = present[0]
     if not is_floating(first):
-        raise TypeError(f"{op}: {name} has dtype {first}; expected floating point, say {name}.astype('float32')")
+        raise TypeError(f"{op}: {name} has dtype {first}; expected floating point, such as {name}.astype('float32')")
     for _, dtype in present:
         if dtype != first:
             listed = ", ".join(f"{name} {dtype}" for name, dtype in present)
@@ -20,7 +20,7 @@ def same_dtype(op: str, **arrays: Any) -> None:
 
 
 def expect(op: str, name: str, array: Any, expected: tuple[int | str | None, ...]) -> None:
-    """Raise ValueError unless `array` has the shape `expected`, in which a string or None stands for any size."""
+    """Raise ValueError unless `array` has the shape `expected`, where a string or None stands for any size."""
     shape = array.shape
     fits = len(shape) == len(expected)
     if fits:
@@ -33,23 +33,23 @@ def expect(op: str, name: str, array: Any, expected: tuple[int | str | None, ...
 
 
 def expect_last(op: str, name: str, array: Any, size: int, of: str) -> None:
-    """Raise ValueError unless the last axis of `array` has `size`, which comes from `of`."""
+    """Raise ValueError unless the last axis of `array` has `size`, the size of `of`."""
     if array.ndim == 0 or array.shape[-1] != size:
-        raise ValueError(f"{op}: {name} has shape {array.shape}; expected (..., {size}), the size that {of} has")
+        raise ValueError(f"{op}: {name} has shape {array.shape}; expected (..., {size}), the size of {of}")
 
 
 def expect_gradient(op: str, dy: Any, shape: tuple[int, ...], dtype: Any = None) -> None:
-    """Raise unless `dy`, the gradient of the result of `op`, has the result's `shape` and, if known, its `dtype`."""
+    """Raise unless `dy`, the gradient of the result of `op`, has the result's `shape` and, if given, its `dtype`."""
     if dy.shape != shape:
-        raise ValueError(f"{op}_backward: dy has shape {dy.shape}; expected {shape}, that of the result of {op}")
+        raise ValueError(f"{op}_backward: dy has shape {dy.shape}; expected {shape}, the shape of the result of {op}")
     if dtype is None and not is_floating(dy.dtype):
         raise TypeError(f"{op}_backward: dy has dtype {dy.dtype}; expected floating point")
     if dtype is not None and dy.dtype != dtype:
-        raise TypeError(f"{op}_backward: dy has dtype {dy.dtype}; expected {dtype}, that of the result of {op}")
+        raise TypeError(f"{op}_backward: dy has dtype {dy.dtype}; expected {dtype}, the dtype of the result of {op}")
 
 
 def same_precision(op: str, name: str, array: Any, x: Any) -> None:
-    """Raise TypeError unless `array` has the real dtype of the precision of `x`."""
+    """Raise TypeError unless `array` has the real dtype of the same precision as `x`."""
     expected = real_dtype(x.dtype)
     if array.dtype != expected:
         raise TypeError(

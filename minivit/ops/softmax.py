@@ -4,7 +4,7 @@
 
     dx = y * (dy - sum(dy * y))
 
-The shift by the maximum changes nothing but the range of exp: it cancels. The steps are in
+The shift by the maximum cancels; it keeps exp from overflowing. The steps are in
 docs/derivations/softmax_cross_entropy.md.
 """
 

@@ -1,4 +1,4 @@
-"""From patches to tokens and back to one vector an image (Dosovitskiy et al. 2020, equations 1 and 4).
+"""From patches to tokens, and from tokens to one vector for each image (Dosovitskiy et al. 2020, equations 1 and 4).
 
 embed:  y = [cls_token; x] + pos_embed          (equation 1; without a class token, y = x + pos_embed)
         dx = dy[1:],  dcls_token = sum of dy[0],  dpos_embed = sum of dy,  sums over the batch
@@ -24,7 +24,7 @@ class EmbedCache(NamedTuple):
 
 
 def check_embed(x: Array, pos_embed: Array, cls_token: Array | None) -> Any:
-    """Return the array library of the arguments of `embed`, or raise if they do not fit together."""
+    """Return the array library of the arguments of `embed`, or raise if they are invalid."""
     xp = namespace(x, pos_embed) if cls_token is None else namespace(x, pos_embed, cls_token)
     same_dtype("embed", x=x, pos_embed=pos_embed, cls_token=cls_token)
     expect("embed", "x", x, ("B", "N", "D"))
@@ -39,7 +39,7 @@ def check_embed(x: Array, pos_embed: Array, cls_token: Array | None) -> Any:
 def embed(
     x: Array, pos_embed: Array, cls_token: Array | None = None, *, keep: bool = True
 ) -> tuple[Array, EmbedCache | None]:
-    """Return tokens with a class token in front and a learned position added to each.
+    """Return the tokens with the class token in front and a learned position embedding added.
 
     Parameters
     ----------
@@ -71,7 +71,10 @@ def embed(
 
 @op_backward
 def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array, Array | None]:
-    """Return ``dx, dpos_embed, dcls_token`` for the gradient `dy` of `embed`'s result; without a token, None for it."""
+    """Return ``dx, dpos_embed, dcls_token`` for the gradient `dy` of `embed`'s result.
+
+    Without a class token, ``dcls_token`` is None.
+    """
     expect_gradient("embed", dy, cache.shape)
     dpos_embed = dy.sum(axis=0, keepdims=True)
     if not cache.has_cls_token:
@@ -88,20 +91,22 @@ class PoolCache(NamedTuple):
 
 
 def check_pool(x: Array, mode: str, num_prefix_tokens: int) -> tuple[Any, int, int]:
-    """Return the array library of the arguments of `pool`, and from which token to which the mean goes, or raise."""
+    """Return the array library of the arguments of `pool` and the range of tokens to average, or raise."""
     xp = namespace(x)
     same_dtype("pool", x=x)
     expect("pool", "x", x, ("B", "N", "D"))
     if mode not in ("token", "avg"):
         raise ValueError(f"pool: mode is {mode!r}; expected 'token' or 'avg'")
     if mode == "avg" and not 0 <= num_prefix_tokens < x.shape[1]:
-        raise ValueError(f"pool: {num_prefix_tokens} of {x.shape[1]} tokens are no patches; expected some that are")
+        raise ValueError(
+            f"pool: num_prefix_tokens is {num_prefix_tokens}; expected 0 to {x.shape[1] - 1}, for {x.shape[1]} tokens"
+        )
     return (xp, 0, 1) if mode == "token" else (xp, num_prefix_tokens, x.shape[1])
 
 
 @op
 def pool(x: Array, mode: str, num_prefix_tokens: int, *, keep: bool = True) -> tuple[Array, PoolCache | None]:
-    """Return one vector (B, D) an image from its tokens `x` (B, N, D).
+    """Return one vector for each image, (B, D), from the tokens `x` (B, N, D).
 
     Parameters
     ----------
@@ -110,7 +115,7 @@ def pool(x: Array, mode: str, num_prefix_tokens: int, *, keep: bool = True) -> t
     mode : str
         "token" for the first token, "avg" for the mean of the tokens after the first `num_prefix_tokens`.
     num_prefix_tokens : int
-        How many tokens are no patches: 1 with a class token, else 0.
+        The number of tokens in front of the patches: 1 with a class token, otherwise 0.
     keep : bool
         Whether to return the cache that `pool_backward` reads.
     """

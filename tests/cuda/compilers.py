@@ -1,10 +1,10 @@
-"""NVIDIA's compilers, nvcc and NVRTC, from their wheels: no GPU and no toolkit of the system is needed.
+"""NVIDIA's compilers, nvcc and NVRTC, from their wheels: neither a GPU nor an installed CUDA toolkit is needed.
 
     pip install 'minivit[test]' cupy-cuda13x 'cuda-toolkit[cccl,nvcc,nvrtc]==13.*'
     python tests/cuda/compilers.py softmax
 
-prints what each kernel of softmax.cu uses; without a name, of all files. There is no ``__init__.py`` here: a package
-called cuda would hide NVIDIA's, which CuPy imports.
+prints the registers and memory that each kernel of softmax.cu uses; without a name, those of all files. This folder has
+no ``__init__.py``: a package called cuda would hide NVIDIA's, which CuPy imports.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from minivit.kernels.cuda import runtime
 INSTALL = "pip install cupy-cuda13x 'cuda-toolkit[cccl,nvcc,nvrtc]==13.*'"
 ARCHITECTURES = ("80", "90")
 
-# A warning is an error, and so is a register that is spilled to memory.
+# Warnings and spilled registers are errors.
 STRICT = ("-Werror=all-warnings", *(f"--ptxas-options={option}" for option in ("-v", "--warn-on-spills", "-Werror")))
-# What CuPy adds to the options of every kernel: denormal float32 numbers are zeros.
+# The option that CuPy adds for every kernel: denormal float32 numbers are flushed to zero.
 CUPYS_OWN = ("-ftz=true",)
 
 
 class CompileError(Exception):
-    """The compiler refused a source; the message is its own."""
+    """The compiler rejected a source; the message is the compiler's."""
 
 
 class Kernel(NamedTuple):
-    """What one kernel uses: registers and bytes of stack for a thread, bytes of static shared memory for a block."""
+    """The resources of a kernel: registers and bytes of stack of a thread, bytes of static shared memory of a block."""
 
     name: str
     registers: int
@@ -48,7 +48,7 @@ class Kernel(NamedTuple):
 
 
 def variants(name: str, dtype: str) -> list[tuple[str, ...]]:
-    """Return the options of all the ways in which the file `name` is compiled for `dtype`."""
+    """Return the options of all variants of the file `name` for `dtype`."""
     of_rows = "Row<" in (runtime.FOLDER / f"{name}.cu").read_text(encoding="utf-8")
     lanes = runtime.lanes_of(dtype_named(dtype)) if of_rows else []
     return [runtime.options(dtype, one) for one in (None, *lanes)]
@@ -73,11 +73,11 @@ def nvcc(source: str, options: tuple[str, ...], arch: str) -> list[Kernel]:
 
 
 def nvrtc(source: str, options: tuple[str, ...], arch: str) -> list[Kernel]:
-    """Compile `source` with NVRTC as CuPy's RawModule does, up to the loading, and return its kernels."""
+    """Compile `source` with NVRTC as CuPy's RawModule does, without loading it, and return its kernels."""
     compiler = importlib.import_module("cupy.cuda.compiler")
     core = importlib.import_module("cupy._core.core")
     log = io.StringIO()
-    # CuPy remembers this choice of options for each device, and so would ask for a device.
+    # CuPy caches this function for each device, and the cache would need a device.
     choose = mock.patch.object(
         compiler,
         "_get_arch_for_options_for_nvrtc",
@@ -96,7 +96,7 @@ COMPILERS = {"nvcc": nvcc, "nvrtc": nvrtc}
 
 
 def _kernels(log: str) -> list[Kernel]:
-    """Read the report of the assembler."""
+    """Return the kernels in the log of the assembler."""
     kernels = []
     for name, report in re.findall(r"Compiling entry function '(\w+)'(.*?)Compile time", log, re.DOTALL):
         numbers = [
@@ -107,7 +107,7 @@ def _kernels(log: str) -> list[Kernel]:
 
 
 def report(name: str, dtype: str, arch: str) -> str:
-    """Return a table of what the kernels of a file use."""
+    """Return a table of the resources of the kernels of a file."""
     kernels = nvrtc(runtime.source(name), runtime.options(dtype), arch)
     rows = [f"  {kernel.name:40}{kernel.registers:5}{kernel.stack:7}{kernel.shared:7}" for kernel in kernels]
     return "\n".join([f"{name}.cu, {dtype}, sm_{arch}: registers, stack, static shared memory", *rows, "\n"])

@@ -1,6 +1,6 @@
-"""Every CUDA source compiles, for every dtype, without a warning and without a spilled register. No GPU is needed.
+"""Every CUDA source compiles for every dtype without warnings and spilled registers. No GPU is needed.
 
-What must be installed is said in compilers.py; then: pytest -m cuda tests/cuda
+compilers.py lists the packages to install. Run with: pytest -m cuda tests/cuda
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def test_there_are_sources() -> None:
     ],
 )
 @pytest.mark.parametrize("compiler", COMPILERS)
-def test_a_broken_source_is_refused(compiler: str, broken: str, complaint: str) -> None:
+def test_a_broken_source_is_an_error(compiler: str, broken: str, complaint: str) -> None:
     with pytest.raises(CompileError, match=complaint):
         COMPILERS[compiler](broken, runtime.options("float32"), "80")
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
-def test_the_source_that_those_break_compiles(compiler: str) -> None:
+def test_the_source_that_is_not_broken_compiles(compiler: str) -> None:
     (kernel,) = COMPILERS[compiler](GOOD, runtime.options("float32"), "80")
     assert kernel.name == "shifted"
     assert kernel.registers > 0

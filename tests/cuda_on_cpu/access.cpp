@@ -1,4 +1,4 @@
-// Judges every access to memory of a kernel: it must be to what was allowed, at a multiple of its size.
+// Checks every memory access of a kernel: it must be inside the allowed memory, and aligned to its size.
 #include "launch.h"
 
 #include <stdio.h>
@@ -9,10 +9,10 @@ namespace {
 
 constexpr unsigned MOST_RANGES = 4096 / 8 + 3;  // CUDA takes 4 KiB of arguments
 Range ranges[MOST_RANGES];
-const Range* hit = ranges;  // where the access before was
+const Range* hit = ranges;  // the range of the last access
 unsigned count;
 
-// How many bytes lie between an access and a range; of those inside it, how many stick out.
+// Returns by how many bytes an access begins before the range, or ends after it.
 uint64_t distance(const Range& range, uint64_t address, size_t bytes) {
   return address < range.first ? range.first - address : address + bytes - range.end;
 }
@@ -22,7 +22,7 @@ uint64_t distance(const Range& range, uint64_t address, size_t bytes) {
   const Range* nearest = ranges;
   for (const Range* range = ranges; range < ranges + count; ++range) {
     if (range->first <= address && address + bytes <= range->end)
-      fail_here("writes to argument %d, which is not to be written", int(range->argument));
+      fail_here("writes to argument %d, which is read-only", int(range->argument));
     if (distance(*range, address, bytes) < distance(*nearest, address, bytes)) nearest = range;
   }
   if (!address) fail_here("%s %zu bytes through null", verb, bytes);
@@ -45,7 +45,7 @@ void check(uint64_t address, size_t bytes, bool write) {
     }
   }
   if (bytes <= 16 && !(bytes & (bytes - 1)) && address & (bytes - 1))
-    fail_here("%s %zu bytes at an address that is no multiple of that", write ? "writes" : "reads", bytes);
+    fail_here("%s %zu bytes at an address that is not a multiple of that", write ? "writes" : "reads", bytes);
 }
 
 }  // namespace
@@ -60,7 +60,7 @@ void allow(const void* memory, size_t bytes) {
   ranges[count++] = {uint64_t(memory), uint64_t(memory) + bytes, true, NO_ARGUMENT};
 }
 
-// What g++ lets a kernel call at every access to memory (-fsanitize=kernel-address),
+// With -fsanitize=kernel-address, g++ calls these functions at every memory access,
 #define CHECKED(bytes)                                                                  \
   void __asan_load##bytes##_noabort(uint64_t address) { check(address, bytes, false); } \
   void __asan_store##bytes##_noabort(uint64_t address) { check(address, bytes, true); }
@@ -75,7 +75,7 @@ void __asan_loadN_noabort(uint64_t address, size_t bytes) { check(address, bytes
 void __asan_storeN_noabort(uint64_t address, size_t bytes) { check(address, bytes, true); }
 void __asan_handle_no_return() {}
 
-// and where an index is outside of an array of known size (-fsanitize=bounds-strict).
+// and with -fsanitize=bounds-strict this one for an index outside of an array of known size.
 struct Source {
   const char* file;
   uint32_t line, column;

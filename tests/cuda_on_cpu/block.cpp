@@ -1,8 +1,8 @@
-// Runs the blocks of a launch one after another, the threads of a block as fibers that take turns.
+// Runs the blocks of a launch one after another, and the threads of a block as fibers.
 //
-// A fiber runs until it waits: at a barrier, or for the other lanes of its warp. Then another lane of the warp has its
-// turn, and another warp when no lane of this one can go on, so that warps drift as far apart as barriers let them.
-// Which lane, warp and block comes first is the order of the launch. A fiber that ended waits for the next block.
+// A fiber runs until it waits at a barrier or for other lanes of its warp. Then another lane of the warp runs, or, if no
+// lane of this warp can run, another warp, so that warps run as far ahead as barriers allow. The order of the launch
+// says which lane, warp and block runs first. A fiber whose thread has ended waits for the next block.
 #include "block.h"
 
 #include <setjmp.h>
@@ -32,13 +32,13 @@ struct Fiber {
   jmp_buf where;
   bool started;
   Place thread;
-  unsigned mask, from;  // the lanes that it waits for, and the one whose value it wants
+  unsigned mask, from;  // the lanes that it waits for, and the lane whose value it reads
   int line;
   unsigned long long value, result;
 };
 
 struct Warp {
-  unsigned living, ready, turn, at_barrier, at_exchange;  // sets of lanes; those of this turn have yet to run
+  unsigned living, ready, turn, at_barrier, at_exchange;  // sets of lanes; the lanes in turn have not run yet
 };
 
 Fiber fibers[MOST_THREADS];
@@ -79,7 +79,7 @@ unsigned pick(unsigned set) {
       if (!first) first = &fibers[t];
       elsewhere += fibers[t].line != first->line;
     }
-  fail("%u threads of block (%u, %u, %u) wait for ever: thread (%u, %u, %u) at line %d, %u at other lines; %u have ended",
+  fail("%u threads of block (%u, %u, %u) wait forever: thread (%u, %u, %u) at line %d, %u at other lines; %u have ended",
        living, block.x, block.y, block.z, first->thread.x, first->thread.y, first->thread.z, first->line, elsewhere,
        threads.x * threads.y * threads.z - living);
 }
@@ -102,8 +102,8 @@ void run_fiber();
   __builtin_unreachable();
 }
 
-// Lets another thread run; returns when it is this one's turn again.
-void give_way() {
+// Runs other threads; returns when the scheduler resumes this one.
+void yield_to_others() {
   Fiber& self = fibers[warp * WARP + lane];
   if (!warps[warp].ready) {
     ready_warps &= ~(1u << warp);
@@ -141,7 +141,7 @@ void run_fiber() {
     warps[warp].ready &= ~self;
     --living;
     open_barrier_when_full();
-    give_way();
+    yield_to_others();
   }
 }
 
@@ -160,7 +160,7 @@ void start_threads() {
   }
 }
 
-// Returns whether the block ended as it should; else there is a message.
+// Returns whether the block ended without an error; otherwise there is a message.
 bool run_block() {
   if (const int end = _setjmp(caller)) return end == ENDED;
   ++block_number;
@@ -196,7 +196,7 @@ void barrier(int line) {
   warps[warp].at_barrier |= self;
   ++waiting;
   open_barrier_when_full();
-  give_way();
+  yield_to_others();
 }
 
 unsigned long long exchange(unsigned mask, unsigned long long value, unsigned from, int line) {
@@ -205,7 +205,7 @@ unsigned long long exchange(unsigned mask, unsigned long long value, unsigned fr
   Fiber* lanes = &fibers[warp * WARP];
   if (!(mask & self)) fail_here("is not in the mask 0x%08x of line %d", mask, line);
   if (mask & ~own.living)
-    fail_here("waits at line %d for the lanes 0x%08x, which have ended or never were", line, mask & ~own.living);
+    fail_here("waits at line %d for the lanes 0x%08x, which have ended or do not exist", line, mask & ~own.living);
   Fiber& fiber = lanes[lane];
   fiber.mask = mask;
   fiber.from = from;
@@ -226,7 +226,7 @@ unsigned long long exchange(unsigned mask, unsigned long long value, unsigned fr
     own.at_exchange &= ~mask;
     own.ready |= mask;
   }
-  give_way();
+  yield_to_others();
   return fiber.result;
 }
 
@@ -262,7 +262,7 @@ struct Launch {
   uint64_t grid[3], block[3], dynamic_bytes, order, seed, arrays;
 };
 
-// Returns null, or what went wrong. The image is the kernel's library, where its constants and shared arrays are.
+// Returns null or an error message. The image is the kernel's library, with its constants and shared arrays.
 extern "C" const char* cuda_on_cpu_launch(void (*kernel)(const uint64_t*), const uint64_t* values, const Launch* launch,
                                           const Range* arrays, const char* image, const char* image_end) {
   if (!stacks)

@@ -1,4 +1,4 @@
-// What a kernel on the CPU asks of the block that it runs in (block.cpp).
+// The interface between a kernel on the CPU and its block (block.cpp).
 #pragma once
 
 namespace cuda_on_cpu {
@@ -9,18 +9,19 @@ struct Place {
 
 extern Place thread, block, threads, blocks;  // threadIdx, blockIdx, blockDim, gridDim
 extern unsigned lane;
-extern unsigned long long block_number, launch_number;  // of all that ever ran; from 1
+extern unsigned long long block_number, launch_number;  // counted over all launches, from 1
 
-// Returns when every living thread of the block waits at the same line.
+// Returns when every running thread of the block waits at the same line.
 void barrier(int line);
 
-// Returns what `from` passed, when all lanes of the mask wait at the same line; all bits set if it is not one of them.
+// Returns the value of lane `from` when all lanes of the mask wait at the same line; all bits set if it is not in the
+// mask.
 unsigned long long exchange(unsigned mask, unsigned long long value, unsigned from, int line);
 
 void* dynamic_shared();
 void claim_shared(void* memory, unsigned long bytes, unsigned long long& launch);
 
-// A variable in shared memory: unknown at the start of each block, and counted in the launches that come across it.
+// A variable in shared memory: undefined at the start of each block, and counted in the launches that use it.
 template <class T> struct Shared {
   alignas(128) unsigned char bytes[sizeof(T)];
   unsigned long long block, launch;

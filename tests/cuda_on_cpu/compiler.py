@@ -1,4 +1,4 @@
-"""CUDA source to shared libraries for the CPU, by g++: compiled once for each text and kept in the user's cache."""
+"""Compilation of CUDA sources to shared libraries for the CPU, by g++; the libraries are cached on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minivit" / "cuda_on_cpu"
-# Every access to memory calls access.cpp. Products and sums round one by one. No library shares another one's statics.
+# Every memory access calls access.cpp. Multiplications and additions are not fused. Libraries do not share statics.
 KERNEL_FLAGS = (
     "-O1", "-fPIC", "-w", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-gnu-unique",
     "-fsanitize=kernel-address", "--param", "asan-instrumentation-with-call-threshold=0", "--param", "asan-stack=0",
@@ -32,29 +32,29 @@ _SHARED = re.compile(
 
 
 class CompileError(AssertionError):
-    """The compiler refuses a source."""
+    """The compiler rejected a source."""
 
 
 @functools.cache
 def block_library() -> Path:
     """Return the library that runs the threads of a block."""
     text = '#include "block.cpp"\n#include "access.cpp"\n'
-    fibers_may_jump = "-U_FORTIFY_SOURCE"  # which some distributions define
-    return _library(text, ("-std=c++17", "-O2", "-fPIC", fibers_may_jump, f"-I{FOLDER}", "-x", "c++"))
+    allow_longjmp = "-U_FORTIFY_SOURCE"  # some distributions define it, and it rejects jumps between fibers
+    return _library(text, ("-std=c++17", "-O2", "-fPIC", allow_longjmp, f"-I{FOLDER}", "-x", "c++"))
 
 
 def kernel_library(code: str, options: Sequence[str]) -> Path:
     """Return the library of the kernels of a CUDA source.
 
-    Of the options, those that define a macro, name a folder of headers or choose the language are heeded.
+    Options other than macros, include folders and the language standard are ignored.
     """
-    heeded = tuple(option for option in options if option.startswith(("-D", "-I", "-std=")))
-    include = (f"-I{FOLDER}", "-include", "cuda_on_cpu.h", *heeded)
-    return _library(f'{code}\n#include "launcher.h"\n', (*KERNEL_FLAGS, "-std=c++17", *heeded), include)
+    used = tuple(option for option in options if option.startswith(("-D", "-I", "-std=")))
+    include = (f"-I{FOLDER}", "-include", "cuda_on_cpu.h", *used)
+    return _library(f'{code}\n#include "launcher.h"\n', (*KERNEL_FLAGS, "-std=c++17", *used), include)
 
 
 def translated(text: str) -> str:
-    """Return preprocessed CUDA as C++: shared memory is asked of the block, and each kernel described at the end."""
+    """Return preprocessed CUDA as C++: shared memory comes from the block, and kernels are described at the end."""
     descriptions: dict[str, str] = {}
 
     def kernel(match: re.Match[str]) -> str:
@@ -66,7 +66,7 @@ def translated(text: str) -> str:
     text = _SHARED.sub(r"static cuda_on_cpu::Shared<\2\4> \3_storage; auto& \3 = \3_storage.here();", text)
     if "__shared__" in text:
         raise CompileError(
-            "shared memory is declared as __shared__ TYPE NAME[SIZE]; one at a time, or as DYNAMIC_SHARED(TYPE, NAME);"
+            "shared memory must be declared one at a time as __shared__ TYPE NAME[SIZE]; or DYNAMIC_SHARED(TYPE, NAME);"
         )
     return text + "".join(
         f'extern "C" cuda_on_cpu::Kernel cuda_on_cpu_{name} = {description};\n'
@@ -75,7 +75,7 @@ def translated(text: str) -> str:
 
 
 def _library(text: str, flags: Sequence[str], preprocess: Sequence[str] = ()) -> Path:
-    """Return the shared library of a C++ text, or of a CUDA text that has to be preprocessed."""
+    """Return the shared library of a C++ text, or, with options for the preprocessor, of a CUDA text."""
     headers = [path.read_bytes() for path in _headers(preprocess)]
     parts = [os.path.realpath(str(COMPILER)).encode(), text.encode(), repr((*flags, *preprocess)).encode(), *headers]
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
@@ -86,7 +86,7 @@ def _library(text: str, flags: Sequence[str], preprocess: Sequence[str] = ()) ->
     if preprocess:
         text = translated(_run(["-E", *preprocess, "-x", "c++", "-"], text))
         flags = (*flags, "-x", "c++-cpp-output")
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:  # another process may be compiling the same text
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:  # another process may compile the same text
         built = Path(folder, "kernels")
         _run([*flags, "-c", "-o", f"{built}.o", "-"], text)
         _run(["-shared", "-Wl,-Bsymbolic", "-o", f"{built}.so", f"{built}.o"])
@@ -103,5 +103,5 @@ def _headers(preprocess: Sequence[str]) -> Iterator[Path]:
 def _run(arguments: Sequence[str], text: str = "") -> str:
     done = subprocess.run([str(COMPILER), *arguments], input=text, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CompileError(f"g++ refuses the source:\n{done.stderr}")
+        raise CompileError(f"g++ rejects the source:\n{done.stderr}")
     return done.stdout

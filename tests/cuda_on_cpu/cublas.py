@@ -1,7 +1,7 @@
-"""The matrix products of cuBLAS that take any floating type, by NumPy: ``cupy_backends.cuda.libs.cublas`` for tests.
+"""gemmEx and gemmStridedBatchedEx of cuBLAS, computed by NumPy: ``cupy_backends.cuda.libs.cublas`` for tests.
 
-Matrices lie column by column. What cuBLAS does not support, and what it would get wrong in silence - memory outside of
-an allocation, results that overlap - is a `LaunchError`.
+Matrices are column-major. A `LaunchError` is raised for what cuBLAS does not support, and for what it would get wrong
+without an error: memory outside of an allocation, and results that overlap.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF = 0, 1, 2, 14
 CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_COMPUTE_64F = 68, 77, 70
 
 _DTYPES = {CUDA_R_32F: "float32", CUDA_R_64F: "float64", CUDA_R_16F: "float16", CUDA_R_16BF: "bfloat16"}
-# For each type of computation, the types of the operands and of the result.
+# For each type of computation, the supported types of operands and result.
 SUPPORTED = {
     CUBLAS_COMPUTE_32F: {
         (CUDA_R_32F, CUDA_R_32F),
@@ -36,7 +36,7 @@ HANDLE = 0x0B1A5
 
 
 def handle() -> int:
-    """Return the handle that every call expects."""
+    """Return the handle of the current device."""
     return HANDLE
 
 
@@ -57,26 +57,26 @@ def gemmStridedBatchedEx(  # noqa: N802 - as in CuPy
 ) -> None:  # fmt: skip
     """Set each C (m, n) of a batch to alpha * op(A) @ op(B) + beta * C."""
     given = dict(locals())
-    _refuse([name for name, value in given.items() if type(value) is not int], "are no integers")
-    _refuse(handle != HANDLE, f"the handle {handle} is not that of handle()")
-    _refuse({transa, transb} - {CUBLAS_OP_N, CUBLAS_OP_T}, "are neither N nor T")
-    _refuse(min(m, n, k, batchCount) < 0, f"{m}, {n}, {k} and a batch of {batchCount} are no sizes")
+    _reject([name for name, value in given.items() if type(value) is not int], "arguments must be integers")
+    _reject(handle != HANDLE, f"the handle {handle} is not the result of handle()")
+    _reject({transa, transb} - {CUBLAS_OP_N, CUBLAS_OP_T}, "transa and transb must be N or T")
+    _reject(min(m, n, k, batchCount) < 0, f"sizes must not be negative: {m}, {n}, {k} and a batch of {batchCount}")
     algorithms = CUBLAS_GEMM_DEFAULT, CUBLAS_GEMM_DEFAULT_TENSOR_OP
-    _refuse(algo not in algorithms, f"there is no algorithm {algo}")
-    _refuse(
+    _reject(algo not in algorithms, f"there is no algorithm {algo}")
+    _reject(
         Atype != Btype or (Atype, Ctype) not in SUPPORTED.get(computeType, ()),
-        f"operands of types {Atype} and {Btype}, a result of {Ctype} and computation by {computeType} do not fit",
+        f"types are not supported: operands {Atype} and {Btype}, result {Ctype}, computation {computeType}",
     )
-    least = {"lda": (lda, k if transa else m), "ldb": (ldb, n if transb else k), "ldc": (ldc, m)}
-    _refuse([name for name, (ld, rows) in least.items() if ld < max(1, rows)], "are less than the rows of a column")
+    rows_of = {"lda": (lda, k if transa else m), "ldb": (ldb, n if transb else k), "ldc": (ldc, m)}
+    _reject([name for name, (ld, rows) in rows_of.items() if ld < max(1, rows)], "leading dimensions are too small")
     if 0 in (m, n, batchCount):
         return
     batch = batchCount
     a = _matrices("A", A, Atype, (batch, m, k), (strideA, lda, 1) if transa else (strideA, 1, lda))
     b = _matrices("B", B, Btype, (batch, k, n), (strideB, ldb, 1) if transb else (strideB, 1, ldb))
     c = _matrices("C", C, Ctype, (batch, m, n), (strideC, 1, ldc))
-    _refuse(_overlaps(c), "the matrices of C overlap")
-    _refuse(np.shares_memory(a, c) or np.shares_memory(b, c), "C overlaps an operand")
+    _reject(_overlaps(c), "the matrices of C overlap")
+    _reject(np.shares_memory(a, c) or np.shares_memory(b, c), "C overlaps an operand")
     check_devices("gemm", filter(None, map(device_of, (a, b, c))))
     scale, share = _number("alpha", alpha, computeType), _number("beta", beta, computeType)
     with np.errstate(all="ignore"):
@@ -84,40 +84,41 @@ def gemmStridedBatchedEx(  # noqa: N802 - as in CuPy
         c[...] = (result + share * c.astype(result.dtype) if share else result).astype(c.dtype)
 
 
-def _refuse(wrong: Any, problem: str) -> None:
+def _reject(wrong: Any, problem: str) -> None:
+    """Raise LaunchError if `wrong` is True, or is not empty."""
     if wrong:
-        raise LaunchError(f"gemm: {problem}" if wrong is True else f"gemm: {', '.join(map(str, wrong))} {problem}")
+        raise LaunchError(f"gemm: {problem}" if wrong is True else f"gemm: {problem}: {', '.join(map(str, wrong))}")
 
 
 def _matrices(
     name: str, address: int, type_: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray[Any, Any]:
-    """Return a view of the numbers at an address; they must lie in one allocation."""
+    """Return a view of the numbers at an address; they must be inside one allocation."""
     dtype = np.dtype(_DTYPES[type_])
     if 0 in shape:
         return np.zeros(shape, dtype)
-    _refuse(address % dtype.itemsize != 0, f"{name} starts at an address that is no multiple of {dtype.itemsize}")
+    _reject(address % dtype.itemsize != 0, f"the address of {name} is not a multiple of {dtype.itemsize}")
     steps = [stride * dtype.itemsize for stride in strides]
-    reach = [(size - 1) * step for size, step in zip(shape, steps, strict=True)]
-    first = address + sum(min(way, 0) for way in reach)
-    stop = address + sum(max(way, 0) for way in reach) + dtype.itemsize
+    spans = [(size - 1) * step for size, step in zip(shape, steps, strict=True)]
+    first = address + sum(min(span, 0) for span in spans)
+    stop = address + sum(max(span, 0) for span in spans) + dtype.itemsize
     memory = owner_of(first, stop)
     if memory is None:
-        raise LaunchError(f"gemm: {name} reaches outside of the memory of an array")
+        raise LaunchError(f"gemm: {name} is not inside the memory of an array")
     return np.ndarray(shape, dtype, memory, address - memory.start + memory.offset, steps)
 
 
 def _overlaps(c: np.ndarray[Any, Any]) -> bool:
-    reach = 0
+    span = 0
     for step, size in sorted((abs(step), size) for step, size in zip(c.strides, c.shape, strict=True) if size > 1):
-        if step <= reach:
+        if step <= span:
             return True
-        reach += step * (size - 1)
+        span += step * (size - 1)
     return False
 
 
 def _number(name: str, address: int, compute: int) -> Any:
-    _refuse(address == 0 or owner_of(address, address + 1) is not None, f"{name} is no address on the host")
+    _reject(address == 0 or owner_of(address, address + 1) is not None, f"{name} is not an address on the host")
     dtype = _compute_dtype(compute)
     return np.frombuffer(ctypes.string_at(address, dtype.itemsize), dtype)[0]
 
@@ -127,7 +128,7 @@ def _compute_dtype(compute: int) -> np.dtype[Any]:
 
 
 def _operand(x: np.ndarray[Any, Any], compute: int) -> np.ndarray[Any, Any]:
-    """Return the numbers as they are multiplied: TF32 keeps 10 bits of a fraction."""
+    """Return the operand in the type of the computation; TF32 keeps 10 bits of the mantissa."""
     if compute != CUBLAS_COMPUTE_32F_FAST_TF32:
         return x.astype(_compute_dtype(compute))
     bits: Any = x.view(np.uint32)

@@ -1,4 +1,4 @@
-// What kernels use of CUDA's header of this name.
+// The parts of CUDA's header of this name that kernels use.
 #pragma once
 #define CUDA_ON_CPU_BFLOAT
 

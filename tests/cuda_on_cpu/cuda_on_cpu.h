@@ -1,4 +1,4 @@
-// CUDA C++ for g++: what kernels use of the language and its library, no more.
+// CUDA C++ for g++: the parts of the language and its library that kernels use.
 #pragma once
 
 #include <limits.h>
@@ -41,7 +41,7 @@ template <class T> T exchange_bits(int line, unsigned mask, T value, unsigned fr
   return value;
 }
 
-// Lanes are counted within groups of `width`; who would look outside of the own group sees the own value.
+// Lanes are counted within groups of `width`; a lane that would read from another group gets its own value.
 template <class T> T shuffle(int line, unsigned mask, T value, int from, int width = 32) {
   return exchange_bits(line, mask, value, (lane & ~(width - 1)) | (from & (width - 1)));
 }
@@ -60,7 +60,7 @@ template <class T> T shuffle_xor(int line, unsigned mask, T value, int by, int w
 
 }  // namespace cuda_on_cpu
 
-// As in CUDA the smaller of a number and NaN is the number.
+// As in CUDA, the minimum of a number and NaN is the number.
 template <class A, class B> inline std::common_type_t<A, B> min(A a, B b) {
   using C = std::common_type_t<A, B>;
   if constexpr (std::is_floating_point_v<C>) return fmin(C(a), C(b));

@@ -1,8 +1,8 @@
-"""CUDA kernels that run on a CPU: `RawModule` with the call shape of CuPy's.
+"""CUDA kernels that run on a CPU: a `RawModule` with the interface of CuPy's.
 
-A launch fails with the name of its kernel where CUDA would refuse it, hang or corrupt memory: a block too large, an
-argument of another type, a barrier that not all threads reach, a number read or written outside of the arrays that were
-passed. `thread_order` chooses which threads come first; results must not depend on it.
+A launch raises an error with the name of the kernel where CUDA would reject it, hang or corrupt memory: a block that is
+too large, an argument of another type, a barrier that not all threads reach, an access outside of the arrays that were
+passed. `thread_order` sets the order of the threads; results must not depend on it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _order = (0, 0)
 
 
 class LaunchError(AssertionError):
-    """A kernel was launched, or went about its work, in a way that CUDA does not allow."""
+    """A kernel was launched, or did something, that CUDA does not allow."""
 
 
 class _Parameter(ctypes.Structure):
@@ -45,7 +45,7 @@ class _Kernel(ctypes.Structure):
 
 @contextmanager
 def thread_order(order: str, seed: int = 0) -> Iterator[None]:
-    """Run the threads and blocks of the launches inside in an order of `ORDERS`; `seed` is for the shuffled one."""
+    """Run the threads and blocks of launches in one of `ORDERS` inside the block; `seed` is for the shuffled order."""
     global _order
     before, _order = _order, (ORDERS.index(order), seed)
     try:
@@ -75,7 +75,7 @@ class Kernel:
     def __init__(self, name: str, library: ctypes.PyDLL, code: str) -> None:
         self.name = name
         self._code = code.splitlines()
-        self._library = library  # stays loaded as long as the kernel lives
+        self._library = library  # keeps the library loaded
         self._launch = _launcher()
         self._image = list((ctypes.c_uint64 * 2).in_dll(library, "cuda_on_cpu_image"))
         described = _Kernel.in_dll(library, f"cuda_on_cpu_{name}")
@@ -86,7 +86,7 @@ class Kernel:
             parameter = described.parameters[len(self._parameters)]
             self._parameters.append((type_.decode(), bool(parameter.is_pointer), bool(parameter.is_const)))
             if not parameter.is_pointer and type_.decode() not in SCALARS:
-                self._fail(f"it takes {type_.decode()} by value; Python's numbers go as {' or '.join(SCALARS)}")
+                self._fail(f"it takes {type_.decode()} by value; Python numbers are passed as {' or '.join(SCALARS)}")
         self._format = "=" + "".join("Q" if is_pointer else SCALARS[t] for t, is_pointer, _ in self._parameters)
 
     def __call__(
@@ -107,12 +107,12 @@ class Kernel:
             if not all(type(size) is int and 0 < size <= limit for size, limit in zip(sizes, most, strict=True)):
                 self._fail(f"the {what} is {sizes}; CUDA takes integers from 1 to {most}")
         if math.prod(block) > self._most_threads:
-            self._fail(f"a block of {block} has {math.prod(block)} threads; the most are {self._most_threads}")
+            self._fail(f"a block of {block} has {math.prod(block)} threads; the limit is {self._most_threads}")
         if not (type(shared) is int and 0 <= shared <= MOST_SHARED):
-            self._fail(f"{shared} bytes of dynamic shared memory are not from 0 to {MOST_SHARED}")
+            self._fail(f"{shared} bytes of dynamic shared memory; expected 0 to {MOST_SHARED}")
 
     def _checked(self, args: Sequence[Any]) -> tuple[bytes, list[tuple[int, int, int, int]]]:
-        """Return the arguments in a row, and the memory that they allow the kernel."""
+        """Return the packed arguments, and the memory that the kernel may access."""
         if len(args) != len(self._parameters):
             self._fail(f"it takes {len(self._parameters)} arguments and got {len(args)}")
         values: list[Any] = []
@@ -122,7 +122,7 @@ class Kernel:
             given = getattr(arg, "data", None) if type(arg) not in (int, float) else None
             if isinstance(given, Pointer):
                 if not is_pointer or type_ not in (given.dtype, "void"):
-                    self._refuse(number, f"an array of {given.dtype}")
+                    self._reject(number, f"an array of {given.dtype}")
                 values.append(given.ptr)
                 ranges.append((given.first, given.stop, given.writable and not is_const, number))
                 devices.append(given.device)
@@ -131,7 +131,7 @@ class Kernel:
             elif not is_pointer and type(arg) is (float if type_ == "float64" else int):
                 values.append(arg)
             elif arg is None or type(arg) in (int, float):
-                self._refuse(number, repr(arg))
+                self._reject(number, repr(arg))
             else:
                 raise MixError(
                     f"kernel {self.name}: argument {number} is a {type(arg).__name__}; "
@@ -143,7 +143,7 @@ class Kernel:
         except struct.error as error:
             self._fail(f"an integer does not fit: {error}")
 
-    def _refuse(self, number: int, what: str) -> NoReturn:
+    def _reject(self, number: int, what: str) -> NoReturn:
         type_, is_pointer, _ = self._parameters[number]
         self._fail(f"argument {number} is {what}, but the kernel takes {type_}{'*' if is_pointer else ''}")
 
@@ -159,7 +159,7 @@ _libraries: dict[str, ctypes.PyDLL] = {}
 
 
 def _loaded(path: str) -> ctypes.PyDLL:
-    """Return a library; calls into it hold the interpreter's lock, as all blocks share one scheduler."""
+    """Return a library whose calls hold the interpreter lock, since all blocks share one scheduler."""
     _launcher()
     if path not in _libraries:
         _libraries[path] = ctypes.PyDLL(path)

@@ -1,4 +1,4 @@
-// A launch on the CPU: what it may touch (access.cpp), how it goes (block.cpp) and how it fails.
+// A launch on the CPU: the memory that it may access (access.cpp) and its errors (block.cpp).
 #pragma once
 
 #include <stddef.h>
@@ -6,7 +6,7 @@
 
 namespace cuda_on_cpu {
 
-// Memory that a kernel may use: that of an argument, counted from 0, or of none.
+// Memory that a kernel may access; argument is the number of its argument, from 0, or NO_ARGUMENT.
 struct Range {
   uint64_t first, end;
   int64_t writable, argument;
@@ -14,11 +14,11 @@ struct Range {
 
 constexpr int NO_ARGUMENT = -1;
 
-// Forgets all memory of the launch before and allows that of the arguments; then more of it.
+// The first sets the allowed memory to that of the arguments; the second adds to it.
 void allow(const Range* arguments, uint64_t count);
 void allow(const void* memory, size_t bytes);
 
-// End the launch with a message; the second begins it with the current thread.
+// End the launch with an error message; in the second it begins with the current thread.
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail_here(const char* format, ...);
 

@@ -1,4 +1,4 @@
-// Follows the source of the kernels: how each is called, and what it takes.
+// Included after the source of the kernels: how each kernel is called, and its parameters.
 #pragma once
 
 #include <stdint.h>
@@ -16,7 +16,7 @@ struct Parameter {
 struct Kernel {
   void (*call)(const uint64_t* values);
   int most_threads;
-  const Parameter* parameters;  // up to one without a type
+  const Parameter* parameters;  // the last has no type
 };
 
 template <class T> constexpr const char* name_of() {

@@ -1,4 +1,4 @@
-"""The memory of a device that does not exist: numbers unknown until they are written, and addresses for kernels."""
+"""The memory of an emulated device: numbers are NaN until they are written, and kernels get addresses."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ALIGNMENT = 256
 
 
 class MixError(TypeError):
-    """A host array, a NumPy scalar or an array of another precision or device met a strict array."""
+    """A strict array was combined with a host array, a NumPy scalar, or an array of another precision or device."""
 
 
 class Device:
-    """A device; the current one is where arrays are made and operations run."""
+    """A device; arrays are created and operations run on the current one."""
 
     current = 0
 
@@ -49,14 +49,14 @@ class Device:
 
 
 class Memory(bytearray):
-    """What an allocation gives: NaN in every float, -1 or the largest number in every integer.
+    """An allocation, initialised to NaN in every float, and to -1 or the largest number in every integer.
 
     Attributes
     ----------
     start, stop : int
-        Addresses of the first byte and of the byte after the last one.
+        The addresses of the first byte and of the byte after the last one.
     device : Device
-        Where it is: on the device that was the current one.
+        The device that was current when it was allocated.
     """
 
     in_use: ClassVar[dict[int, weakref.ref[Memory]]] = {}
@@ -76,7 +76,7 @@ class Memory(bytearray):
 
 
 class Pointer(NamedTuple):
-    """Where an array lies: `ptr` is the address of its first number, as in ``x.data.ptr`` of CuPy's arrays."""
+    """The memory of an array; `ptr` is the address of its first element, as in ``x.data.ptr`` of CuPy's arrays."""
 
     ptr: int
     first: int
@@ -87,7 +87,7 @@ class Pointer(NamedTuple):
 
 
 def memory_of(array: np.ndarray[Any, Any]) -> Memory | None:
-    """Return the memory that an array is a view of, or None for one of the host."""
+    """Return the device memory that an array is a view of, or None for an array on the host."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -95,13 +95,13 @@ def memory_of(array: np.ndarray[Any, Any]) -> Memory | None:
 
 
 def device_of(array: np.ndarray[Any, Any]) -> Device | None:
-    """Return the device that an array is on, or None for the host."""
+    """Return the device of an array, or None for the host."""
     memory = memory_of(array)
     return None if memory is None else memory.device
 
 
 def placed(array: np.ndarray[Any, Any], *, copy: bool = True) -> np.ndarray[Any, Any]:
-    """Return a copy of an array in fresh memory, laid out in the same way; without `copy`, unknown numbers."""
+    """Return a copy of an array in new memory with the same layout; without `copy`, uninitialised memory."""
     memory = Memory(array.nbytes)
     strides = array.strides if array.flags.c_contiguous else np.empty_like(array).strides
     result: np.ndarray[Any, Any] = np.ndarray(array.shape, array.dtype, memory, memory.offset, strides)
@@ -111,7 +111,7 @@ def placed(array: np.ndarray[Any, Any], *, copy: bool = True) -> np.ndarray[Any,
 
 
 def pointer_to(array: np.ndarray[Any, Any]) -> Pointer:
-    """Return where an array in the memory of a device lies."""
+    """Return the address and the memory of an array on a device."""
     memory = memory_of(array)
     assert memory is not None
     address = array.__array_interface__["data"][0]
@@ -120,7 +120,7 @@ def pointer_to(array: np.ndarray[Any, Any]) -> Pointer:
 
 
 def owner_of(first: int, stop: int) -> Memory | None:
-    """Return the living memory in which the bytes from `first` to `stop` lie."""
+    """Return the allocation that contains the bytes from `first` to `stop`, or None."""
     start = max(filter(first.__ge__, list(Memory.in_use)), default=0)
     memory = Memory.in_use[start]() if start else None
     return memory if memory is not None and stop <= memory.stop else None
@@ -130,6 +130,4 @@ def check_devices(what: str, devices: Iterable[Device]) -> None:
     """Raise MixError unless all devices are the current one."""
     for device in devices:
         if device.id != Device.current:
-            raise MixError(
-                f"{what} runs on the device {Device.current}, but an array of it is on the device {device.id}"
-            )
+            raise MixError(f"{what} runs on device {Device.current}, but an array of it is on device {device.id}")

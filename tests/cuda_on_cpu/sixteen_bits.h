@@ -1,4 +1,4 @@
-// Floating-point numbers of 16 bits: stored rounded to nearest, ties to even; computed with as floats.
+// Floating-point numbers of 16 bits: stored rounded to nearest, ties to even; computations are in float.
 #pragma once
 
 #include <math.h>
@@ -30,7 +30,7 @@ template <int EXPONENT, int FRACTION> struct Sixteen {
     if (isinf(x)) return sign | INFINITE;
     const int exponent = x == 0 || ilogb(x) < LEAST ? LEAST : ilogb(x);
     if (exponent > -LEAST + 1) return sign | INFINITE;
-    // The leading one of the fraction, and a carry out of it, count the exponent up.
+    // The leading one of the fraction, and a carry out of it, increment the exponent.
     return sign | ((exponent - LEAST) * (1 << FRACTION) + int(nearbyint(ldexp(fabs(x), FRACTION - exponent))));
   }
 };

@@ -1,15 +1,16 @@
 """The mutation test: does a test fail for every wrong sign, term, factor, axis or index, in backward passes and CUDA?
 
-    python -m tests.mutants                  # all of them, and the score
+    python -m tests.mutants                  # all mutants, and the score
     python -m tests.mutants softmax MLP      # those of some ops and layers
     python -m tests.mutants gelu.cu          # those of some files, or of a folder: minivit/kernels/cuda
-    python -m tests.mutants softmax --list   # what would be tried
+    python -m tests.mutants softmax --list   # print the mutants and run nothing
 
-A mutant is killed when a test of its op fails within the limit, which counts the tests alone; one of a CUDA source also
-when a kernel takes longer or crashes. What the compiler refuses does not count. mutants_equivalent.toml lists those
-that no test can kill, each with a proof; of a CUDA source these are tried by what the limit has time for. The exit
-status is 1 when a mutant survives or more than 3 percent of all are equivalent, and 2 when there is nothing to judge:
-an unknown op, tests that fail without a mutant, or an entry of that list that fits no mutant or one that is killed.
+A mutant is killed if a test of its op fails within the time limit, which counts the tests alone. A mutant of a CUDA
+source is also killed if a kernel takes longer or crashes; it does not count if it cannot be compiled.
+mutants_equivalent.toml lists the mutants that no test can kill, each with a proof. For an equivalent mutant of a CUDA
+source, only as many tests run as the limit allows. The exit status is 1 if a mutant survives or more than 3 percent are
+equivalent, and 2 if there can be no score: an unknown op, tests that fail without a mutant, or an entry of that list
+without a mutant or whose mutant is killed.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ BASELINE_LIMIT = 60.0  # seconds
 
 
 class CannotJudgeError(Exception):
-    """The score would mean nothing; the message says why."""
+    """There can be no score; the message says why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    # Threads would be lost in a fork, and two processes share the cores.
+    # Threads do not survive a fork, and two processes share the cores.
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
     try:
@@ -88,8 +89,8 @@ def _possible(mutants: list[Mutant]) -> list[Mutant]:
     if CAN_RUN or len(of_python) == len(mutants):
         return mutants
     if not of_python:
-        raise CannotJudgeError("CUDA sources run on a CPU where there is g++, on Linux")
-    sys.stderr.write(f"mutants: without g++ {len(mutants) - len(of_python)} mutants of CUDA sources are left out\n")
+        raise CannotJudgeError("CUDA sources need Linux and g++ to run on a CPU")
+    sys.stderr.write(f"mutants: without g++, {len(mutants) - len(of_python)} mutants of CUDA sources are left out\n")
     return of_python
 
 
@@ -108,13 +109,13 @@ def read_equivalent(path: Path, mutants: Sequence[Mutant]) -> dict[Mutant, str]:
         if found is None:
             raise CannotJudgeError(f"{path.name} is stale: {entry['function']} has no mutant\n    + {entry['after']}")
         if not entry["proof"] or "\n" in entry["proof"]:
-            raise CannotJudgeError(f"{path.name}: the proof is one line\n    + {entry['after']}")
+            raise CannotJudgeError(f"{path.name}: the proof must be one line\n    + {entry['after']}")
         proofs.update(dict.fromkeys(found, entry["proof"]))
     return proofs
 
 
 def judge(mutants: Sequence[Mutant], proofs: dict[Mutant, str], limit: float, workers: int) -> dict[Mutant, Verdict]:
-    """Return what the tests say of each mutant, after they have passed without one."""
+    """Return the verdict on each mutant, after the tests have passed without a mutant."""
     verdicts: dict[Mutant, Verdict] = {}
     of_python = dict.fromkeys((m.op, m.path) for m in mutants if m.path.endswith(".py"))
     baseline = [Trial(op, path, BASELINE_LIMIT) for op, path in of_python]
@@ -137,7 +138,7 @@ def judge(mutants: Sequence[Mutant], proofs: dict[Mutant, str], limit: float, wo
 
 
 def summary(verdicts: dict[Mutant, Verdict], proofs: dict[Mutant, str]) -> dict[str, object]:
-    """Return the score and its parts as plain values."""
+    """Return the score and the counts as plain values."""
     refused = sum(not verdict.compiles for verdict in verdicts.values())
     verdicts = {mutant: verdict for mutant, verdict in verdicts.items() if verdict.compiles}
     survivors = [mutant for mutant, verdict in verdicts.items() if not verdict.killer and mutant not in proofs]
@@ -159,7 +160,7 @@ def summary(verdicts: dict[Mutant, Verdict], proofs: dict[Mutant, str]) -> dict[
 def _report(verdicts: dict[Mutant, Verdict], proofs: dict[Mutant, str], result: dict[str, object]) -> None:
     for mutant, verdict in verdicts.items():
         if not verdict.killer and mutant not in proofs:
-            why = "the time ran out" if verdict.late else "all tests passed"
+            why = "the time limit was reached" if verdict.late else "all tests passed"
             _say(f"survived, {why} after {verdict.seconds:.1f} s: {mutant}")
     _say(f"{'':14}{'mutants':>9}{'killed':>9}{'equivalent':>12}{'survived':>10}{'slowest kill':>14}")
     for op in dict.fromkeys(mutant.op for mutant in verdicts):
@@ -171,7 +172,7 @@ def _report(verdicts: dict[Mutant, Verdict], proofs: dict[Mutant, str], result: 
         f"({result['equivalent_percent']} percent), {result['survived']} survived"
     )
     if result["refused"]:
-        _say(f"{result['refused']} more did not compile")
+        _say(f"{result['refused']} more could not be compiled")
 
 
 def _say(*lines: str) -> None:

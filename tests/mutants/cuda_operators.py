@@ -1,7 +1,7 @@
 """The mutants of a CUDA source: each has one sign, term, factor, number, comparison, index or statement changed.
 
-How a loop goes on is changed in one way alone, since most others take the same numbers twice. Which lane writes what
-all lanes of a warp know changes nothing, and stays.
+The step of a loop is changed in one way only, since most other changes compute the same numbers twice. The choice of
+the lane that writes a result which all lanes have is not changed, since that has no effect.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeAlias
 from .cuda_text import Token, closing, definitions
 from .operators import Mutant
 
-Edit: TypeAlias = tuple[str, int, int, str]  # the kind of mutation, and what takes the place of a span of the text
+Edit: TypeAlias = tuple[str, int, int, str]  # the kind of mutation, the start and end of a span, and its replacement
 
 _OPPOSITE = {
     "+": "-", "-": "+", "*": "/", "/": "*", "%": "/", "^": "|", ">>": "<<",
@@ -20,7 +20,7 @@ _OPPOSITE = {
 }  # fmt: skip
 _ASSIGNMENTS = {"+=": ("-=", "="), "-=": ("+=",), "*=": ("/=",), "/=": ("*=",), "^=": ("|=",)}
 _SUMS = ("+", "-")
-_REGISTERS = ("V", "PACK", "CHUNKS")  # how many numbers a thread holds; another count reads what is not there
+_REGISTERS = ("V", "PACK", "CHUNKS")  # how many numbers a thread holds; a larger count reads out of bounds
 _ENDS = {*"<>?:,;)]}=^", "<=", ">=", "==", "!=", "&&", "||", ">>", *_ASSIGNMENTS}
 
 
@@ -41,7 +41,7 @@ def mutants_of_source(text: str, path: str, op: str) -> list[Mutant]:
 
 def _edits(body: Sequence[Token]) -> Iterator[Edit]:
     left_alone: set[int] = set()
-    offsets: set[int] = set()  # in the arguments of a call, where pointers are moved
+    offsets: set[int] = set()  # in the arguments of a call, where + is pointer arithmetic
     for at, token in enumerate(body):
         if token.text == "for":
             steps = _steps(body, at)
@@ -51,7 +51,7 @@ def _edits(body: Sequence[Token]) -> Iterator[Edit]:
             if any(body[i].text == "+=" for i in steps):
                 first = next(i for i in steps if body[i].text == "+=") + 1
                 yield "stride", body[first].start, body[first].start, "2 * "
-        elif token.text == "gridDim" and at not in left_alone:  # the threads of all blocks
+        elif token.text == "gridDim" and at not in left_alone:  # the number of all threads
             left_alone.update(range(at - 2, _next(body, at, {";"})))
         elif token.text == "__shared__":
             left_alone.update(range(at, _next(body, at, {";"})))
@@ -68,7 +68,7 @@ def _edits(body: Sequence[Token]) -> Iterator[Edit]:
 
 
 def _is_of_one_lane(body: Sequence[Token], at: int) -> bool:
-    """Tell whether ``threadIdx.x == 0`` or ``threadIdx.x % WARP == 0`` stands at `at`."""
+    """Return whether ``threadIdx.x == 0`` or ``threadIdx.x % WARP == 0`` is at `at`."""
     texts = [token.text for token in body[at : at + 7]]
     return texts[2] == "x" and (texts[3] == "==" or texts[3:4] + texts[5:6] == ["%", "=="])
 
@@ -87,7 +87,7 @@ def _edits_at(body: Sequence[Token], at: int) -> Iterator[Edit]:
         last = closing(body, at + 1) - 1
         yield "shuffle", body[last].start, body[last].end, "1"
     elif token.text == "if":
-        opening = _next(body, at, {"("})  # constexpr may stand before it
+        opening = _next(body, at, {"("})  # after constexpr, if it is there
         condition = body[opening + 1 : closing(body, opening)]
         if condition[0].text == "!":
             yield "condition", condition[0].start, condition[0].end, ""
@@ -116,7 +116,7 @@ def _edits_of_statement(body: Sequence[Token], at: int) -> Iterator[Edit]:
     is_assignment = token.text == "*" or body[at + 1].text in ("=", "[")
     if is_assignment and any(inside.text == "=" for inside in body[at:end]):
         yield "statement", token.start, body[end].start, ""
-    # Whoever loads nothing has what happens to be there.
+    # Without a load, the numbers would be uninitialised.
     if _is_call(body, at) and token.name != "load":
         kind = "barrier" if token.text in ("__syncthreads", "__syncwarp") else "statement"
         yield kind, token.start, body[end].start, ""
@@ -128,7 +128,7 @@ def _begins_a_statement(body: Sequence[Token], at: int) -> bool:
 
 
 def _is_call(body: Sequence[Token], at: int) -> bool:
-    """Tell whether a statement that begins at `at` is a call, whose result is not used."""
+    """Return whether the statement that begins at `at` is a call whose result is not used."""
     is_call = body[at + 1].text == "(" and body[at].text not in ("for", "if", "return")
     return is_call and body[closing(body, at + 1) + 1].text == ";"
 
@@ -138,13 +138,13 @@ def _other_number(text: str, after: str) -> str:
         digits = text.rstrip("u")
         return f"0x{int(digits, 16) ^ 1:X}{text[len(digits) :]}"
     if text.isdecimal():
-        # Rounded down, a quotient may be the same for the next number.
+        # An integer quotient may be the same for the next divisor.
         return str(2 * int(text) if after == "/" else int(text) + 1)
     return repr(float(text) / 2 if float(text) > 1e9 else float(text) + 1)
 
 
 def _steps(body: Sequence[Token], at: int) -> range:
-    """Return what follows the second semicolon in the head of the loop at `at`."""
+    """Return the tokens after the second semicolon in the head of the loop at `at`."""
     end = closing(body, at + 1)
     second = [i for i in range(at, end) if body[i].text == ";"][1]
     return range(second + 1, end)

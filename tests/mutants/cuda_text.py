@@ -1,7 +1,7 @@
-"""A CUDA source read token by token, as clang-format sets it: what it defines, and which kernels use that.
+"""A tokenizer for CUDA sources formatted by clang-format: the definitions in a source, and the kernels that use them.
 
-A binary operator has spaces around it, and a template's arguments follow their name at once. What only CUDA's own
-compiler reads, where __CUDACC__ is defined, is passed over: no test on a CPU runs it.
+A binary operator has spaces around it, and the arguments of a template follow its name without a space. Code inside
+``#ifdef __CUDACC__`` is skipped, since no test on a CPU runs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class Token:
-    """A name, a number, a string or a mark, and where it stands."""
+    """A name, number, string or mark, with its position."""
 
     kind: str
     text: str
@@ -34,7 +34,7 @@ class Token:
 
     @property
     def name(self) -> str:
-        """The text without the arguments of a template."""
+        """The text without template arguments."""
         return self.text.partition("<")[0] if self.kind == "name" else self.text
 
 
@@ -48,12 +48,12 @@ class Definition:
 
     @property
     def names(self) -> set[str]:
-        """All that it speaks of."""
+        """The names in the body."""
         return {token.name for token in self.body if token.kind == "name"}
 
 
 def tokens_of(text: str) -> list[Token]:
-    """Return what is neither space, comment nor for the preprocessor; a template's arguments belong to its name."""
+    """Return the tokens without spaces, comments and directives; template arguments are part of the name."""
     tokens = []
     for match in _TOKEN.finditer(text):
         if match.lastgroup != "space":
@@ -65,7 +65,7 @@ def tokens_of(text: str) -> list[Token]:
 
 
 def definitions(text: str) -> Iterator[Definition]:
-    """Yield the functions, those of structures included, and the constants of a source."""
+    """Yield the functions, including those of structures, and the constants of a source."""
     tokens = tokens_of(text)
     start = at = 0
     while at < len(tokens):
@@ -73,7 +73,7 @@ def definitions(text: str) -> Iterator[Definition]:
         if names[-1] == "{" and "struct" not in names:
             end = closing(tokens, at)
             called = next(i for i, (name, mark) in enumerate(pairwise(names)) if mark == "(" and _may_be_called(name))
-            body = tokens[closing(tokens, start + called + 1) + 1 : end]  # with what a constructor begins with
+            body = tokens[closing(tokens, start + called + 1) + 1 : end]  # with the initialisers of a constructor
             yield Definition(names[called], tuple(body), "__global__" in names)
             at = end
         elif names[-1] == ";" and "constexpr" in names:
@@ -94,7 +94,7 @@ def _all_definitions(text: str) -> tuple[Definition, ...]:
 
 
 def kernels_with(text: str, name: str) -> set[str]:
-    """Return the kernels of a source that use what is called `name`, however far away."""
+    """Return the kernels of a source that use `name`, directly or indirectly."""
     found, users, everything = {name}, set[str](), _all_definitions(text)
     while found:
         users |= found
@@ -103,7 +103,7 @@ def kernels_with(text: str, name: str) -> set[str]:
 
 
 def closing(body: Sequence[Token], at: int) -> int:
-    """Return where the bracket that opens at `at` closes."""
+    """Return the index of the bracket that closes the one at `at`."""
     depth = 0
     for i in range(at, len(body)):
         depth += (body[i].text in "([{") - (body[i].text in ")]}")

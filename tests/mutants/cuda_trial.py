@@ -1,8 +1,8 @@
-"""Trying mutants of the CUDA sources: what contains one is compiled for a CPU, and the tests that launch it are run.
+"""Trials of mutants of the CUDA sources: the mutant is compiled for a CPU, and the tests that launch it are run.
 
-Which those are is seen while all tests run once without a mutant. Of them, those come first that have killed most
-mutants of the same function, then float64, for it is compiled first, and then what is quick; float16 is left out, as
-bfloat16 takes the same ways. A launch that fails, crashes or never ends kills.
+All tests run once without a mutant to record the kernels that each launches. The first tests in a trial are those that
+have killed most mutants of the same function, then those in float64, which is compiled first, then the fastest. float16
+is left out, since bfloat16 runs the same code. A launch that fails, crashes or does not end kills the mutant.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from .verdicts import ROOT, Trial, Verdict, first_failure
 FOLDER = ROOT / "minivit/kernels/cuda"
 TESTS = ("test_cuda_kernels.py", "test_guard.py")
 TestsOf: TypeAlias = dict[tuple[str, str], dict[pytest.Item, float]]
-KillsOf: TypeAlias = Counter[tuple[str, str, str]]  # by file, function and test
+KillsOf: TypeAlias = Counter[tuple[str, str, str]]  # mutants killed, by file, function and test
 CAN_RUN = sys.platform == "linux" and shutil.which("g++") is not None
-_SLOWER = 20  # a test that takes so many times as long as without a mutant never ends
+_SLOWER = 20  # a test that takes this many times as long as without a mutant is taken not to end
 
 
 def find_cuda_mutants() -> list[Mutant]:
@@ -45,12 +45,12 @@ def _mutants_in(path: Path) -> list[Mutant]:
 
 
 def tests_of(mutants: Sequence[Mutant], session: pytest.Session) -> TestsOf:
-    """Return the tests that concern each changed function of a file, with the seconds that they take without a mutant.
+    """Return the tests of each changed function of a file, with the seconds that they take without a mutant.
 
     Raises
     ------
     RuntimeError
-        A test fails, or a function has none.
+        A test fails without a mutant, or a function has no test.
     """
     seen = _see(session)
     tests: TestsOf = {}
@@ -69,7 +69,7 @@ def _kernels_with(path: str, function: str) -> set[str]:
 
 
 def _sources_with(path: str) -> list[str]:
-    """Return the names of the sources that are, or include, a file."""
+    """Return the names of the sources that are or include the file."""
     file = Path(path)
     line = f'#include "{file.name}"'
     sources = sorted(FOLDER.glob("*.cu"))
@@ -108,7 +108,7 @@ def _compiled_late(item: pytest.Item) -> int:
 
 
 def in_turn(trial: Trial, seconds: dict[pytest.Item, float], kills: KillsOf) -> list[pytest.Item]:
-    """Return the tests of a trial: what kills often first, and for an equivalent mutant what the limit has time for."""
+    """Return the tests of a trial, frequent killers first; for an equivalent mutant, as many as the limit allows."""
     assert trial.mutant is not None
     if trial.is_equivalent:
         return [item for item, until in zip(seconds, accumulate(seconds.values()), strict=True) if until <= trial.limit]
@@ -117,7 +117,7 @@ def in_turn(trial: Trial, seconds: dict[pytest.Item, float], kills: KillsOf) -> 
 
 
 def verdict_of(trial: Trial, session: pytest.Session, tests: TestsOf, kills: KillsOf, scratch: str) -> Verdict:
-    """Run the tests of the kernels that contain the mutant in this process."""
+    """Run the tests of the kernels that contain the mutant, in this process."""
     assert trial.mutant is not None
     watchdog = _Watchdog(trial.limit)
     start = time.perf_counter()
@@ -129,21 +129,21 @@ def verdict_of(trial: Trial, session: pytest.Session, tests: TestsOf, kills: Kil
 
 
 def verdict_on_death(status: int, seconds: float) -> Verdict:
-    """Return the verdict on a mutant with which the process of its trial ended at once."""
-    return Verdict("a kernel that never ends" if status == 1 else f"a crash with exit status {status}", seconds)
+    """Return the verdict on a mutant whose process ended without one."""
+    return Verdict("a kernel that does not end" if status == 1 else f"a crash with exit status {status}", seconds)
 
 
 class _Watchdog:
-    """Ends the process when a test takes too long; the compiler may take its time."""
+    """Ends the process if a test takes too long; the time of the compiler does not count."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self.compiles = True
         self._seconds = 0.0
-        self._nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - it lives as long as the process
+        self._nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
 
     def watch(self, seconds: float) -> None:
-        """Begin with a test that should take so many seconds."""
+        """Start the clock for a test that takes this many seconds without a mutant."""
         self._seconds = max(self.limit, _SLOWER * seconds)
         self.start()
 
@@ -156,7 +156,7 @@ class _Watchdog:
 
 @contextmanager
 def _installed(mutant: Mutant, folder: str, watchdog: _Watchdog) -> Iterator[None]:
-    """Put a mutant in the place of its source, to be compiled in `folder`."""
+    """Replace the source by the mutant, to be compiled in `folder`."""
     from cuda_on_cpu import compiler
 
     from minivit.kernels.cuda import runtime

@@ -1,7 +1,8 @@
 """The mutants of a function: each has one sign, term, factor, number, axis, operand or statement changed.
 
-A literal number is changed only where it is a factor, a term, an exponent or a bound; as an axis it is exchanged for
-another axis, and in a shape it stays. What is raised stays too, and so do the sizes of `pieces`: they change no result.
+A literal number is changed if it is a factor, a term, an exponent or a bound; an axis is replaced by another axis, and
+the numbers of a shape are not changed. Errors are not changed either, nor the arguments of `pieces`, which do not
+affect results.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-Change: TypeAlias = tuple[str, ast.AST]  # the kind of mutation and what stands in the place of the node
+Change: TypeAlias = tuple[str, ast.AST]  # the kind of mutation and the replacement of the node
 
 _OTHER_AXES = {-1: (-2, 0), 0: (1, -1)}
 _SUMS, _PRODUCTS = (ast.Add, ast.Sub), (ast.Mult, ast.Div)
-_FRESH = ("empty", "empty_like", "zeros", "zeros_like")  # minus nothing is nothing
+_FRESH = ("empty", "empty_like", "zeros", "zeros_like")  # a changed sign has no effect
 
 
 @dataclass(frozen=True)
 class Mutant:
     """A function with one change."""
 
-    path: str  # of the file, from the root of the project
+    path: str  # of the file, relative to the root of the project
     line: int
     function: str  # such as gelu_backward or MLP.backward
-    op: str  # whose tests must kill it
+    op: str  # the op whose tests must kill it
     kind: str
     before: str  # the statement
     after: str
@@ -37,7 +38,7 @@ class Mutant:
 
 
 def mutants_of(function: ast.FunctionDef, path: str, name: str, op: str) -> list[Mutant]:
-    """Return the mutants of `function`, each once, in the order of its lines."""
+    """Return the distinct mutants of `function`, in the order of its lines."""
     function = _bare(function)
     found = {ast.unparse(function)}
     mutants: list[Mutant] = []
@@ -61,7 +62,7 @@ def _bare(function: ast.FunctionDef) -> ast.FunctionDef:
 
 
 def _nodes(body: Sequence[ast.stmt]) -> Iterator[tuple[ast.stmt, ast.AST]]:
-    """Yield every node with the innermost statement around it, but for those that raise or cut into pieces."""
+    """Yield every node with its innermost statement, except in errors and in the arguments of `pieces`."""
     for statement in body:
         if isinstance(statement, ast.Raise):
             continue
@@ -74,7 +75,7 @@ def _nodes(body: Sequence[ast.stmt]) -> Iterator[tuple[ast.stmt, ast.AST]]:
 
 
 def _replaced(node: Any, old: ast.AST, new: ast.AST) -> Any:
-    """Return a copy of the tree `node` with `new` in the place of `old`."""
+    """Return a copy of the tree `node` with `old` replaced by `new`."""
     if node is old:
         return new
     if isinstance(node, list):
@@ -212,7 +213,7 @@ def _tuple(elements: list[ast.expr], context: ast.expr_context) -> ast.Tuple:
 
 
 def _swaps(elements: Sequence[ast.expr]) -> Iterator[list[ast.expr]]:
-    """Yield the elements with two neighbours exchanged, for all neighbours that differ."""
+    """Yield the elements with two neighbours exchanged, for each pair of neighbours that differ."""
     for i, (a, b) in enumerate(pairwise(elements)):
         if ast.unparse(a) != ast.unparse(b):
             yield [*elements[:i], b, a, *elements[i + 2 :]]
@@ -236,7 +237,7 @@ def _number(value: int | float) -> ast.expr:
 
 
 def _other_numbers(node: ast.expr) -> Iterator[ast.expr]:
-    """Yield the number one greater in size, and the positive of a negative one; nothing where `node` is no literal."""
+    """Yield the number with its size increased by one, and a negative number negated; nothing without a literal."""
     value = _value(node)
     if value is not None:
         yield _number(value + 1 if value >= 0 else value - 1)

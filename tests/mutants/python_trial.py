@@ -1,4 +1,4 @@
-"""Trying mutants of Python: each takes its function's place, and the tests of its op are run."""
+"""Trials of Python mutants: each replaces its function, and the tests of its op are run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _mutants_in(file: Path) -> Iterator[Mutant]:
 
 
 def target(mutant: Mutant) -> FunctionType:
-    """Return the function that is mutated, as it stands under any decorator."""
+    """Return the function that is mutated, without decorators."""
     function: Any = importlib.import_module(mutant.path.removesuffix(".py").replace("/", "."))
     for name in mutant.function.split("."):
         function = getattr(function, name)
@@ -60,7 +60,7 @@ def target(mutant: Mutant) -> FunctionType:
 
 
 def install(mutant: Mutant) -> None:
-    """Give the function the mutant's code, so that whoever has imported it runs that."""
+    """Set the code of the function to the mutant's, so that every module that imported the function runs it."""
     function, scope = target(mutant), dict[str, Any]()
     exec(compile(mutant.source, mutant.path, "exec"), function.__globals__, scope)
     (changed,) = (value for value in scope.values() if isinstance(value, FunctionType))
@@ -68,10 +68,10 @@ def install(mutant: Mutant) -> None:
 
 
 def belongs(test: str, op: str, known: Sequence[str]) -> bool:
-    """Tell whether the test with the node id `test` is one of `op`, itself one of the `known` names.
+    """Return whether the test with the node id `test` is a test of `op`, which is one of the `known` names.
 
-    The parameters of a test, as in ``test_gradient[layer_norm-float32]``, say whose it is; where they name nothing
-    known, its own name does. The tests of test_model.py are ViT's though they do not name it.
+    The op is found in the parameters of the test, as in ``test_gradient[layer_norm-float32]``, or, if they contain no
+    known name, in the test's own name. All tests of test_model.py are tests of ViT.
     """
     file, _, name = test.rpartition("::")
     function, _, parameters = name.rstrip("]").partition("[")
@@ -98,13 +98,13 @@ def verdict_of(trial: Trial, session: pytest.Session) -> Verdict:
     of_an_op = trial.path.startswith("minivit/ops/")
     files = OP_TESTS if of_an_op else KERNEL_TESTS if trial.path.startswith(KERNELS) else LAYER_TESTS
     own = [item for item in session.items if item.path.name in files and belongs(item.nodeid, trial.op, known)]
-    items = [item for item in own if "-strict" not in item.name]  # there the CUDA kernels run
-    # A test for all its parameters, and then the next: the gradient of each case comes early, what draws examples late.
+    items = [item for item in own if "-strict" not in item.name]  # those run the CUDA kernels
+    # The order is by test function, so that the gradient of each case comes early; tests that draw examples come last.
     functions = list(dict.fromkeys(item.name.partition("[")[0] for item in items))
     items.sort(key=lambda item: (_draws_examples(item), functions.index(item.name.partition("[")[0])))
     if not items:
         raise RuntimeError(f"{trial.op} has no test in {' or '.join(files)}")
-    # An op is mutated in its reference, which kernels would hide; a layer and a kernel run as they are used.
+    # The mutant of an op is its reference, so kernels must not run; layers and kernels run as they are used.
     with Path(os.devnull).open("w") as nowhere, ops.reference_only() if of_an_op else contextlib.nullcontext():
         start = time.perf_counter()
         faulthandler.dump_traceback_later(trial.limit, exit=True, file=nowhere)

@@ -1,7 +1,7 @@
-"""Trying mutants: the tests of each run in a process of its own, with the mutant in its place.
+"""Trials of mutants: each runs the tests in a process of its own, with the mutant installed.
 
-pytest collects once. Where there is fork, a child starts from the collected tests, so that its time is that of the
-tests alone; elsewhere it collects anew before its clock starts.
+With fork, pytest collects once and each child starts with the collected tests. Without fork, each child collects the
+tests before its clock starts. In both cases the time of a trial is that of the tests alone.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .verdicts import ROOT, Trial, Verdict
 
 
 def run_trials(trials: Sequence[Trial], workers: int, report: Callable[[Trial, Verdict], None]) -> None:
-    """Run the trials, `workers` at a time, and report each verdict when it is known.
+    """Run the trials, `workers` at a time, and report each verdict as it becomes known.
 
     Raises
     ------
     RuntimeError
-        The tests cannot be collected, an op has none, or a process ends without a verdict.
+        The tests cannot be collected, an op has no tests, or a process ends without a verdict.
     """
     if "fork" in multiprocessing.get_all_start_methods():
         _collect(lambda session: _conduct_forks(session, trials, workers, report))
@@ -99,7 +99,7 @@ def _heard(connection: Connection, trial: Trial, process: Any, start: float) -> 
 
 
 def _play(trial: Trial, verdict_of: Callable[[Trial], Verdict] | None, answer: Connection) -> None:
-    """Run a trial in a process of its own, which has collected the tests if there is `verdict_of`."""
+    """Run a trial in a child process; with `verdict_of`, the tests are collected already."""
     try:
         if verdict_of is None:
             _collect(lambda session: answer.send(python_trial.verdict_of(trial, session)))
@@ -110,7 +110,7 @@ def _play(trial: Trial, verdict_of: Callable[[Trial], Verdict] | None, answer: C
 
 
 class _Stage:
-    """A pytest plugin that does something else with the collected tests than running them all."""
+    """A pytest plugin that calls a function with the collected tests instead of running them all."""
 
     error: Exception | None = None
 
@@ -119,9 +119,9 @@ class _Stage:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
-        import hypothesis  # not before pytest, which rewrites its assertions
+        import hypothesis  # imported here, after pytest has set up the rewriting of its assertions
 
-        # The same examples for every mutant, and the first failing one is enough.
+        # The examples are the same for every mutant, and the first failing one is not shrunk.
         phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
         hypothesis.settings.register_profile(
             "mutants", hypothesis.settings.default, phases=phases, derandomize=True, database=None, deadline=None

@@ -1,4 +1,4 @@
-"""A trial and its verdict: tests run one after another until one fails."""
+"""A trial and its verdict: tests run one after another until the first failure."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ ROOT = Path(__file__).parent.parent.parent
 
 @dataclass(frozen=True)
 class Trial:
-    """The tests of one op, run with a mutant or, as the baseline, without."""
+    """A run of the tests of one op, with a mutant or, for the baseline, without."""
 
     op: str
     path: str  # of the file that holds the op or its kernel
     limit: float  # seconds
     mutant: Mutant | None = None
-    is_equivalent: bool = False  # as its proof says
+    is_equivalent: bool = False  # whether there is a proof that it is equivalent
 
     @property
     def is_of_cuda(self) -> bool:
-        """Whether the mutant is one of a CUDA source."""
+        """Whether the mutant is in a CUDA source."""
         return self.path.endswith((".cu", ".cuh"))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The test that failed first, or None; `late` says that the time ran out."""
+    """The first test that failed, or None; `late` is whether the time limit was reached."""
 
     killer: str | None
     seconds: float
     late: bool = False
-    compiles: bool = True  # what does not is no mutant
+    compiles: bool = True  # a mutant that does not compile does not count
 
 
 def first_failure(
     session: pytest.Session, items: Sequence[pytest.Item], before: Callable[[pytest.Item], None] = lambda item: None
 ) -> str | None:
-    """Run the tests, `before` each of them that function, up to the first that fails, and return its node id."""
+    """Run the tests up to the first failure, and return its node id or None; call `before` before each test."""
     failures = _Failures()
     session.config.pluginmanager.register(failures)
     try:
@@ -59,7 +59,7 @@ def first_failure(
 
 
 class _Failures:
-    """A pytest plugin that notes the first test that fails."""
+    """A pytest plugin that records the first test that fails."""
 
     first: str | None = None
 

@@ -1,6 +1,6 @@
 """Kernels of the ops for CuPy: CUDA kernels and cuBLAS products, each tested equal to its op.
 
-The kernels are the .cu files here; beside each stands the Python that launches it. `register` registers them all.
+The CUDA sources are the .cu files; the Python module beside each one launches it. `register` registers all kernels.
 """
 
 from minivit.kernels.cuda import (

@@ -1,8 +1,8 @@
-"""Attention by batched products over all heads of all images, and one softmax pass. Kernel of `ops.attention`.
+"""Attention with batched products over all heads of all images, and one softmax pass. Kernel of `ops.attention`.
 
-The heads are taken apart, so that one product serves them all; with the bias of the linear map before, that costs no
-pass of its own (encoder_block.py). Rows of scores start at multiples of 16 bytes, which tensor cores need. Of 16-bit
-arrays the scores and their gradients are float32 until softmax has made weights of them.
+The heads are split, so that one batched product computes all of them. In an encoder block the split is fused with the
+bias of the linear map before it (encoder_block.py). Rows of scores start at multiples of 16 bytes, which tensor cores
+require. For 16-bit arrays the scores and their gradients are float32; the weights have 16 bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import multiply
 from minivit.kernels.cuda.heads import merge_heads, split_heads
 from minivit.kernels.cuda.products import product
-from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, settled, whole_packs
+from minivit.kernels.cuda.runtime import acc_dtype, aligned, covers_dtype, whole_packs
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
 from minivit.ops.attention import ALL, check_attention
 from minivit.ops.registry import Kernel, register_kernel
@@ -24,13 +24,13 @@ class CudaAttentionCache(NamedTuple):
     """What the backward pass reads."""
 
     qkv: Array  # (3, B, H, N, K)
-    weights: Array  # (B * H, M, N), or a little more than N
+    weights: Array  # (B * H, M, N), with N rounded up to whole packs if there is no mask
     mask: Array | None  # (B * H, M, N)
     queries: slice
 
 
 def _like_scores(qkv: Array, M: int, mask: Array | None) -> Array:
-    """Return memory for scores that are not rounded; where a mask is to meet them, of the dtype and shape of that."""
+    """Return memory for scores: padded and in the dtype of sums, or in the mask's shape and dtype if there is one."""
     _, B, H, N, _ = qkv.shape
     width, dtype = (whole_packs(N, qkv.dtype), acc_dtype(qkv.dtype)) if mask is None else (N, qkv.dtype)
     memory: Array = namespace(qkv).empty((B * H, M, width), dtype=dtype)
@@ -38,17 +38,17 @@ def _like_scores(qkv: Array, M: int, mask: Array | None) -> Array:
 
 
 def _rounded(scores: Array, dtype: Any) -> Array:
-    """Return memory of `dtype` for what becomes of `scores`: their own, if it can be."""
+    """Return memory of `dtype` for a result in the shape of `scores`: `scores` itself, if it has that dtype."""
     return scores if scores.dtype == dtype else namespace(scores).empty(scores.shape, dtype=dtype)
 
 
 def attend(qkv: Array, mask: Array | None, queries: slice) -> tuple[Array, CudaAttentionCache]:
-    """Return (B, M, D) for `qkv` (3, B, H, N, K), and what the backward pass reads."""
+    """Return the result (B, M, D) of attention for `qkv` (3, B, H, N, K), and the cache."""
     _, B, H, N, K = qkv.shape
     q, k, v = qkv.reshape(3, B * H, N, K)
     q = q[:, queries]
     M = q.shape[1]
-    mask = None if mask is None else settled(mask).reshape(B * H, M, N)
+    mask = None if mask is None else aligned(mask).reshape(B * H, M, N)
     scores = _like_scores(qkv, M, mask)
     product(q, k.swapaxes(1, 2), scores[..., :N], scale=K**-0.5)
     weights = _rounded(scores, qkv.dtype)
@@ -67,7 +67,7 @@ def attend_backward(dy: Array, cache: CudaAttentionCache) -> Array:
     xp = namespace(dy, qkv)
     q, k, v = qkv.reshape(3, B * H, N, K)
     q = q[:, queries]
-    dy = split_heads(settled(dy), None, 1, H).reshape(B * H, M, K)
+    dy = split_heads(aligned(dy), None, 1, H).reshape(B * H, M, K)
     dqkv: Array = (xp.empty if M == N else xp.zeros)(qkv.shape, dtype=qkv.dtype)
     dq, dk, dv = dqkv.reshape(3, B * H, N, K)
     dropped = weights if mask is None else multiply(weights, mask)
@@ -92,7 +92,7 @@ def _forward(
     qkv: Array, num_heads: int, mask: Array | None = None, queries: slice = ALL, *, keep: bool = True
 ) -> tuple[Array, CudaAttentionCache | None]:
     check_attention(qkv, num_heads, mask, queries)
-    y, cache = attend(split_heads(settled(qkv), None, 3, num_heads), mask, queries)
+    y, cache = attend(split_heads(aligned(qkv), None, 3, num_heads), mask, queries)
     return y, cache if keep else None
 
 
@@ -101,5 +101,5 @@ def _backward(dy: Array, cache: CudaAttentionCache) -> Array:
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("attention", Kernel(library, _covers, _forward, _backward, CudaAttentionCache))

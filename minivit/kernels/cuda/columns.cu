@@ -1,7 +1,7 @@
 // Sums over the rows of a matrix (columns.py), in two stages whose order does not depend on the device.
 #include "common.cuh"
 
-constexpr int TALLER = 32; // warps of a block in the second stage
+constexpr int TALLER = 32; // warps in a block of the second stage
 
 template <int V> __device__ void sum_rows(const real *x, acc *partial, size rows, size columns) {
   const size column = (size(blockIdx.x) * WARP + threadIdx.x) * V;
@@ -16,7 +16,7 @@ template <int V> __device__ void sum_rows(const real *x, acc *partial, size rows
   block_columns<V>(sums, column, columns, partial + blockIdx.y * columns);
 }
 
-// partial: (blocks, columns), of the rows that each block takes.
+// partial: (blocks, columns), the sums over the rows of each block.
 extern "C" __global__ void column_sums(const real *x, acc *partial, size rows, size columns) {
   if (packed(columns))
     sum_rows<PACK>(x, partial, rows, columns);
@@ -24,7 +24,7 @@ extern "C" __global__ void column_sums(const real *x, acc *partial, size rows, s
     sum_rows<1>(x, partial, rows, columns);
 }
 
-// out = [out +] the sum of partial over its blocks.
+// out = [out +] the sum of partial over the blocks.
 extern "C" __global__ void column_totals(const acc *partial, acc *out, size blocks, size columns, size stride,
                                          size add) {
   __shared__ acc shared[TALLER][WARP];

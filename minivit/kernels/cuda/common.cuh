@@ -1,9 +1,9 @@
-// What every kernel shares: the types that it is compiled for, packs of 16 bytes, sums over a warp and over columns.
+// Definitions for all kernels: the types, packs of 16 bytes, sums over a warp and over columns.
 //
-// real is the type in memory, acc the one that is computed with: float for float, half and bfloat16, double for double.
-// Which they are is said on the compiler's command line (runtime.py), as is TALL, the warps of most blocks. Arrays are
-// contiguous unless a stride is passed; rows x columns are the shape of a matrix, and threadIdx.x is the lane in a warp
-// of 32. All lanes of a sum get the same bits, since its tree is the same for each.
+// real is the type in memory, acc the type of the computation: float for float, half and bfloat16, double for double.
+// Both are set on the compiler's command line (runtime.py), and so is TALL, the number of warps in most blocks. Arrays
+// are contiguous unless a stride is passed; rows x columns is the shape of a matrix, and threadIdx.x is the lane in a
+// warp of 32. All lanes get the same bits of a sum, since they add in the same order.
 #pragma once
 
 #ifdef HALF
@@ -27,7 +27,7 @@ typedef long long size;
 [[maybe_unused]] constexpr int WARP = 32;
 [[maybe_unused]] constexpr unsigned ALL = 0xffffffffu;
 [[maybe_unused]] constexpr int PACK = 16 / sizeof(real);
-[[maybe_unused]] constexpr acc LEAST = acc(sizeof(acc) == 8 ? -1.7e308 : -3.4e38);
+[[maybe_unused]] constexpr acc LOWEST = acc(sizeof(acc) == 8 ? -1.7e308 : -3.4e38);
 
 template <int V, class T> struct alignas(V * sizeof(T)) Pack {
   T v[V];
@@ -44,7 +44,7 @@ template <int V> __device__ __forceinline__ void store(const acc (&from)[V], rea
 #pragma unroll
   for (int j = 0; j < V; ++j) pack.v[j] = real(from[j]);
 #ifdef __CUDACC__
-  if constexpr (V == PACK) { // left to itself, the compiler would store four times four bytes
+  if constexpr (V == PACK) { // the compiler would store 4 x 4 bytes
     __stwb(reinterpret_cast<uint4 *>(to), reinterpret_cast<const uint4 &>(pack));
     return;
   }
@@ -52,14 +52,13 @@ template <int V> __device__ __forceinline__ void store(const acc (&from)[V], rea
   *reinterpret_cast<Pack<V, real> *>(to) = pack;
 }
 
-// Whether rows of so many columns can be read in packs; every array starts at a multiple of 16 bytes.
+// Whether rows of this many columns can be read in packs. Every array starts at a multiple of 16 bytes.
 __device__ __forceinline__ bool packed(size columns) { return columns % PACK == 0; }
 
-// Rows are shared by LANES neighbouring lanes, a whole warp unless the command line says otherwise; a warp takes GROUPS
-// of them at a time.
+// LANES neighbouring lanes share a row; by default that is the whole warp. A warp computes GROUPS rows at a time.
 [[maybe_unused]] constexpr int GROUPS = WARP / LANES;
 
-// The sum over the lanes of a row; all lanes of the warp must call it.
+// Returns the sum over the lanes of a row; all lanes of the warp must call it.
 template <class T> __device__ __forceinline__ T row_sum(T x) {
 #pragma unroll
   for (int offset = LANES / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL, x, offset);
@@ -75,8 +74,8 @@ template <class T> __device__ __forceinline__ T row_max(T x) {
   return x;
 }
 
-// A row, of which each lane has CHUNKS packs of V numbers in registers; with 0 CHUNKS it reads them anew each time, from
-// wherever `from` points by then. A row of no columns is read nowhere.
+// A row. Each lane keeps CHUNKS packs of V numbers in registers; if CHUNKS is 0, it reads them each time, from the
+// current value of `from`. An empty row is not read.
 template <int V, class T = real> struct Row {
   const T *from;
   size columns;
@@ -90,7 +89,7 @@ template <int V, class T = real> struct Row {
 
   __device__ __forceinline__ static size column(int i) { return (i * LANES + size(threadIdx.x) % LANES) * V; }
 
-  // Calls f(i, column, numbers) for each of the lane's packs; what f makes of the numbers stays if they are registers.
+  // Calls f(i, column, numbers) for each pack of the lane. Changes of the numbers are kept if they are in registers.
   template <class F> __device__ __forceinline__ void each(F f) {
     if constexpr (CHUNKS > 0) {
 #pragma unroll
@@ -105,7 +104,7 @@ template <int V, class T = real> struct Row {
     }
   }
 
-  // The numbers that f has in the same place of another row.
+  // Returns the pack of this row at the position that f got for another row.
   __device__ __forceinline__ acc (&part(int i, size c, acc (&buffer)[V]))[V] {
     if constexpr (CHUNKS > 0) return kept[i];
     load<V>(from + c, buffer);
@@ -113,7 +112,7 @@ template <int V, class T = real> struct Row {
   }
 };
 
-// Adds what the TALL warps of a block have for V columns of a lane each; writes the totals, first warp first.
+// Adds the sums of the TALL warps of a block, V columns for each lane, in the order of the warps, and writes the totals.
 template <int V>
 __device__ __forceinline__ void block_columns(acc (&sums)[V], size column, size columns, acc *out) {
   __shared__ acc shared[TALL][WARP * V];

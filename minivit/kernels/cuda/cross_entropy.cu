@@ -1,41 +1,41 @@
-// Softmax cross-entropy of a batch (cross_entropy.py): a warp for each image, and one block for the mean.
+// Softmax cross-entropy of a batch (cross_entropy.py): one warp for each image, and one warp for the mean.
 #include "common.cuh"
 
-// What the image's target for a class is: soft targets as given, or one for its label; then smoothed.
+// Returns the target of image b for class c: the soft target, or 1 at the label and 0 elsewhere, with label smoothing.
 __device__ __forceinline__ acc target(const long long *labels, const acc *soft, size b, size c, size classes,
                                       double smoothing) {
   const acc plain = soft ? soft[b * classes + c] : acc(labels[b] == c);
   return smoothing == 0 ? plain : plain * acc(1 - smoothing) + acc(smoothing / classes);
 }
 
-// p: (batch, classes), the softmax, or null; losses: (batch), the share of each image in the mean.
-// Of labels and soft one is null.
+// p: (batch, classes), the softmax, or null; losses: (batch), the loss of each image divided by batch.
+// Either labels or soft is null.
 extern "C" __global__ void cross_entropy(const real *logits, const long long *labels, const acc *soft,
                                          double smoothing, acc *p, acc *losses, size batch, size classes) {
   const size b = size(blockIdx.x) * blockDim.y + threadIdx.y;
   if (b >= batch) return;
   const real *row = logits + b * classes;
-  acc most = LEAST, sum = 0;
+  acc largest = LOWEST, sum = 0;
   for (size c = threadIdx.x; c < classes; c += WARP) {
     const acc a = row[c];
-    most = a > most || a != a ? a : most;
+    largest = a > largest || a != a ? a : largest;
   }
-  most = row_max(most);
-  for (size c = threadIdx.x; c < classes; c += WARP) sum += exp(acc(row[c]) - most);
+  largest = row_max(largest);
+  for (size c = threadIdx.x; c < classes; c += WARP) sum += exp(acc(row[c]) - largest);
   const acc log_sum = log(row_sum(sum));
   acc loss = 0;
   for (size c = threadIdx.x; c < classes; c += WARP) {
-    const acc log_p = acc(row[c]) - most - log_sum;
+    const acc log_p = acc(row[c]) - largest - log_sum;
     loss -= target(labels, soft, b, c, classes, smoothing) * log_p;
     if (p) p[b * classes + c] = exp(log_p);
   }
   loss = row_sum(loss);
-  // What no check on the host has seen is not passed over in silence.
+  // An invalid label, which the host does not check, makes the loss NaN.
   if (labels && (labels[b] < 0 || labels[b] >= classes)) loss = sqrt(acc(-1)); // NaN
   if (threadIdx.x == 0) losses[b] = loss / batch;
 }
 
-// One warp: the sum of the shares.
+// One warp: total = the sum of losses.
 extern "C" __global__ void cross_entropy_total(const acc *losses, acc *total, size batch) {
   acc sum = 0;
   for (size b = threadIdx.x; b < batch; b += WARP) sum += losses[b];

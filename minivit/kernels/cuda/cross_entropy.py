@@ -1,6 +1,6 @@
-"""Softmax cross-entropy in one pass each way. Kernel of `ops.cross_entropy`.
+"""Softmax cross-entropy in one pass forward and one backward. Kernel of `ops.cross_entropy`.
 
-Of 16-bit logits the loss and the softmax are float32, and soft targets may be.
+For 16-bit logits the loss and the softmax are float32; soft targets may be float32 or of the dtype of the logits.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from minivit.arrays import Array, namespace
-from minivit.kernels.cuda.runtime import WARP, acc_dtype, blocks, covers_dtype, launch, settled
+from minivit.kernels.cuda.runtime import WARP, acc_dtype, aligned, blocks, covers_dtype, launch
 from minivit.ops.cross_entropy import check_cross_entropy
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
-_TALL = 4  # images of a block
+_TALL = 4  # images in a block
 
 
 class CudaCrossEntropyCache(NamedTuple):
@@ -23,9 +23,9 @@ class CudaCrossEntropyCache(NamedTuple):
 
     p: Array  # (B, C)
     labels: Array | None  # (B,)
-    targets: Array | None  # (B, C), where there are no labels
+    targets: Array | None  # (B, C), if there are no labels
     label_smoothing: float
-    like: Array  # of the dtype of the logits
+    like: Array  # an array of the logits' dtype
 
 
 def _covers(logits: Array, labels: Array, label_smoothing: float = 0.0, *, keep: bool = True) -> bool:
@@ -40,12 +40,12 @@ def _forward(
     B, C = logits.shape
     hard = soft = None
     if labels.dtype.kind in "iu":
-        hard = settled(labels.astype(np.int64, copy=False))
+        hard = aligned(labels.astype(np.int64, copy=False))
     else:
-        soft = settled(labels.astype(dtype, copy=False))
+        soft = aligned(labels.astype(dtype, copy=False))
     p = xp.empty((B, C), dtype=dtype) if keep else None
     losses, loss = xp.empty(B, dtype=dtype), xp.empty((), dtype=dtype)
-    launch("cross_entropy", "cross_entropy", logits, (blocks(B, _TALL),), (WARP, _TALL), settled(logits), hard, soft,
+    launch("cross_entropy", "cross_entropy", logits, (blocks(B, _TALL),), (WARP, _TALL), aligned(logits), hard, soft,
            float(label_smoothing), p, losses, B, C)  # fmt: skip
     launch("cross_entropy", "cross_entropy_total", logits, (1,), (WARP,), losses, loss, B)
     return loss, None if p is None else CudaCrossEntropyCache(p, hard, soft, label_smoothing, logits)
@@ -68,5 +68,5 @@ def _backward(dloss: Array | float, cache: CudaCrossEntropyCache) -> Array:
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("cross_entropy", Kernel(library, _covers, _forward, _backward, CudaCrossEntropyCache))

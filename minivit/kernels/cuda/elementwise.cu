@@ -1,7 +1,7 @@
-// Passes over whole arrays: a bias and a residual added to rows, dropout, images into patches, tokens.
+// Elementwise passes: addition of a bias and a residual, dropout, patches, token embedding and pooling.
 #include "common.cuh"
 
-typedef unsigned u32; // 64-bit divisions would take longer than the memory; elementwise.py sees to the range
+typedef unsigned u32; // 64-bit divisions would be slower than the memory; elementwise.py limits the size of arrays
 
 __device__ __forceinline__ u32 first_index() { return blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ u32 all_threads() { return gridDim.x * blockDim.x; }
@@ -19,10 +19,10 @@ __device__ void add_rows(const real *x, const real *bias, const real *residual, 
 #pragma unroll
     for (int j = 0; j < V; ++j) a[j] += b[j];
     if (residual) {
-      acc past[V];
-      load<V>(residual + at, past);
+      acc extra[V];
+      load<V>(residual + at, extra);
 #pragma unroll
-      for (int j = 0; j < V; ++j) a[j] += past[j];
+      for (int j = 0; j < V; ++j) a[j] += extra[j];
     }
     store<V>(a, y + at);
   }
@@ -37,7 +37,7 @@ extern "C" __global__ void add_bias(const real *x, const real *bias, const real 
     add_rows<1>(x, bias, residual, y, rows, columns);
 }
 
-// y = x * mask, in which every number of the mask is for so many neighbours of x.
+// y = x * mask, where each number of the mask is for this many neighbours in x.
 extern "C" __global__ void dropout(const real *x, const real *mask, real *y, size count, size neighbours) {
   const u32 together = neighbours;
   if (together == 1) {
@@ -103,7 +103,7 @@ __device__ __forceinline__ void mean_of_tokens(const real *x, real *y, u32 count
   }
 }
 
-// y (batch, width): the mean of the tokens from first to stop of x (batch, tokens, width).
+// y (batch, width): the mean over the tokens first <= token < stop of x (batch, tokens, width).
 extern "C" __global__ void pool(const real *x, real *y, size count, size tokens, size width, size first, size stop) {
   mean_of_tokens(x, y, count, tokens, width, first, stop);
 }
@@ -117,7 +117,7 @@ __device__ __forceinline__ void share_among_tokens(const real *dy, real *dx, u32
   }
 }
 
-// dx (batch, tokens, width): a share of dy (batch, width) for the tokens from first to stop, zero for the others.
+// dx (batch, tokens, width): dy (batch, width) / (stop - first) for first <= token < stop, and zero for the others.
 extern "C" __global__ void pool_backward(const real *dy, real *dx, size count, size tokens, size width, size first,
                                          size stop) {
   share_among_tokens(dy, dx, count, tokens, width, first, stop);

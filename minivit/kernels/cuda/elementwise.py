@@ -1,6 +1,6 @@
-"""Passes over whole arrays: dropout, patches, tokens and pooling. Kernels of these ops.
+"""Elementwise passes: dropout, patches, tokens and pooling. Kernels of these ops.
 
-For 16-bit arrays dpos_embed and dcls_token, sums over the batch, come in float32.
+For 16-bit arrays dpos_embed and dcls_token, which are sums over the batch, are float32.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.columns import column_sums
-from minivit.kernels.cuda.runtime import acc_dtype, blocks, covers_dtype, launch, settled
+from minivit.kernels.cuda.runtime import acc_dtype, aligned, blocks, covers_dtype, launch
 from minivit.ops.dropout import check_dropout
 from minivit.ops.patches import PatchesCache, check_patches
 from minivit.ops.registry import Kernel, register_kernel
@@ -17,23 +17,23 @@ from minivit.ops.shapes import expect_gradient
 from minivit.ops.tokens import EmbedCache, PoolCache, check_embed, check_pool
 
 THREADS = 256
-_MOST = 4096  # blocks; each takes several pieces of a larger array
+_MAX_BLOCKS = 4096  # blocks; in a larger array each computes several pieces
 
 
 def covers_count(x: Array) -> bool:
-    """Return whether there are kernels for `x`, whose numbers 31 bits can count."""
+    """Return whether there are kernels for the dtype of `x` and for its size, which must be below 2**31."""
     return covers_dtype(x) and x.size < 2**31
 
 
 def grid_of_all(count: int, each: int = 1) -> tuple[int]:
-    """Return the blocks for `count` numbers, of which a thread takes `each` at a time."""
-    return (min(blocks(count, THREADS * each), _MOST),)
+    """Return the grid for `count` elements, of which a thread computes `each` at a time."""
+    return (min(blocks(count, THREADS * each), _MAX_BLOCKS),)
 
 
 def multiply(x: Array, mask: Array) -> Array:
     """Return ``x * mask`` for a mask of the shape of `x`, or (B, 1, ...)."""
     y = namespace(x).empty(x.shape, dtype=x.dtype)
-    launch("elementwise", "dropout", x, grid_of_all(x.size), (THREADS,), settled(x), settled(mask), y, x.size,
+    launch("elementwise", "dropout", x, grid_of_all(x.size), (THREADS,), aligned(x), aligned(mask), y, x.size,
            x.size // mask.size)  # fmt: skip
     return y
 
@@ -61,7 +61,7 @@ def _dropout_backward(dy: Array, cache: CudaDropoutCache) -> Array:
 
 
 class CudaPatchesCache(PatchesCache):
-    """What the backward pass of patches reads, as in the op."""
+    """The fields of the op's cache."""
 
 
 def _covers_patches(x: Array, patch_size: tuple[int, int], *, keep: bool = True) -> bool:
@@ -70,7 +70,7 @@ def _covers_patches(x: Array, patch_size: tuple[int, int], *, keep: bool = True)
 
 def _permute(x: Array, y: Array, cache: PatchesCache, back: bool) -> Array:
     (_, _, width, C), (P, Q) = cache
-    launch("elementwise", "patches", x, grid_of_all(x.size), (THREADS,), settled(x), y, x.size, width // Q, P, Q, C,
+    launch("elementwise", "patches", x, grid_of_all(x.size), (THREADS,), aligned(x), y, x.size, width // Q, P, Q, C,
            int(back))  # fmt: skip
     return y
 
@@ -91,7 +91,7 @@ def _patches_backward(dy: Array, cache: CudaPatchesCache) -> Array:
 
 
 class CudaEmbedCache(EmbedCache):
-    """What the backward pass of embed reads, as in the op."""
+    """The fields of the op's cache."""
 
 
 def _covers_tokens(x: Array, *_: object, keep: bool = True) -> bool:
@@ -104,8 +104,8 @@ def _embed(
     xp = check_embed(x, pos_embed, cls_token)
     shape = (len(x), pos_embed.shape[1], x.shape[2])
     y = xp.empty(shape, dtype=x.dtype)
-    cls_token = None if cls_token is None else settled(cls_token)
-    launch("elementwise", "embed", x, grid_of_all(y.size), (THREADS,), settled(x), settled(pos_embed), cls_token, y,
+    cls_token = None if cls_token is None else aligned(cls_token)
+    launch("elementwise", "embed", x, grid_of_all(y.size), (THREADS,), aligned(x), aligned(pos_embed), cls_token, y,
            y.size, *shape[1:])  # fmt: skip
     return y, CudaEmbedCache(shape, cls_token is not None) if keep else None
 
@@ -114,19 +114,19 @@ def _embed_backward(dy: Array, cache: CudaEmbedCache) -> tuple[Array, Array, Arr
     (B, N, D), has_cls_token = cache
     expect_gradient("embed", dy, cache.shape)
     sums = namespace(dy).empty((1, N, D), dtype=acc_dtype(dy.dtype))
-    column_sums(settled(dy).reshape(B, N * D), sums)
+    column_sums(aligned(dy).reshape(B, N * D), sums)
     return (dy[:, 1:], sums, sums[:, :1]) if has_cls_token else (dy, sums, None)
 
 
 class CudaPoolCache(PoolCache):
-    """What the backward pass of pool reads, as in the op."""
+    """The fields of the op's cache."""
 
 
 def _pool(x: Array, mode: str, num_prefix_tokens: int, *, keep: bool = True) -> tuple[Array, CudaPoolCache | None]:
     xp, first, stop = check_pool(x, mode, num_prefix_tokens)
     B, N, D = x.shape
     y = xp.empty((B, D), dtype=x.dtype)
-    launch("elementwise", "pool", x, grid_of_all(y.size), (THREADS,), settled(x), y, y.size, N, D, first, stop)
+    launch("elementwise", "pool", x, grid_of_all(y.size), (THREADS,), aligned(x), y, y.size, N, D, first, stop)
     return y, CudaPoolCache((B, N, D), first, stop) if keep else None
 
 
@@ -134,13 +134,13 @@ def _pool_backward(dy: Array, cache: CudaPoolCache) -> Array:
     B, N, D = cache.shape
     expect_gradient("pool", dy, (B, D))
     dx = namespace(dy).empty(cache.shape, dtype=dy.dtype)
-    launch("elementwise", "pool_backward", dy, grid_of_all(dx.size), (THREADS,), settled(dy), dx, dx.size, N, D,
+    launch("elementwise", "pool_backward", dy, grid_of_all(dx.size), (THREADS,), aligned(dy), dx, dx.size, N, D,
            cache.first, cache.stop)  # fmt: skip
     return dx
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("dropout", Kernel(library, _covers_dropout, _dropout, _dropout_backward, CudaDropoutCache))
     register_kernel("patches", Kernel(library, _covers_patches, _patches, _patches_backward, CudaPatchesCache))
     register_kernel("embed", Kernel(library, _covers_tokens, _embed, _embed_backward, CudaEmbedCache))

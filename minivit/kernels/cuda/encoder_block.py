@@ -1,13 +1,13 @@
 """A whole encoder block with its biases, residual sums and norms fused. Kernel of the layer `EncoderBlock`.
 
-Where nothing in the block is random. Between two products there is one pass over memory: bias and taking the heads
-apart; bias, residual sum and the second norm; bias and GELU; bias and the second residual sum. The gradients of the
-matrices are written, or added, where the parameters keep them, in float32 also for 16-bit arrays.
+It covers blocks without dropout. Between two products there is one pass over memory: bias and splitting of the heads;
+bias, residual sum and the second norm; bias and GELU; bias and the second residual sum. The gradients of the matrices
+are written, or added, directly into the parameters' gradients, which are float32 for 16-bit arrays too.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.attention import CudaAttentionCache, attend, attend_backward
@@ -17,14 +17,15 @@ from minivit.kernels.cuda.heads import merge_heads, split_heads
 from minivit.kernels.cuda.layer_norm import Statistics, covers_width, normalize, normalize_backward
 from minivit.kernels.cuda.linear import add_bias
 from minivit.kernels.cuda.products import product
-from minivit.kernels.cuda.runtime import covers_dtype, settled
+from minivit.kernels.cuda.runtime import aligned, covers_dtype
 from minivit.ops.attention import ALL
+from minivit.ops.encoder_block import BlockLike, LinearLike, NormLike
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect, expect_gradient, same_dtype
 
 
 class _Normed(NamedTuple):
-    """A norm: what went in, its statistics and what came out."""
+    """The argument of a norm, its statistics and its result."""
 
     x: Array  # (rows, D)
     statistics: Statistics
@@ -38,28 +39,30 @@ class CudaBlockCache(NamedTuple):
     shape: tuple[int, int, int]
     norm1: _Normed
     attention: CudaAttentionCache
-    gathered: Array  # (B * M, D), what the heads gathered
+    gathered: Array  # (B * M, D), the result of attention before the projection
     norm2: _Normed
     h: Array  # (B * M, F), before its bias and GELU
     hidden: Array  # (B * M, F), after them
 
 
-def _covers(x: Array, block: Any, queries: slice) -> bool:
+def _covers(x: Array, block: BlockLike, queries: slice) -> bool:
     return covers_dtype(x) and x.ndim == 3 and x[:, queries].size > 0 and covers_width(x.shape[-1], x.dtype)
 
 
-def _forward(x: Array, block: Any, queries: slice = ALL, keep: bool = True) -> tuple[Array, CudaBlockCache | None]:
+def _forward(
+    x: Array, block: BlockLike, queries: slice = ALL, keep: bool = True
+) -> tuple[Array, CudaBlockCache | None]:
     attn, mlp = block.attn, block.mlp
     same_dtype("EncoderBlock", x=x, weight=attn.qkv.weight.value)
     expect("EncoderBlock", "x", x, ("B", "N", attn.qkv.weight.shape[0]))
     B, N, D = x.shape
-    every = settled(x).reshape(B * N, D)
-    norm1 = _norm(every, block.norm1)
+    tokens = aligned(x).reshape(B * N, D)
+    norm1 = _norm(tokens, block.norm1)
     qkv = _product(norm1.y, attn.qkv.weight.value).reshape(B, N, 3 * D)
     y, attention = attend(split_heads(qkv, attn.qkv.bias.value, 3, attn.num_heads), None, queries)
     gathered = y.reshape(-1, D)
-    asking = every if queries == ALL else settled(x[:, queries]).reshape(-1, D)
-    norm2 = _norm(asking, block.norm2, _product(gathered, attn.proj.weight.value), attn.proj.bias.value)
+    residual = tokens if queries == ALL else aligned(x[:, queries]).reshape(-1, D)
+    norm2 = _norm(residual, block.norm2, _product(gathered, attn.proj.weight.value), attn.proj.bias.value)
     h = _product(norm2.y, mlp.fc1.weight.value)
     hidden = namespace(x).empty(h.shape, dtype=x.dtype) if keep else h
     bias_gelu(h, mlp.fc1.bias.value, mlp.act.approximate == "tanh", hidden)
@@ -75,35 +78,35 @@ def _product(x: Array, weight: Array) -> Array:
     return y
 
 
-def _norm(x: Array, norm: Any, h: Array | None = None, h_bias: Array | None = None) -> _Normed:
-    """Return the norm of `x`, or of ``x + h + h_bias``, which takes the memory of `h`."""
+def _norm(x: Array, norm: NormLike, h: Array | None = None, h_bias: Array | None = None) -> _Normed:
+    """Return the norm of `x`, or of ``x + h + h_bias``, a sum that is written to the memory of `h`."""
     y = namespace(x).empty(x.shape, dtype=x.dtype)
     residual = None if h is None or h_bias is None else (h, h_bias, h)
     statistics = normalize(x, norm.weight.value, norm.bias.value, norm.eps, y, residual)
     return _Normed(x if h is None else h, statistics, y)
 
 
-def _backward(dy: Array, cache: CudaBlockCache, block: Any) -> Array:
+def _backward(dy: Array, cache: CudaBlockCache, block: BlockLike) -> Array:
     queries, shape, norm1, attention, gathered, norm2, h, hidden = cache
     B, N, D = shape
     expect_gradient("EncoderBlock", dy, (B, len(range(N)[queries]), D), gathered.dtype)
     attn, mlp = block.attn, block.mlp
-    d = settled(dy).reshape(-1, D)
+    d = aligned(dy).reshape(-1, D)
     dh = _linear_backward(d, hidden, mlp.fc2)
     partial = bias_gelu_backward(dh, h, mlp.fc1.bias.value, mlp.act.approximate == "tanh", dh)
     d = _norm_backward(_linear_backward(dh, norm2.y, mlp.fc1, partial), norm2, block.norm2, d)
     dgathered = _linear_backward(d, gathered, attn.proj).reshape(dy.shape)
     dqkv, partial = merge_heads(attend_backward(dgathered, attention), sums=True)
-    past = d if queries == ALL else None
+    residual = d if queries == ALL else None
     dnormed = _linear_backward(dqkv.reshape(B * N, 3 * D), norm1.y, attn.qkv, partial)
-    dx = _norm_backward(dnormed, norm1, block.norm1, past).reshape(shape)
-    if past is None:
+    dx = _norm_backward(dnormed, norm1, block.norm1, residual).reshape(shape)
+    if residual is None:
         dx[:, queries] += d.reshape(dy.shape)
     return dx
 
 
-def _linear_backward(dy: Array, x: Array, linear: Any, partial: Array | None = None) -> Array:
-    """Return ``dx`` of a linear map; `partial` is what the bias gets, where it is known."""
+def _linear_backward(dy: Array, x: Array, linear: LinearLike, partial: Array | None = None) -> Array:
+    """Return ``dx`` of a linear map; `partial` holds each block's share of dbias, if it is known."""
     dweight, add = linear.weight.receive()
     product(x.T, dy, dweight, add=add)
     dbias, add = linear.bias.receive()
@@ -114,15 +117,15 @@ def _linear_backward(dy: Array, x: Array, linear: Any, partial: Array | None = N
     return _product(dy, linear.weight.value.T)
 
 
-def _norm_backward(dy: Array, normed: _Normed, norm: Any, residual: Array | None) -> Array:
-    """Return ``dx`` of a norm in the memory of `dy`, and what comes past the norm as `residual` added to it."""
+def _norm_backward(dy: Array, normed: _Normed, norm: NormLike, residual: Array | None) -> Array:
+    """Return ``dx`` of the norm, plus `residual`, the gradient of the path around it, in the memory of `dy`."""
     partial = normalize_backward(dy, normed.x, norm.weight.value, normed.statistics, residual, dy)
-    for which, parameter in enumerate((norm.weight, norm.bias)):
+    for row, parameter in enumerate((norm.weight, norm.bias)):
         dvalue, add = parameter.receive()
-        column_totals(partial[:, which], dvalue, add)
+        column_totals(partial[:, row], dvalue, add)
     return dy
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("EncoderBlock", Kernel(library, _covers, _forward, _backward, CudaBlockCache))

@@ -1,18 +1,18 @@
-// GELU of x + bias, exact or by tanh, and its gradient with the sums that the bias gets (gelu.py, linear.py).
+// GELU of x + bias, exact or by tanh, and its gradient with the column sums for dbias (gelu.py, encoder_block.py).
 #include "common.cuh"
 
 constexpr double DENSITY = 0.3989422804014327; // 1 / sqrt(2 pi)
 constexpr double C = 0.7978845608028654;       // sqrt(2 / pi)
 constexpr double A = 0.044715;
 
-// Phi(x), and exp(-x^2 / 2), of which Phi's tail is a fraction: the approximation of ops/erf.py, with its numbers.
+// Returns Phi(x) and sets gauss to exp(-x^2 / 2). float uses the approximation and the coefficients of ops/erf.py.
 __device__ __forceinline__ acc normal_cdf(acc x, acc &gauss) {
   gauss = exp(acc(-0.5) * x * x);
   if constexpr (sizeof(acc) == 8) return acc(0.5) * erfc(-x * acc(0.7071067811865476));
   const float z = x < 0 ? -x : x;
   const float p = ((0.398831383f * z + 2.96211465f) * z + 9.29608844f) * z + 13.4574033f;
   const float q = (((z + 7.41540371f) * z + 24.4369513f) * z + 40.0669486f) * z + 26.9148089f;
-  // Far out p / q is inf / inf, and gauss is 0.
+  // For large z, p / q would be inf / inf; gauss is 0 there.
   const float tail = z < 39 ? gauss * (p / q) : 0.0f;
   return x < 0 ? tail : 1 - tail;
 }
@@ -29,7 +29,7 @@ template <bool TANH> __device__ __forceinline__ acc slope_of(acc x) {
     const acc cdf = normal_cdf(x, gauss);
     return cdf + x * acc(DENSITY) * gauss;
   }
-  // Further out t is 1 to the last bit, and the square would overflow.
+  // For larger |x|, t rounds to 1 or -1, and the square could overflow.
   const acc z = x > acc(20) ? acc(20) : x < acc(-20) ? acc(-20) : x;
   const acc t = tanh(acc(C) * (z + acc(A) * z * z * z));
   return acc(0.5) + acc(0.5) * t + z * acc(0.5) * (1 - t * t) * (acc(C) + acc(3 * C * A) * z * z);

@@ -1,6 +1,7 @@
-"""GELU in one pass each way, with the bias before it where there is one. Kernel of `ops.gelu`.
+"""GELU in one pass forward and one backward, optionally with the bias before it. Kernel of `ops.gelu`.
 
-The backward pass computes the slope anew from x: that reads as much as the slope would, and saves writing it.
+The backward pass recomputes the derivative from x. It reads as much memory as for a stored derivative, and the forward
+pass writes less.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.columns import grid_of
-from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, launch, settled
+from minivit.kernels.cuda.runtime import acc_dtype, aligned, covers_dtype, launch
 from minivit.ops.gelu import check_gelu
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
@@ -30,7 +31,10 @@ def bias_gelu(x: Array, bias: Array | None, by_tanh: bool, y: Array) -> None:
 
 
 def bias_gelu_backward(dy: Array, x: Array, bias: Array | None, by_tanh: bool, dx: Array) -> Array | None:
-    """Set `dx`, which may be `dy`, to the gradient of ``x + bias``, and return what the bias gets from each block."""
+    """Set `dx`, which may be `dy`, to the gradient of ``x + bias``.
+
+    Return each block's share of dbias, (blocks, columns), or None without a bias.
+    """
     rows, columns = x.shape
     grid = grid_of(rows, columns, x.dtype, sums=bias is not None)
     partial = None if bias is None else namespace(x).empty((grid.down, columns), dtype=acc_dtype(x.dtype))
@@ -48,7 +52,7 @@ def _covers(x: Array, approximate: str = "none", *, keep: bool = True) -> bool:
 
 def _forward(x: Array, approximate: str = "none", *, keep: bool = True) -> tuple[Array, CudaGELUCache | None]:
     xp = check_gelu(x, approximate)
-    x = settled(x)
+    x = aligned(x)
     y = xp.empty(x.shape, dtype=x.dtype)
     by_tanh = approximate == "tanh"
     bias_gelu(_rows(x), None, by_tanh, y)
@@ -59,10 +63,10 @@ def _backward(dy: Array, cache: CudaGELUCache) -> Array:
     x, by_tanh = cache
     expect_gradient("gelu", dy, x.shape, x.dtype)
     dx = namespace(dy, x).empty(x.shape, dtype=x.dtype)
-    bias_gelu_backward(settled(dy), _rows(x), None, by_tanh, dx)
+    bias_gelu_backward(aligned(dy), _rows(x), None, by_tanh, dx)
     return dx
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("gelu", Kernel(library, _covers, _forward, _backward, CudaGELUCache))

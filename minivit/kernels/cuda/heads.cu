@@ -1,7 +1,7 @@
-// Tokens with their heads side by side, and heads with their tokens one after another (heads.py).
+// Conversion between tokens (batch, tokens, parts, H, K) and heads (parts, batch, H, tokens, K) (heads.py).
 #include "common.cuh"
 
-// Where in (parts, batch, H, tokens, K) the numbers from `column` of row r of (batch * tokens, parts * H * K) belong.
+// The index in (parts, batch, H, tokens, K) of the element (r, column) of (batch * tokens, parts * H * K).
 struct Place {
   size head, part, k;
   __device__ Place(size column, size H, size K) : head(column / K % H), part(column / K / H), k(column % K) {}
@@ -53,7 +53,8 @@ extern "C" __global__ void split_heads(const real *x, const real *bias, real *y,
     split<1>(x, bias, y, batch, tokens, parts, H, K);
 }
 
-// The way back; partial (blocks, parts * H * K), which may be null, gets the sums over the tokens of each block.
+// The inverse of split_heads without the bias. partial (blocks, parts * H * K), which may be null, is set to the sums
+// over the tokens of each block.
 extern "C" __global__ void merge_heads(const real *x, real *y, acc *partial, size batch, size tokens, size parts,
                                        size H, size K) {
   if (packed(K))

@@ -1,4 +1,4 @@
-"""Heads side by side, as linear maps have them, and one after another, as one batched product takes all of them."""
+"""Conversion between tokens (B, N, H * K), as linear maps have them, and heads (B, H, N, K), as batched products do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def split_heads(x: Array, bias: Array | None, parts: int, num_heads: int) -> Arr
 
 
 def merge_heads(x: Array, sums: bool = False) -> tuple[Array, Array | None]:
-    """Return (B, N, parts * H * K) for `x` (parts, B, H, N, K), and with `sums` those of each block's tokens."""
+    """Return (B, N, parts * H * K) for `x` (parts, B, H, N, K), and with `sums` each block's sums over its tokens."""
     xp = namespace(x)
     parts, B, H, N, K = x.shape
     columns = parts * H * K

@@ -1,4 +1,4 @@
-// Random bits of a key (keys.py): the same for the same sample, place and index, on every device.
+// The random bits of a key, by the hash of minivit/random.py.
 #pragma once
 
 __device__ __forceinline__ unsigned mixed(unsigned h) {
@@ -10,7 +10,7 @@ __device__ __forceinline__ unsigned mixed(unsigned h) {
   return h;
 }
 
-// first and second are the words that stand for seed, step and place.
+// first and second are the two words of the key's seed, step and place.
 __device__ __forceinline__ unsigned random_bits(unsigned sample, unsigned first, unsigned second, unsigned index) {
   const unsigned s1 = mixed(sample ^ first), s2 = mixed(s1 ^ second);
   unsigned h = (index * 0x9E3779B9u) ^ s1;

@@ -1,7 +1,7 @@
-// Layer norm of rows (layer_norm.py), LANES lanes for each row.
+// Layer norm of rows (layer_norm.py), with LANES lanes for each row.
 #include "common.cuh"
 
-// The row that is normalised: x, or x + h + h_bias, rounded as it is stored in sum, which may be h.
+// Normalises a row: x, or x + h + h_bias, which is rounded to real and stored in sum; sum may be h.
 template <int V>
 __device__ void norm_row(const real *x, const real *h, const real *h_bias, const real *weight, const real *bias, acc eps,
                          real *sum, real *y, acc *mean, acc *inv_std, size columns, size span) {
@@ -40,7 +40,7 @@ __device__ void norm_row(const real *x, const real *h, const real *h_bias, const
   }
 }
 
-// h, and with it h_bias and sum, may be null.
+// h may be null; then h_bias and sum are not used.
 extern "C" __global__ void layer_norm(const real *x, const real *h, const real *h_bias, const real *weight,
                                       const real *bias, double eps, real *sum, real *y, acc *mean, acc *inv_std,
                                       size rows, size columns) {
@@ -54,7 +54,7 @@ extern "C" __global__ void layer_norm(const real *x, const real *h, const real *
     norm_row<1>(x + at, h_row, h_bias, weight, bias, eps, sum_row, y + at, mean + r, inv_std + r, columns, span);
 }
 
-// All rows of a block. own: 2 * columns numbers in shared memory for the lanes of a row, what weight and bias get.
+// All rows of a block. own: 2 * columns numbers in shared memory, the sums for dweight and dbias of these lanes.
 template <int V>
 __device__ void norm_rows_backward(const real *dy, const real *x, const real *weight, const acc *mean,
                                    const acc *inv_std, const real *residual, real *dx, acc *own, size rows,
@@ -86,14 +86,14 @@ __device__ void norm_rows_backward(const real *dy, const real *x, const real *we
     });
     const acc through_mean = row_sum(s1) / columns, through_variance = row_sum(s2) / columns;
     d_row.each([&](int i, size c, acc(&d)[V]) {
-      acc buffer[V], w[V], past[V] = {};
+      acc buffer[V], w[V], out[V] = {};
       acc(&a)[V] = x_row.part(i, c, buffer);
       load<V>(weight + c, w);
-      if (residual) load<V>(residual + at + c, past);
+      if (residual) load<V>(residual + at + c, out);
 #pragma unroll
       for (int j = 0; j < V; ++j)
-        past[j] += inverse * (d[j] * w[j] - through_mean - (a[j] - middle) * inverse * through_variance);
-      store<V>(past, dx + at + c);
+        out[j] += inverse * (d[j] * w[j] - through_mean - (a[j] - middle) * inverse * through_variance);
+      store<V>(out, dx + at + c);
     });
   }
 #pragma unroll
@@ -109,7 +109,7 @@ __device__ void norm_rows_backward(const real *dy, const real *x, const real *we
   }
 }
 
-// residual may be null; dx may be residual or dy. partial: (blocks, 2, columns), what weight and bias get of each block.
+// residual may be null; dx may be residual or dy. partial: (blocks, 2, columns), each block's sums for dweight and dbias.
 extern "C" __global__ void layer_norm_backward(const real *dy, const real *x, const real *weight, const acc *mean,
                                                const acc *inv_std, const real *residual, real *dx, acc *partial,
                                                size rows, size columns) {

@@ -1,6 +1,6 @@
 """Linear maps as one product for all rows and one pass for the bias. Kernel of `ops.linear`.
 
-For 16-bit arrays dweight and dbias, sums over the batch, come in float32.
+For 16-bit arrays dweight and dbias, which are sums over the batch, are float32.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.columns import column_sums, grid_of
 from minivit.kernels.cuda.products import product
-from minivit.kernels.cuda.runtime import acc_dtype, covers_dtype, launch, settled
+from minivit.kernels.cuda.runtime import acc_dtype, aligned, covers_dtype, launch
 from minivit.ops.linear import LinearCache, check_linear
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
 
 class CudaLinearCache(LinearCache):
-    """What the backward pass reads, as in the op."""
+    """The fields of the op's cache."""
 
 
 def add_bias(x: Array, bias: Array, residual: Array | None, y: Array) -> None:
@@ -31,11 +31,11 @@ def _covers(x: Array, weight: Array, bias: Array, *, keep: bool = True) -> bool:
 
 def _forward(x: Array, weight: Array, bias: Array, *, keep: bool = True) -> tuple[Array, CudaLinearCache | None]:
     xp = check_linear(x, weight, bias)
-    x, weight = settled(x), settled(weight)
+    x, weight = aligned(x), aligned(weight)
     rows = x.reshape(-1, x.shape[-1])
     y = xp.empty((len(rows), weight.shape[1]), dtype=x.dtype)
     product(rows, weight, y)
-    add_bias(y, settled(bias), None, y)
+    add_bias(y, aligned(bias), None, y)
     return y.reshape(*x.shape[:-1], -1), CudaLinearCache(x, weight) if keep else None
 
 
@@ -43,7 +43,7 @@ def _backward(dy: Array, cache: CudaLinearCache) -> tuple[Array, Array, Array]:
     x, weight = cache
     xp = namespace(dy, x)
     expect_gradient("linear", dy, (*x.shape[:-1], weight.shape[1]), x.dtype)
-    dy_rows, x_rows = settled(dy).reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    dy_rows, x_rows = aligned(dy).reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
     sums = acc_dtype(x.dtype)
     dx = xp.empty(x_rows.shape, dtype=x.dtype)
     dweight, dbias = xp.empty(weight.shape, dtype=sums), xp.empty(weight.shape[1:], dtype=sums)
@@ -54,5 +54,5 @@ def _backward(dy: Array, cache: CudaLinearCache) -> tuple[Array, Array, Array]:
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("linear", Kernel(library, _covers, _forward, _backward, CudaLinearCache))

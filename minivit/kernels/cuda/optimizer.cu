@@ -1,9 +1,9 @@
-// Adam and AdamW over the flat vector (optimizer.py), which reads and writes every number once.
+// Adam and AdamW over the flat vector (optimizer.py); every number is read and written once.
 #include "common.cuh"
 
-constexpr int BLOCK = 256 / sizeof(real); // numbers that share a rate and a decay
+constexpr int BLOCK = 256 / sizeof(real); // numbers with one learning rate and one weight decay
 
-// lr and decay: one number for each BLOCK; stops: up to which of all numbers its own are updated. Where factor, which may
+// lr and decay: one number for each BLOCK; stops: the index at which the update of each BLOCK ends. If factor, which may
 // be null, is not finite, nothing is changed.
 extern "C" __global__ void adam(real *p, const real *g, real *m, real *v, const acc *lr, const acc *decay,
                                 const long long *stops, double lr_scale, double beta1, double beta2, double eps, double correction1,
@@ -39,7 +39,7 @@ extern "C" __global__ void adam(real *p, const real *g, real *m, real *v, const 
   }
 }
 
-// partial: for each block of 256 threads the sum of the squares of its numbers.
+// partial: the sum of the squares of the numbers of each block of 256 threads.
 extern "C" __global__ void squares(const real *x, acc *partial, size count) {
   __shared__ acc shared[8];
   acc sum = 0;
@@ -59,7 +59,7 @@ extern "C" __global__ void squares(const real *x, acc *partial, size count) {
   }
 }
 
-// One warp: the root of the sum.
+// One warp: root = the square root of the sum of partial.
 extern "C" __global__ void root_of_sum(const acc *partial, acc *root, size count) {
   acc sum = 0;
   for (size i = threadIdx.x; i < count; i += WARP) sum += partial[i];

@@ -1,6 +1,7 @@
-"""Adam and AdamW over the whole flat vector in one pass, and its norm. Kernels of `adam_step` and `gradient_norm`.
+"""Adam and AdamW over the flat vector in one pass, and the gradient norm. Kernels of `adam_step` and `gradient_norm`.
 
-Every parameter starts at a multiple of 256 bytes, so that a rate and a decay for each 256 bytes say what the groups do.
+Every parameter starts at a multiple of 256 bytes, so the groups are given to the kernel as a learning rate and a weight
+decay for each block of 256 bytes.
 """
 
 from __future__ import annotations
@@ -11,27 +12,28 @@ import numpy as np
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import THREADS, grid_of_all
-from minivit.kernels.cuda.runtime import WARP, blocks, is_settled, launch, pack
+from minivit.kernels.cuda.runtime import WARP, blocks, is_aligned, launch, pack
 from minivit.ops.registry import Kernel, register_kernel
 
 _BLOCK_BYTES = 256
-_KEPT = 8
+_KEPT = 8  # tables in the cache
 _tables: dict[tuple[Any, ...], tuple[Array, Array, Array]] = {}
 
 
 def _covers(values: Array, gradients: Array, m: Array, v: Array, groups: tuple[Any, ...], **options: Any) -> bool:
     block = _BLOCK_BYTES // values.itemsize
-    vectors = all(x.dtype == values.dtype and x.shape == values.shape for x in (gradients, m, v))
+    alike = all(x.dtype == values.dtype and x.shape == values.shape for x in (gradients, m, v))
     starts = [group.span.start for group in groups]
     ends = [*starts[1:], values.size]
-    apart = all(group.span.stop <= end for group, end in zip(groups, ends, strict=True))
-    settled = all(map(is_settled, (values, gradients, m, v)))
-    aligned = values.size % block == 0 and all(start % block == 0 for start in starts)
-    return values.dtype.name in ("float32", "float64") and values.size > 0 and vectors and apart and settled and aligned
+    disjoint = all(group.span.stop <= end for group, end in zip(groups, ends, strict=True))
+    whole_blocks = values.size % block == 0 and all(start % block == 0 for start in starts)
+    aligned = all(map(is_aligned, (values, gradients, m, v)))
+    fits = alike and disjoint and whole_blocks and aligned
+    return values.dtype.name in ("float32", "float64") and values.size > 0 and fits
 
 
 def _table(values: Array, groups: tuple[Any, ...]) -> tuple[Array, Array, Array]:
-    """Return learning rate and decay of each block, and where its group stops, moved to the device once and kept."""
+    """Return the learning rate, the decay and the end of the group for each block, cached on the device."""
     key = type(values), str(values.device), values.dtype, values.size, groups
     if key not in _tables:
         block = _BLOCK_BYTES // values.itemsize
@@ -70,7 +72,7 @@ def _step(
 
 def _covers_norm(gradients: Array) -> bool:
     whole = gradients.size > 0 and gradients.size % pack(gradients.dtype) == 0
-    return gradients.dtype.name in ("float32", "float64") and whole and is_settled(gradients)
+    return gradients.dtype.name in ("float32", "float64") and whole and is_aligned(gradients)
 
 
 def _norm(gradients: Array) -> Array:
@@ -83,6 +85,6 @@ def _norm(gradients: Array) -> Array:
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("adam_step", Kernel(library, _covers, _step))
     register_kernel("gradient_norm", Kernel(library, _covers_norm, _norm))

@@ -1,8 +1,8 @@
-"""Matrix products by cuBLAS, on views as they lie: no operand is copied, transposed or converted.
+"""Matrix products by cuBLAS on strided views: no operand is copied, transposed or converted.
 
-gemmEx, or gemmStridedBatchedEx for a batch, serves every dtype: 16-bit operands are summed in float32 and may give a
-float32 result, and float32 goes through TF32 where `minivit.arrays.precision` allows it. cuBLAS counts columns first:
-it is asked for out.T = b.T @ a.T.
+gemmEx, or gemmStridedBatchedEx for a batch, computes every dtype. 16-bit operands are summed in float32 and may give a
+float32 result; float32 operands are rounded to TF32 if `minivit.arrays.precision` allows it. cuBLAS is column-major, so
+it computes out.T = b.T @ a.T.
 """
 
 from __future__ import annotations
@@ -28,27 +28,26 @@ def product(a: Array, b: Array, out: Array, *, scale: float = 1.0, add: bool = F
     Parameters
     ----------
     a, b, out : Array
-        (m, k), (k, n) and (m, n), or with one batch axis in front of all three. Of their last two axes one must have
-        neighbours in memory, in `out` the last; any of the four floating dtypes, `out` also of the dtype that sums
-        have.
+        (m, k), (k, n) and (m, n), or with one batch axis in front of all three. One of the last two axes must be
+        contiguous, in `out` the last. Any of the four floating dtypes; `out` may have `acc_dtype` instead.
 
     Raises
     ------
     ValueError
-        The shapes do not fit, or the strides are others.
+        The shapes do not match, or the strides are not supported.
     """
     library = namespace(a, b, out)
     m, k = a.shape[-2:]
     n = b.shape[-1]
     if a.shape[:-2] != b.shape[:-2] or b.shape[-2] != k or out.shape != (*a.shape[:-2], m, n):
-        raise ValueError(f"no product of {a.shape} and {b.shape} has the shape {out.shape}")
+        raise ValueError(f"the shapes of a product do not match: {a.shape} @ {b.shape} into {out.shape}")
     if 0 in out.shape:
         return
     transpose_a, lda = _layout(a)
     transpose_b, ldb = _layout(b)
     transpose_out, ldc = _layout(out)
     if transpose_out:
-        raise ValueError(f"the result of a product has strides {out.strides}; its rows must have neighbours in memory")
+        raise ValueError(f"the result of a product has strides {out.strides}; its rows must be contiguous")
     bindings, handle = blas_of(library)
     number = _number(acc_dtype(a.dtype))
     common = handle(), transpose_b, transpose_a, n, m, k, number(scale)
@@ -66,7 +65,7 @@ def product(a: Array, b: Array, out: Array, *, scale: float = 1.0, add: bool = F
 
 
 def _layout(x: Array) -> tuple[int, int]:
-    """Return whether columns, not rows, have neighbours in memory, and the distance of two rows or of two columns."""
+    """Return whether `x` is transposed, that is, its columns are contiguous, and the leading dimension."""
     rows, columns = x.shape[-2:]
     row, column = (stride // x.itemsize for stride in x.strides[-2:])
     if min(x.strides) < 0:
@@ -75,7 +74,7 @@ def _layout(x: Array) -> tuple[int, int]:
         return 0, max(row if rows > 1 else columns, 1)
     if rows == 1 or row == 1:
         return 1, column
-    raise ValueError(f"an operand of a product has strides {x.strides}; neither rows nor columns lie side by side")
+    raise ValueError(f"an operand of a product has strides {x.strides}; its rows or its columns must be contiguous")
 
 
 def _batch_stride(x: Array) -> int:
@@ -99,7 +98,7 @@ def _compute_type(x: Array) -> int:
 
 @functools.cache
 def _number(dtype: np.dtype[Any]) -> Any:
-    """Return a function from a number to the address of it on the host."""
+    """Return a function that returns the host address of a number of `dtype`."""
 
     @functools.cache
     def address(value: float) -> int:

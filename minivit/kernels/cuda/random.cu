@@ -1,4 +1,4 @@
-// What is drawn from a key in one pass: factors of dropout, and the augmented images of a batch (random.py).
+// Dropout masks and augmented images from a key, in one pass (random.py).
 #include "common.cuh"
 #include "keys.cuh"
 
@@ -10,13 +10,13 @@ __device__ __forceinline__ void draw(const long long *samples, unsigned first, u
   }
 }
 
-// mask (batch, count): 0 where the bits are below threshold, else kept.
+// mask (batch, count): 0 where the bits are below threshold, and kept elsewhere.
 extern "C" __global__ void keep_mask(const long long *samples, size first, size second, size threshold, double kept,
                                      real *mask, size batch, size count) {
   draw(samples, first, second, threshold, kept, mask, batch * count, count);
 }
 
-// Not one rounding for both, so that NumPy has the same bits.
+// Rounds twice, without a fused multiply-add, so that NumPy gives the same bits.
 __device__ __forceinline__ float scaled(float x, float scale, float shift) {
   return __fadd_rn(__fmul_rn(x, scale), shift);
 }
@@ -24,8 +24,8 @@ __device__ __forceinline__ double scaled(double x, double scale, double shift) {
   return __dadd_rn(__dmul_rn(x, scale), shift);
 }
 
-// From images (n, height, width, C) the samples' own, cropped out of a frame of zeros of padding pixels, flipped, and
-// scaled channel by channel. A block makes one row of pixels of one image at a time.
+// Takes the samples from images (n, height, width, C), pads them with zeros, crops and flips them, and scales each
+// channel. A block computes one row of pixels of one image at a time.
 extern "C" __global__ void training_images(const unsigned char *images, const long long *samples, size crop_first,
                                            size crop_second, size padding, size flip_first, size flip_second,
                                            size flip, const acc *scale, const acc *shift, real *y, size batch,

@@ -1,6 +1,6 @@
-"""What is drawn from a key, in one pass: masks of dropout, and the augmented images of a batch.
+"""Dropout masks and augmented images from a key, in one pass.
 
-Kernels of the routines `drawn_mask` and `training_images`, with the same bits.
+Kernels of the ops `drawn_mask` and `training_images`; the results have the same bits.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.elementwise import THREADS, grid_of_all
-from minivit.kernels.cuda.runtime import TYPES, acc_dtype, launch, settled
+from minivit.kernels.cuda.runtime import TYPES, acc_dtype, aligned, launch
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.random import Key
 
-_LINE = 96  # threads for a row of pixels, 32 of three channels in small images
-_MOST = 65536  # blocks
+_LINE = 96  # threads for a row of pixels: 32 pixels of three channels
+_MAX_BLOCKS = 65536  # blocks
 
 
 def _covers_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: float, dtype: Any) -> bool:
@@ -25,7 +25,7 @@ def _covers_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: fl
 
 def _drawn_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: float, dtype: Any) -> Array:
     mask: Array = namespace(sample_ids).empty((len(sample_ids), count), dtype=dtype)
-    samples = settled(sample_ids.astype(np.int64, copy=False))
+    samples = aligned(sample_ids.astype(np.int64, copy=False))
     launch("random", "keep_mask", mask, grid_of_all(mask.size), (THREADS,), samples, *words,
            round(rate * 2**32), 1.0 / (1.0 - rate), mask, len(sample_ids), count)  # fmt: skip
     return mask
@@ -47,18 +47,18 @@ def _training_images(
     _, height, width, C = images.shape
     if not 0 <= crop_padding < min(height, width) or scale.shape != (C,) or shift.shape != (C,):
         raise ValueError(
-            f"images of {images.shape[1:]} with a crop padding of {crop_padding}, scale {scale.shape} and shift "
-            f"{shift.shape}; expected 0 to {min(height, width) - 1}, ({C},) and ({C},)"
+            f"training_images: crop_padding is {crop_padding}, scale has shape {scale.shape} and shift {shift.shape}; "
+            f"expected 0 to {min(height, width) - 1}, ({C},) and ({C},) for images of {images.shape[1:]}"
         )
     y: Array = xp.empty((len(key.sample_ids), height, width, C), dtype=dtype)
-    lines = min(len(y) * height, _MOST)
-    launch("random", "training_images", y, (lines,), (_LINE,), settled(images), settled(key.sample_ids),
+    lines = min(len(y) * height, _MAX_BLOCKS)
+    launch("random", "training_images", y, (lines,), (_LINE,), aligned(images), aligned(key.sample_ids),
            *key.fold("augment.crop").words(), crop_padding, *key.fold("augment.flip").words(), int(flip),
-           settled(scale), settled(shift), y, len(y), height, width, C)  # fmt: skip
+           aligned(scale), aligned(shift), y, len(y), height, width, C)  # fmt: skip
     return y
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("drawn_mask", Kernel(library, _covers_mask, _drawn_mask))
     register_kernel("training_images", Kernel(library, _covers_images, _training_images))

@@ -1,6 +1,6 @@
-"""CUDA source at run time: compiled once for each file and dtype, and launched on the current stream.
+"""Compilation and launch of the CUDA sources: each file is compiled once for each dtype.
 
-The library of the arrays compiles and launches, `RawModule` as in CuPy, and `register_blas` says where its cuBLAS is.
+The arrays' library compiles and launches, with a `RawModule` as in CuPy. `register_blas` registers its cuBLAS bindings.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit.arrays import Array, is_out_of_memory, namespace
-from minivit.arrays.cuda import WAY_OUT, WHEELS, in_a_line
+from minivit.arrays.cuda import OR_NUMPY, WHEELS, one_line
 from minivit.errors import UserError
 
 FOLDER = Path(__file__).parent
 WARP = 32
-TALL = 8  # warps of most blocks, one above the other
-MOST_BLOCKS = 65535  # of the second axis of a grid
+TALL = 8  # warps in most blocks
+MAX_BLOCKS = 65535  # in the second axis of a grid
 
 
 class _Types(NamedTuple):
@@ -40,7 +40,7 @@ _INCLUDE = re.compile(r'^#include "(.*)"$', re.MULTILINE)
 
 
 class Blas(NamedTuple):
-    """The cuBLAS bindings of an array library, and the handle of the current device."""
+    """The cuBLAS bindings of an array library, and a function that returns the handle of the current device."""
 
     bindings: Any
     handle: Callable[[], int]
@@ -51,7 +51,7 @@ _functions: dict[tuple[Any, ...], Any] = {}
 
 
 def source(name: str) -> str:
-    """Return the text of the kernels in the file `name`, with the headers that it includes in their place."""
+    """Return the source of the kernels in the file `name`, with its includes expanded."""
     return _INCLUDE.sub(lambda match: _text(match[1]).replace("#pragma once\n", ""), _text(f"{name}.cu"))
 
 
@@ -60,7 +60,7 @@ def _text(name: str) -> str:
 
 
 class Lanes(NamedTuple):
-    """How a kernel is compiled that has a row in registers: by so many lanes, each with so many packs of 16 bytes."""
+    """How a kernel that keeps a row in registers is compiled: the lanes for a row, and the packs of each lane."""
 
     lanes: int
     chunks: int
@@ -69,20 +69,20 @@ class Lanes(NamedTuple):
 LANES = (Lanes(4, 1), Lanes(8, 1), Lanes(16, 1), Lanes(32, 1), Lanes(32, 2), Lanes(32, 4), Lanes(32, 8))
 
 
-@functools.cache  # every pass over rows asks
+@functools.cache  # called at every launch over rows
 def shared_rows(columns: int, dtype: Any, stride: int | None = None) -> tuple[Lanes | None, int]:
-    """Return how lanes share rows, `stride` (by default `columns`) apart, and how many a warp takes at a time."""
+    """Return how lanes share rows that are `stride` (by default `columns`) apart, and the rows for each warp."""
     lanes = lanes_for(columns, dtype) if (stride or columns) % pack(dtype) == 0 else None
     return lanes, WARP // (lanes.lanes if lanes else WARP)
 
 
 def lanes_for(columns: int, dtype: Any) -> Lanes | None:
-    """Return how lanes share rows of so many `columns`, or None if they are too many for their registers."""
+    """Return how lanes share rows of `columns`, or None if a row does not fit into their registers."""
     return next((lanes for lanes in lanes_of(dtype) if lanes.lanes * lanes.chunks * pack(dtype) >= columns), None)
 
 
 def lanes_of(dtype: Any) -> list[Lanes]:
-    """Return those of `LANES` for which there are registers: 32 words of what a lane keeps of one row."""
+    """Return the entries of `LANES` in which a lane keeps at most 32 registers of a row."""
     return [lanes for lanes in LANES if lanes.chunks * pack(dtype) * acc_dtype(dtype).itemsize <= 32 * 4]
 
 
@@ -94,7 +94,7 @@ def options(dtype: str, lanes: Lanes | None = None) -> tuple[str, ...]:
 
 
 def sources() -> list[str]:
-    """Return the names of all files of kernels."""
+    """Return the names of all source files."""
     return sorted(path.stem for path in FOLDER.glob("*.cu"))
 
 
@@ -105,7 +105,10 @@ def acc_dtype(dtype: Any) -> np.dtype[Any]:
 
 def launch(file: str, function: str, like: Array, grid: tuple[int, ...], block: tuple[int, ...], *args: Any,
            shared: int = 0, lanes: Lanes | None = None) -> None:  # fmt: skip
-    """Run a kernel of `file`, compiled for the dtype of `like`, with arrays, integers, floats and None for null."""
+    """Launch the kernel `function` of `file`, compiled for the dtype of `like`.
+
+    The arguments are arrays, integers, floats, and None for a null pointer.
+    """
     key = type(like), like.dtype, file, lanes, function
     kernel = _functions.get(key)
     if kernel is None:
@@ -116,21 +119,21 @@ def launch(file: str, function: str, like: Array, grid: tuple[int, ...], block: 
 def _compiled(xp: Any, file: str, function: str, options: tuple[str, ...]) -> Any:
     try:
         return xp.RawModule(code=source(file), options=options).get_function(function)
-    except Exception as error:  # of the compiler, or of CuPy that does not find CUDA's headers
+    except Exception as error:  # from the compiler, or from CuPy if it does not find CUDA's headers
         if is_out_of_memory(error):
             raise
         raise UserError(
-            f"the CUDA kernel {function} does not compile here ({in_a_line(error)[:200]}); {WHEELS} {WAY_OUT}"
+            f"the CUDA kernel {function} cannot be compiled ({one_line(error)[:200]}); {WHEELS} {OR_NUMPY}"
         ) from error
 
 
 def register_blas(library: Any, blas: Blas) -> None:
-    """Say where the cuBLAS bindings of an array library are."""
+    """Register the cuBLAS bindings of an array library."""
     _blas[library] = blas
 
 
 def blas_of(library: Any) -> Blas:
-    """Return the cuBLAS bindings of an array library; those of CuPy are found when they are first asked for."""
+    """Return the cuBLAS bindings of an array library; those of CuPy are imported at the first call."""
     if library not in _blas:
         bindings = importlib.import_module("cupy_backends.cuda.libs.cublas")
         register_blas(library, Blas(bindings, library.cuda.device.get_cublas_handle))
@@ -138,37 +141,37 @@ def blas_of(library: Any) -> Blas:
 
 
 def covers_dtype(x: Array) -> bool:
-    """Return whether there are kernels for the dtype of `x`."""
+    """Return whether there are kernels for the dtype of `x`, and `x` is not empty."""
     return x.dtype.name in TYPES and x.size > 0
 
 
 def address(x: Any) -> int:
-    """Return where the first number of `x` lies on its device."""
+    """Return the device address of the first element of `x`."""
     if isinstance(x, np.ndarray):
-        raise TypeError("a NumPy array met arrays of a device; move it there with minivit.to_backend")
+        raise TypeError("expected an array on a device, got a NumPy array; move it with minivit.to_backend")
     return int(x.data.ptr)
 
 
-def is_settled(x: Array) -> bool:
-    """Return whether `x` is contiguous and starts at a multiple of 16 bytes, as the kernels want it."""
+def is_aligned(x: Array) -> bool:
+    """Return whether `x` is contiguous and starts at a multiple of 16 bytes, as the kernels require."""
     return bool(x.flags.c_contiguous) and address(x) % 16 == 0
 
 
-def settled(x: Array) -> Array:
+def aligned(x: Array) -> Array:
     """Return `x`, or a copy that is contiguous and starts at a multiple of 16 bytes."""
-    return x if is_settled(x) else x.copy(order="C")
+    return x if is_aligned(x) else x.copy(order="C")
 
 
 def pack(dtype: Any) -> int:
-    """Return how many numbers a lane takes at a time."""
+    """Return how many elements are in a pack of 16 bytes."""
     return 16 // int(dtype.itemsize)
 
 
 def whole_packs(count: int, dtype: Any) -> int:
-    """Return `count`, or as many numbers more as make the last pack whole."""
+    """Return `count` rounded up to whole packs."""
     return blocks(count, pack(dtype)) * pack(dtype)
 
 
 def blocks(count: int, size: int) -> int:
-    """Return how many blocks of `size` hold `count`."""
+    """Return how many blocks of `size` are needed for `count`."""
     return -(-count // size)

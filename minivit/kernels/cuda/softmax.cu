@@ -1,31 +1,31 @@
-// Softmax of rows with a scale, and its gradient (softmax.py, attention.py), LANES lanes for each row.
+// Softmax of scaled rows, and its gradient (softmax.py, attention.py), with LANES lanes for each row.
 #include "common.cuh"
 
-// The first of a row's columns that no pack reaches; what comes out for those between means nothing.
+// Returns the columns rounded up to whole packs. The results after the row's columns are undefined.
 template <int V> __device__ __forceinline__ size whole_packs(size columns) { return (columns + V - 1) / V * V; }
 
 template <int V, class T> __device__ void softmax_row(const T *x, acc scale, real *y, size columns, bool live) {
   Row<V, T> row(x, live ? whole_packs<V>(columns) : 0);
-  acc most = LEAST, sum = 0;
+  acc largest = LOWEST, sum = 0;
   row.each([&](int, size c, acc(&a)[V]) {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const acc s = scale * a[j];
-      if (c + j < columns && (s > most || s != s)) most = s;
+      if (c + j < columns && (s > largest || s != s)) largest = s;
     }
   });
-  most = row_max(most);
+  largest = row_max(largest);
   row.each([&](int, size c, acc(&a)[V]) {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      a[j] = c + j < columns ? exp(scale * a[j] - most) : acc(0);
+      a[j] = c + j < columns ? exp(scale * a[j] - largest) : acc(0);
       sum += a[j];
     }
   });
   const acc inverse = 1 / row_sum(sum);
   row.each([&](int, size c, acc(&a)[V]) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) a[j] = (CHUNKS > 0 ? a[j] : exp(scale * a[j] - most)) * inverse;
+    for (int j = 0; j < V; ++j) a[j] = (CHUNKS > 0 ? a[j] : exp(scale * a[j] - largest)) * inverse;
     store<V>(a, y + c);
   });
 }
@@ -44,7 +44,7 @@ extern "C" __global__ void softmax(const real *x, double scale, real *y, size ro
   softmax_rows(x, acc(scale), y, rows, columns, stride);
 }
 
-// The same of scores that were not rounded.
+// The same for scores in acc.
 extern "C" __global__ void softmax_scores(const acc *x, double scale, real *y, size rows, size columns, size stride) {
   softmax_rows(x, acc(scale), y, rows, columns, stride);
 }
@@ -88,7 +88,7 @@ extern "C" __global__ void softmax_backward(const real *dy, const real *y, doubl
   softmax_rows_backward(dy, y, acc(scale), dx, rows, columns, stride);
 }
 
-// The same for a gradient that was not rounded.
+// The same for a gradient in acc.
 extern "C" __global__ void softmax_scores_backward(const acc *dy, const real *y, double scale, real *dx, size rows,
                                                    size columns, size stride) {
   softmax_rows_backward(dy, y, acc(scale), dx, rows, columns, stride);

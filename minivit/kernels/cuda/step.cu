@@ -1,9 +1,9 @@
 // The grad scaler and the metrics of a step (step.py).
 #include "common.cuh"
 
-constexpr int STOPPED = 0, SCALE = 1, GOOD = 2, FACTOR = 3; // of the state, as in ops/grad_scaler.py
+constexpr int STOPPED = 0, SCALE = 1, GOOD = 2, FACTOR = 3; // indices of the state, as in ops/grad_scaler.py
 
-// One thread. state: stopped, loss scale, good steps, factor of the gradients.
+// One thread. state: whether the run has stopped, loss scale, good steps, factor of the gradients.
 extern "C" __global__ void update_grad_scaler(acc *state, const acc *loss, const acc *norm, double clip_norm,
                                               size scaled, double growth_steps, double largest_scale) {
   const acc scale = state[SCALE], good = state[GOOD];
@@ -25,7 +25,7 @@ extern "C" __global__ void update_grad_scaler(acc *state, const acc *loss, const
   state[FACTOR] = going_on && finite ? factor / scale : sqrt(acc(-1)); // NaN
 }
 
-// One block of COUNTERS warps. record: the loss, how many rows of logits are largest at their label, and the flag.
+// One block of COUNTERS warps. record: the loss, the number of rows whose largest logit is at the label, and stopped.
 constexpr int COUNTERS = 32;
 
 extern "C" __global__ void record_metrics(acc *record, const acc *loss, const real *logits, const long long *labels,
@@ -34,23 +34,23 @@ extern "C" __global__ void record_metrics(acc *record, const acc *loss, const re
   int correct = 0;
   for (size b = threadIdx.y; b < batch; b += COUNTERS) {
     const real *row = logits + b * classes;
-    // The first of the largest, as argmax has it; NaN is larger than all.
-    acc most = LEAST;
+    // The first of the largest logits, as in argmax; NaN is larger than every number.
+    acc largest = LOWEST;
     int at = classes;
     for (int c = threadIdx.x; c < classes; c += WARP) {
       const acc a = row[c];
-      if (at == classes || a > most || (a != a && most == most)) {
-        most = a;
+      if (at == classes || a > largest || (a != a && largest == largest)) {
+        largest = a;
         at = c;
       }
     }
     for (int offset = WARP / 2; offset > 0; offset /= 2) {
-      const acc a = __shfl_xor_sync(ALL, most, offset);
+      const acc a = __shfl_xor_sync(ALL, largest, offset);
       const int c = __shfl_xor_sync(ALL, at, offset);
-      const bool nan = a != a, was_nan = most != most;
-      const bool equal = a == most || (nan && was_nan);
-      if (c < classes && (at == classes || (nan && !was_nan) || (!was_nan && a > most) || (equal && c < at))) {
-        most = a;
+      const bool nan = a != a, was_nan = largest != largest;
+      const bool equal = a == largest || (nan && was_nan);
+      if (c < classes && (at == classes || (nan && !was_nan) || (!was_nan && a > largest) || (equal && c < at))) {
+        largest = a;
         at = c;
       }
     }

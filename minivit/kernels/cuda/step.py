@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from minivit.arrays import Array, namespace
-from minivit.kernels.cuda.runtime import WARP, acc_dtype, launch, settled
+from minivit.kernels.cuda.runtime import WARP, acc_dtype, aligned, launch
 from minivit.ops.registry import Kernel, register_kernel
 
-_COUNTERS = 32  # warps of the block that counts
+_COUNTERS = 32  # warps in the block that counts correct predictions
 
 
 def _covers_scaler(state: Array, loss: Array, norm: Array, **options: object) -> bool:
@@ -31,11 +31,11 @@ def _covers_metrics(record: Array, loss: Array, logits: Array, labels: Array, st
 
 def _record_metrics(record: Array, loss: Array, logits: Array, labels: Array, stopped: Array) -> None:
     namespace(record, loss, logits, labels, stopped)
-    launch("step", "record_metrics", logits, (1,), (WARP, _COUNTERS), record, loss, settled(logits), settled(labels),
+    launch("step", "record_metrics", logits, (1,), (WARP, _COUNTERS), record, loss, aligned(logits), aligned(labels),
            stopped, *logits.shape)  # fmt: skip
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for the array library called `library`."""
     register_kernel("update_grad_scaler", Kernel(library, _covers_scaler, _update_grad_scaler))
     register_kernel("record_metrics", Kernel(library, _covers_metrics, _record_metrics))

@@ -1,4 +1,4 @@
-"""Kernels for NumPy: passes over pieces that fit in cache, in place. Importing them registers them."""
+"""Kernels for NumPy: in-place passes over pieces that fit in cache. Importing a module registers its kernel."""
 
 from minivit.kernels.numpy import attention, encoder_block, gelu, layer_norm
 

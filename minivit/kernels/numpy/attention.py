@@ -1,17 +1,17 @@
-"""Attention with as few passes over the scores as there can be, in cache. Kernel of `ops.attention` without a mask.
+"""Attention with few passes over the scores, in cache. Kernel of `ops.attention` without a mask.
 
-    e = exp(q @ (k.T * scale))      s = sum(e)                 the weights, e / s, are never formed
+    e = exp(q @ (k.T * scale))      s = sum(e)                 the weights e / s are not computed
     y = (e @ v) / s
 
     dy_s = dy / s                   delta = sum(dy_s * y)      since sum(dweights * weights) = sum(dy * y)
     dv = e.T @ dy_s                 dscores = e * (dy_s @ (v.T * scale) - delta * scale)
     dq = dscores @ k                dk = dscores.T @ q
 
-The scale and the division act on the (N, K) operands, and the row sums of the softmax gradient on the (N, K) results
-(Dao et al. 2022, appendix B); delta enters the product as one more column. That leaves one exponential and one sum
-forward, and one product backward. Copies of k.T and v.T pay because BLAS takes two operands laid out by rows at up to
-twice the rate of one by columns. The shift by the maximum, which only keeps exp in range, is done where a sum shows
-that it was missed.
+The scale and the division are applied to the (N, K) operands, and the row sums of the softmax gradient are computed
+from the (N, K) results (Dao et al. 2022, appendix B); delta is one more column of the product. The passes over the
+scores are one exponential and one sum forward, and one elementwise product backward. k.T and v.T are copied because
+BLAS is up to twice as fast when both operands are row-major. The shift by the maximum, which only keeps exp in range,
+is applied if the sums show that it is needed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from minivit.ops.attention import ALL, check_attention, heads
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
-# Sums outside these limits come from scores that need the shift: their exponentials, times v or dy, leave the range
-# of float32 or fall among its least numbers.
-_LEAST, _MOST = 1e-12, 1e12
+# Sums outside of these limits need the shift: the exponentials, times v or dy, could overflow or become subnormal in
+# float32.
+_SMALLEST, _LARGEST = 1e-12, 1e12
 
 
 class FastAttentionCache(NamedTuple):
@@ -37,7 +37,7 @@ class FastAttentionCache(NamedTuple):
     qkv: Array  # (B, N, 3 D)
     e: Array  # (B, H, M, N)
     inverse: Array  # (B, M, H, 1): 1 / s
-    y: Array  # (B, M, H, K), the memory of the result
+    y: Array  # (B, M, H, K), a view of the result
     queries: slice
 
 
@@ -46,14 +46,14 @@ def _covers(qkv: Array, num_heads: int, mask: Array | None = None, queries: slic
 
 
 def _exp_scores(q: Array, k_t: Array, e: Array) -> Array:
-    """Set `e` (..., M, N) to the exponentials of the scores, each row up to a factor, and return its row sums."""
+    """Set `e` (..., M, N) to the exponentials of the scores, each row up to a factor, and return the row sums."""
     N = e.shape[-1]
     ones = np.ones(N, e.dtype)
     np.matmul(q, k_t, out=e)
     with np.errstate(over="ignore"):
         np.exp(e, out=e)
         sums = e.reshape(-1, N) @ ones
-    if not (sums.min() >= _LEAST and sums.max() <= _MOST):
+    if not (sums.min() >= _SMALLEST and sums.max() <= _LARGEST):
         np.matmul(q, k_t, out=e)
         e -= e.max(axis=-1, keepdims=True)
         np.exp(e, out=e)
@@ -96,7 +96,7 @@ def _backward(dy: Array, cache: FastAttentionCache) -> Array:
     if dq.shape[2] > M:
         dq[...] = 0
     dq = dq[:, :, queries]
-    # One column more on each side, -delta and 1, and the product gives dy_s @ v.T - delta, both scaled.
+    # With one more column in each operand, -delta and 1, the product is (dy_s @ v.T - delta) * scale.
     left = np.empty((B, M, H, K + 1), qkv.dtype)
     dy_s = np.multiply(dy.reshape(B, M, H, K), inverse, out=left[..., :K])
     np.einsum("bmhk,bmhk->bmh", dy_s, y, out=left[..., K])

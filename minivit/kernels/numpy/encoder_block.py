@@ -1,13 +1,14 @@
-"""A whole encoder block in one piece. Kernel of the layer `EncoderBlock` where nothing in it is random.
+"""A whole encoder block, fused. Kernel of the layer `EncoderBlock` without dropout.
 
-A layer norm is followed by a linear map, so its scale and shift go into that map's weights, once for all tokens:
+Each layer norm is followed by a linear map, so its scale and shift are folded into that map's weights, once for all
+tokens:
 
     layer_norm(x) @ W + c = x_hat @ W' + c'         W' = weight[:, None] * W      c' = bias @ W + c
     dW = weight[:, None] * dW' + outer(bias, dc')   dc = dc'
     dweight = sum of dW' * W over the columns       dbias = W @ dc'
 
-Three passes over the tokens forward and four backward become none, and the norm's result is not stored. The residual
-sums and the slopes of GELU are applied in place to products that nobody else holds. Attention is the op.
+This saves three passes over the tokens forward and four backward, and the norm's result is not stored. The residual
+sums and the slopes of GELU are applied in place to the products. Attention calls the op.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from minivit.kernels.numpy.gelu import covers_gelu, fast_gelu
 from minivit.kernels.numpy.layer_norm import mean_column, normalize, normalize_backward
 from minivit.kernels.numpy.pieces import FAST_DTYPES, pieces
 from minivit.ops.attention import ALL
+from minivit.ops.encoder_block import BlockLike, LinearLike, NormLike
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect, expect_gradient, same_dtype
 
 
 class _Normed(NamedTuple):
-    """What the backward pass of a norm and the linear map after it reads."""
+    """What the backward pass of a norm and of the linear map after it reads."""
 
     x_hat: Array  # (rows, D)
     inv_std: Array  # (rows, 1)
@@ -40,17 +42,19 @@ class FastBlockCache(NamedTuple):
     shape: tuple[int, int, int]
     to_qkv: _Normed
     attention: Any
-    y: Array  # (B * M, D), what the heads gathered
+    y: Array  # (B * M, D), the result of attention before the projection
     to_hidden: _Normed
-    slope: Any  # (B * M, F), of GELU
+    slope: Any  # (B * M, F), the derivative of GELU
     hidden: Array  # (B * M, F), after GELU
 
 
-def _covers(x: Array, block: Any, queries: slice) -> bool:
+def _covers(x: Array, block: BlockLike, queries: slice) -> bool:
     return x.dtype.name in FAST_DTYPES and x.ndim == 3 and x[:, queries].size > 0
 
 
-def _forward(x: Array, block: Any, queries: slice = ALL, keep: bool = True) -> tuple[Array, FastBlockCache | None]:
+def _forward(
+    x: Array, block: BlockLike, queries: slice = ALL, keep: bool = True
+) -> tuple[Array, FastBlockCache | None]:
     attn, mlp = block.attn, block.mlp
     same_dtype("EncoderBlock", x=x, weight=attn.qkv.weight.value)
     expect("EncoderBlock", "x", x, ("B", "N", attn.qkv.weight.shape[0]))
@@ -71,7 +75,7 @@ def _forward(x: Array, block: Any, queries: slice = ALL, keep: bool = True) -> t
     return out.reshape(gathered.shape), cache if keep else None
 
 
-def _norm_linear(x: Array, norm: Any, linear: Any) -> tuple[Array, _Normed]:
+def _norm_linear(x: Array, norm: NormLike, linear: LinearLike) -> tuple[Array, _Normed]:
     """Return the linear map of the layer norm of `x` (rows, D)."""
     rows, D = x.shape
     x_hat, inv_std = np.empty_like(x), np.empty((rows, 1), x.dtype)
@@ -95,7 +99,7 @@ def _gelu_in_place(h: Array, approximate: str, keep: bool) -> tuple[Array, Array
     return h, slope
 
 
-def _backward(dy: Array, cache: FastBlockCache, block: Any) -> Array:
+def _backward(dy: Array, cache: FastBlockCache, block: BlockLike) -> Array:
     queries, shape, to_qkv, attention, y, to_hidden, slope, hidden = cache
     B, N, D = shape
     expect_gradient("EncoderBlock", dy, (B, len(range(N)[queries]), D), y.dtype)
@@ -111,14 +115,16 @@ def _backward(dy: Array, cache: FastBlockCache, block: Any) -> Array:
     return dx
 
 
-def _linear_backward(dy: Array, x: Array, linear: Any) -> Array:
+def _linear_backward(dy: Array, x: Array, linear: LinearLike) -> Array:
     linear.weight.add_product(x.T, dy)
     linear.bias.add_grad(np.ones(len(dy), dy.dtype) @ dy)
     return dy @ linear.weight.value.T
 
 
-def _norm_linear_backward(dy: Array, cache: _Normed, norm: Any, linear: Any, residual: Array | None) -> Array:
-    """Return ``dx``, and what comes past the norm as `residual` added to it."""
+def _norm_linear_backward(
+    dy: Array, cache: _Normed, norm: NormLike, linear: LinearLike, residual: Array | None
+) -> Array:
+    """Return ``dx`` of the norm, plus `residual`, the gradient of the path around it."""
     x_hat, inv_std = cache
     weight = linear.weight.value
     dfolded = x_hat.T @ dy

@@ -1,11 +1,11 @@
-"""GELU and its derivative in float32: one tanh, one exponential, all in cache. Kernel of `ops.gelu`, exact form.
+"""GELU and its derivative in float32, with one tanh and one exponential, in cache. Kernel of `ops.gelu`, exact form.
 
     Phi(x) = (1 + tanh(x g(x²))) / 2        g(u) = atanh(erf(sqrt(u / 2))) / sqrt(u)
     dy/dx  = Phi(x) + x exp(-x² / 2) / sqrt(2 pi)
 
-g is a polynomial of degree 6, fitted by minimax so that Phi is off by at most 2.9e-8, half of what float32 can tell
-near 1 (benchmarks/fit_erf.py prints its coefficients). Its highest coefficient is positive: beyond the fit it grows,
-and tanh is 1 to the last bit.
+g is a polynomial of degree 6, fitted by minimax so that the error of Phi is at most 2.9e-8, half an ulp of float32 just
+below 1 (benchmarks/fit_erf.py computes the coefficients). Its leading coefficient is positive, so it grows outside of
+the fitted range, where tanh rounds to 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
 _G = (1.75617565e-9, -1.32263462e-7, 3.96474536e-6, -5.53061943e-5, -3.25949908e-5, 0.0363330846, 0.797884941)
-_FLAT = 15.0  # from here on, Phi and the derivative are 0 or 1 to the last bit
+_FLAT = 15.0  # for larger |x|, Phi and the derivative round to 0 or 1
 _DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
 
 
@@ -53,7 +53,7 @@ def fast_gelu(x: Array, y: Array, slope: Array | None) -> None:
 
 
 def _derivative(x: Array, square: Array, phi: Array, out: Array) -> None:
-    """Set `out` to the slope of GELU; `square` is used up."""
+    """Set `out` to the derivative of GELU; `square` is overwritten."""
     square *= -0.5
     np.exp(square, out=square)
     square *= x
@@ -62,7 +62,7 @@ def _derivative(x: Array, square: Array, phi: Array, out: Array) -> None:
 
 
 class FastGELUCache(GELUCache):
-    """What the backward pass reads: the slope, as in the op."""
+    """The fields of the op's cache."""
 
 
 def _covers(x: Array, approximate: str = "none", *, keep: bool = True) -> bool:

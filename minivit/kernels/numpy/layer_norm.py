@@ -1,6 +1,6 @@
 """Layer norm in place, piece by piece in cache, with row sums as dot products. Kernel of `ops.layer_norm`.
 
-`normalize` and `normalize_backward` are the norm without its scale and shift, on the rows of one piece.
+`normalize` and `normalize_backward` are the norm without scale and shift, on the rows of one piece.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from minivit.ops.shapes import expect_gradient
 
 
 def mean_column(D: int, dtype: Any) -> Array:
-    """Return the column (D, 1) by which a product with rows (rows, D) is their mean."""
+    """Return the column (D, 1) whose product with rows (rows, D) is their means."""
     return np.full((D, 1), 1 / D, dtype)
 
 
 def normalize(x: Array, mean_of: Array, eps: float, x_hat: Array, inv_std: Array) -> None:
     """Set `x_hat` (rows, D) to the rows of `x` with mean 0 and variance 1, and `inv_std` (rows, 1).
 
-    `mean_of` is `mean_column`; every piece of an array uses the same one.
+    `mean_of` is the result of `mean_column`.
     """
     np.subtract(x, x @ mean_of, out=x_hat)
     scale = np.vecdot(x_hat, x_hat, out=inv_std[:, 0])
@@ -36,7 +36,7 @@ def normalize(x: Array, mean_of: Array, eps: float, x_hat: Array, inv_std: Array
 
 
 def normalize_backward(d: Array, through_mean: Array, x_hat: Array, inv_std: Array) -> None:
-    """Turn the gradient `d` (rows, D) of `x_hat` in place into that of ``x``; `through_mean` (rows, 1) is its mean."""
+    """Replace the gradient `d` (rows, D) of `x_hat` by the gradient of ``x``; `through_mean` (rows, 1) is its mean."""
     through_variance = np.vecdot(d, x_hat)[:, None]
     through_variance *= 1 / d.shape[1]
     d -= x_hat * through_variance
@@ -45,7 +45,7 @@ def normalize_backward(d: Array, through_mean: Array, x_hat: Array, inv_std: Arr
 
 
 class FastLayerNormCache(NamedTuple):
-    """What the backward pass reads, over rows."""
+    """What the backward pass reads."""
 
     x_hat: Array  # (rows, D)
     inv_std: Array  # (rows, 1)
