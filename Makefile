@@ -1,4 +1,4 @@
-# check: lint and types    test: the suite    slow, conformance, cuda, mutants: the longer proofs    lock: renew the pins
+# check: lint and types    test: the suite    slow, conformance, cuda, mutants: the longer checks    lock: renew the pins
 PYTHON ?= python
 
 .PHONY: check format test slow conformance cuda mutants cifar10 bench lock
