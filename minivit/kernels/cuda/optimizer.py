@@ -1,6 +1,7 @@
-"""Adam and AdamW over the whole flat vector in one pass, and its norm. Kernels of `adam_step` and `gradient_norm`.
+"""Adam and AdamW over the whole flat vector in one pass, and its norm: kernels of `adam_step` and `gradient_norm`.
 
-Every parameter starts at a multiple of 256 bytes, so that a rate and a decay for each 256 bytes say what the groups do.
+Every parameter starts at a multiple of 256 bytes. A table of the learning rate and weight decay of each 256 bytes
+therefore represents all groups, however many there are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from minivit.kernels.cuda.runtime import WARP, blocks, is_settled, launch, pack
 from minivit.ops.registry import Kernel, register_kernel
 
 _BLOCK_BYTES = 256
-_KEPT = 8
+_MOST_TABLES = 8
 _tables: dict[tuple[Any, ...], tuple[Array, Array, Array]] = {}
 
 
@@ -31,7 +32,7 @@ def _covers(values: Array, gradients: Array, m: Array, v: Array, groups: tuple[A
 
 
 def _table(values: Array, groups: tuple[Any, ...]) -> tuple[Array, Array, Array]:
-    """Return learning rate and decay of each block, and where its group stops, moved to the device once and kept."""
+    """Return the learning rate, the decay and the end of the group of each block, copied to the device once."""
     key = type(values), str(values.device), values.dtype, values.size, groups
     if key not in _tables:
         block = _BLOCK_BYTES // values.itemsize
@@ -40,7 +41,7 @@ def _table(values: Array, groups: tuple[Any, ...]) -> tuple[Array, Array, Array]
         for group in groups:
             covered = slice(group.span.start // block, blocks(group.span.stop, block))
             lr[covered], decay[covered], stops[covered] = group.lr, group.weight_decay, group.span.stop
-        while len(_tables) >= _KEPT:
+        while len(_tables) >= _MOST_TABLES:
             del _tables[next(iter(_tables))]
         xp = namespace(values)
         _tables[key] = xp.asarray(lr), xp.asarray(decay), xp.asarray(stops)
@@ -83,6 +84,6 @@ def _norm(gradients: Array) -> Array:
 
 
 def register(library: str) -> None:
-    """Let the kernels compete on `library`."""
+    """Register the kernels for `library`."""
     register_kernel("adam_step", Kernel(library, _covers, _step))
     register_kernel("gradient_norm", Kernel(library, _covers_norm, _norm))
