@@ -17,14 +17,13 @@ import strict
 from command_line import TINY, Minivit, Said, save_squares
 from forks import needs_fork
 from hypothesis import HealthCheck, settings
-from small_run import Listener, make_dataset, run_at
+from small_run import Listener, make_dataset, run_at, train
 
 from minivit import ops
 from minivit.cli import main
 from minivit.engine import worker_pool
 from minivit.train import curves, step
-from minivit.train.run_folder import Run
-from minivit.train.trainer import train
+from minivit.train.run_folder import RunFolder
 
 settings.register_profile(
     "minivit", derandomize=True, deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
@@ -65,12 +64,12 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def reads_every_third_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device, let what steps came to be read that often."""
+    """On a device, read the metrics of steps that often."""
     monkeypatch.setattr(step, "_READ_EVERY", 3)
 
 
 @pytest.fixture(scope="module")
-def on_host(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def on_host(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The small run on the host."""
     run = run_at(tmp_path_factory.mktemp("runs") / "host")
     train(run, make_dataset(), Listener())

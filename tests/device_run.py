@@ -10,7 +10,7 @@ import pytest
 from small_run import RECIPE, make_dataset, read, run_at
 
 from minivit.train.recipe import Recipe
-from minivit.train.run_folder import Run
+from minivit.train.run_folder import RunFolder
 from minivit.train.trainer import Trainer
 
 
@@ -18,7 +18,7 @@ def trainer(path: Path, recipe: Recipe = RECIPE, **options: Any) -> Trainer:
     return Trainer(run_at(path, recipe), make_dataset(), **{"backend": "strict", **options})
 
 
-def assert_same_course(run: Run, other: Run, tolerance: float = 1e-4) -> None:
+def assert_same_course(run: RunFolder, other: RunFolder, tolerance: float = 1e-4) -> None:
     """Assert that two runs measured and learned the same up to rounding."""
     assert len(run.metrics()) == len(other.metrics()) == 3
     for one, two in zip(run.metrics(), other.metrics(), strict=True):

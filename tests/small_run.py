@@ -1,4 +1,4 @@
-"""A small data set, a recipe that trains on it within a second, and who listens to or disturbs such a run."""
+"""A small data set, a recipe that trains on it within a second, and reporters that record or disturb such a run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from minivit import ViT
 from minivit.data import Dataset
 from minivit.train.interrupt import Interrupted
 from minivit.train.recipe import Recipe
-from minivit.train.reporter import StepReport
-from minivit.train.run_folder import Run
-from minivit.train.trainer import train
+from minivit.train.run_folder import RunFolder
+from minivit.train.trainer import Reporter, StepReport, Trainer
 from minivit.weights import read_tensors, write_tensors
 
 RATES = dict.fromkeys(("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.2)
@@ -59,7 +58,7 @@ class Listener:
         self.epochs: list[dict[str, Any]] = []
         self.started_with: list[Any] = []
 
-    def started(self, run: Run, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+    def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         self.started_with = [first_step, total_steps, steps_per_epoch]
 
     def stepped(self, report: StepReport) -> None:
@@ -83,11 +82,24 @@ def ask_to_stop() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def run_at(path: Path, recipe: Recipe = RECIPE) -> Run:
-    return Run.create(path, recipe)
+def run_at(path: Path, recipe: Recipe = RECIPE) -> RunFolder:
+    return RunFolder.create(path, recipe)
 
 
-def stopped_run(path: Path, at: int = 2) -> Run:
+def train(
+    run: RunFolder,
+    dataset: Dataset,
+    reporter: Reporter,
+    *,
+    resume: bool = False,
+    checkpoint_seconds: float = 60.0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a run with the `options` of a trainer."""
+    return Trainer(run, dataset, **options).fit(reporter, resume, checkpoint_seconds)
+
+
+def stopped_run(path: Path, at: int = 2) -> RunFolder:
     """Return a run on the host that was asked to stop after some step."""
     run = run_at(path)
     with pytest.raises(Interrupted, match=f"step {at}"):
@@ -95,16 +107,16 @@ def stopped_run(path: Path, at: int = 2) -> Run:
     return run
 
 
-def edit_progress(run: Run, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change the place that the checkpoint of a run says."""
+def edit_state(run: RunFolder, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change the state in the checkpoint of a run."""
     path = run.path / "last" / "training.safetensors"
     vectors, about = read_tensors(path)
-    progress = json.loads(about["progress"])
-    edit(progress)
-    write_tensors(path, vectors, {**about, "progress": json.dumps(progress)})
+    state = json.loads(about["progress"])
+    edit(state)
+    write_tensors(path, vectors, {**about, "progress": json.dumps(state)})
 
 
-def tensors(run: Run) -> dict[str, bytes]:
+def tensors(run: RunFolder) -> dict[str, bytes]:
     """Return the bytes of every tensor in the run's files."""
     files = sorted(run.path.rglob("*.safetensors"))
     return {f"{file}/{name}"[len(str(run.path)) :]: value.tobytes() for file in files for name, value in read(file)}
@@ -114,6 +126,6 @@ def read(file: Path) -> list[tuple[str, np.ndarray]]:
     return sorted(read_tensors(file)[0].items())
 
 
-def bits(run: Run) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+def bits(run: RunFolder) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     """Return what must not depend on interruptions, threads and time."""
     return tensors(run), [{k: v for k, v in line.items() if "second" not in k} for line in run.metrics()]

@@ -257,8 +257,8 @@ def test_a_damaged_recipe(cli: Minivit, squares: Path, text: str) -> None:
         (lambda run: (run / "metrics.jsonl").write_text("[1]"), ["line 1 is not the metrics of an epoch"]),
         (lambda run: (run / "result.json").write_text("{}"), ["result.json", "lacks best_epoch", "remove it"]),
         (lambda run: (run / "result.json").write_text("oops"), ["result.json", "not valid JSON"]),
-        (lambda run: edit_recipe(run, seed=1), ["recipe.json says otherwise", ": seed;"]),
-        (lambda run: edit_recipe(run, epochs=3, lr=0.1), ["recipe.json says otherwise", ": epochs, lr;"]),
+        (lambda run: edit_recipe(run, seed=1), ["recipe.json was changed", ": seed;"]),
+        (lambda run: edit_recipe(run, epochs=3, lr=0.1), ["recipe.json was changed", ": epochs, lr;"]),
         (lambda run: (run / "best" / "model.safetensors").unlink(), ["best", "model.safetensors"]),
     ],
 )

@@ -15,7 +15,7 @@ from strict import watch
 from minivit import AdamW, Engine, Key, ViT, ViTConfig
 from minivit.arrays import Array, backend, to_backend, to_host
 from minivit.errors import UserError
-from minivit.train.grad_scaler import GradScaler
+from minivit.train.step import GradScaler
 
 CONFIG = ViTConfig(img_size=(8, 8), patch_size=(2, 4), embed_dim=48, depth=2, num_heads=3, num_classes=7)
 DROPS = dict.fromkeys(("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.2)

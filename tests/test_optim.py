@@ -15,7 +15,7 @@ from minivit.arrays import Array, to_backend, to_host
 from minivit.nn.parameters import FlatStore
 from minivit.ops import update_rules
 from minivit.train import Group
-from minivit.train.optimizers import Optimizer, clip_gradients, groups_of
+from minivit.train.optimizers import Optimizer, clip_gradients, merge_neighbours, parameter_groups
 
 STEPS = 5
 
@@ -102,9 +102,9 @@ def test_defaults_are_those_of_the_papers() -> None:
     layer = pair()
     optimizer = AdamW(layer)
     assert (optimizer.lr, optimizer.betas, optimizer.eps) == (1e-3, (0.9, 0.999), 1e-8)
-    assert [group.weight_decay for group in groups_of(layer, 1e-3, 0.05)] == [0.05, 0.0]
-    assert {group.weight_decay for group in optimizer._groups} == {0.05, 0.0}
-    assert {group.weight_decay for group in Adam(layer)._groups} == {0.0}
+    assert [group.weight_decay for group in parameter_groups(layer, 1e-3, 0.05)] == [0.05, 0.0]
+    assert {group.weight_decay for group in optimizer.groups} == {0.05, 0.0}
+    assert {group.weight_decay for group in Adam(layer).groups} == {0.0}
     assert SGD(layer).momentum == 0.9
 
 
@@ -139,11 +139,84 @@ def test_every_parameter_is_updated_and_gaps_stay_zero() -> None:
     assert not vit.parameters.store.values[~used].any()
 
 
-def test_groups_are_long_stretches_with_a_decay_each() -> None:
+def test_there_is_a_group_for_each_parameter_with_its_name_shape_and_parts() -> None:
     vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7))
-    groups = groups_of(vit, 0.1, 0.5)
+    groups = {group.name: group for group in AdamW(vit, lr=0.1, weight_decay=0.5).groups}
+    assert groups.keys() == vit.parameters.keys()
+    for name, parameter in vit.parameters.items():
+        decay = 0.5 if parameter.decay else 0.0
+        assert groups[name] == (parameter.span, 0.1, decay, name, parameter.shape, parameter.parts)
+    assert groups["blocks.1.attn.qkv.weight"].parts == ("q", "k", "v")
+    assert groups["blocks.1.attn.qkv.weight"].shape == (6, 18)
+
+
+def test_merged_groups_are_long_spans_with_a_decay_each() -> None:
+    vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7))
+    groups = merge_neighbours(parameter_groups(vit, 0.1, 0.5), itemsize=4)
     assert all(one.weight_decay != other.weight_decay for one, other in itertools.pairwise(groups))
     assert all(one.span.stop <= other.span.start for one, other in itertools.pairwise(groups))
+
+
+def test_only_neighbours_of_one_rate_and_decay_are_merged() -> None:
+    """And only behind a whole parameter, where nothing but padding follows."""
+    one, two, three = (
+        Group(slice(0, 40), 0.1, 0.5, "w"),
+        Group(slice(64, 70), 0.1, 0.5),
+        Group(slice(128, 130), 0.1, 0.5),
+    )
+    assert merge_neighbours([one, two, three], itemsize=4) == [Group(slice(0, 70), 0.1, 0.5), three]
+    for other in (two._replace(lr=0.2), two._replace(weight_decay=0.0), two._replace(span=slice(128, 130))):
+        assert merge_neighbours([one, other], itemsize=4) == [one, other]
+
+
+def test_a_rule_for_matrices_receives_one_group_for_each_parameter() -> None:
+    class Normalized(Optimizer):
+        """Moves each matrix by its gradient over the norm of the whole matrix, and nothing else."""
+
+        elementwise = False
+
+        def _update(self, values: Array, gradients: Array, groups: tuple[Group, ...], options: dict[str, Any]) -> None:
+            for group in groups:
+                if len(group.shape) == 2:
+                    matrix, g = (vector[group.span].reshape(group.shape) for vector in (values, gradients))
+                    matrix -= group.lr * options["lr_scale"] * g / np.linalg.norm(g)
+
+    vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7), dtype="float64")
+    set_gradients(vit, 0)
+    before = vit.state_dict()
+    Normalized(vit, lr=0.1).step()
+    for name, parameter in vit.parameters.items():
+        moved = before[name] - parameter.value
+        assert np.linalg.norm(moved) == pytest.approx(0.1 if len(parameter.shape) == 2 else 0.0), name
+
+
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+def test_groups_that_are_given_one_by_one_update_the_same_bits(make: Callable[..., Optimizer]) -> None:
+    """Merged or not, with or without names."""
+
+    def stepped(**changes: Any) -> Array:
+        vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7))
+        groups = [group._replace(**changes) for group in parameter_groups(vit, 0.1, 0.5)]
+        optimizer = make(vit, lr=0.1, weight_decay=0.5, **({"groups": groups} if changes else {}))
+        for step in range(3):
+            set_gradients(vit, step)
+            optimizer.step()
+        return vit.parameters.store.values
+
+    assert_same_bits([stepped(lr=0.1), stepped(name="")], [stepped(), stepped()])
+
+
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+def test_a_rate_of_zero_can_rise_later(make: Callable[..., Optimizer]) -> None:
+    def stepped(lr: float) -> Array:
+        layer = pair()
+        optimizer = make(layer, lr=lr, weight_decay=0.5)
+        optimizer.lr = 0.1
+        set_gradients(layer, 0)
+        optimizer.step()
+        return layer.parameters.store.values
+
+    assert_same_bits([stepped(0.0)], [stepped(0.1)])
 
 
 def test_groups_have_rates_of_their_own_and_follow_the_schedule() -> None:
@@ -224,6 +297,7 @@ def test_groups_can_be_keys() -> None:
     one, same, other = (Group(slice(0, stop), 0.1, 0.0) for stop in (5, 5, 6))
     assert {one: 1}[same] == 1
     assert other not in {one: 1}
+    assert same._replace(name="weight") not in {one: 1}
 
 
 @pytest.mark.parametrize("make", [SGD, Adam, AdamW])

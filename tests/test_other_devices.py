@@ -12,9 +12,9 @@ from devices import SIXTEEN_BITS, needs_kernels
 from minivit import SGD, Adam, AdamW, Engine, Key, ViT, ViTConfig, ops
 from minivit.arrays import Array, backend, on_device_of, to_backend, to_host
 from minivit.errors import UserError
-from minivit.train.evaluate import evaluate
-from minivit.train.grad_scaler import GradScaler
+from minivit.train.evaluation import evaluate
 from minivit.train.optimizers import clip_gradients
+from minivit.train.step import GradScaler
 
 CONFIG = ViTConfig(img_size=(4, 9), patch_size=(2, 3), embed_dim=6, depth=1, num_heads=2, num_classes=7)
 IMAGES = np.random.default_rng(0).standard_normal((3, 4, 9, 3)).astype("float32")

@@ -17,27 +17,28 @@ from small_run import (
     make_dataset,
     read,
     run_at,
+    train,
 )
 
 from minivit import Engine, UserError, ViT, load_model
 from minivit.data import normalize
 from minivit.train import trainer
-from minivit.train.evaluate import Evaluation, evaluate
+from minivit.train.evaluation import Evaluation, evaluate
 from minivit.train.interrupt import Interrupted
-from minivit.train.run_folder import Run, latest_run_path, next_run_path
-from minivit.train.setup import model_config
-from minivit.train.trainer import Trainer, train
+from minivit.train.recipe import model_config
+from minivit.train.run_folder import RunFolder, latest_run_path, next_run_path
+from minivit.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
     run = run_at(tmp_path_factory.mktemp("runs") / "undisturbed")
     return run, train(run, make_dataset(), Listener())
 
 
-def test_a_run_folder_holds_what_it_says(undisturbed: tuple[Run, dict[str, Any]]) -> None:
+def test_a_run_folder_holds_what_it_says(undisturbed: tuple[RunFolder, dict[str, Any]]) -> None:
     run, result = undisturbed
     files = {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()}
     assert files == {
@@ -51,11 +52,11 @@ def test_a_run_folder_holds_what_it_says(undisturbed: tuple[Run, dict[str, Any]]
         "last/config.json",
         "last/training.safetensors",
     }
-    assert Run.open(run.path).recipe == RECIPE
+    assert RunFolder.open(run.path).recipe == RECIPE
     assert json.loads((run.path / "result.json").read_text()) == result
 
 
-def test_every_epoch_has_one_line_of_metrics(undisturbed: tuple[Run, dict[str, Any]]) -> None:
+def test_every_epoch_has_one_line_of_metrics(undisturbed: tuple[RunFolder, dict[str, Any]]) -> None:
     run, _ = undisturbed
     assert [line["epoch"] for line in run.metrics()] == [1, 2, 3]
     assert [line["step"] for line in run.metrics()] == [4, 8, 12]
@@ -64,7 +65,7 @@ def test_every_epoch_has_one_line_of_metrics(undisturbed: tuple[Run, dict[str, A
         assert line["train_loss"] > 0
 
 
-def test_the_best_model_is_that_of_the_best_epoch(undisturbed: tuple[Run, dict[str, Any]]) -> None:
+def test_the_best_model_is_that_of_the_best_epoch(undisturbed: tuple[RunFolder, dict[str, Any]]) -> None:
     run, result = undisturbed
     accuracies = [line["val_accuracy"] for line in run.metrics()]
     assert result["best_val_accuracy"] == max(accuracies)
@@ -92,7 +93,7 @@ def test_step_0_is_saved_before_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 11, 12])
 @pytest.mark.parametrize("seconds_between", [0.0, 1e9], ids=["every step", "every epoch"])
 def test_a_killed_run_ends_in_the_same_bits(
-    tmp_path: Path, undisturbed: tuple[Run, dict[str, Any]], step: int, seconds_between: float
+    tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]], step: int, seconds_between: float
 ) -> None:
     run = run_at(tmp_path / "run")
     with pytest.raises(Killed):
@@ -106,7 +107,7 @@ def test_a_killed_run_ends_in_the_same_bits(
 
 @pytest.mark.parametrize("step", [1, 4, 7])
 def test_a_run_that_is_asked_to_stop_saves_this_step(
-    tmp_path: Path, undisturbed: tuple[Run, dict[str, Any]], step: int
+    tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]], step: int
 ) -> None:
     run = run_at(tmp_path / "run")
     with pytest.raises(Interrupted, match=f"step {step}"):
@@ -122,7 +123,7 @@ def test_a_run_asked_to_stop_in_its_last_step_is_finished(tmp_path: Path) -> Non
     assert train(run, make_dataset(), Listener(12, ask_to_stop)) == run.result()
 
 
-def test_stopping_again_and_again(tmp_path: Path, undisturbed: tuple[Run, dict[str, Any]]) -> None:
+def test_stopping_again_and_again(tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]]) -> None:
     run = run_at(tmp_path / "run")
     for step in range(1, 12):
         with pytest.raises(Interrupted):
@@ -140,7 +141,7 @@ def test_resuming_a_finished_run_prints_its_result_again(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_no_bit(tmp_path: Path, undisturbed: tuple[Run, dict[str, Any]], threads: int) -> None:
+def test_threads_change_no_bit(tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]], threads: int) -> None:
     run = run_at(tmp_path / "run")
     train(run, make_dataset(), Listener(), threads=threads)
     one = run_at(tmp_path / "one")
@@ -150,7 +151,7 @@ def test_threads_change_no_bit(tmp_path: Path, undisturbed: tuple[Run, dict[str,
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"micro_batch": 5}, {"flip": False}, {"optimizer": "sgd"}], ids=str)
 def test_what_stands_in_the_recipe_changes_bits(
-    tmp_path: Path, undisturbed: tuple[Run, dict[str, Any]], change: dict[str, Any]
+    tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]], change: dict[str, Any]
 ) -> None:
     run = run_at(tmp_path / "run", replace(RECIPE, **change))
     train(run, make_dataset(), Listener())
@@ -217,7 +218,7 @@ def test_without_validation_images_the_last_epoch_is_the_best(tmp_path: Path) ->
 
 @pytest.mark.parametrize("batch", [1, 5, 13, 1024])
 def test_evaluation_counts_every_image(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    monkeypatch.setattr("minivit.train.evaluate.EVALUATION_BATCH", batch)
+    monkeypatch.setattr("minivit.train.evaluation.EVALUATION_BATCH", batch)
     dataset = make_dataset()
     model = ViT(model_config(RECIPE, dataset), seed=3)
     with Engine(model) as engine:

@@ -16,28 +16,30 @@ from small_run import (
     Listener,
     ask_to_stop,
     bits,
-    edit_progress,
+    edit_state,
     kill,
     make_dataset,
     run_at,
     stopped_run,
+    train,
 )
 from strict import watch
 
 from minivit import UserError, ops
 from minivit.data.batches import batches
 from minivit.ops.augment import channel_scale
-from minivit.train import data_loader, grad_scaler, step
+from minivit.train import step
 from minivit.train.interrupt import Interrupted
-from minivit.train.run_folder import Run
-from minivit.train.trainer import Trainer, train
+from minivit.train.run_folder import RunFolder
+from minivit.train.step import DataLoader, GradScaler
+from minivit.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
 
 
 def crossings(of: Trainer, count: int) -> tuple[int, int, int]:
     """Return the transfers and synchronisations in `count` steps of the second epoch."""
-    first, second = (list(batches(of.feed.order(epoch), of.recipe.batch_size)) for epoch in (0, 1))
+    first, second = (list(batches(of.data_loader.order(epoch), of.recipe.batch_size)) for epoch in (0, 1))
     of._step(first[0])  # what is made once, such as tables of a kernel, is made here
     with watch() as counts:
         for samples in second[:count]:
@@ -63,22 +65,22 @@ def test_nothing_crosses_or_waits_in_micro_batches(tmp_path: Path) -> None:
 
 
 def reads_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    factor = grad_scaler.GradScaler.factor
+    factor = GradScaler.factor
 
-    def wrong(self: grad_scaler.GradScaler, loss: Any, gradients: Any) -> Any:
+    def wrong(self: GradScaler, loss: Any, gradients: Any) -> Any:
         return factor(self, loss, gradients) if float(loss) < 1e9 else None
 
-    monkeypatch.setattr(grad_scaler.GradScaler, "factor", wrong)
+    monkeypatch.setattr(GradScaler, "factor", wrong)
 
 
 def brings_numbers_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = data_loader.Feed.batch
+    batch = DataLoader.batch
 
-    def wrong(self: data_loader.Feed, *args: Any) -> Any:
+    def wrong(self: DataLoader, *args: Any) -> Any:
         self._scale, self._shift = channel_scale((0.5,), (0.25,), "float32", self._library)
         return batch(self, *args)
 
-    monkeypatch.setattr(data_loader.Feed, "batch", wrong)
+    monkeypatch.setattr(DataLoader, "batch", wrong)
 
 
 @pytest.mark.parametrize(("fault", "expected"), [(reads_the_loss, (0, 2, 2)), (brings_numbers_along, (4, 0, 0))])
@@ -91,7 +93,7 @@ def test_a_planted_crossing_is_noticed(
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
 def test_a_run_on_a_device_is_that_of_the_host_up_to_rounding(
-    tmp_path: Path, on_host: Run, micro_batch: int | None
+    tmp_path: Path, on_host: RunFolder, micro_batch: int | None
 ) -> None:
     run = run_at(tmp_path / "run")
     listener = Listener()
@@ -117,13 +119,13 @@ def test_reports_come_when_they_are_read(tmp_path: Path, monkeypatch: pytest.Mon
     """Of four steps an epoch three are read together, the fourth at the epoch's end."""
     listener, told = Listener(), []
     of = trainer(tmp_path / "run")
-    do = of.steps.do
+    take = of.train_step.run
 
     def spy(number: int, samples: Any, lr: float) -> None:
         told.append(len(listener.reports))
-        do(number, samples, lr)
+        take(number, samples, lr)
 
-    monkeypatch.setattr(of.steps, "do", spy)
+    monkeypatch.setattr(of.train_step, "run", spy)
     of.fit(listener, False, 1e9)
     assert told == [0, 0, 0, 3, 4, 4, 4, 7, 8, 8, 8, 11]
     assert sum(report.step for report in listener.reports) == 78
@@ -132,7 +134,7 @@ def test_reports_come_when_they_are_read(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(("first", "then"), [("strict", "numpy"), ("numpy", "strict"), ("strict", "strict")])
 @pytest.mark.parametrize("at", [3, 7])
-def test_a_run_goes_on_elsewhere(tmp_path: Path, on_host: Run, first: str, then: str, at: int) -> None:
+def test_a_run_goes_on_elsewhere(tmp_path: Path, on_host: RunFolder, first: str, then: str, at: int) -> None:
     run = run_at(tmp_path / "run")
     with pytest.raises(Interrupted, match=f"step {at}"):
         train(run, make_dataset(), Listener(at, ask_to_stop), backend=first)
@@ -178,7 +180,7 @@ def test_labels_are_checked_before_they_go_to_the_device(tmp_path: Path) -> None
 
 def test_a_checkpoint_of_before_loss_scales_is_read(tmp_path: Path) -> None:
     run = stopped_run(tmp_path / "run")
-    edit_progress(run, lambda progress: progress.pop("scaling"))
+    edit_state(run, lambda state: state.pop("scaling"))
     listener = Listener()
     train(run, make_dataset(), listener, resume=True, backend="strict", precision="tf32")
     assert listener.started_with[0] == 2
@@ -187,19 +189,19 @@ def test_a_checkpoint_of_before_loss_scales_is_read(tmp_path: Path) -> None:
 @needs_kernels
 def test_the_loss_scale_is_kept(tmp_path: Path) -> None:
     of = trainer(tmp_path / "run", precision="float16")
-    of.steps.grad_scaler.go_on_with((512.0, 7))
+    of.train_step.grad_scaler.load_state((512.0, 7))
     of._checkpoint()
     of = Trainer(of.run, make_dataset(), backend="strict", precision="float16")
     of._begin(resume=True)
-    assert of.steps.grad_scaler.scaling() == (512.0, 7)
+    assert of.train_step.grad_scaler.state() == (512.0, 7)
     plain = Trainer(of.run, make_dataset())
     plain._begin(resume=True)
     plain._checkpoint()
-    assert plain.progress.scaling == (512.0, 7)
+    assert plain.state.scaling == (512.0, 7)
 
 
 @pytest.mark.parametrize("precision", SIXTEEN_BITS)
-def test_sixteen_bits_follow_the_host(tmp_path: Path, on_host: Run, precision: str) -> None:
+def test_sixteen_bits_follow_the_host(tmp_path: Path, on_host: RunFolder, precision: str) -> None:
     """And go on there: the parameters of a checkpoint are float32."""
     run = run_at(tmp_path / "run")
     with pytest.raises(Interrupted):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from device_run import assert_same_course, trainer
 from devices import needs_kernels
-from small_run import RECIPE, Listener, ask_to_stop, make_dataset, run_at, stopped_run
+from small_run import RECIPE, Listener, ask_to_stop, make_dataset, run_at, stopped_run, train
 
 from minivit import RunError, ViT, load_model
 from minivit.arrays import to_host
@@ -21,8 +21,8 @@ from minivit.engine.micro_batches import take
 from minivit.train import step
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError, images_that_fit
-from minivit.train.run_folder import Run
-from minivit.train.trainer import Trainer, train
+from minivit.train.run_folder import RunFolder
+from minivit.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
 
@@ -47,32 +47,32 @@ def test_the_first_loss_that_is_not_finite_is_named_as_on_the_host(
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_nothing_is_updated_from_the_first_step_on_that_is_not_finite(tmp_path: Path) -> None:
     of = trainer(tmp_path / "run")
-    samples = list(batches(of.feed.order(0), 8))
+    samples = list(batches(of.data_loader.order(0), 8))
     of._step(samples[0])
     store = of.model.parameters.store
-    of.feed._scale[...] = float("inf")
+    of.data_loader._scale[...] = float("inf")
     before = to_host(store.peek()), of.optimizer.state()
     of._step(samples[1])
-    of.feed._scale[...] = 1.0
+    of.data_loader._scale[...] = 1.0
     of._step(samples[2])
     np.testing.assert_array_equal(to_host(store.peek()), before[0])
     for name, vector in of.optimizer.state().items():
         np.testing.assert_array_equal(vector, before[1][name])
-    assert [step.stopped for step in of.steps.heard()] == [False, True, True]
+    assert [step.stopped for step in of.train_step.metrics.read()] == [False, True, True]
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_no_checkpoint_follows_a_step_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = trainer(tmp_path / "run")
-    real = of.feed.batch
+    real = of.data_loader.batch
 
     def batch(samples: Any, step: int, dtype: Any) -> Any:
         made = real(samples, step, dtype)
         if step == 5:
-            made.images[0] *= float("nan")
+            made[0][0] *= float("nan")
         return made
 
-    monkeypatch.setattr(of.feed, "batch", batch)
+    monkeypatch.setattr(of.data_loader, "batch", batch)
     with pytest.raises(RunError, match="not finite at step 6: the images themselves hold NaN"):
         of.fit(Listener(), False, 0.0)  # a checkpoint after every step
     assert of.run.load_state(of.model, of.optimizer, of.fingerprint).step == 5
@@ -96,14 +96,14 @@ def test_a_gradient_that_is_not_finite_is_named_though_later_steps_had_others(
 
 
 def test_too_little_memory_for_the_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minivit.train.trainer.Feed", full)
+    monkeypatch.setattr("minivit.train.trainer.DataLoader", full)
     monkeypatch.setattr("minivit.train.memory.free_memory", lambda library: 3 << 20)
     with pytest.raises(OutOfMemoryError, match=r"before the first step; 3 MiB are free\. Take a smaller --model"):
         trainer(tmp_path / "run")
 
 
 def test_out_of_memory_says_what_fits_and_that_works(
-    tmp_path: Path, on_host: Run, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, on_host: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device of this test holds the activations of five images, and lets go of those that were too many."""
     of = trainer(tmp_path / "run")
@@ -151,14 +151,14 @@ def full(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     "place",
     [
-        "train.data_loader.Feed.order",
-        "train.metrics.MetricsBuffer.read",
+        "train.step.DataLoader.order",
+        "train.step.MetricsBuffer.read",
         "train.optimizers.AdamW.state",
         "weights.load_model",
     ],
 )
 def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
-    tmp_path: Path, on_host: Run, place: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, on_host: RunFolder, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = trainer(tmp_path / "run")
     with pytest.raises(Interrupted):
@@ -175,7 +175,7 @@ def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
 
 def test_too_little_memory_for_a_run_that_was_begun_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped_run(tmp_path / "run")
-    monkeypatch.setattr("minivit.train.trainer.Feed", full)
+    monkeypatch.setattr("minivit.train.trainer.DataLoader", full)
     with pytest.raises(
         OutOfMemoryError, match=r"before the first step\. .* --resume goes on .* --backend numpy"
     ) as raised:

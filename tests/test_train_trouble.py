@@ -14,26 +14,26 @@ from small_run import (
     Killed,
     Listener,
     bits,
-    edit_progress,
+    edit_state,
     kill,
     make_dataset,
     run_at,
     stopped_run,
+    train,
 )
 
 from minivit import AdamW, RunError, UserError, ViT, load_model
 from minivit.files import locked
 from minivit.train.diagnostics import first_non_finite, first_non_finite_gradient
-from minivit.train.recipe import Recipe
-from minivit.train.run_folder import Run
-from minivit.train.setup import model_config
-from minivit.train.trainer import Trainer, train
+from minivit.train.recipe import Recipe, model_config
+from minivit.train.run_folder import RunFolder
+from minivit.train.trainer import Trainer
 from minivit.weights import read_tensors, write_tensors
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
 
-def test_a_disk_that_fills_up_at_any_write(tmp_path: Path, on_host: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_at_any_write(tmp_path: Path, on_host: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     fsync, writes = os.fsync, 0
 
     def count_down(descriptor: int) -> None:
@@ -93,10 +93,10 @@ def test_an_existing_run_is_refused(tmp_path: Path) -> None:
 
 def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     run = stopped_run(tmp_path / "run")
-    other = Run(run.path, replace(RECIPE, model_options={**SMALL, "depth": 3}))
+    other = RunFolder(run.path, replace(RECIPE, model_options={**SMALL, "depth": 3}))
     with pytest.raises(UserError, match=r"training\.safetensors is the checkpoint of another model"):
         train(other, make_dataset(), Listener(), resume=True)
-    other = Run(run.path, replace(RECIPE, optimizer="sgd"))
+    other = RunFolder(run.path, replace(RECIPE, optimizer="sgd"))
     with pytest.raises(UserError, match="optimizer"):
         train(other, make_dataset(), Listener(), resume=True)
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_with_other_vectors_is_refused(tmp_path: Path, backend: str
 )
 def test_a_checkpoint_with_an_impossible_place_is_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     run = stopped_run(tmp_path / "run")
-    edit_progress(run, lambda progress: progress.update(changed))
+    edit_state(run, lambda state: state.update(changed))
     with pytest.raises(UserError, match=rf"training\.safetensors is damaged: {words}.*; bring it back, or begin a new"):
         train(run, make_dataset(), Listener(), resume=True)
 
@@ -160,7 +160,7 @@ def test_a_checkpoint_with_an_impossible_place_is_refused(tmp_path: Path, change
 )
 def test_a_model_that_does_not_fit_the_images_is_refused(tmp_path: Path, option: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Trainer(Run(tmp_path, replace(RECIPE, model_options=option)), make_dataset())
+        Trainer(RunFolder(tmp_path, replace(RECIPE, model_options=option)), make_dataset())
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.2])

@@ -16,14 +16,14 @@ from minivit.data.cifar import batches_in
 from minivit.data.load import NAMES
 from minivit.errors import RunError, UserError
 from minivit.nn.vit import ViT
-from minivit.train.run_folder import Run
+from minivit.train.run_folder import RunFolder
 from minivit.weights import load_model, model_metadata
 
 LABELS_MEAN_STD = ("class_names", "mean", "std")
 
 
-class Outcome(NamedTuple):
-    """What a command came to: the object that --json prints, and the exit status."""
+class CommandResult(NamedTuple):
+    """The result of a command: the object that --json prints, and the exit status."""
 
     values: dict[str, Any]
     status: int = 0
@@ -95,9 +95,9 @@ def open_model(text: str, checkpoint: str, backend: str) -> tuple[ViT, dict[str,
         The device has too little memory.
     """
     path = Path(text).expanduser()
-    if Run.exists(path):
+    if RunFolder.exists(path):
         path = path / checkpoint
-    if not path.exists() and Run.exists(path.parent):
+    if not path.exists() and RunFolder.exists(path.parent):
         raise UserError(f"{path.parent} has no {checkpoint} model yet; finish it with `minivit train --resume`")
     about = model_metadata(path)
     missing = [key for key in LABELS_MEAN_STD if key not in about]

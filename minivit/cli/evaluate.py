@@ -10,7 +10,7 @@ import numpy as np
 
 from minivit.arrays import Array
 from minivit.cli.common import (
-    Outcome,
+    CommandResult,
     add_backend,
     add_data,
     check_backend,
@@ -24,8 +24,8 @@ from minivit.cli.terminal import Terminal
 from minivit.data import Dataset, split_validation
 from minivit.engine import Engine
 from minivit.errors import RunError, UserError, counted
-from minivit.train.evaluate import evaluate
-from minivit.train.run_folder import Run
+from minivit.train.evaluation import evaluate
+from minivit.train.run_folder import RunFolder
 
 HELP = "accuracy and loss of a trained model, class by class"
 DESCRIPTION = """\
@@ -50,11 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
 
 
-def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
+def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
     check_backend(args.backend)
     path = Path(args.run).expanduser()
-    recipe = Run.open(path).recipe if Run.exists(path) else None
+    recipe = RunFolder.open(path).recipe if RunFolder.exists(path) else None
     if not path.exists():
         raise UserError(f"there is no run or model {args.run}")
     if args.dataset is None and recipe is None:
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     what = f"{measured.images:,} {args.split} images of {dataset.name}"
     terminal.show("", f"accuracy {percent(measured.accuracy)}   loss {measured.loss:.4f}   {what}")
     values = {"accuracy": measured.accuracy, "loss": measured.loss, "images": measured.images}
-    return Outcome(values | {"dataset": dataset.name, "split": args.split, "classes": classes})
+    return CommandResult(values | {"dataset": dataset.name, "split": args.split, "classes": classes})
 
 
 def _part(dataset: Dataset, split: str, validation: tuple[float, int] | None) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from minivit.checking import Report, Row, gradcheck, gradcheck_model
 from minivit.checking.cases import CASES, LAYERS, OPS, Case
-from minivit.cli.common import Outcome, add_backend, check_backend
+from minivit.cli.common import CommandResult, add_backend, check_backend
 from minivit.cli.terminal import Terminal
 from minivit.data import Progress
 from minivit.errors import UserError
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, default=1e-11, help="largest relative error (default: 1e-11)")
 
 
-def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
+def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command; the exit status is 1 if a gradient is wrong."""
     for name, least in (("batch", 1), ("seed", 0), ("tolerance", 0)):
         if getattr(args, name) < least:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
         "tolerance": args.tolerance,
         "checks": [report.to_dict() for report in reports],
     }
-    return Outcome(values, 0 if passed else 1)
+    return CommandResult(values, 0 if passed else 1)
 
 
 def _targets(target: str | None) -> tuple[str | None, Sequence[Case]]:

@@ -11,7 +11,7 @@ import threadpoolctl
 
 import minivit
 from minivit.arrays import about_backends
-from minivit.cli.common import Outcome
+from minivit.cli.common import CommandResult
 from minivit.cli.terminal import Terminal
 from minivit.engine.machine import cores
 from minivit.nn.config import ViTConfig
@@ -34,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model's name")
 
 
-def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
+def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
     return _model(args.model, terminal) if args.model else _machine(terminal)
 
 
-def _model(name: str, terminal: Terminal) -> Outcome:
+def _model(name: str, terminal: Terminal) -> CommandResult:
     config = get_config(name)
     summary = summarize(config)
     terminal.show(f"{name}: {_described(config)}", "")
@@ -48,7 +48,7 @@ def _model(name: str, terminal: Terminal) -> Outcome:
     terminal.table(columns, [*rows, _row("whole model", summary)], total=True)
     state = 16 * summary.parameters
     terminal.show("", f"values, gradients and AdamW's two vectors: {_bytes(state)}; all in float32")
-    return Outcome({"model": name, "config": config.to_dict(), **summary.to_dict()})
+    return CommandResult({"model": name, "config": config.to_dict(), **summary.to_dict()})
 
 
 def _described(config: ViTConfig) -> str:
@@ -92,7 +92,7 @@ def _bytes(count: int) -> str:
     return f"{count} B"
 
 
-def _machine(terminal: Terminal) -> Outcome:
+def _machine(terminal: Terminal) -> CommandResult:
     costs = {name: summarize(config) for name, config in PRESETS.items()}
     columns = ("model", ">parameters", ">FLOPs an image", ">memory a training image")
     terminal.table(columns, [_row(name, cost) for name, cost in costs.items()])
@@ -111,7 +111,7 @@ def _machine(terminal: Terminal) -> Outcome:
     terminal.show(*(facts["reason"] for facts in backends.values() if facts["reason"]))
     terminal.show("", "`minivit info vit_tiny_patch4_32` shows a model layer by layer")
     models = {name: {"parameters": c.parameters, "flops": c.flops, "memory": c.memory} for name, c in costs.items()}
-    return Outcome({**about, "backends": backends, "models": models})
+    return CommandResult({**about, "backends": backends, "models": models})
 
 
 def _shown(backends: dict[str, dict[str, Any]]) -> dict[str, str]:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array, to_host
-from minivit.cli.common import Outcome, add_backend, check_backend, enough_memory, open_model
+from minivit.cli.common import CommandResult, add_backend, check_backend, enough_memory, open_model
 from minivit.cli.reporters import percent
 from minivit.cli.terminal import Terminal, complain
 from minivit.data import read_images
 from minivit.engine import Engine
 from minivit.errors import UserError
 from minivit.ops import softmax
-from minivit.train.evaluate import ready_for
+from minivit.train.evaluation import image_transform
 
 HELP = "classify image files with a trained model"
 DESCRIPTION = """\
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
 
 
-def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
+def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command; the exit status is 2 if a file could not be read."""
     check_backend(args.backend)
     if args.top < 1:
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
         # To start a second worker takes longer than it saves on a few images.
         threads = 1 if len(images) <= config.micro_batch else None
         with enough_memory(args.backend), Engine(model, threads) as engine:
-            ready = ready_for(engine, about["mean"], about["std"])
-            logits = to_host(engine.predict(ready(np.stack(images))))
+            transform = image_transform(engine, about["mean"], about["std"])
+            logits = to_host(engine.predict(transform(np.stack(images))))
         if not np.isfinite(logits).all():
             raise UserError(f"{args.run} answers with NaN or infinity: take another checkpoint")
         probabilities, _ = softmax(logits, keep=False)
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     if resized:
         terminal.say(f"resized to {config.height} x {config.width}: {', '.join(resized)}", style="dim")
     values: dict[str, Any] = {"predictions": predictions}
-    return Outcome(values | ({"errors": errors} if errors else {}), 2 if errors else 0)
+    return CommandResult(values | ({"errors": errors} if errors else {}), 2 if errors else 0)
 
 
 def _read(path: Path, size: tuple[int, int], channels: int) -> Array:

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from minivit.nn.vit import ViT
-    from minivit.train.reporter import StepReport
-    from minivit.train.run_folder import Run
+    from minivit.train.run_folder import RunFolder
+    from minivit.train.trainer import StepReport
 
 
 def duration(seconds: float) -> str:
@@ -32,7 +32,7 @@ class LineReporter:
         self.epochs = 0
         self.latest: StepReport | None = None
 
-    def started(self, run: Run, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+    def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         """Remember how many epochs there are; say where a resumed run goes on."""
         self.epochs = run.recipe.epochs
         if first_step:
@@ -91,7 +91,7 @@ class LiveReporter:
     def __exit__(self, *exception: object) -> None:
         self._live.stop()
 
-    def started(self, run: Run, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+    def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         """Draw the bar, from where a resumed run goes on."""
         epoch = first_step // steps_per_epoch + 1
         self._bar.update(self._task, total=total_steps, completed=first_step, epoch=epoch, epochs=run.recipe.epochs)

@@ -16,7 +16,7 @@ from minivit.data import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from minivit.train.reporter import Reporter
+    from minivit.train.trainer import Reporter
 
 PIPE_WIDTH = 160  # columns of a table where there is no terminal to measure
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from minivit.arrays import backend, check_dtype, dtype_named
 from minivit.arrays.precision import PRECISIONS
-from minivit.cli.common import Outcome, add_backend, add_data, check_backend, dataset_name, open_dataset
+from minivit.cli.common import CommandResult, add_backend, add_data, check_backend, dataset_name, open_dataset
 from minivit.cli.reporters import duration, percent
 from minivit.cli.terminal import Terminal
 from minivit.engine.device_step import check_precision
@@ -21,7 +21,7 @@ from minivit.nn.presets import get_config
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError
 from minivit.train.recipe import OPTIMIZERS, Recipe, load_recipe
-from minivit.train.run_folder import Run, latest_run_path, next_run_path
+from minivit.train.run_folder import RunFolder, latest_run_path, next_run_path
 from minivit.train.schedules import SCHEDULES
 from minivit.train.trainer import Trainer
 
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
+def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
     check_backend(args.backend)
     if not args.checkpoint_seconds >= 0:
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> Outcome:
     micro_batch = args.micro_batch or None if _has_device(args) else None  # on the host it is in the recipe
     trainer = Trainer(opened, dataset, args.threads, args.backend, args.precision, micro_batch)
     if not args.resume:
-        Run.create(opened.path, trainer.recipe)
+        RunFolder.create(opened.path, trainer.recipe)
     terminal.say(
         f"{dataset.name}: {len(trainer.train_index):,} training, {len(trainer.validation_index):,} validation and "
         f"{len(dataset.test_images):,} test images, {len(dataset.class_names)} classes"
@@ -160,7 +160,7 @@ def _where(args: argparse.Namespace, trainer: Trainer) -> str:
     return f"on {args.backend}" + (f" in {args.precision}" if args.precision else "")
 
 
-def _again(args: argparse.Namespace, stopped: Run) -> str:
+def _again(args: argparse.Namespace, stopped: RunFolder) -> str:
     """Return the command that goes on with the run where it was."""
     names = ["data", "precision"]
     if _has_device(args):
@@ -170,17 +170,17 @@ def _again(args: argparse.Namespace, stopped: Run) -> str:
     return shlex.join(["minivit", "train", args.dataset, "--run", str(stopped.path), *options, "--resume"])
 
 
-def _new(args: argparse.Namespace) -> Run:
+def _new(args: argparse.Namespace) -> RunFolder:
     name = dataset_name(args.dataset)
     recipe = load_recipe(name, **_given(args, {}))
     path = Path(args.run).expanduser() if args.run else next_run_path(name)
-    Run.expect_free(path)
-    return Run(path, recipe)
+    RunFolder.expect_free(path)
+    return RunFolder(path, recipe)
 
 
-def _resumed(args: argparse.Namespace) -> Run:
+def _resumed(args: argparse.Namespace) -> RunFolder:
     name = dataset_name(args.dataset, gone=True)
-    opened = Run.open(Path(args.run).expanduser() if args.run else latest_run_path(name))
+    opened = RunFolder.open(Path(args.run).expanduser() if args.run else latest_run_path(name))
     differences = opened.recipe.differences({"dataset": name, **_given(args, opened.recipe.model_options)})
     if differences:
         raise UserError(
@@ -223,7 +223,7 @@ def _field(text: str) -> tuple[str, Any]:
     return name, parsed
 
 
-def _finished(finished: Run, result: dict[str, Any], terminal: Terminal) -> Outcome:
+def _finished(finished: RunFolder, result: dict[str, Any], terminal: Terminal) -> CommandResult:
     path = shlex.quote(str(finished.path))
     score = f"test accuracy {percent(result['test_accuracy'])} on {result['test_images']:,} images never seen before"
     if not terminal.json:
@@ -238,7 +238,7 @@ def _finished(finished: Run, result: dict[str, Any], terminal: Terminal) -> Outc
         f"next: minivit eval {path}",
         f"      minivit predict {path} image.png",
     )
-    return Outcome(result)
+    return CommandResult(result)
 
 
 def _curves(result: dict[str, Any]) -> str:

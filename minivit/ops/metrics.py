@@ -1,4 +1,4 @@
-"""The metrics of a training step, computed where its logits are."""
+"""The metrics of a training step, computed on the device of its logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from minivit.ops.registry import op
 
 @op
 def record_metrics(record: Array, loss: Array, logits: Array, labels: Array, stopped: Array) -> None:
-    """Set `record` (3,) to the loss, the number of rows of `logits` (B, C) with their largest at `labels`, and a flag.
+    """Set `record` to the loss, the number of correct predictions, and whether the run has stopped.
 
     Parameters
     ----------
@@ -17,7 +17,7 @@ def record_metrics(record: Array, loss: Array, logits: Array, labels: Array, sto
     loss, stopped : Array
         0-d, of the dtype of `record`.
     logits : Array
-        (B, C) floats.
+        (B, C) floats; the prediction for an image is its largest logit.
     labels : Array
         (B,) integers.
     """

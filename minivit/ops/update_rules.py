@@ -1,4 +1,4 @@
-"""Update rules over the flat parameter vector, in place and in pieces that fit in cache.
+"""Update rules over the flat parameter vector, in place and in pieces that fit in the cache.
 
 With g the gradient, lr the learning rate, wd the weight decay and t = 1, 2, ... the step:
 
@@ -10,8 +10,11 @@ With g the gradient, lr the learning rate, wd the weight decay and t = 1, 2, ...
 
     AdamW   p = p - lr * wd * p, then Adam with wd = 0 (Loshchilov and Hutter 2019, algorithm 2)
 
-A step may be given a factor for all gradients, a number on their device. Where it is NaN the step changes nothing, so
-that a device can leave a step out without the host having to wait and ask.
+A step takes an optional factor for all gradients, a 0-d array on their device. If it is NaN the step changes nothing: a
+device can skip a step without the host having to wait for it.
+
+These rules are elementwise: they work on any span of the flat vector. A rule for matrices can take the same groups, one
+for each parameter, which hold the parameter's shape and the names of its equal parts.
 """
 
 from __future__ import annotations
@@ -28,19 +31,36 @@ _CHUNK = 1 << 14  # elements: six vectors of float32 take 384 KiB
 
 
 class Group(NamedTuple):
-    """A stretch of the flat vector with a learning rate and a weight decay of its own."""
+    """A span of the flat vector with a learning rate and a weight decay of its own: one parameter, or any other span.
+
+    Attributes
+    ----------
+    span : slice
+        The elements of the flat vector.
+    lr, weight_decay : float
+        The learning rate and the weight decay.
+    name : str
+        The name of the parameter that fills the span; empty if it is not exactly one parameter.
+    shape : tuple of int
+        The shape of this parameter.
+    parts : tuple of str
+        The names of equal parts along its last axis, such as ``("q", "k", "v")``; empty if it has none.
+    """
 
     span: slice
     lr: float
     weight_decay: float
+    name: str = ""
+    shape: tuple[int, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
-        """Allow groups as keys; before Python 3.12 a slice is none."""
-        return hash((self.span.start, self.span.stop, self.lr, self.weight_decay))
+        """Allow groups as dictionary keys; before Python 3.12 a slice has no hash."""
+        return hash((self.span.start, self.span.stop, *self[1:]))
 
 
 def _pieces(groups: Sequence[Group], vectors: Sequence[Array], factor: Array | None) -> Iterator[tuple[slice, Group]]:
-    """Yield the pieces of all groups, to be updated in `vectors`; where `factor` is NaN nothing of that remains."""
+    """Yield the pieces of all groups, to be updated in `vectors`; if `factor` is NaN the vectors stay as they are."""
     xp = namespace(*vectors)
     masked = factor is not None and xp is not np
     if factor is not None and not masked and np.isnan(factor):
@@ -106,17 +126,17 @@ def adam_step(
     values, gradients, m, v : Array
         The flat vectors, of one float dtype; `gradients` are not changed.
     groups : tuple of Group
-        The stretches that are updated.
+        The spans that are updated.
     lr_scale : float
-        By which the groups' learning rates are multiplied.
+        A factor of the groups' learning rates.
     betas, eps
         See the formulas above.
     steps : int
         t, the number of this step: 1, 2, ...
     decoupled : bool
-        Whether weight decay acts beside the gradient, as in AdamW, or is added to it.
+        Whether weight decay is applied to the parameter, as in AdamW, or added to the gradient.
     factor : Array, optional
-        0-d, by which gradients are multiplied; where it is NaN, nothing is changed.
+        0-d; the gradients are multiplied by it. If it is NaN, nothing is changed.
     """
     xp = namespace(values, gradients, m, v)
     beta1, beta2 = betas
@@ -148,7 +168,7 @@ def adam_step(
 
 @op
 def gradient_norm(gradients: Array) -> Array:
-    """Return the root of the sum of squares of the flat vector `gradients`, a 0-d array on its device."""
+    """Return the L2 norm of the flat vector `gradients`, a 0-d array on its device."""
     xp = namespace(gradients)
     size = 1 << 16 if xp is np else max(1, gradients.size)
     pieces = (gradients[start : start + size] for start in range(0, gradients.size, size))
@@ -156,7 +176,7 @@ def gradient_norm(gradients: Array) -> Array:
 
 
 def clip_factor(norm: Array, max_norm: float) -> Array:
-    """Return the factor, at most 1, that makes a vector of norm `norm` (0-d) one of norm `max_norm`."""
+    """Return the factor, at most 1, that scales a vector of norm `norm` (0-d) to a norm of at most `max_norm`."""
     xp = namespace(norm)
     scale = max_norm / (norm + 1e-6)
     return xp.where(scale < 1.0, scale, xp.ones_like(scale))

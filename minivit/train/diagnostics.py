@@ -1,46 +1,111 @@
-"""Where NaN or infinity shows first in a model."""
+"""Diagnostics: where training stopped being finite, and what to do about it."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 
-from minivit.arrays import Array, to_host
+from minivit.arrays import Array, is_out_of_memory, on_device_of, to_host
+from minivit.engine import Engine
+from minivit.engine.device_step import DEVICE_BATCH
+from minivit.engine.micro_batches import parts_of
+from minivit.errors import RunError
 from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
 from minivit.random import Key
+from minivit.train.evaluation import image_transform
+
+
+def not_finite_error(step: int, where: str, checkpoint: Path, precision: str | None) -> RunError:
+    """Return the error that stops a run at `step` (from 1), with advice on how to go on from its last `checkpoint`."""
+    advice = "a new run with a smaller --lr often helps"
+    if precision == "float16":
+        advice = (
+            "float16 holds nothing above 65504, while bfloat16 does: "
+            f"--resume --precision bfloat16 (or float32) goes on; otherwise {advice}"
+        )
+    return RunError(
+        f"training is not finite at step {step}: {where}. The last good checkpoint is in {checkpoint}; {advice}"
+    )
+
+
+def where_not_finite(
+    engine: Engine,
+    count: int,
+    piece: Callable[[slice], tuple[Array, Key | None]],
+    backward: Callable[[], object] | None = None,
+) -> str:
+    """Return where NaN or infinity appears first in a computation of the engine, for `not_finite_error`.
+
+    The model computes in the precision of the step, and takes no more images at a time than the step did.
+
+    Parameters
+    ----------
+    engine : Engine
+        Its model holds the parameters of that computation.
+    count : int
+        The number of images.
+    piece : callable
+        Returns a slice of the images, in the engine's dtype and on its device, and their key.
+    backward : callable, optional
+        Sets the gradients; it is called if the forward pass is finite.
+    """
+    model = engine.model
+    values = model.parameters.store.peek()
+    try:
+        with on_device_of(values):
+            replica = model.replica(values.astype(engine.dtype, copy=False))
+            where = first_non_finite(replica, map(piece, parts_of(count, engine.micro_batch or DEVICE_BATCH)))
+            if where is not None:
+                return where
+            name = None
+            if backward is not None:
+                backward()
+                name = first_non_finite_gradient(model)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return "there is too little memory to see where"
+    return f"the forward pass is finite; it shows first in {f'the gradient of {name}' if name else 'the loss'}"
+
+
+def where_evaluation_is_not_finite(
+    engine: Engine, images: Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> str:
+    """Return the result of `where_not_finite` for an evaluation of uint8 `images`."""
+    transform = image_transform(engine, mean, std)
+    return where_not_finite(engine, len(images), lambda part: (transform(images[part]), None))
 
 
 def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> str | None:
-    """Return where NaN or infinity shows first in a forward pass: in the images, a parameter or a layer's result.
+    """Return where NaN or infinity appears first in a forward pass: in the images, a parameter or a layer's result.
 
     Parameters
     ----------
     model : ViT
-        Is run as it is, in its own dtype.
+        Computes in its own dtype; its layers have hooks for as long as this takes.
     pieces : iterable of (Array, Key or None)
-        The batch, piece by piece: images (B, height, width, C) of the model's dtype, and their key. What comes first
-        in the model counts, in whichever piece it is.
+        The batch, piece by piece: images (B, height, width, C) of the model's dtype, and their key. The first layer in
+        the order of the model counts, whichever piece it fails on.
 
     Returns
     -------
     str or None
-        None where all is finite.
+        None if all is finite.
     """
-    finite: dict[str, bool] = {}  # in the order of the forward pass
+    finite: dict[str, bool] = {}  # by layer, in the order of the forward pass
 
-    def hook(name: str) -> Callable[[Layer, Array, Array], None]:
-        def look(layer: Layer, x: Array, y: Array) -> None:
-            finite[name] = finite.get(name, True) and _finite(y)
-
-        return look
+    def record(name: str, layer: Layer, x: Array, y: Array) -> None:
+        finite[name] = finite.get(name, True) and _finite(y)
 
     images_finite = True
     with np.errstate(all="ignore"), ExitStack() as hooks:
         for name, layer in model.named_layers():
-            hooks.enter_context(layer.register_forward_hook(hook(name)))
+            hooks.enter_context(layer.register_forward_hook(functools.partial(record, name)))
         for images, rng in pieces:
             images_finite = images_finite and _finite(images)
             model.forward(images, rng, keep=False)
@@ -48,12 +113,12 @@ def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> 
         return "the images themselves hold NaN or infinity"
     if (parameter := first_non_finite_parameter(model)) is not None:
         return f"the parameter {parameter} holds NaN or infinity"
-    shown = next((name or "the logits" for name in finite if not finite[name]), None)
-    return None if shown is None else f"it shows first in the result of {shown}"
+    first = next((name or "the logits" for name in finite if not finite[name]), None)
+    return None if first is None else f"it shows first in the result of {first}"
 
 
 def first_non_finite_gradient(model: ViT) -> str | None:
-    """Return the name of the parameter whose gradient the backward pass meets first with NaN or infinity, or None."""
+    """Return the parameter whose gradient is the first in the backward pass to hold NaN or infinity, or None."""
     backward = reversed(list(model.parameters.items()))  # from the last layer to the first
     return next((name for name, parameter in backward if not _finite(parameter.grad)), None)
 

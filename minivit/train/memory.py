@@ -1,4 +1,4 @@
-"""What to do where a device has too little memory: how many images of a batch would fit."""
+"""The error of a device with too little memory, which says how many images at a time would fit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from minivit.arrays import free_memory, is_out_of_memory
 from minivit.errors import RunError
 from minivit.nn.config import ViTConfig
 from minivit.nn.summary import summarize
-from minivit.train.run_folder import Run
+from minivit.train.run_folder import RunFolder
 
-_WORK = 1.5  # what a pass needs beside what the forward pass keeps, as a factor
+_WORK = 1.5  # memory of a training step in units of what its forward pass keeps
 
 
 class OutOfMemoryError(RunError):
-    """A device has too little memory; `micro_batch` images at a time would fit, or None does not help."""
+    """A device has too little memory; `micro_batch` images at a time would fit, or it is None if not even one would."""
 
     def __init__(self, message: str, micro_batch: int | None = None) -> None:
         super().__init__(message)
@@ -27,21 +27,21 @@ class OutOfMemoryError(RunError):
 
 
 def image_bytes(config: ViTConfig, dtype: Any) -> int:
-    """Return about how much memory an image of a training step takes in arrays of `dtype`."""
+    """Return an estimate of the memory that one image of a training step takes in arrays of `dtype`."""
     return int(_WORK * summarize(config, dtype).memory)
 
 
 def images_that_fit(tried: int, per_image: int, free: int | None) -> int | None:
-    """Return how many images to take at a time where `tried` did not fit.
+    """Return how many images to take at a time if `tried` did not fit.
 
     Parameters
     ----------
     tried : int
-        Images at a time for which the memory was too small.
+        The images at a time for which the memory was too small.
     per_image : int
-        Bytes that an image takes; see `image_bytes`.
+        The bytes that an image takes; see `image_bytes`.
     free : int or None
-        Bytes that are free; None if that is not known.
+        The bytes that are free; None if that is not known.
 
     Returns
     -------
@@ -55,33 +55,33 @@ def images_that_fit(tried: int, per_image: int, free: int | None) -> int | None:
 
 
 @contextmanager
-def room(library: Any, per_image: int, tried: int, when: str, run: Run) -> Iterator[None]:
-    """Say what would help where a device runs out of memory in the block.
+def explain_out_of_memory(library: Any, per_image: int, tried: int, when: str, run: RunFolder) -> Iterator[None]:
+    """Replace an out-of-memory error of a device, raised in the block, by one that says what would help.
 
     Parameters
     ----------
     library : module
-        The array library; on NumPy its own error goes on.
+        The array library; NumPy's own error is not replaced.
     per_image : int
         See `image_bytes`.
     tried : int
-        How many images are taken at a time; 0 where it is not images that need the memory.
+        The images that are taken at a time; 0 if the memory is not needed for images.
     when : str
         For the message.
-    run : Run
-        Where the last checkpoint is, if there is one.
+    run : RunFolder
+        Its last checkpoint, if there is one, is named in the message.
 
     Raises
     ------
     OutOfMemoryError
-        In the place of the library's error.
+        In place of the library's error.
     """
     try:
         yield
     except Exception as error:
         if library is np or not is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # they hold the arrays of the step, which are free memory now
+        traceback.clear_frames(error.__traceback__)  # frees the arrays of the failed step
         free = free_memory(library)
         words = f"the device ran out of memory {when}"
         if tried:

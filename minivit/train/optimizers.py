@@ -1,6 +1,6 @@
-"""Optimisers: what the update rules of `updates` work with, and the norm of the gradients.
+"""Optimisers: the update rules of `ops.update_rules` with their state, and clipping by the norm of the gradients.
 
-Weight decay acts on matrices alone: not on biases, norms, tokens and positions (`Parameter.decay`).
+Weight decay applies to matrices only: not to biases, norms, tokens and positions (`Parameter.decay`).
 """
 
 from __future__ import annotations
@@ -17,24 +17,40 @@ from minivit.nn.parameters import FlatStore, padded
 from minivit.ops.update_rules import Group, adam_step, clip_factor, gradient_norm, sgd_step
 
 
-def groups_of(model: Layer, lr: float, weight_decay: float) -> list[Group]:
-    """Return one group for each run of neighbouring parameters that decay alike."""
-    groups: list[Group] = []
-    itemsize = model.parameters.store.peek().dtype.itemsize
-    for parameter in sorted(model.parameters.values(), key=lambda p: p.span.start):
-        decay = weight_decay if parameter.decay else 0.0
-        near = bool(groups) and parameter.span.start == padded(groups[-1].span.stop, itemsize)
-        if near and groups[-1].weight_decay == decay:
-            groups[-1] = groups[-1]._replace(span=slice(groups[-1].span.start, parameter.span.stop))
+def parameter_groups(model: Layer, lr: float, weight_decay: float) -> list[Group]:
+    """Return one group for each parameter of `model`, in the order of the flat vector."""
+    return [
+        Group(p.span, lr, weight_decay if p.decay else 0.0, p.name, p.shape, p.parts)
+        for p in sorted(model.parameters.values(), key=lambda parameter: parameter.span.start)
+    ]
+
+
+def merge_neighbours(groups: Sequence[Group], itemsize: int) -> list[Group]:
+    """Return `groups` with neighbouring parameters of one learning rate and decay merged, for elementwise rules.
+
+    Only padding lies between two such parameters. It is zero in the values, the gradients and the state, and an
+    elementwise rule keeps it zero.
+    """
+    merged: list[Group] = []
+    previous: Group | None = None
+    for group in groups:
+        if (
+            previous is not None
+            and previous.name  # a whole parameter, so that nothing but padding follows it
+            and group.span.start == padded(previous.span.stop, itemsize)
+            and (group.lr, group.weight_decay) == (previous.lr, previous.weight_decay)
+        ):
+            merged[-1] = Group(slice(merged[-1].span.start, group.span.stop), group.lr, group.weight_decay)
         else:
-            groups.append(Group(parameter.span, lr, decay))
-    return groups
+            merged.append(group)
+        previous = group
+    return merged
 
 
 def clip_gradients(store: FlatStore, max_norm: float | None) -> Array:
     """Scale all gradients so that their global norm is at most `max_norm`; return the norm before, a 0-d array.
 
-    For a loop of one's own; in `train.loop` the guard makes clipping part of the factor that the optimiser is given.
+    This is for training loops outside of `minivit.train`, whose own step passes the factor to the optimiser instead.
     """
     gradients = store.gradients
     with on_device_of(gradients):
@@ -45,21 +61,31 @@ def clip_gradients(store: FlatStore, max_norm: float | None) -> Array:
 
 
 class Optimizer:
-    """Shared by all: groups, state vectors and the count of steps.
+    """The base class of optimisers: groups, state vectors and the number of steps.
 
     Parameters
     ----------
     model : Layer
         Its parameters are updated in place.
     lr : float
-        The learning rate; set `lr` to change it for all groups.
+        The learning rate; set `lr` to change it for all groups in proportion.
     weight_decay : float
         For the parameters that decay.
     groups : sequence of Group, optional
-        Instead of `lr` and `weight_decay`, a rate and a decay for each stretch of the flat vector.
+        Instead of `lr` and `weight_decay`: the spans of the flat vector to update, each with its own. Other spans are
+        frozen.
+
+    Attributes
+    ----------
+    groups : tuple of Group
+        The `groups` that were given, or one for each parameter, with its name, shape and parts.
+    elementwise : bool
+        Of the class: whether `_update` receives neighbouring parameters of one learning rate and decay as one group.
+        An update rule for matrices sets it to False and receives `groups` as they are.
     """
 
     vectors: tuple[str, ...] = ()
+    elementwise = True
 
     def __init__(
         self, model: Layer, lr: float, weight_decay: float = 0.0, groups: Sequence[Group] | None = None
@@ -67,8 +93,7 @@ class Optimizer:
         if lr < 0 or weight_decay < 0:
             raise UserError(f"lr {lr} and weight_decay {weight_decay} must not be negative")
         self._store = model.parameters.store
-        self._groups = tuple(groups) if groups is not None else tuple(groups_of(model, lr, weight_decay))
-        self._base_lr = lr
+        self.groups = tuple(parameter_groups(model, lr, weight_decay) if groups is None else groups)
         self.lr = lr
         self.steps = 0
         values = self._store.peek()
@@ -78,6 +103,10 @@ class Optimizer:
                 f"the parameters are {values.dtype}, in which small updates vanish; train a float32 model with "
                 "Engine(model, precision=...)"
             )
+        # The groups' learning rates are relative to `lr`. Where that is 0, all of them follow what it is set to later.
+        self._base_lr = lr or 1.0
+        updated = self.groups if lr else tuple(group._replace(lr=1.0) for group in self.groups)
+        self._updated = tuple(merge_neighbours(updated, values.dtype.itemsize)) if self.elementwise else updated
         with on_device_of(values):
             self._state = {name: self._xp.zeros(values.shape, dtype=values.dtype) for name in self.vectors}
 
@@ -87,8 +116,8 @@ class Optimizer:
         Parameters
         ----------
         factor : Array, optional
-            0-d, on the device and of the dtype of the gradients, by which they are multiplied. Where it is NaN no
-            parameter and no state changes. The step counts all the same, as the host does not know of it.
+            0-d, on the device and of the dtype of the gradients, which are multiplied by it. If it is NaN, no parameter
+            and no state vector changes; `steps` increases all the same, as the host does not know the factor.
         """
         values = self._store.peek()
         if factor is not None:
@@ -96,29 +125,26 @@ class Optimizer:
             if factor.shape != () or factor.dtype != values.dtype:
                 raise TypeError(f"a factor of {factor.dtype} {factor.shape}; expected a 0-d array of {values.dtype}")
             if self._xp is np and factor == 1.0:
-                factor = None  # on the host, that is known
+                factor = None  # on the host this saves a multiplication
         self.steps += 1
-        if self._base_lr:
-            groups, lr_scale = self._groups, self.lr / self._base_lr
-        else:
-            groups, lr_scale = tuple(group._replace(lr=1.0) for group in groups), self.lr
+        options = {"lr_scale": self.lr / self._base_lr, "factor": factor}
         with on_device_of(values):
-            self._update(values, self._store.gradients, groups, {"lr_scale": lr_scale, "factor": factor})
+            self._update(values, self._store.gradients, self._updated, options)
 
     def _update(self, values: Array, gradients: Array, groups: tuple[Group, ...], options: dict[str, Any]) -> None:
         raise NotImplementedError
 
     def state(self) -> dict[str, Array]:
-        """Return copies of the state vectors on the host, by name; `steps` is beside them."""
+        """Return copies of the state vectors on the host, by name; `steps` is not among them."""
         return {name: to_host(vector).copy() for name, vector in self._state.items()}
 
     def load_state(self, state: Mapping[str, Array], steps: int) -> None:
-        """Continue from the vectors that `state` returned after `steps` steps.
+        """Set the state vectors to what `state` returned after `steps` steps.
 
         Raises
         ------
         UserError
-            The state is another optimiser's or another model's.
+            The state belongs to another optimiser or another model.
         """
         if set(state) != set(self._state):
             raise UserError(f"this optimiser's state is {sorted(self._state)}; the file has {sorted(state)}")
@@ -178,7 +204,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with weight decay apart from the gradient."""
+    """Adam with decoupled weight decay."""
 
     _decoupled = True
 

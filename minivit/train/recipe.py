@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a training run computes, but the images themselves."""
+"""A recipe: everything that decides what a training run computes, except for the images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from typing import Any
 
+from minivit.data.dataset import Dataset
 from minivit.errors import UserError
+from minivit.nn.config import ViTConfig
+from minivit.nn.presets import get_config
+from minivit.nn.vit import ViT
+from minivit.train.optimizers import SGD, Adam, AdamW, Optimizer
 from minivit.train.schedules import SCHEDULES
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -15,18 +20,18 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is to do. Two runs of one recipe on one machine end in the same bits.
+    """What a run computes. Two runs of one recipe on one machine end in the same bits.
 
     Parameters
     ----------
     dataset : str
         "digits", "cifar10", "cifar100" or a path.
     model : str
-        A preset; the data set's classes, channels and image size replace its own.
+        A preset; its classes, channels and image size are replaced by those of the data set.
     model_options : dict
         Other fields of `ViTConfig` that differ from the preset's.
     epochs, batch_size : int
-        Passes over the training images; images of a step.
+        Passes over the training images; images in a step.
     optimizer : str
         "adamw", "adam" or "sgd".
     lr, weight_decay : float
@@ -44,18 +49,18 @@ class Recipe:
     label_smoothing : float
         See `ops.cross_entropy`.
     crop_padding : int
-        Pixels by which images are shifted at most; 0 for none.
+        Largest shift of an image, in pixels; 0 for none.
     flip : bool
         Whether half of the images are mirrored.
     validation : float
-        Share of the training images that choose the best epoch and are not trained on.
+        Share of the training images that are held out to choose the best epoch.
     micro_batch : int
-        Images a thread takes at a time; 0 for what the model says. It is part of the recipe, for it decides the bits;
-        on a device it is without effect.
+        Images that a worker takes at a time; 0 for the model's own number. It is part of the recipe because the bits
+        depend on it. It has no effect on a device.
     dtype : str
         "float32" or "float64".
     seed : int
-        Of the first parameters, the validation split, the order and all that is random in a step.
+        Of the initial parameters, the validation split, the order of the images, augmentation and dropout.
     """
 
     dataset: str
@@ -115,8 +120,12 @@ class Recipe:
         except TypeError as error:
             raise UserError(f"not a recipe: {error}") from error
 
+    def resolved(self, config: ViTConfig) -> Recipe:
+        """Return the recipe with the numbers that it leaves to the model, those that are 0, set to the model's own."""
+        return replace(self, micro_batch=self.micro_batch or config.micro_batch)
+
     def differences(self, options: dict[str, Any]) -> list[str]:
-        """Return a line for each of `options` that is not what this recipe says."""
+        """Return a line for each of `options` that differs from this recipe."""
         return [
             f"{name} is {getattr(self, name)!r} in the run, {value!r} was asked for"
             for name, value in options.items()
@@ -130,8 +139,36 @@ def _expect(name: str, value: Any, fits: bool, expected: str) -> None:
 
 
 def load_recipe(dataset: str, **options: Any) -> Recipe:
-    """Return the recipe that comes with minivit for `dataset`, that of `folder` for a path, with `options` replaced."""
+    """Return minivit's own recipe for `dataset`, "folder" for a path, with `options` replaced."""
     folder = resources.files("minivit.train") / "recipes"
     name = dataset if (folder / f"{dataset}.toml").is_file() else "folder"
     values = tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
     return replace(Recipe.from_dict({**values, "dataset": dataset}), **options)
+
+
+def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
+    """Return the recipe's model with the data set's image size, channels and classes.
+
+    Raises
+    ------
+    UserError
+        There is no such model, or the images do not fit the model or the augmentation of the recipe.
+    """
+    _, height, width, channels = dataset.train_images.shape
+    fitting = {"img_size": (height, width), "in_chans": channels, "num_classes": len(dataset.class_names)}
+    config = get_config(recipe.model, **{**fitting, **recipe.model_options})
+    for name, value in fitting.items():
+        if getattr(config, name) != value:
+            asked = getattr(config, name)
+            raise UserError(f"{name} {asked} was asked for, but {dataset.name} has {value}; leave it out")
+    if recipe.crop_padding >= min(height, width):
+        raise UserError(f"crop_padding {recipe.crop_padding} could shift images of {height} x {width} away")
+    return config
+
+
+def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
+    """Return the recipe's optimiser for `model`."""
+    if recipe.optimizer == "sgd":
+        return SGD(model, recipe.lr, recipe.momentum, recipe.weight_decay)
+    kind = AdamW if recipe.optimizer == "adamw" else Adam
+    return kind(model, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay)

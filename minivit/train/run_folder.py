@@ -1,13 +1,13 @@
-"""A run folder: written and read in one place.
+"""The run folder: everything that a training run writes and reads.
 
-    recipe.json             what the run is to do
+    recipe.json             what the run computes
     best/  last/            model.safetensors and config.json: after the best epoch, and at the last checkpoint
-    last/training.safetensors   all that is needed to go on: parameters, the optimiser's vectors, the place in the run
+    last/training.safetensors   what a resumed run needs: parameters, the optimiser's vectors, the other state
     metrics.jsonl           a line for each epoch
-    result.json             what came out; it is there when the run is finished
+    result.json             the result; it is written when the run is finished
     curves.png              loss and accuracy by epoch
 
-Every file is written under a temporary name, synced and renamed: a run killed at any moment leaves whole files.
+Every file is written under a temporary name, synced and renamed, so that a run killed at any moment leaves whole files.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from minivit.files import atomic_write, read_json, remove_leftovers, write_json
 from minivit.nn.vit import ViT
 from minivit.train.optimizers import Optimizer
 from minivit.train.recipe import Recipe
-from minivit.train.state import Progress
+from minivit.train.state import TrainState
 from minivit.weights import read_tensors, save_model, write_tensors
 
-# What others read from a line of metrics.jsonl, and from result.json.
+# The fields that are read from a line of metrics.jsonl, and from result.json.
 _METRICS = {"epoch", "step", "train_loss", "train_accuracy"}
 _RESULT = {"run", "test_accuracy", "test_images", "best_epoch", "best_val_accuracy", "seconds", "images_per_second"}
 
 
-class Run:
-    """A run folder.
+class RunFolder:
+    """The folder of a training run; `create` and `open` return one.
 
     Parameters
     ----------
     path : Path
-        The folder; see `create` and `open`.
+        The folder.
     recipe : Recipe
-        What the run is to do.
+        The recipe of the run.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
@@ -48,13 +48,13 @@ class Run:
         self.recipe = recipe
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe) -> Run:
+    def create(cls, path: Path, recipe: Recipe) -> RunFolder:
         """Make a new run folder.
 
         Raises
         ------
         UserError
-            There is a run already.
+            The folder holds a run already.
         RunError
             The folder cannot be made or written to.
         """
@@ -63,13 +63,13 @@ class Run:
         return cls(path, recipe)
 
     @classmethod
-    def open(cls, path: Path) -> Run:
-        """Return the run in a folder.
+    def open(cls, path: Path) -> RunFolder:
+        """Open an existing run folder.
 
         Raises
         ------
         UserError
-            There is none, or its recipe cannot be read.
+            The folder holds no run, or its recipe cannot be read.
         """
         if not cls.exists(path):
             raise UserError(f"{path} is not a run: it has no recipe.json; `minivit train` makes one")
@@ -87,29 +87,33 @@ class Run:
             raise UserError(f"{path} holds a run already; --resume goes on with it, another --run starts a new one")
 
     def save_model(self, which: str, model: ViT, dataset: Dataset) -> None:
-        """Write the model as "best" or "last", with what prediction needs: class names, mean and deviation."""
+        """Write the model as "best" or "last", with the class names, mean and deviation that prediction needs."""
         about = {"class_names": list(dataset.class_names), "mean": list(dataset.mean), "std": list(dataset.std)}
         save_model(model, self.path / which / "model.safetensors", extra=about)
 
-    def save_state(self, model: ViT, optimizer: Optimizer, progress: Progress, data: str) -> None:
-        """Write all that is needed to go on from here, in one file; `data` is the data set's fingerprint."""
+    def save_state(self, model: ViT, optimizer: Optimizer, state: TrainState, fingerprint: str) -> None:
+        """Write everything that a resumed run needs into one file; `fingerprint` is that of the data set."""
         tensors = {"values": to_host(model.parameters.store.peek()), **optimizer.state()}
         about = {
-            "progress": progress.to_json(),
+            "progress": state.to_json(),
             "parameters": _layout(model),
             "recipe": json.dumps(self.recipe.to_dict()),
-            "data": data,
+            "data": fingerprint,
         }
-        write_tensors(self.path / "last" / "training.safetensors", tensors, about)
+        write_tensors(self._state_path, tensors, about)
+
+    @property
+    def _state_path(self) -> Path:
+        return self.path / "last" / "training.safetensors"
 
     def has_state(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        return (self.path / "last" / "training.safetensors").exists()
+        """Whether there is a checkpoint from which the run can be resumed."""
+        return self._state_path.exists()
 
-    def load_state(self, model: ViT, optimizer: Optimizer, data: str) -> Progress:
-        """Set the model and the optimiser to the last checkpoint, and return its place in the run.
+    def load_state(self, model: ViT, optimizer: Optimizer, fingerprint: str) -> TrainState:
+        """Set the model and the optimiser to the last checkpoint, and return its state.
 
-        What a killed writer left in the folder is removed.
+        Temporary files of a writer that was killed are removed from the folder.
 
         Raises
         ------
@@ -118,29 +122,38 @@ class Run:
         """
         for folder in (self.path, self.path / "best", self.path / "last"):
             remove_leftovers(folder)
-        path = self.path / "last" / "training.safetensors"
+        path = self._state_path
         tensors, about = read_tensors(path)
         if about.get("parameters") != _layout(model) or "values" not in tensors:
             raise UserError(f"{path} is the checkpoint of another model than the one in recipe.json")
-        begun, now = json.loads(about.get("recipe", "{}")), json.loads(json.dumps(self.recipe.to_dict()))
-        # The images may have moved; whether they are the same is the next question.
-        if changed := [name for name in now if name != "dataset" and begun.get(name) != now[name]]:
-            raise UserError(
-                f"{self.path / 'recipe.json'} says otherwise than when the run was begun: {', '.join(changed)}; "
-                "put it back, or begin a new run"
-            )
-        if about.get("data") != data:
-            raise UserError(f"{path} was trained on other images than {self.recipe.dataset} has now; begin a new run")
         values = model.parameters.store.peek()
         try:
-            progress = Progress.from_json(about.get("progress", ""))
+            changed = self._changed_fields(about.get("recipe", ""), model)
+            state = TrainState.from_json(about.get("progress", ""))
             for name, vector in tensors.items():
                 _expect_like(name, vector, values)
-        except UserError as error:
+        except ValueError as error:
             raise UserError(f"{path} is damaged: {error}; bring it back, or begin a new run") from error
+        if changed:
+            raise UserError(
+                f"{self.path / 'recipe.json'} was changed since the run was begun: {', '.join(changed)}; "
+                "put it back, or begin a new run"
+            )
+        if about.get("data") != fingerprint:
+            raise UserError(f"{path} was trained on other images than {self.recipe.dataset} has now; begin a new run")
         values[...] = to_backend(tensors.pop("values"), namespace(values))
-        optimizer.load_state(tensors, progress.step)
-        return progress
+        optimizer.load_state(tensors, state.step)
+        return state
+
+    def _changed_fields(self, text: str, model: ViT) -> list[str]:
+        """Return the fields of the recipe that differ from those of the checkpoint, which `text` holds as JSON.
+
+        A field that an older version of minivit did not have counts as its default. The place of the data set is left
+        out: the images may have moved, and their fingerprint tells whether they are the same.
+        """
+        recipes = Recipe.from_dict(json.loads(text)), self.recipe
+        begun, now = (json.loads(json.dumps(recipe.resolved(model.config).to_dict())) for recipe in recipes)
+        return [name for name in now if name != "dataset" and begun[name] != now[name]]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metrics of the epochs so far.
@@ -162,13 +175,29 @@ class Run:
                 raise UserError(f"{path} is damaged: line {number} is not the metrics of an epoch")
         return records
 
+    def metrics_until(self, step: int, steps_per_epoch: int) -> list[dict[str, Any]]:
+        """Return the metrics of the epochs that ended at `step` or before.
+
+        Raises
+        ------
+        UserError
+            The metrics of one are missing.
+        """
+        records = [record for record in self.metrics() if record["step"] <= step]
+        if [record["epoch"] for record in records] != list(range(1, step // steps_per_epoch + 1)):
+            raise UserError(
+                f"{self.path / 'metrics.jsonl'} does not have a line for each epoch before step {step}; "
+                "bring the file back, or begin a new run"
+            )
+        return records
+
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Write the metrics of all epochs so far."""
         text = "".join(json.dumps(record) + "\n" for record in records)
         atomic_write(self.path / "metrics.jsonl", lambda file: file.write(text.encode()))
 
     def result(self) -> dict[str, Any] | None:
-        """Return what the finished run came to, or None.
+        """Return the result of a finished run, or None if it is not finished.
 
         Raises
         ------
@@ -181,12 +210,12 @@ class Run:
         result = read_json(path)
         if missing := sorted(_RESULT - result.keys()):
             raise UserError(
-                f"{path} is not what a run came to: it lacks {', '.join(missing)}; remove it and --resume anew"
+                f"{path} is not the result of a run: it lacks {', '.join(missing)}; remove it and --resume anew"
             )
         return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Mark the run as finished."""
+        """Write the result, which marks the run as finished."""
         write_json(self.path / "result.json", dict(result))
 
 
@@ -207,7 +236,7 @@ def next_run_path(dataset: str, root: Path = Path("runs")) -> Path:
 
 
 def latest_run_path(dataset: str, root: Path = Path("runs")) -> Path:
-    """Return the newest of the folders that `next_run_path` named.
+    """Return the newest of the folders named by `next_run_path`.
 
     Raises
     ------

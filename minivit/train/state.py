@@ -1,4 +1,4 @@
-"""The place of a run between two steps."""
+"""The state of a run between two steps, beside the parameters and the state of the optimiser."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ from dataclasses import asdict, dataclass, fields
 from typing import Self
 
 from minivit.errors import UserError
-from minivit.train.grad_scaler import FIRST_SCALING, LARGEST_SCALE
+from minivit.ops.grad_scaler import FIRST_SCALE, LARGEST_SCALE
 
 
 @dataclass
-class Progress:
-    """The place of a run between two steps; with the parameters and the optimiser's vectors, its whole state."""
+class TrainState:
+    """How far a run is, and its metrics so far; with the parameters and the optimiser's vectors, its whole state.
+
+    Attributes
+    ----------
+    step : int
+        The number of steps that were started.
+    best_accuracy, best_epoch
+        Of the best epoch on the validation images.
+    seconds : float
+        The time of all steps of the run.
+    epoch_seconds, epoch_loss, epoch_correct, epoch_images
+        Sums over the images of the current epoch.
+    scaling : tuple
+        The loss scale of float16, and the number of good steps since it last changed.
+    """
 
     step: int = 0
     best_accuracy: float = -1.0
@@ -22,42 +36,34 @@ class Progress:
     epoch_loss: float = 0.0
     epoch_correct: int = 0
     epoch_images: int = 0
-    scaling: tuple[float, int] = FIRST_SCALING  # of the loss, in float16
-
-    def add(self, images: int, loss: float, correct: int, seconds: float) -> None:
-        """Count what a step of this epoch came to; `step` counts the steps that were begun."""
-        self.seconds += seconds
-        self.epoch_seconds += seconds
-        self.epoch_images += images
-        self.epoch_loss += loss * images
-        self.epoch_correct += correct
+    scaling: tuple[float, int] = (FIRST_SCALE, 0)
 
     def begin_epoch(self) -> None:
-        """Count from zero what an epoch comes to."""
+        """Set the sums over an epoch to zero."""
         self.epoch_loss = self.epoch_seconds = 0.0
         self.epoch_correct = self.epoch_images = 0
 
     def to_json(self) -> str:
-        """Return it as a text for a file."""
+        """Return the state as text for a file."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return what `to_json` wrote.
+        """Return the state that `to_json` wrote.
 
         Raises
         ------
         UserError
-            The text is another, or its loss scale is none that a run can have.
+            The text is something else, or its loss scale is out of range.
         """
         try:
-            values = {"scaling": FIRST_SCALING, **json.loads(text)}  # which older checkpoints do not have
+            values = {"scaling": cls.scaling, **json.loads(text)}  # older checkpoints have no loss scale
             scale, good = values["scaling"] = float(values["scaling"][0]), int(values["scaling"][1])
-            progress = cls(**{field.name: values[field.name] for field in fields(cls)})
+            state = cls(**{field.name: values[field.name] for field in fields(cls)})
         except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
             raise UserError(f"it does not say how far the run was ({error})") from error
         if not (1 <= scale <= LARGEST_SCALE and good >= 0):
             raise UserError(
                 f"its loss scale is {scale:g} after {good} good steps; expected 1 to {LARGEST_SCALE:.0f}, and 0 or more"
             )
-        return progress
+        return state

@@ -1,28 +1,200 @@
-"""Training steps that a device does without the host waiting for it; what they came to is heard of later, together."""
+"""One training step: a batch, its loss and gradients, clipping, the update and the metrics.
+
+On a device no step waits for the host: the loss, the clipping and the decision to stop stay on the device, and the host
+reads the metrics of several steps together. From the first loss or gradient on that is not finite, no step changes
+anything.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from minivit.arrays import Array
-from minivit.engine import Engine
+import numpy as np
+
+from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
+from minivit.data.batches import epoch_order
+from minivit.data.dataset import Dataset
+from minivit.engine import Engine, check_labels
+from minivit.ops import grad_scaler
+from minivit.ops.augment import channel_scale, training_images
+from minivit.ops.metrics import record_metrics
+from minivit.ops.update_rules import gradient_norm
 from minivit.random import Key
-from minivit.train.data_loader import Feed
-from minivit.train.grad_scaler import GradScaler
-from minivit.train.metrics import MetricsBuffer
-from minivit.train.not_finite import where_not_finite
+from minivit.train.diagnostics import where_not_finite
 from minivit.train.optimizers import Optimizer
 from minivit.train.recipe import Recipe
 
 _READ_EVERY = 20  # steps on a device
 
 
-class Outcome(NamedTuple):
-    """What a step came to."""
+class TrainStep:
+    """The training step of a run.
+
+    Parameters
+    ----------
+    engine : Engine
+        Computes the loss and the gradients.
+    optimizer : Optimizer
+        Updates the parameters of the engine's model.
+    data_loader : DataLoader
+        Makes the batches, on the model's device.
+    recipe : Recipe
+        Says how labels are smoothed and gradients clipped.
+
+    Attributes
+    ----------
+    metrics : MetricsBuffer
+        Must be read before the next step when it is full. On the host that is after each step.
+    """
+
+    def __init__(self, engine: Engine, optimizer: Optimizer, data_loader: DataLoader, recipe: Recipe) -> None:
+        store = engine.model.parameters.store
+        values = store.peek()
+        self.engine, self.optimizer, self.data_loader, self._store = engine, optimizer, data_loader, store
+        self.label_smoothing = recipe.label_smoothing
+        self.grad_scaler = GradScaler(values, recipe.clip_norm, scaled=engine.dtype == np.float16)
+        self.metrics = MetricsBuffer(values, 1 if namespace(values) is np else _READ_EVERY)
+
+    def run(self, step: int, samples: Array, lr: float) -> None:
+        """Take the step with the index `step`, from 0, on the images with the indices `samples` (B,)."""
+        self.metrics.start_clock()
+        # A batch
+        images, labels, key = self.data_loader.batch(samples, step, self.engine.dtype)
+        # Its loss and gradients
+        scale = self.grad_scaler.loss_scale
+        loss, logits = self.engine.training_step(images, labels, key, self.label_smoothing, scale)
+        # Clipping; NaN if nothing may be updated
+        factor = self.grad_scaler.factor(loss, self._store.gradients)
+        # The update
+        self.optimizer.lr = lr
+        self.optimizer.step(factor)
+        # The metrics
+        self.metrics.record(key, lr, loss, logits, labels, self.grad_scaler.stopped)
+
+    def where_not_finite(self, step: StepMetrics) -> str:
+        """Return where NaN or infinity appears first in a step with `stopped`; it left the parameters as they were."""
+
+        def piece(part: slice) -> tuple[Array, Key]:
+            images, _, key = self.data_loader.batch(step.samples[part], step.number - 1, self.engine.dtype)
+            return images, key
+
+        def backward() -> None:  # the gradients may be those of a later step
+            images, labels, key = self.data_loader.batch(step.samples, step.number - 1, self.engine.dtype)
+            self.engine.training_step(images, labels, key, self.label_smoothing, self.grad_scaler.loss_scale)
+
+        return where_not_finite(self.engine, len(step.samples), piece, backward)
+
+
+class DataLoader:
+    """The uint8 training images, on the model's device, and the batches that are made from them there.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Its labels are checked here, on the host.
+    index : Array
+        The indices of the images that are trained on.
+    recipe : Recipe
+        Gives the seed and the augmentation.
+    library : module
+        The array library of the model.
+    """
+
+    def __init__(self, dataset: Dataset, index: Array, recipe: Recipe, library: Any) -> None:
+        labels = dataset.train_labels
+        check_labels(labels, len(labels), len(dataset.class_names), recipe.dtype)
+        self._library, self._index, self._recipe = library, index, recipe
+        self._images, self._labels = to_backend(dataset.train_images, library), to_backend(labels, library)
+        self._scale, self._shift = channel_scale(dataset.mean, dataset.std, recipe.dtype, library)
+
+    def order(self, epoch: int) -> Array:
+        """Return the indices of the training images in the order of an epoch, on the device.
+
+        They are sorted on the host, where the order is the same for all devices, and copied once an epoch.
+        """
+        return to_backend(self._index[epoch_order(len(self._index), self._recipe.seed, epoch)], self._library)
+
+    def batch(self, samples: Array, step: int, dtype: Any) -> tuple[Array, Array, Key]:
+        """Return the images (B, height, width, C) with the indices `samples`, their labels (B,) and the step's key.
+
+        The images are augmented for this step, normalised, and of `dtype`.
+        """
+        recipe, key = self._recipe, Key(self._recipe.seed, step, samples)
+        images = training_images(
+            self._images,
+            key,
+            crop_padding=recipe.crop_padding,
+            flip=recipe.flip,
+            scale=self._scale,
+            shift=self._shift,
+            dtype=dtype,
+        )
+        return images, self._labels[samples], key
+
+
+class GradScaler:
+    """Clips gradients, stops at the first that is not finite, and keeps the loss scale; see `ops.grad_scaler`.
+
+    Parameters
+    ----------
+    values : Array
+        The flat vector of parameters; its library, device and dtype are those of the scaler's state.
+    clip_norm : float
+        The largest global norm of the gradients; 0 for no clipping.
+    scaled : bool
+        Whether the loss is scaled, as float16 requires.
+    """
+
+    def __init__(self, values: Array, clip_norm: float, scaled: bool) -> None:
+        self._clip_norm, self._scaled = clip_norm, scaled
+        with on_device_of(values):
+            self._state = namespace(values).zeros(4, dtype=values.dtype)
+            self._state[grad_scaler.SCALE] = grad_scaler.FIRST_SCALE if scaled else 1.0
+
+    @property
+    def loss_scale(self) -> Array | None:
+        """The factor of the next step's gradients, 0-d, or None."""
+        return self._state[grad_scaler.SCALE] if self._scaled else None
+
+    @property
+    def stopped(self) -> Array:
+        """1 after a loss or gradient that was not finite, otherwise 0; a 0-d array."""
+        return self._state[grad_scaler.STOPPED]
+
+    def factor(self, loss: Array, gradients: Array) -> Array:
+        """Return the factor of the flat vector `gradients` for the optimiser, 0-d; NaN if nothing may be updated."""
+        with on_device_of(self._state):
+            grad_scaler.update_grad_scaler(
+                self._state,
+                loss,
+                gradient_norm(gradients),
+                clip_norm=self._clip_norm,
+                scaled=self._scaled,
+                growth_steps=grad_scaler.GROWTH_STEPS,
+                largest_scale=grad_scaler.LARGEST_SCALE,
+            )
+        return self._state[grad_scaler.FACTOR]
+
+    def state(self) -> tuple[float, int] | None:
+        """Return the loss scale and the good steps since it last changed, or None; waits for the device."""
+        if not self._scaled:
+            return None
+        state = to_host(self._state)
+        return float(state[grad_scaler.SCALE]), int(state[grad_scaler.GOOD])
+
+    def load_state(self, state: tuple[float, int]) -> None:
+        """Set the state to what `state` returned; no effect if the loss is not scaled."""
+        if self._scaled:
+            with on_device_of(self._state):
+                self._state[grad_scaler.SCALE], self._state[grad_scaler.GOOD] = state
+
+
+class StepMetrics(NamedTuple):
+    """The metrics of one step."""
 
     number: int  # of the step, from 1
-    samples: Array  # (B,) the images, on the device
+    samples: Array  # (B,) the indices of the images, on the device
     lr: float
     loss: float
     correct: int  # images
@@ -30,73 +202,50 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class Steps:
-    """Does the steps of a run: a batch, its gradients, the update.
+class MetricsBuffer:
+    """The metrics of the last steps, kept on their device and read together, so that no step waits for the host.
 
     Parameters
     ----------
-    engine : Engine
-        Of the model.
-    optimizer : Optimizer
-        Of the model.
-    feed : Feed
-        Makes the batches, on the model's device.
-    recipe : Recipe
-        Label smoothing and clipping.
-    scaled : bool
-        Whether the loss is scaled, as float16 wants it.
-    at_once : bool
-        Whether each step is heard of at once, as on the host; else `full` says when it is time.
+    values : Array
+        Gives the library, the device and the dtype of the metrics.
+    size : int
+        The number of steps that it holds.
     """
 
-    def __init__(
-        self, engine: Engine, optimizer: Optimizer, feed: Feed, recipe: Recipe, scaled: bool, at_once: bool
-    ) -> None:
-        store = engine.model.parameters.store
-        self.grad_scaler = GradScaler(store.peek(), recipe.clip_norm, scaled)
-        self._engine, self._optimizer, self._feed, self._store = engine, optimizer, feed, store
-        self._smoothing = recipe.label_smoothing
-        self._metrics = MetricsBuffer(store.peek(), 1 if at_once else _READ_EVERY)
-        self._unheard: list[tuple[int, Array, float]] = []
-        self._begun = 0.0  # when the first of these was
+    def __init__(self, values: Array, size: int) -> None:
+        self._records = namespace(values).zeros((size, 3), dtype=values.dtype)
+        self._steps: list[tuple[Key, float]] = []  # key and learning rate of each record
+        self._started = 0.0
 
     @property
     def full(self) -> bool:
-        """Whether `heard` must be called before the next step."""
-        return self._metrics.full
+        """Whether it must be read before the next step."""
+        return len(self._steps) == len(self._records)
 
-    def do(self, number: int, samples: Array, lr: float) -> None:
-        """Do step `number`, which counts from 1, on the images numbered `samples` (B,)."""
-        if not self._unheard:
-            self._begun = time.perf_counter()
-        labels, loss, logits = self._gradients(number, samples)
-        self._optimizer.lr = lr
-        self._optimizer.step(self.grad_scaler.factor(loss, self._store.gradients))
-        self._metrics.add(loss, logits, labels, self.grad_scaler.stopped)
-        self._unheard.append((number, samples, lr))
+    def start_clock(self) -> None:
+        """Call this when a step begins: the time of the steps counts from the first one that is not read yet."""
+        if not self._steps:
+            self._started = time.perf_counter()
 
-    def _gradients(self, number: int, samples: Array) -> tuple[Array, Array, Array]:
-        images, labels, key = self._feed.batch(samples, number - 1, self._engine.dtype)
-        return labels, *self._engine.training_step(images, labels, key, self._smoothing, self.grad_scaler.loss_scale)
+    def record(self, key: Key, lr: float, loss: Array, logits: Array, labels: Array, stopped: Array) -> None:
+        """Keep the metrics of a step; see `ops.metrics.record_metrics`."""
+        record_metrics(self._records[len(self._steps)], loss, logits, labels, stopped)
+        self._steps.append((key, lr))
 
-    def heard(self) -> list[Outcome]:
-        """Return what the steps since the last time came to; waits for the device."""
-        records, steps, self._unheard = self._metrics.read(), self._unheard, []
-        seconds = time.perf_counter() - self._begun
-        images = sum(len(samples) for _, samples, _ in steps)
+    def read(self) -> list[StepMetrics]:
+        """Return the metrics of the steps since the last call, oldest first; waits for the device.
+
+        The time of these steps is divided among them by their numbers of images.
+        """
+        if not self._steps:
+            return []
+        records = to_host(self._records[: len(self._steps)]).tolist()
+        steps, self._steps = self._steps, []
+        per_image = (time.perf_counter() - self._started) / sum(len(key.sample_ids) for key, _ in steps)
         return [
-            Outcome(*step, *record, seconds * len(step[1]) / images)
-            for step, record in zip(steps, records, strict=True)
+            StepMetrics(
+                key.step + 1, key.sample_ids, lr, loss, int(correct), stopped != 0, per_image * len(key.sample_ids)
+            )
+            for (key, lr), (loss, correct, stopped) in zip(steps, records, strict=True)
         ]
-
-    def where_not_finite(self, step: Outcome) -> str:
-        """Return where NaN or infinity shows first in a step that stopped: it changed nothing, nor did those after."""
-
-        def piece(some: slice) -> tuple[Array, Key]:
-            images, _, key = self._feed.batch(step.samples[some], step.number - 1, self._engine.dtype)
-            return images, key
-
-        def backward() -> None:
-            self._gradients(step.number, step.samples)  # by now they may be those of a later step
-
-        return where_not_finite(self._engine, len(step.samples), piece, backward)

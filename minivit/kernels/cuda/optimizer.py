@@ -1,7 +1,7 @@
-"""Adam and AdamW over the flat vector in one pass, and the gradient norm. Kernels of `adam_step` and `gradient_norm`.
+"""Adam and AdamW over the whole flat vector in one pass, and its norm: kernels of `adam_step` and `gradient_norm`.
 
-Every parameter starts at a multiple of 256 bytes, so the groups are given to the kernel as a learning rate and a weight
-decay for each block of 256 bytes.
+Every parameter starts at a multiple of 256 bytes. A table of the learning rate and weight decay of each 256 bytes
+therefore represents all groups, however many there are.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ from minivit.kernels.cuda.runtime import WARP, blocks, is_aligned, launch, pack
 from minivit.ops.registry import Kernel, register_kernel
 
 _BLOCK_BYTES = 256
-_KEPT = 8  # tables in the cache
+_MOST_TABLES = 8
 _tables: dict[tuple[Any, ...], tuple[Array, Array, Array]] = {}
 
 
 def _covers(values: Array, gradients: Array, m: Array, v: Array, groups: tuple[Any, ...], **options: Any) -> bool:
     block = _BLOCK_BYTES // values.itemsize
-    alike = all(x.dtype == values.dtype and x.shape == values.shape for x in (gradients, m, v))
+    vectors = all(x.dtype == values.dtype and x.shape == values.shape for x in (gradients, m, v))
     starts = [group.span.start for group in groups]
     ends = [*starts[1:], values.size]
-    disjoint = all(group.span.stop <= end for group, end in zip(groups, ends, strict=True))
-    whole_blocks = values.size % block == 0 and all(start % block == 0 for start in starts)
+    apart = all(group.span.stop <= end for group, end in zip(groups, ends, strict=True))
     aligned = all(map(is_aligned, (values, gradients, m, v)))
-    fits = alike and disjoint and whole_blocks and aligned
-    return values.dtype.name in ("float32", "float64") and values.size > 0 and fits
+    whole = values.size % block == 0 and all(start % block == 0 for start in starts)
+    return values.dtype.name in ("float32", "float64") and values.size > 0 and vectors and apart and aligned and whole
 
 
 def _table(values: Array, groups: tuple[Any, ...]) -> tuple[Array, Array, Array]:
-    """Return the learning rate, the decay and the end of the group for each block, cached on the device."""
+    """Return the learning rate, the decay and the end of the group of each block, copied to the device once."""
     key = type(values), str(values.device), values.dtype, values.size, groups
     if key not in _tables:
         block = _BLOCK_BYTES // values.itemsize
@@ -42,7 +41,7 @@ def _table(values: Array, groups: tuple[Any, ...]) -> tuple[Array, Array, Array]
         for group in groups:
             covered = slice(group.span.start // block, blocks(group.span.stop, block))
             lr[covered], decay[covered], stops[covered] = group.lr, group.weight_decay, group.span.stop
-        while len(_tables) >= _KEPT:
+        while len(_tables) >= _MOST_TABLES:
             del _tables[next(iter(_tables))]
         xp = namespace(values)
         _tables[key] = xp.asarray(lr), xp.asarray(decay), xp.asarray(stops)
@@ -85,6 +84,6 @@ def _norm(gradients: Array) -> Array:
 
 
 def register(library: str) -> None:
-    """Register the kernels for the array library called `library`."""
+    """Register the kernels for `library`."""
     register_kernel("adam_step", Kernel(library, _covers, _step))
     register_kernel("gradient_norm", Kernel(library, _covers_norm, _norm))

@@ -1,4 +1,4 @@
-"""Evaluation: what a model makes of labelled images, every one counted."""
+"""Evaluation: accuracy, loss and confusion matrix of a model on labelled images."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ EVALUATION_BATCH = 1024
 
 
 class Evaluation(NamedTuple):
-    """What a model does on labelled images, every one counted."""
+    """The result of an evaluation, in which every image counts once."""
 
     accuracy: float
     loss: float
     images: int
-    confusion: Array  # (classes, classes): how many of the label (row) were taken for the class (column)
+    confusion: Array  # (classes, classes): how many images of a label (row) were predicted as a class (column)
 
 
 def evaluate(
     engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Evaluation:
-    """Return what the engine's model makes of uint8 `images` (n, height, width, C) on the host.
+    """Evaluate the engine's model on uint8 `images` (n, height, width, C) on the host.
 
-    They go to the model's device piece by piece; each piece's logits come back together.
+    The images are copied to the model's device in batches, and the logits of each batch are copied back at once.
     """
-    ready = ready_for(engine, mean, std)
+    transform = image_transform(engine, mean, std)
     total_loss = 0.0
     confusion = np.zeros((engine.model.config.num_classes,) * 2, np.int64)
     for part in batches(np.arange(len(images)), EVALUATION_BATCH):
-        logits = to_host(engine.predict(ready(images[part])))
+        logits = to_host(engine.predict(transform(images[part])))
         total_loss += float(ops.cross_entropy(logits, labels[part], keep=False)[0]) * len(part)
         np.add.at(confusion, (labels[part], logits.argmax(axis=1)), 1)
     return Evaluation(int(confusion.trace()) / len(images), total_loss / len(images), len(images), confusion)
 
 
-def ready_for(engine: Engine, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array], Array]:
-    """Return what makes uint8 images on the host those that the engine takes: on its device, normalised."""
+def image_transform(engine: Engine, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array], Array]:
+    """Return the function that turns uint8 images on the host into the engine's input: on its device, normalised."""
     values = engine.model.parameters.store.peek()
     library = namespace(values)
     with on_device_of(values):
         scale, shift = channel_scale(mean, std, values.dtype, library)
 
-    def ready(images: Array) -> Array:
+    def transform(images: Array) -> Array:
         with on_device_of(values):
             return normalized(to_backend(images, library), scale, shift, engine.dtype)
 
-    return ready
+    return transform
