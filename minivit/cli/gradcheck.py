@@ -14,7 +14,7 @@ from minivit.checking import Report, Row, gradcheck, gradcheck_model
 from minivit.checking.cases import CASES, LAYERS, OPS, Case
 from minivit.cli.common import Outcome, add_backend, check_backend
 from minivit.cli.terminal import Terminal
-from minivit.data import Progress
+from minivit.data import ProgressCallback
 from minivit.errors import UserError
 from minivit.nn.presets import PRESETS, create_model, get_config
 
@@ -145,7 +145,7 @@ def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Rep
 class _Rows:
     """Counts the rows of a report into a progress bar."""
 
-    def __init__(self, what: str, progress: Progress) -> None:
+    def __init__(self, what: str, progress: ProgressCallback) -> None:
         self.what, self.progress, self.done = what, progress, 0
 
     def __call__(self, row: Row, total: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from minivit.data import Progress
+from minivit.data import ProgressCallback
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,7 +80,7 @@ class Terminal:
         self.console.print(table)
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
+    def progress(self) -> Iterator[ProgressCallback]:
         """Yield ``progress(what, done, total)``: a bar that goes when the work is done, or a line for each `what`."""
         if not self.live:
             told = set()
