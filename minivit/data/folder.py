@@ -1,7 +1,7 @@
 """Image files in one folder for each class: train/CLASS/image.jpg, and test/ (or val/) in the same way.
 
-Names that begin with a dot are ignored. Everything else in train/ or test/ must be a class folder, and everything else
-in a class folder must be an image; anything else is an error.
+Names that begin with a dot are ignored. Otherwise train/ and test/ may hold only class folders, and class folders may
+hold only images.
 """
 
 from __future__ import annotations
