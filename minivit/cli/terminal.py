@@ -84,14 +84,14 @@ class Terminal:
     def progress(self) -> Iterator[ProgressCallback]:
         """Yield ``progress(what, done, total)``, which draws a temporary bar, or prints one line for each `what`."""
         if not self.live:
-            told = set()
+            printed = set()
 
-            def tell(what: str, done: int, total: int) -> None:
-                if what not in told:
-                    told.add(what)
+            def print_once(what: str, done: int, total: int) -> None:
+                if what not in printed:
+                    printed.add(what)
                     self.say(what)
 
-            yield tell
+            yield print_once
             return
         from rich import progress as bars
 

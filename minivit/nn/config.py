@@ -160,7 +160,7 @@ class ViTConfig:
 def _pair(name: str, value: Any) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in pair):
-        raise UserError(f"{name} is {value!r}; expected pixels: one whole number or (height, width)")
+        raise UserError(f"{name} is {value!r}; expected pixels, one whole number or (height, width)")
     return pair[0], pair[1]
 
 
