@@ -1,4 +1,4 @@
-"""minivit: a Vision Transformer in NumPy and CuPy, every backward pass by hand and verified.
+"""minivit: a Vision Transformer in NumPy and CuPy, with hand-written, verified backward passes.
 
 import minivit
 

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: written under a temporary name, synced, then renamed.
+"""Atomic writing of files, JSON files, and locks on folders.
 
-A process that dies at any moment leaves the old file or the new one, never a part of one. What it may leave besides is
-its temporary file, which `remove_leftovers` takes away.
+A file is written under a temporary name, synced, then renamed. If the process is killed, the complete old file or the
+complete new file exists. The temporary file may remain; `remove_leftovers` deletes it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, BinaryIO
 
 from minivit.errors import RunError, UserError
 
-_locks: set[int] = set()  # descriptors of this process
+_locks: set[int] = set()  # file descriptors of the locks that this process holds
 
 _TEMPORARY = ".minivit-{name}-{token}.tmp"
 
 _ADVICE = {
     errno.ENOSPC: "free some space on this disk, or write to another one",
-    errno.EDQUOT: "your quota on this disk is used up: free some space, or write to another disk",
+    errno.EDQUOT: "your quota on this disk is exhausted: free some space, or write to another disk",
     errno.EACCES: "you may not write to this folder: change its permissions, or write to another one",
     errno.EPERM: "you may not write to this folder: change its permissions, or write to another one",
     errno.EROFS: "this disk is read-only: write to another one",
@@ -35,20 +35,20 @@ _ADVICE = {
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that it is at every moment the old one or the whole new one.
+    """Write a file atomically: at any moment, `path` is the old file or the complete new file.
 
     Parameters
     ----------
     path : path
-        The file; its folder is made if it is missing.
+        The file; a missing folder is created.
     write : callable
         ``write(file)`` writes the content to a binary file.
 
     Raises
     ------
     RunError
-        The system refused (disk full, no permission, read-only). The old file, if any, is intact then, and nothing is
-        left beside it; so it is when `write` itself raises.
+        The system refuses the write (disk full, no permission, read-only). In this case, and if `write` raises an
+        exception, an existing file is not changed and no temporary file remains.
     """
     path = Path(path)
     temporary = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(4)))
@@ -70,14 +70,14 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 
 
 def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
-    """Write `value` as JSON, atomically; floats keep all their digits.
+    """Write `value` as JSON, atomically; floats are stored with all digits.
 
     Raises
     ------
     RunError
         As in `atomic_write`.
     TypeError, ValueError
-        A value is nothing that JSON has, or not finite; no file is touched then.
+        A value is not finite or cannot be represented in JSON; no file is written.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     atomic_write(path, lambda file: file.write(text.encode()))
@@ -89,7 +89,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     UserError
-        The file is missing or unreadable, or holds no JSON object: it is truncated, or something else.
+        The file is missing or unreadable, or does not hold a JSON object.
     """
     try:
         value = json.loads(read_bytes(path))
@@ -108,7 +108,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises
     ------
     UserError
-        It is missing or cannot be read.
+        The file is missing or cannot be read.
     """
     try:
         return Path(path).read_bytes()
@@ -118,14 +118,14 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes that ask for it out of `folder` while the block lasts; a dead process holds no lock.
+    """Hold an exclusive lock on `folder` inside the block; the system releases the lock of a process that dies.
 
-    Where the system has no file locks (Windows), nobody is kept out.
+    On systems without file locks (Windows) there is no lock.
 
     Raises
     ------
     UserError
-        Another process holds the folder.
+        Another process holds the lock.
     """
     try:
         import fcntl
@@ -139,7 +139,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is at work in {folder}; wait for it, or stop it first") from error
-        except OSError:  # a file system without locks
+        except OSError:  # the file system has no locks
             pass
         yield
     finally:
@@ -148,18 +148,18 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _leave_locks() -> None:
-    """Close, in a forked process, the parent's locks: they must not outlive it."""
+def _close_inherited_locks() -> None:
+    """Close the parent's locks in a forked process, so that they end with the parent."""
     while _locks:
         os.close(_locks.pop())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_locks)
+    os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Remove what killed writers left in `folder`; only for who alone writes there."""
+    """Delete the temporary files of killed processes in `folder`; the caller must be its only writer."""
     for leftover in Path(folder).glob(_TEMPORARY.format(name="*", token="*")):
         with contextlib.suppress(OSError):
             leftover.unlink()
@@ -168,11 +168,11 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 def _refused(path: str | os.PathLike[str], error: OSError) -> RunError:
     advice = _ADVICE.get(error.errno or 0, "check the disk, or write to another one")
     reason = error.strerror or str(error)
-    return RunError(f"cannot write {path}: {reason}; nothing there was changed; {advice}")
+    return RunError(f"cannot write {path}: {reason}; the file was not changed; {advice}")
 
 
 def _sync_folder(folder: Path) -> None:
-    # The file is whole and in place by now; some systems have no way to sync a folder, and Windows cannot open one.
+    # The new file is already complete and renamed. Some systems cannot sync a folder, and Windows cannot open one.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

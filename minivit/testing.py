@@ -1,4 +1,4 @@
-"""Assertions and Hypothesis strategies for tests of code that has a backward pass; see `minivit.checking.testing`."""
+"""Assertions and Hypothesis strategies for tests of code with a backward pass; see `minivit.checking.testing`."""
 
 from minivit.checking.testing import (
     PRIMES,

@@ -1,4 +1,4 @@
-"""A small model without dropout in float64, as its configuration starts it, and images for it."""
+"""A small float64 model without dropout, initialised from its configuration, and images for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def model(dtype: str = "float64", **fields: Any) -> ViT:
 
 
 def shaken(layer: L, by: float = 0.3) -> L:
-    """Give every parameter other values, so that no gradient is zero because a bias or the head is."""
+    """Add random numbers to every parameter, so that no gradient vanishes because a bias or the head is zero."""
     for seed, parameter in enumerate(layer.parameters.values()):
         parameter.peek()[...] += by * normal(parameter.peek(), seed)
     return layer

@@ -1,4 +1,4 @@
-"""The commands as a user types them: in this process or in a shell, on small images; and what they answer."""
+"""Run commands in this process or in a shell, on small images, and check their output."""
 
 import json
 import os
@@ -21,7 +21,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class Said(NamedTuple):
-    """What a command answered."""
+    """The exit status and the output of a command."""
 
     status: int
     out: str
@@ -49,7 +49,7 @@ def save_squares(folder: Path, count: int = 12) -> Path:
 
 
 def assert_refused(said: Said, status: int, *words: str) -> None:
-    """Assert one line on standard error that says all of `words`, and nothing that looks like a traceback."""
+    """Assert the exit status, no traceback, and one error line that contains all of `words`."""
     assert said.status == status, said
     line, *more = [text for text in said.err.splitlines() if text.startswith("minivit: ")]
     assert not more

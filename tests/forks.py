@@ -1,4 +1,4 @@
-"""What a system must offer for tests of processes that are forked."""
+"""The marker of tests that need forked processes."""
 
 from __future__ import annotations
 

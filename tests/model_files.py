@@ -1,4 +1,4 @@
-"""A small model all of whose parameters are random, and files of it as others would write them."""
+"""A small model with random parameters, and model files as another program writes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
 
 
 def model_of(dtype: Any = "float32", **fields: Any) -> ViT:
-    """Return a small model, all of whose parameters are random."""
+    """Return a small model with random parameters."""
     model = ViT(ViTConfig(**{**SMALL, **fields}), dtype=dtype)
     generator = np.random.default_rng(5)
     for parameter in model.parameters.values():
@@ -39,7 +39,7 @@ def assert_same(a: ViT, b: ViT) -> None:
 
 
 def foreign(path: Path, change: Callable[[dict[str, Array]], object] = lambda tensors: None, **fields: Any) -> Path:
-    """Write the tensors of a small model, changed, as another program would: without our configuration."""
+    """Write the tensors of a small model, after `change`, without the configuration that `save_model` adds."""
     save_model(model_of(**fields), path)
     tensors, _ = read_tensors(path / "model.safetensors")
     change(tensors)

@@ -1,4 +1,4 @@
-"""Augmentation moves pixels as it says, by the key of each sample alone, and keeps the dtype."""
+"""Augmentation shifts and flips images as documented, depends on each sample's key only, and keeps the dtype."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_a_crop_is_a_slice_of_the_padded_image(shape: tuple[int, ...], padding: 
     assert cropped.dtype == np.uint8
     for image, result in zip(images, cropped, strict=True):
         assert shifts_of(result, image, padding)
-        assert result.any(), "a shift of at most the padding leaves some of the image"
+        assert result.any(), "a crop must contain a part of the image"
 
 
 def test_every_shift_is_about_equally_likely() -> None:
@@ -54,10 +54,10 @@ def test_every_shift_is_about_equally_likely() -> None:
     for result in cropped:
         [(row, column)] = shifts_of(result, image[0], 2)
         counts[row, column] += 1
-    assert np.abs(counts - 200).max() < 5 * 14  # five deviations of a binomial count
+    assert np.abs(counts - 200).max() < 5 * 14  # five standard deviations of a binomial count
 
 
-def test_the_samples_are_shifted_each_in_its_own_way_at_each_step() -> None:
+def test_shifts_differ_between_samples_and_between_steps() -> None:
     images = np.repeat(random_images((1, 8, 8, 1)), 64, axis=0)
     first, second = (random_crop(images, 4, key_of(64, step=step)) for step in (0, 1))
     assert len(np.unique(first.reshape(64, -1), axis=0)) > 30
@@ -70,13 +70,13 @@ def test_a_crop_without_padding_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("padding", [-1, 4, 100])
-def test_a_padding_that_could_lose_the_image_is_refused(padding: int) -> None:
+def test_a_padding_as_large_as_the_image_is_refused(padding: int) -> None:
     with pytest.raises(ValueError, match=f"padding is {padding} for images of 4 x 7; expected 0 to 3"):
         random_crop(random_images((2, 4, 7, 1)), padding, key_of(2))
 
 
 @given(shape=SHAPES, seed=SEEDS)
-def test_a_flip_mirrors_the_columns_or_nothing_and_undoes_itself(shape: tuple[int, ...], seed: int) -> None:
+def test_a_flip_mirrors_some_images_and_is_its_own_inverse(shape: tuple[int, ...], seed: int) -> None:
     images, key = random_images(shape), key_of(shape[0], seed)
     flipped = random_flip(images, key)
     for image, result in zip(images, flipped, strict=True):
@@ -84,13 +84,13 @@ def test_a_flip_mirrors_the_columns_or_nothing_and_undoes_itself(shape: tuple[in
     np.testing.assert_array_equal(random_flip(flipped, key), images)
 
 
-def test_about_half_are_flipped() -> None:
+def test_about_half_of_the_images_are_flipped() -> None:
     images = np.tile(np.array([1, 2], np.uint8)[None, None, :, None], (4000, 1, 1, 1))
     share = (random_flip(images, key_of(4000))[:, 0, 0, 0] == 2).mean()
-    assert abs(share - 0.5) < 5 * 0.008  # five deviations
+    assert abs(share - 0.5) < 5 * 0.008  # five standard deviations
 
 
-def test_crop_and_flip_are_drawn_independently() -> None:
+def test_crop_and_flip_are_independent() -> None:
     image = random_images((1, 4, 4, 1))
     counts = np.zeros((3, 3, 2), int)
     for result in augment(np.repeat(image, 3600, axis=0), key_of(3600), crop_padding=1, flip=True):
@@ -100,7 +100,7 @@ def test_crop_and_flip_are_drawn_independently() -> None:
             for shift in shifts_of(candidate, image[0], 1)
         ]
         counts[row, column, flipped] += 1
-    assert np.abs(counts - 200).max() < 5 * 14  # five deviations of a binomial count
+    assert np.abs(counts - 200).max() < 5 * 14  # five standard deviations of a binomial count
 
 
 @given(shape=SHAPES, cut=st.integers(0, 7), seed=SEEDS, step=st.integers(0, 10**6))
@@ -116,7 +116,7 @@ def test_augmentation_is_the_same_in_any_micro_batch(shape: tuple[int, ...], cut
     np.testing.assert_array_equal(augment(images[::-1], backwards, crop_padding=1, flip=True), whole[::-1])
 
 
-def test_augmentation_can_be_off() -> None:
+def test_without_crop_and_flip_the_images_are_returned_unchanged() -> None:
     images = random_images((5, 4, 4, 3))
     assert augment(images, key_of(5), crop_padding=0, flip=False) is images
 
@@ -130,7 +130,7 @@ def test_arguments_are_not_changed_and_the_dtype_stays(shape: tuple[int, ...], d
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float64, 1e-14)])
-def test_normalisation_is_its_formula(dtype: Any, tolerance: float) -> None:
+def test_normalisation_follows_its_formula(dtype: Any, tolerance: float) -> None:
     images = random_images((3, 5, 7, 3))
     mean, std = (0.49, 0.5, 0.1), (0.25, 0.2, 0.5)
     result = normalize(images, mean, std, dtype)
@@ -148,21 +148,19 @@ def test_normalised_training_images_have_mean_0_and_deviation_1() -> None:
 @pytest.mark.parametrize(("crop_padding", "flip"), [(0, False), (2, False), (0, True), (2, True)])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.usefixtures("computed")
-def test_training_images_are_picked_augmented_and_normalised_with_the_same_bits_everywhere(
-    crop_padding: int, flip: bool, dtype: str
-) -> None:
+def test_training_images_have_the_same_bits_on_every_backend(crop_padding: int, flip: bool, dtype: str) -> None:
     images = random_images((11, 5, 7, 3))
     mean, std = (0.49, 0.5, 0.1), (0.25, 0.2, 0.5)
     key = Key(3, 5, np.array([7, 0, 10, 7]))
     expected = augment(images[key.sample_ids], key, crop_padding=crop_padding, flip=flip)
     expected = normalize(expected, mean, std, np.float32).astype(dtype)
     for library in (np, strict):
-        there = Key(3, 5, to_backend(key.sample_ids, library))
+        device_key = Key(3, 5, to_backend(key.sample_ids, library))
         scale, shift = channel_scale(mean, std, "float32", library)
         resident = to_backend(images, library)
         with nothing_crosses(library_name(library)):
             made = training_images(
-                resident, there, crop_padding=crop_padding, flip=flip, scale=scale, shift=shift, dtype=dtype
+                resident, device_key, crop_padding=crop_padding, flip=flip, scale=scale, shift=shift, dtype=dtype
             )
         assert made.dtype == dtype
         np.testing.assert_array_equal(to_host(made), expected)
@@ -173,6 +171,6 @@ def test_only_uint8_is_normalised() -> None:
         normalize(np.zeros((1, 2, 2, 1), np.float32), (0.5,), (0.5,), np.float32)
 
 
-def test_normalisation_wants_a_number_for_each_channel() -> None:
+def test_normalisation_needs_a_mean_and_a_std_for_each_channel() -> None:
     with pytest.raises(ValueError, match="images have 1 channels, but mean has 3 and std 3 numbers"):
         normalize(random_images((1, 2, 2, 1)), (0.5,) * 3, (0.5,) * 3, np.float32)

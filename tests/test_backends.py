@@ -23,7 +23,7 @@ def test_info_lists_the_devices(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -
     install(monkeypatch, fake_cupy())
     said = [" ".join(line.split()) for line in asked(cli).out.splitlines()]
     assert "cupy 14.2.0 for CUDA 12.9" in said
-    assert "driver knows CUDA 12.8" in said
+    assert "driver supports CUDA 12.8" in said
     assert "cupy:0 Card 0, 80.0 GB, compute capability 9.0" in said
     assert "cupy:1 Card 1, 80.0 GB, compute capability 7.5" in said
     assert any(line.startswith("backends cupy, numpy") for line in said)
@@ -69,7 +69,7 @@ def test_gradcheck_proves_the_kernels_of_a_backend(cli: Minivit) -> None:
 
 def test_gradcheck_refuses_a_model_on_another_backend(cli: Minivit) -> None:
     said = cli("gradcheck", "vit_micro_patch4_8", "--backend", "strict")
-    assert_refused(said, 2, "the cases run on strict, whole models on NumPy alone")
+    assert_refused(said, 2, "on strict only ops and layers are checked, not models")
 
 
 def test_training_runs_on_a_device(cli: Minivit, squares: Path) -> None:

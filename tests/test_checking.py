@@ -1,4 +1,4 @@
-"""The gradient check passes right backward passes, fails wrong ones by every method, and says what is wrong."""
+"""The gradient check passes right backward passes, fails wrong ones by every method, and explains their errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def one_element(dy: Array, y: Array) -> Any:
 
 LINEAR = linear, (X, W, B)
 
-# name: the forward pass and where, a wrong backward pass, the wrong row, and words of the explanation
+# name: the forward pass and its arrays, a wrong backward pass, the row that must fail, and a part of its explanation
 WRONG: dict[str, tuple[tuple[Any, tuple[Array, ...]], Any, str, str]] = {
     "sign": (LINEAR, lambda dy, c: (-dy @ c[1].T, c[0].T @ dy, dy.sum(0)), "x", "a sign is flipped"),
     "factor": (LINEAR, lambda dy, c: (dy @ c[1].T, 2 * c[0].T @ dy, dy.sum(0)), "weight", "2 times the derivative"),
@@ -169,7 +169,7 @@ def test_a_wrong_backward_pass_fails_by_each_method(name: str, method: Any) -> N
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_wrong_gradient_has_slope_1_and_a_right_one_2_whatever_the_seed(seed: int) -> None:
+def test_a_wrong_gradient_has_slope_1_and_a_right_one_slope_2_for_every_seed(seed: int) -> None:
     forward, arrays = norm, (normal(3, 11, seed=seed), normal(11, seed=seed))
     right = gradcheck(forward, norm_backward, *arrays, seed=seed).rows[0]
     assert right.slope == pytest.approx(2, abs=0.05)
@@ -177,13 +177,13 @@ def test_a_wrong_gradient_has_slope_1_and_a_right_one_2_whatever_the_seed(seed: 
     assert wrong.slope == pytest.approx(1, abs=0.05)
 
 
-def test_float32_rounding_in_a_float64_pass_is_seen_by_the_complex_step() -> None:
+def test_float32_rounding_in_a_float64_pass_is_detected_by_the_complex_step() -> None:
     report = gradcheck(tanh, lambda dy, y: tanh_backward(dy, y).astype("f4").astype("f8"), X)
     assert not report.passed
     assert "float32 rounding" in report.rows[0].note
 
 
-def test_the_worst_index_is_that_of_the_largest_difference() -> None:
+def test_the_worst_index_has_the_largest_difference() -> None:
     wrong = normal(7, 5, seed=1)
     report = gradcheck(tanh, lambda dy, y: tanh_backward(dy, y) + wrong, X)
     index = report.rows[0].worst_index
@@ -195,7 +195,7 @@ def modulus(x: Array) -> Any:
     return np.abs(x) * x, x
 
 
-def test_code_that_is_not_analytic_is_judged_by_central_differences() -> None:
+def test_code_that_is_not_analytic_is_verified_by_central_differences() -> None:
     report = gradcheck(modulus, lambda dy, x: 2 * np.abs(x) * dy, X)
     assert report.passed
     assert report.rows[0].method == "central"
@@ -203,7 +203,7 @@ def test_code_that_is_not_analytic_is_judged_by_central_differences() -> None:
     assert not gradcheck(modulus, lambda dy, x: np.abs(x) * dy, X).passed
 
 
-def refuses(x: Array) -> Any:
+def refuses_complex(x: Array) -> Any:
     if np.iscomplexobj(x):
         raise TypeError("real arrays only")
     return np.tanh(x), np.tanh(x)
@@ -219,8 +219,8 @@ def takes_real_part(x: Array) -> Any:
     return np.tanh(x.real), np.tanh(x.real)
 
 
-@pytest.mark.parametrize("forward", [refuses, drops_imaginary_part, takes_real_part])
-def test_functions_of_real_arrays_alone_are_judged_by_central_differences(forward: Any) -> None:
+@pytest.mark.parametrize("forward", [refuses_complex, drops_imaginary_part, takes_real_part])
+def test_functions_of_real_arrays_only_are_verified_by_central_differences(forward: Any) -> None:
     right = gradcheck(forward, tanh_backward, X)
     assert right.passed
     assert right.rows[0].method == "central"
@@ -229,25 +229,25 @@ def test_functions_of_real_arrays_alone_are_judged_by_central_differences(forwar
     assert not gradcheck(forward, tanh_backward, X, method="complex").passed
 
 
-def test_central_differences_excuse_no_small_error_of_an_analytic_function() -> None:
+def test_central_differences_do_not_accept_a_small_error_of_an_analytic_function() -> None:
     report = gradcheck(tanh, lambda dy, y: (1 + 1e-8) * tanh_backward(dy, y), X)
     assert not report.passed
     assert report.rows[0].method == "complex"
 
 
-def test_a_complex_path_that_is_another_function_than_the_real_one_is_found() -> None:
-    def two_faced(x: Array) -> Any:
+def test_a_complex_path_that_computes_another_function_is_detected() -> None:
+    def other_if_complex(x: Array) -> Any:
         return (np.tanh(x) if np.iscomplexobj(x) else np.sin(x)), x
 
-    report = gradcheck(two_faced, lambda dy, x: dy * (1 - np.tanh(x) ** 2), X)
+    report = gradcheck(other_if_complex, lambda dy, x: dy * (1 - np.tanh(x) ** 2), X)
     assert not report.passed
     assert "forward computes two different things" in report.rows[0].note
 
 
-def test_a_point_with_hardly_any_curvature_is_no_failure() -> None:
+def test_a_point_with_almost_no_curvature_passes() -> None:
     cubic = gradcheck(lambda x: (x * x * x, x), lambda dy, x: 3 * x * x * dy, np.zeros((3, 2)))
     assert cubic.passed
-    tails = np.array([-9.0, 7.5, -6.0, 40.0])  # tanh is flat to 11 digits and bends only far from here
+    tails = np.array([-9.0, 7.5, -6.0, 40.0])  # tanh is constant to 11 digits here
     report = gradcheck(tanh, tanh_backward, tails)
     assert report.passed, str(report)
 
@@ -263,7 +263,7 @@ def shifted_softmax_backward(dy: Array, p: Array) -> Any:
     return dx, dx.sum(-1, keepdims=True)
 
 
-def test_a_gradient_that_is_zero_by_symmetry_has_a_verdict_of_its_own() -> None:
+def test_a_gradient_that_is_zero_by_symmetry_has_the_verdict_zero() -> None:
     report = gradcheck(shifted_softmax, shifted_softmax_backward, normal(3, 7), normal(3, 1))
     assert [row.verdict for row in report.rows] == ["ok", "zero"]
     wrong = gradcheck(
@@ -290,10 +290,10 @@ def test_a_tolerance_larger_than_the_gradient_is_called_vacuous() -> None:
     assert [row.verdict for row in by_complex.rows] == ["ok", "ok"]
 
 
-def test_a_case_whose_gradients_are_all_zero_says_that_it_proves_little() -> None:
+def test_a_check_whose_gradients_are_all_zero_advises_another_point() -> None:
     report = gradcheck(lambda x: (x * 0, x), lambda dy, x: dy * 0, X)
     assert report.rows[0].verdict == "zero"
-    assert "proves little" in str(report)
+    assert "verifies little" in str(report)
 
 
 def test_integer_arrays_have_no_row_and_their_gradients_may_be_left_out() -> None:
@@ -313,7 +313,7 @@ def test_integer_arrays_have_no_row_and_their_gradients_may_be_left_out() -> Non
         assert [row.name for row in report.rows] == ["table"]
 
 
-def test_float32_arrays_are_proved_in_float64_and_then_compared() -> None:
+def test_float32_arrays_are_verified_in_float64_and_then_compared() -> None:
     report = gradcheck(linear, linear_backward, *(a.astype("f4") for a in (X, W, B)))
     assert report.passed
     assert [(row.name, row.method) for row in report.rows] == [
@@ -323,7 +323,7 @@ def test_float32_arrays_are_proved_in_float64_and_then_compared() -> None:
     assert all(1e-9 < row.error < 1e-6 for row in report.rows[3:])
 
 
-def test_a_backward_pass_that_is_wrong_in_float32_alone_fails() -> None:
+def test_a_backward_pass_that_is_wrong_in_float32_only_fails() -> None:
     def backward(dy: Array, y: Array) -> Any:
         return tanh_backward(dy, y) * (np.float32(1.001) if dy.dtype == np.float32 else 1)
 
@@ -332,7 +332,7 @@ def test_a_backward_pass_that_is_wrong_in_float32_alone_fails() -> None:
     assert "in float32" in report.rows[1].note
 
 
-def test_same_seed_same_report() -> None:
+def test_the_same_seed_gives_the_same_report() -> None:
     first, second = (gradcheck(norm, norm_backward, normal(3, 11), normal(11), seed=3) for _ in range(2))
     assert first == second
 

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bare_vit import shaken
-from small_passes import (
-    normal,
-)
+from small_passes import normal
 
 import minivit
 from minivit import layers, ops
@@ -21,7 +19,7 @@ def block(dtype: str = "float64") -> layers.EncoderBlock:
     return shaken(layers.EncoderBlock(6, 2, 7).initialize(seed=0, dtype=dtype))
 
 
-def test_a_layer_is_proved_with_a_row_for_each_named_part() -> None:
+def test_a_layer_is_verified_with_a_row_for_each_named_part() -> None:
     layer = block()
     before = layer.state_dict()
     report = gradcheck_layer(layer, normal(2, 5, 6))
@@ -35,7 +33,7 @@ def test_a_layer_is_proved_with_a_row_for_each_named_part() -> None:
         np.testing.assert_array_equal(value, before[name])
 
 
-def test_a_layer_in_float32_is_compared_with_its_float64_self() -> None:
+def test_the_gradients_of_a_float32_layer_are_compared_with_those_of_its_float64_copy() -> None:
     report = gradcheck_layer(block("float32"), normal(2, 5, 6).astype("f4"))
     assert report.passed, str(report)
     assert sum(row.method == "float32" for row in report.rows) == len(report.rows) // 2
@@ -53,7 +51,7 @@ class Scale(minivit.Layer):
         return dy * self.weight.value
 
 
-def test_a_layer_that_sets_gradients_instead_of_adding_is_found() -> None:
+def test_a_layer_that_sets_gradients_instead_of_adding_is_detected() -> None:
     report = gradcheck_layer(Scale().initialize(seed=0, dtype="float64"), normal(5, 3))
     assert not report.passed
     assert "instead of adding to them: weight" in report.findings[0]
@@ -67,7 +65,7 @@ def tiny_model(**options: Any) -> minivit.ViT:
 LABELS = np.array([2, 0])
 
 
-def test_a_model_is_proved_from_loss_to_images() -> None:
+def test_a_model_is_verified_from_the_loss_to_the_images() -> None:
     model = tiny_model()
     report = gradcheck_model(model, normal(2, 6, 4, 3), LABELS)
     assert report.passed, str(report)
@@ -77,7 +75,7 @@ def test_a_model_is_proved_from_loss_to_images() -> None:
     assert all(row.slope == "linear" or row.slope == pytest.approx(2, abs=0.05) for row in report.rows)
 
 
-def test_a_model_in_training_mode_with_soft_targets_is_proved() -> None:
+def test_a_model_in_training_mode_with_soft_targets_is_verified() -> None:
     model = tiny_model(drop_path_rate=0.3, proj_drop_rate=0.2)
     targets = np.array([[0.2, 0.5, 0.3], [0.9, 0.1, 0.0]], dtype=np.float32)
     key = minivit.Key(seed=1, step=2, sample_ids=np.arange(2))

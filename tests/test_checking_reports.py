@@ -1,4 +1,4 @@
-"""What the gradient check says: of promises that are broken, of arguments that it cannot take, and in its report."""
+"""The gradient check reports violated contracts, refuses invalid arguments, and prints its report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from minivit.checking.verdict import Settings
 
 
 class TestContracts:
-    """What forward and backward promise; each breach is words in the report and never an exception."""
+    """A violated contract of forward or backward is a finding in the report and never an exception."""
 
     def finding(self, forward: Any, backward: Any, *arrays: Array) -> str:
         report = gradcheck(forward, backward, *arrays)
@@ -115,20 +115,20 @@ class TestContracts:
     def test_a_number_instead_of_an_array(self) -> None:
         assert "returns a float, not an array" in self.finding(lambda x: (x.sum(), x), lambda dy, x: 1.0, X)
 
-    def test_shapes_are_read(self) -> None:
+    def test_a_wrong_shape_is_explained(self) -> None:
         assert "looks not summed over its axis 0" in self.finding(
             linear, lambda dy, c: (dy @ c[1].T, c[0].T @ dy, dy), X, W, B
         )
         assert "looks transposed" in self.finding(linear, lambda dy, c: (dy @ c[1].T, dy.T @ c[0], dy.sum(0)), X, W, B)
 
-    def test_a_gradient_that_is_not_computed_is_said_and_not_judged(self) -> None:
+    def test_a_gradient_that_is_not_computed_is_skipped(self) -> None:
         report = gradcheck(linear, lambda dy, c: (None, *linear_backward(dy, c)[1:]), X, W, B)
         assert report.passed
         assert [row.verdict for row in report.rows] == ["skipped", "ok", "ok"]
         assert "returns None" in str(report)
 
 
-def test_arguments_that_cannot_be_checked_are_refused_in_words() -> None:
+def test_arguments_that_cannot_be_checked_are_refused() -> None:
     with pytest.raises(ValueError, match="x holds NaN"):
         gradcheck(tanh, tanh_backward, np.array([1.0, np.nan]))
     with pytest.raises(TypeError, match="complex128"):
@@ -148,7 +148,7 @@ def test_arguments_that_cannot_be_checked_are_refused_in_words() -> None:
 class TestReport:
     report = gradcheck(linear, lambda dy, c: (dy @ c[1].T, -c[0].T @ dy, dy), X, W, B)
 
-    def test_the_table_says_which_rows_are_wrong_and_how(self) -> None:
+    def test_the_table_shows_the_wrong_rows_with_explanations(self) -> None:
         lines = str(self.report).splitlines()
         assert lines[0] == "gradient check of linear"
         assert lines[2].endswith("norm    error   slope  method   verdict  worst index")
@@ -166,7 +166,7 @@ class TestReport:
             self.report.raise_if_failed()
         gradcheck(tanh, tanh_backward, X).raise_if_failed()
 
-    def test_json_holds_it_all(self) -> None:
+    def test_json_holds_the_whole_report(self) -> None:
         data = json.loads(json.dumps(self.report.to_dict(), allow_nan=False))
         assert data["passed"] is False
         assert data["max_error"] is None
@@ -186,10 +186,10 @@ class TestReport:
     def test_an_infinite_error_is_the_largest(self) -> None:
         assert self.report.max_error == math.inf
 
-    def test_rows_are_told_one_by_one(self) -> None:
-        told: list[tuple[str, int]] = []
-        gradcheck(linear, linear_backward, X, W, B, on_row=lambda row, total: told.append((row.name, total)))
-        assert told == [("x", 3), ("weight", 3), ("bias", 3)]
+    def test_on_row_is_called_for_each_row(self) -> None:
+        calls: list[tuple[str, int]] = []
+        gradcheck(linear, linear_backward, X, W, B, on_row=lambda row, total: calls.append((row.name, total)))
+        assert calls == [("x", 3), ("weight", 3), ("bias", 3)]
 
 
 def test_rows_and_reports_cannot_be_changed() -> None:

@@ -1,4 +1,4 @@
-"""The commands: what they print, the object of --json, exit statuses, and how a stopped run goes on."""
+"""The commands: their output, the object of --json, their exit status, and the resuming of a stopped run."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ from minivit.cli import COMMANDS
 from minivit.data import normalize
 from minivit.train import trainer
 
-# What succeeds
+# Commands that succeed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -39,7 +39,7 @@ def test_version(cli: Minivit) -> None:
     assert cli("--version").out == f"minivit {minivit.__version__}\n"
 
 
-def test_train_prints_an_epoch_a_line_and_what_to_do_next(cli: Minivit, squares: Path) -> None:
+def test_train_prints_a_line_for_each_epoch_and_the_next_commands(cli: Minivit, squares: Path) -> None:
     said = cli("train", squares, *TINY, "--epochs", 2)
     assert said.status == 0
     assert not said.err
@@ -65,7 +65,7 @@ def test_train_json(cli: Minivit, squares: Path) -> None:
     assert "epoch 1/1" in said.err
 
 
-def test_the_digits_need_nothing(cli: Minivit) -> None:
+def test_the_digits_need_no_options(cli: Minivit) -> None:
     said = cli("train", "digits", "--epochs", 1, "--set", "depth=1", "--batch-size", 256, "--json")
     assert said.status == 0
     assert said.json()["test_images"] == 359
@@ -90,7 +90,7 @@ def test_options_override_the_recipe(cli: Minivit, squares: Path) -> None:
     }  # fmt: skip
 
 
-def test_images_of_a_folder_are_resized_to_the_model(cli: Minivit, squares: Path) -> None:
+def test_images_of_a_folder_are_resized_to_the_size_of_the_model(cli: Minivit, squares: Path) -> None:
     assert cli("train", squares, *TINY, "--epochs", 1, "--set", "img_size=4x6").status == 0
     config = json.loads(Path("runs/squares-1/best/config.json").read_text())
     assert config["minivit"]["config"]["img_size"] == [4, 6]
@@ -110,7 +110,7 @@ def test_training_on_a_terminal_draws_a_bar(cli: Minivit, squares: Path, monkeyp
         assert words in text
 
 
-def test_eval_is_what_training_measured(cli: Minivit, run_folder: Path) -> None:
+def test_eval_agrees_with_the_result_of_training(cli: Minivit, run_folder: Path) -> None:
     result = json.loads((run_folder / "result.json").read_text())
     values = cli("eval", run_folder, "--json").json()
     assert values["accuracy"] == result["test_accuracy"]
@@ -156,7 +156,7 @@ def test_predict_agrees_with_the_model(cli: Minivit, run_folder: Path, squares: 
         assert top["probability"] == pytest.approx(float(expected[("left", "right").index(top["label"])]), rel=1e-4)
 
 
-def test_predict_converts_and_resizes(cli: Minivit, run_folder: Path) -> None:
+def test_predict_converts_and_resizes_images(cli: Minivit, run_folder: Path) -> None:
     Image.new("RGBA", (30, 20), (200, 10, 10, 255)).save("colour.png")
     said = cli("predict", run_folder, "colour.png")
     assert said.status == 0
@@ -195,21 +195,21 @@ def test_gradcheck_passes(cli: Minivit, target: str) -> None:
     assert "ok" in verdicts
 
 
-def test_gradcheck_of_a_model_has_no_gradient_hidden_by_its_first_parameters(cli: Minivit) -> None:
+def test_gradcheck_of_a_model_has_no_zero_gradients_except_that_of_the_key_bias(cli: Minivit) -> None:
     (check,) = cli("gradcheck", "vit_micro_patch4_8", "--depth", 1, "--json").json()["checks"]
     zero = [f"{row['layer']}.{row['name']}" for row in check["rows"] if row["verdict"] == "zero"]
     assert zero == ["blocks.0.attn.qkv.bias[k]"]
     assert "vit_micro_patch4_8 (1 of its 4 blocks)" in check["title"]
 
 
-def test_gradcheck_of_all_ops_is_a_table(cli: Minivit) -> None:
+def test_gradcheck_of_all_ops_prints_a_table(cli: Minivit) -> None:
     said = cli("gradcheck", "ops")
     assert said.status == 0
     assert all(case.name in said.out for case in CASES if case.op.islower())
     assert re.search(r"^passed: \d+ gradients", said.out, re.MULTILINE)
 
 
-def test_gradcheck_finds_a_wrong_gradient(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradcheck_detects_a_wrong_gradient(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
     right = ops.softmax_backward
     monkeypatch.setattr(ops, "softmax_backward", lambda dy, cache: 1.001 * right(dy, cache))
     said = cli("gradcheck", "softmax", "--json")
@@ -229,7 +229,7 @@ def test_python_m_minivit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["info"]], ids=" ".join)
-def test_commands_start_without_what_they_do_not_need(argv: list[str], tmp_path: Path) -> None:
+def test_commands_do_not_import_packages_that_they_do_not_use(argv: list[str], tmp_path: Path) -> None:
     heavy = {
         "rich.progress",
         "rich.live",
@@ -246,12 +246,12 @@ def test_commands_start_without_what_they_do_not_need(argv: list[str], tmp_path:
     assert run.stdout.splitlines()[-1] == "heavy: set()"
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a process there cannot be sent Ctrl-C alone")
-@pytest.mark.parametrize("polite", [True, False], ids=["Ctrl-C", "kill -9"])
-def test_a_run_stopped_in_a_shell_goes_on_to_the_same_bits(cli: Minivit, squares: Path, polite: bool) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send Ctrl-C to a single process")
+@pytest.mark.parametrize("interrupt", [True, False], ids=["Ctrl-C", "kill -9"])
+def test_a_run_stopped_in_a_shell_is_resumed_with_the_same_bits(cli: Minivit, squares: Path, interrupt: bool) -> None:
     options = (str(squares), *TINY, "--epochs", "15", "--batch-size", "4", "--set", "attn_drop_rate=0.1")
     assert cli("train", *options, "--run", "whole").status == 0
 
@@ -260,21 +260,21 @@ def test_a_run_stopped_in_a_shell_goes_on_to_the_same_bits(cli: Minivit, squares
     while not Path("stopped/metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(random.uniform(0, 0.1))
-    process.send_signal(signal.SIGINT) if polite else process.kill()
+    process.send_signal(signal.SIGINT) if interrupt else process.kill()
     _, err = process.communicate(timeout=60)
     assert not Path("stopped/result.json").exists()
-    if polite:
+    if interrupt:
         assert_refused(Said(process.returncode, "", err), 1, f"minivit train {squares} --run stopped --resume")
 
     said = cli("train", *options, "--run", "stopped", "--resume")
     assert said.status == 0
-    assert "going on after step " in said.out
+    assert "continuing after step " in said.out
     assert weights(Path("stopped")) == weights(Path("whole"))
     epochs = [json.loads(line)["epoch"] for line in Path("stopped/metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, 16))
 
 
-def test_a_full_disk_stops_the_run_and_loses_nothing(
+def test_a_run_stopped_by_a_full_disk_can_be_resumed(
     cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = (squares, *TINY, "--epochs", 4)
@@ -305,14 +305,14 @@ def test_resuming_a_finished_run_prints_its_result_again(
     assert said.json() == json.loads((run_folder / "result.json").read_text())
 
 
-def test_resume_without_a_folder_takes_the_newest(cli: Minivit, squares: Path) -> None:
+def test_resume_without_a_folder_continues_the_newest_run(cli: Minivit, squares: Path) -> None:
     for _ in range(2):
         assert cli("train", squares, *TINY, "--epochs", 1).status == 0
     said = cli("train", squares, "--resume", "--json")
     assert said.json()["run"] == "runs/squares-2"
 
 
-def test_output_that_nobody_reads(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_an_error_message(tmp_path: Path) -> None:
     process = in_a_shell("info", cwd=tmp_path)
     assert process.stdout is not None
     assert process.stderr is not None

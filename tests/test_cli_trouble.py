@@ -1,4 +1,4 @@
-"""The commands where something goes wrong: an exit status and one clear line for each, and nothing lost."""
+"""Errors of the commands: each gives an exit status and one clear line, and no data are lost."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_bad_options(cli: Minivit, argv: list[object], words: list[str]) -> None
     assert not list(Path.cwd().iterdir())
 
 
-def test_the_way_on_names_the_device(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_to_continue_names_the_device(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: Trainer, *_: Any) -> None:
         raise Interrupted(3)
 
@@ -75,9 +75,9 @@ def test_the_way_on_names_the_device(cli: Minivit, squares: Path, monkeypatch: p
     said = cli("train", squares, *TINY, *options, "--run", "here")
     assert said.status == 1
     options_again = "--precision tf32 --backend strict --micro-batch 4"
-    assert said.err.endswith(f"To go on: minivit train {squares} --run here {options_again} --resume\n")
+    assert said.err.endswith(f"To continue: minivit train {squares} --run here {options_again} --resume\n")
     said = cli("train", squares, *TINY, "--micro-batch", 4, "--run", "there")
-    assert said.err.endswith(f"To go on: minivit train {squares} --run there --resume\n")
+    assert said.err.endswith(f"To continue: minivit train {squares} --run there --resume\n")
 
 
 def test_out_of_memory_gives_the_command_that_helps(
@@ -110,7 +110,7 @@ def test_out_of_memory_gives_the_command_that_helps(
     ],
     ids=str,
 )
-def test_options_at_odds_are_refused_before_the_images_are_read(
+def test_contradictory_options_are_refused_before_the_images_are_read(
     cli: Minivit, options: tuple[object, ...], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(*_: Any) -> None:
@@ -123,7 +123,7 @@ def test_options_at_odds_are_refused_before_the_images_are_read(
 
 
 class CUBLASError(RuntimeError):
-    """Is raised under this name by CuPy."""
+    """CuPy raises an exception of this name."""
 
 
 TOO_SMALL = [MemoryError("Out of memory allocating 1,024 bytes"), CUBLASError("CUBLAS_STATUS_ALLOC_FAILED")]
@@ -131,7 +131,7 @@ TOO_SMALL = [MemoryError("Out of memory allocating 1,024 bytes"), CUBLASError("C
 
 @pytest.mark.parametrize("error", TOO_SMALL, ids=str)
 @pytest.mark.parametrize("place", ["engine.Engine.predict", "cli.common.load_model"])
-def test_too_little_memory_to_predict_has_a_way_out(
+def test_the_error_for_too_little_device_memory_says_what_to_do(
     cli: Minivit, squares: Path, run_folder: Path, error: Exception, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -144,7 +144,7 @@ def test_too_little_memory_to_predict_has_a_way_out(
         assert_refused(cli(*argv), 1, f"out of memory: {error}")
 
 
-def test_too_little_memory_elsewhere(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_in_another_command(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
     for error, words in ((TOO_SMALL[1], "out of memory: CUBLAS_STATUS_ALLOC_FAILED"), (MemoryError(), "out of memory")):
 
         def full(*_: Any, error: Exception = error) -> None:
@@ -156,7 +156,7 @@ def test_too_little_memory_elsewhere(cli: Minivit, monkeypatch: pytest.MonkeyPat
         assert said.err.endswith(f"{words}\n")
 
 
-def test_cupy_where_it_is_not(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cupy_that_is_not_installed(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert_refused(cli("train", "digits", "--backend", "cupy"), 2, "CuPy", "numpy")
 
@@ -175,7 +175,7 @@ def test_a_corrupt_training_image(cli: Minivit, tmp_path: Path) -> None:
     assert_refused(cli("train", folder, *TINY), 2, str(file))
 
 
-def test_one_bad_image_does_not_lose_the_others(cli: Minivit, run_folder: Path, squares: Path) -> None:
+def test_the_other_images_are_classified_if_one_cannot_be_read(cli: Minivit, run_folder: Path, squares: Path) -> None:
     good = squares / "test" / "left" / "0.png"
     Path("bad.png").write_bytes(good.read_bytes()[:50])
     said = cli("predict", run_folder, "bad.png", good, "--json")
@@ -201,7 +201,7 @@ def test_an_existing_run_is_kept(cli: Minivit, squares: Path, run_folder: Path) 
     ],
     ids=lambda value: " ".join(map(str, value)),
 )
-def test_another_recipe_on_resume(
+def test_options_that_differ_from_the_recipe_on_resume(
     cli: Minivit, squares: Path, run_folder: Path, options: list[object], words: list[str]
 ) -> None:
     assert_refused(cli("train", squares, "--run", run_folder, "--resume", *options), 2, *words)
@@ -262,7 +262,7 @@ def test_a_damaged_recipe(cli: Minivit, squares: Path, text: str) -> None:
         (lambda run: (run / "best" / "model.safetensors").unlink(), ["best", "model.safetensors"]),
     ],
 )
-def test_a_damaged_run_is_refused_and_left_as_it_is(
+def test_a_damaged_run_is_refused_and_not_changed(
     cli: Minivit, squares: Path, run_folder: Path, damage: Callable[[Path], object], words: list[str]
 ) -> None:
     here = Path("here")
@@ -279,7 +279,7 @@ def edit_recipe(run: Path, **fields: Any) -> None:
     (run / "recipe.json").write_text(json.dumps(recipe | fields))
 
 
-def test_images_that_moved(cli: Minivit, tmp_path: Path) -> None:
+def test_images_that_were_moved(cli: Minivit, tmp_path: Path) -> None:
     folder = save_squares(tmp_path / "squares")
     assert cli("train", folder, *TINY, "--epochs", 1, "--validation", 0, "--run", "here").status == 0
     Path("here/result.json").unlink()
@@ -289,7 +289,9 @@ def test_images_that_moved(cli: Minivit, tmp_path: Path) -> None:
     assert cli("train", "moved", "--run", "here", "--resume").status == 0
 
 
-def test_ctrl_c_twice_says_how_to_go_on(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_after_ctrl_c_twice_has_the_command_to_continue(
+    cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def twice(self: trainer.Trainer, samples: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -306,13 +308,13 @@ def test_eval_of_images_with_other_channels(cli: Minivit, run_folder: Path, tmp_
     assert_refused(cli("eval", run_folder, "--dataset", folder), 2, "images of 1 channels, but squares has 3")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no such pipes there")
-def test_a_pipe_is_no_image_and_nobody_waits_for_it(cli: Minivit, run_folder: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+def test_a_pipe_is_refused_as_an_image_without_blocking(cli: Minivit, run_folder: Path) -> None:
     os.mkfifo("pipe.png")
     assert_refused(cli("predict", run_folder, "pipe.png"), 2, "pipe.png", "it is not a file")
 
 
-def test_no_standard_output_at_all(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_standard_output(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", None)
         status = main(["info", "--json"])
@@ -327,7 +329,7 @@ def test_a_model_for_other_classes(cli: Minivit, run_folder: Path, tmp_path: Pat
     assert_refused(said, 2, "2 classes (left, right)", "2 classes (middle, right)")
 
 
-def test_a_model_file_that_does_not_say_its_classes(cli: Minivit, squares: Path) -> None:
+def test_a_model_file_without_class_names(cli: Minivit, squares: Path) -> None:
     minivit.save_model(minivit.create_model("vit_micro_patch4_8"), "model.safetensors")
     said = cli("predict", "model.safetensors", squares / "test" / "left" / "0.png")
     assert_refused(said, 2, "class_names, mean, std")
@@ -351,7 +353,7 @@ def test_a_file_in_place_of_the_run_folder(cli: Minivit, squares: Path, tmp_path
     assert_refused(cli("train", squares, *TINY, "--run", "taken/run"), 1, "taken")
 
 
-def test_an_error_that_nobody_foresaw(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyError("surprise")
 

@@ -1,4 +1,4 @@
-"""CIFAR is read from every form in which it is given out, found on disk, downloaded, and refused where damaged."""
+"""CIFAR is read in every published format, found on disk or downloaded, and refused if it is damaged."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ PER_BATCH = 3
 
 
 def expected(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
-    """Return training and test images (n, 32, 32, 3) and labels, each pixel different from its neighbours."""
+    """Return random training and test images (n, 32, 32, 3) with labels."""
     generator = np.random.default_rng(7)
     train, classes = (5 * PER_BATCH, 10) if name == "cifar10" else (PER_BATCH, 100)
     images = generator.integers(0, 256, (train + PER_BATCH, 32, 32, 3), dtype=np.uint8)
@@ -36,7 +36,7 @@ def expected(name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[n
 
 
 def files(name: str, version: str) -> dict[str, bytes]:
-    """Return the batch files of one version of one data set, by their names."""
+    """Return the batch files of one version of one data set, by name."""
     train_images, train_labels, test_images, test_labels = expected(name)
     suffix = ".bin" if version == "binary" else ""
     write = binary if version == "binary" else python
@@ -99,8 +99,8 @@ def assert_is(dataset: Dataset, name: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let nothing that is on this machine be found, and no download leave it; return the cache folder."""
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Hide the data sets on this machine and block downloads; return the cache folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINIVIT_DATA", raising=False)
     monkeypatch.setattr(pooch, "os_cache", lambda _: tmp_path / "cache")
@@ -113,7 +113,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[[dict[str, bytes]], str]]:
-    """Give a function that puts files on a local server and returns its address."""
+    """Return a function that puts files on a local server and returns the server's address."""
     root = tmp_path / "server"
     root.mkdir()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
@@ -152,7 +152,7 @@ def test_a_folder_of_batch_files_is_read(tmp_path: Path, name: str, version: str
     assert_is(load_dataset(str(write_folder(tmp_path / "any", name, version))), name)
 
 
-def test_normalisation_is_the_published_one(tmp_path: Path) -> None:
+def test_mean_and_std_are_the_published_ones(tmp_path: Path) -> None:
     dataset = load_dataset(write_archive(tmp_path / "any.tar.gz", "cifar10", "binary"))
     assert dataset.mean == (0.4914, 0.4822, 0.4465)
     assert dataset.std == (0.2470, 0.2435, 0.2616)
@@ -168,7 +168,9 @@ def test_the_class_names_are_complete() -> None:
 @pytest.mark.parametrize(
     "form", ["binary archive", "python archive", "binary folder", "python folder", "its own folder"]
 )
-def test_it_is_found_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str, form: str) -> None:
+def test_a_data_set_is_found_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str, form: str
+) -> None:
     folder, number = tmp_path / place, name.removeprefix("cifar")
     version, kind = form.split()[0], form.split()[-1]
     if kind == "archive":
@@ -183,13 +185,13 @@ def test_it_is_found_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     assert_is(load_dataset(name, data_dir=folder if place == "named" else None, download=False), name)
 
 
-def test_a_named_folder_is_searched_alone(tmp_path: Path) -> None:
+def test_only_the_given_folder_is_searched(tmp_path: Path) -> None:
     write_archive(tmp_path / "data" / "cifar-10-binary.tar.gz", "cifar10", "binary")
     with pytest.raises(UserError, match=r"cifar10 is not in .*other and download is off"):
         load_dataset("cifar10", data_dir=tmp_path / "other", download=False)
 
 
-def test_an_archive_under_the_other_name_is_refused(tmp_path: Path) -> None:
+def test_an_archive_with_the_name_of_the_other_data_set_is_refused(tmp_path: Path) -> None:
     write_archive(tmp_path / "data" / "cifar-10-binary.tar.gz", "cifar100", "binary")
     with pytest.raises(UserError, match=r"cifar-10-binary\.tar\.gz holds cifar100, not cifar10"):
         load_dataset("cifar10")
@@ -220,10 +222,10 @@ def test_an_archive_with_a_damaged_middle_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"plain text", gzip.compress(b"not a tar" * 200, mtime=0)])
-def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "foreign.tar.gz"
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.tar.gz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"foreign\.tar\.gz cannot be read as a tar\.gz archive of CIFAR"):
+    with pytest.raises(UserError, match=r"other\.tar\.gz cannot be read as a tar\.gz archive of CIFAR"):
         load_dataset(path)
 
 
@@ -263,11 +265,11 @@ def test_a_label_out_of_range_is_named(tmp_path: Path, version: str) -> None:
         load_dataset(folder)
 
 
-def test_nothing_is_written_from_an_archive(tmp_path: Path) -> None:
+def test_reading_an_archive_writes_no_files(tmp_path: Path) -> None:
     members = {f"../../{name}": data for name, data in files("cifar10", "binary").items()}
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
-    path = folder / "sly.tar.gz"
+    path = folder / "malicious.tar.gz"
     path.write_bytes(archive_of({**members, "../escaped.txt": b"x"}))
     before = sorted(tmp_path.rglob("*"))
     assert_is(load_dataset(path), "cifar10")
@@ -284,17 +286,17 @@ def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
         load_dataset(path)
 
 
-def test_a_member_that_comes_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_member_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.tar.gz"
     members = files("cifar10", "binary")
     path.write_bytes(archive_of({**members, "again/test_batch.bin": members["test_batch.bin"]}))
-    with pytest.raises(UserError, match=r"test_batch\.bin is there twice"):
+    with pytest.raises(UserError, match=r"test_batch\.bin occurs twice"):
         load_dataset(path)
 
 
 @BOTH
-def test_it_is_downloaded_once(
-    monkeypatch: pytest.MonkeyPatch, elsewhere: Path, serve: Callable[[dict[str, bytes]], str], name: str
+def test_a_data_set_is_downloaded_once(
+    monkeypatch: pytest.MonkeyPatch, isolated: Path, serve: Callable[[dict[str, bytes]], str], name: str
 ) -> None:
     file = "cifar-10-binary.tar.gz" if name == "cifar10" else "cifar-100-binary.tar.gz"
     data = archive_of(files(name, "binary"))
@@ -303,12 +305,12 @@ def test_it_is_downloaded_once(
     seen: list[tuple[str, int, int]] = []
     assert_is(load_dataset(name, progress=lambda *now: seen.append(now)), name)
     assert seen[-1] == (f"downloading {file}", len(data), len(data))
-    assert [path.name for path in elsewhere.iterdir()] == [file]
+    assert [path.name for path in isolated.iterdir()] == [file]
     monkeypatch.setitem(ARCHIVES, name, Archive("http://127.0.0.1:9/nothing", "0" * 32))
     assert_is(load_dataset(name), name)
 
 
-def test_a_download_goes_where_it_is_told(
+def test_a_download_goes_to_the_given_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[dict[str, bytes]], str]
 ) -> None:
     data = archive_of(files("cifar10", "binary"))
@@ -318,41 +320,41 @@ def test_a_download_goes_where_it_is_told(
     assert (tmp_path / "here" / "a.tar.gz").read_bytes() == data
 
 
-def test_a_download_with_another_checksum_is_thrown_away(
-    monkeypatch: pytest.MonkeyPatch, elsewhere: Path, serve: Callable[[dict[str, bytes]], str]
+def test_a_download_with_a_wrong_checksum_is_deleted(
+    monkeypatch: pytest.MonkeyPatch, isolated: Path, serve: Callable[[dict[str, bytes]], str]
 ) -> None:
     address = serve({"cifar-10-binary.tar.gz": b"please log in"})
     monkeypatch.setitem(ARCHIVES, "cifar10", Archive(f"{address}/cifar-10-binary.tar.gz", "0" * 32))
-    with pytest.raises(UserError, match=r"sent is not the archive \(its MD5 checksum is not 0{32}\)"):
+    with pytest.raises(UserError, match=r"is not the archive \(its MD5 checksum is not 0{32}\)"):
         load_dataset("cifar10")
-    assert list(elsewhere.iterdir()) == []
+    assert list(isolated.iterdir()) == []
 
 
-def test_offline_says_what_to_put_where(elsewhere: Path) -> None:
+def test_the_error_of_a_download_without_a_connection_says_what_to_do(isolated: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_dataset("cifar10")
     message = str(caught.value)
     assert "\n" not in message
     for part in (
-        "cannot be fetched",
+        "cannot be downloaded",
         "cifar-10-binary.tar.gz",
         "cifar-10-python.tar.gz",
-        str(elsewhere),
+        str(isolated),
         "MINIVIT_DATA",
     ):
         assert part in message
     assert "`minivit train digits` needs no download" in message
 
 
-def test_a_page_that_is_gone_is_reported(
+def test_a_missing_file_on_the_server_is_reported(
     monkeypatch: pytest.MonkeyPatch, serve: Callable[[dict[str, bytes]], str]
 ) -> None:
     monkeypatch.setitem(ARCHIVES, "cifar10", Archive(f"{serve({})}/cifar-10-binary.tar.gz", "0" * 32))
-    with pytest.raises(UserError, match=r"cannot be fetched \(HTTPError\)"):
+    with pytest.raises(UserError, match=r"cannot be downloaded \(HTTPError\)"):
         load_dataset("cifar10")
 
 
-def test_a_folder_that_cannot_be_made_is_reported(
+def test_a_folder_that_cannot_be_created_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[dict[str, bytes]], str]
 ) -> None:
     monkeypatch.setitem(ARCHIVES, "cifar10", Archive(f"{serve({'a': b''})}/a", "0" * 32))

@@ -1,4 +1,4 @@
-"""A folder of images with a folder a class becomes a data set, and whatever is wrong in it is named."""
+"""A folder with one folder of images for each class is a data set; the error messages name the faulty file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ SIZE = (5, 7)  # height, width
 
 
 def save(path: Path, seed: int = 0, *, grey: bool = False, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Write a random image without loss and return its pixels, (height, width, C)."""
+    """Write a random image and return its pixels, (height, width, C)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 1 if grey else 3), dtype=np.uint8)
     Image.fromarray(pixels[..., 0] if grey else pixels).save(path)
@@ -23,7 +23,7 @@ def save(path: Path, seed: int = 0, *, grey: bool = False, size: tuple[int, int]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes, two training images of the first, one of the second, one test image of each."""
+    """Two classes: "a" with one training image and "b" with two, and one test image of each."""
     names = ("train/b/1.png", "train/b/0.png", "train/a/2.png", "test/a/3.png", "test/b/4.png")
     for seed, name in enumerate(names):
         save(tmp_path / "pets" / name, seed)
@@ -41,12 +41,12 @@ def test_classes_and_files_are_sorted_and_labelled(folder: Path) -> None:
     assert (dataset.mean, dataset.std) == channel_statistics(dataset.train_images)
 
 
-def test_val_serves_where_there_is_no_test(folder: Path) -> None:
+def test_val_is_the_test_set_if_there_is_no_test(folder: Path) -> None:
     (folder / "test").rename(folder / "val")
     assert len(load_dataset(folder).test_images) == 2
 
 
-def test_test_comes_before_val(folder: Path) -> None:
+def test_test_is_preferred_to_val(folder: Path) -> None:
     save(folder / "val" / "a" / "1.png")
     assert len(load_dataset(folder).test_images) == 2
 
@@ -64,14 +64,14 @@ def test_grey_images_have_one_channel_if_all_are_grey(folder: Path) -> None:
     np.testing.assert_array_equal(images[0], greys[0])
 
 
-def test_one_coloured_image_makes_all_of_them_rgb(folder: Path) -> None:
+def test_all_images_become_rgb_if_one_is_in_colour(folder: Path) -> None:
     grey = save(folder / "train" / "a" / "2.png", grey=True)
     images = load_dataset(folder).train_images
     assert images.shape == (3, *SIZE, 3)
     np.testing.assert_array_equal(images[0], np.repeat(grey, 3, axis=2))
 
 
-def test_a_palette_and_transparency_become_rgb(tmp_path: Path) -> None:
+def test_images_with_a_palette_or_transparency_become_rgb(tmp_path: Path) -> None:
     red = Image.new("RGB", (7, 5), (255, 0, 0))
     red.quantize(4).save(tmp_path / "palette.png")
     red.convert("RGBA").save(tmp_path / "alpha.png")
@@ -80,7 +80,7 @@ def test_a_palette_and_transparency_become_rgb(tmp_path: Path) -> None:
     assert (images == [255, 0, 0]).all()
 
 
-def test_channels_can_be_asked_for(tmp_path: Path) -> None:
+def test_images_are_converted_to_the_given_channels(tmp_path: Path) -> None:
     save(tmp_path / "colour.png")
     grey = save(tmp_path / "grey.png", grey=True)
     files = [tmp_path / "colour.png", tmp_path / "grey.png"]
@@ -95,12 +95,12 @@ def test_images_are_resized_when_a_size_is_given(folder: Path) -> None:
     assert load_dataset(folder, image_size=8).test_images.shape == (2, 8, 8, 3)
 
 
-def test_an_image_of_the_given_size_is_left_as_it_is(folder: Path) -> None:
+def test_an_image_of_the_given_size_is_not_changed(folder: Path) -> None:
     images = load_dataset(folder, image_size=SIZE).train_images
     np.testing.assert_array_equal(images, load_dataset(folder).train_images)
 
 
-def test_resizing_keeps_a_plain_colour_and_its_place(tmp_path: Path) -> None:
+def test_resizing_keeps_areas_of_one_colour_in_place(tmp_path: Path) -> None:
     halves = Image.new("RGB", (40, 40), (10, 20, 30))
     halves.paste((200, 100, 50), (20, 0, 40, 40))
     halves.save(tmp_path / "halves.png")
@@ -176,7 +176,7 @@ def sixteen_bits(folder: Path) -> None:
         (no_test, r"pets has no folder test/ or val/"),
         (no_classes, r"train has no class folders"),
         (empty_class, r"class folder .*train.c is empty"),
-        (other_classes, r"must have the same classes, but one alone has: cats"),
+        (other_classes, r"must have the same classes, but only one of them has: cats"),
         (add_file("train/notes.png"), r"notes\.png is not a folder"),
         (add_file("train/a/notes.txt"), r"notes\.txt is not an image"),
         (add_file("train/b/bad.png"), r"b.bad\.png cannot be read as an image"),
@@ -184,16 +184,16 @@ def sixteen_bits(folder: Path) -> None:
         (truncated, r"b.0\.png cannot be read as an image"),
         (truncated_jpeg, r"b.0\.jpg cannot be read as an image"),
         (other_size, r"b.0\.png is 7 x 5 pixels, but .*a.2\.png is 5 x 7; give an image size"),
-        (sixteen_bits, r"b.0\.png cannot be read as an image: its pixels are of the mode I"),
+        (sixteen_bits, r"b.0\.png cannot be read as an image: its pixels have the mode I"),
     ],
 )
-def test_what_is_wrong_is_named(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_the_error_names_the_fault(folder: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(folder)
     with pytest.raises(UserError, match=message):
         load_dataset(folder)
 
 
-def test_an_image_size_of_nothing_is_refused(folder: Path) -> None:
+def test_an_image_size_of_zero_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="image size is 0 x 0"):
         load_dataset(folder, image_size=0)
 
@@ -203,12 +203,12 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
         read_images([tmp_path / "gone.png"])
 
 
-def test_no_images_at_all_are_refused() -> None:
+def test_an_empty_list_of_images_is_refused() -> None:
     with pytest.raises(UserError, match="no image files"):
         read_images([])
 
 
-def test_a_folder_of_images_can_stand_in_for_cifar10(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_images_can_replace_cifar10(folder: Path, tmp_path: Path) -> None:
     folder.rename(tmp_path / "cifar10-jpeg")
     dataset = load_dataset("cifar10", data_dir=tmp_path, download=False)
     assert dataset.name == "cifar10-jpeg"

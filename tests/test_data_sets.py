@@ -24,7 +24,7 @@ def small_set(labels: list[int], classes: int = 3, **changes: Any) -> Dataset:
     return Dataset(**{"name": "small", "class_names": names, "mean": (0.5,), "std": (0.2,), **fields, **changes})
 
 
-def test_digits_are_stretched_to_the_whole_of_uint8() -> None:
+def test_digits_are_scaled_to_the_whole_range_of_uint8() -> None:
     from sklearn.datasets import load_digits
 
     dataset = load_dataset("digits")
@@ -45,19 +45,19 @@ def test_the_test_digits_are_a_fifth_of_every_class() -> None:
     assert (np.abs(test - (train + test) / 5) < 1).all()
 
 
-def test_the_test_digits_are_always_the_same() -> None:
+def test_the_test_digits_are_fixed() -> None:
     dataset = load_dataset("digits")
     content = dataset.test_images.tobytes() + dataset.test_labels.astype("<i8").tobytes()
     assert hashlib.sha256(content).hexdigest().startswith("c544feeef385beea")
 
 
-def test_no_digit_is_in_both_parts() -> None:
+def test_no_digit_is_in_both_training_and_test_set() -> None:
     dataset = load_dataset("digits")
     train = {image.tobytes() for image in dataset.train_images}
     assert not train & {image.tobytes() for image in dataset.test_images}
 
 
-def test_digits_without_scikit_learn_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
@@ -80,9 +80,9 @@ def test_an_unknown_name_suggests_the_nearest(name: str, meant: str) -> None:
         load_dataset(name)
 
 
-def test_an_unknown_path_suggests_nothing() -> None:
+def test_an_unknown_path_has_no_suggestion() -> None:
     with pytest.raises(
-        UserError, match=r"'nothing_like_it' is neither a data set nor a file or folder; Expected digits"
+        UserError, match=r"'nothing_like_it' is neither a data set nor a file or folder; expected digits"
     ):
         load_dataset("nothing_like_it")
 
@@ -128,7 +128,7 @@ def test_images_of_integers_other_than_uint8_are_refused() -> None:
         check_images(np.zeros((1, 2, 2, 1), np.int32))
 
 
-def test_statistics_are_those_of_the_pixels() -> None:
+def test_statistics_equal_those_of_numpy() -> None:
     images = np.random.default_rng(3).integers(0, 200, (150, 3, 5, 2), dtype=np.uint8)
     images[..., 1] //= 2
     mean, std = channel_statistics(images)
@@ -136,7 +136,7 @@ def test_statistics_are_those_of_the_pixels() -> None:
     np.testing.assert_allclose(std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-12)
 
 
-def test_a_constant_channel_can_be_divided_by_its_deviation() -> None:
+def test_the_deviation_of_a_constant_channel_is_1() -> None:
     assert channel_statistics(np.full((3, 2, 2, 1), 51, np.uint8)) == ((0.2,), (1.0,))
 
 
@@ -159,7 +159,7 @@ def test_the_split_is_stratified_and_holds_every_image_once(labels: list[int], f
     assert (np.diff(validation) > 0).all()
 
 
-def test_the_split_depends_on_the_seed_alone() -> None:
+def test_the_split_depends_on_the_seed_and_not_on_the_pixels() -> None:
     dataset = small_set([0, 1, 2] * 40)
     first, again, other = (split_validation(dataset, 0.25, seed)[1] for seed in (1, 1, 2))
     assert first.tolist() == again.tolist() != other.tolist()
@@ -167,11 +167,11 @@ def test_the_split_depends_on_the_seed_alone() -> None:
     assert split_validation(other_pixels, 0.25, 1)[1].tolist() == first.tolist()
 
 
-def test_every_image_is_held_out_by_some_seed() -> None:
+def test_every_image_is_about_equally_often_held_out() -> None:
     dataset = small_set([0, 1, 2] * 5)
     held_out = [split_validation(dataset, 0.4, seed)[1] for seed in range(200)]
     counts = np.bincount(np.concatenate(held_out), minlength=15)
-    assert counts.min() > 50  # 80 expected, deviation 7
+    assert counts.min() > 50  # 80 expected, standard deviation 7
     assert counts.max() < 110
 
 

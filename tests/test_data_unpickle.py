@@ -1,4 +1,4 @@
-"""The python batches of CIFAR are read, and a pickle that asks for anything else runs nothing."""
+"""The python batches of CIFAR are read; a pickle that names anything else is refused without running code."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ def python2_string(text: bytes) -> bytes:
 
 
 def python2_batch(pixels: np.ndarray[Any, np.dtype[np.uint8]], labels: list[int]) -> bytes:
-    """Write what Python 2 and NumPy 1 wrote in 2009, opcode by opcode."""
+    """Return the pickle that Python 2 and NumPy 1 wrote in 2009, opcode by opcode."""
     minus_one = b"J" + struct.pack("<i", -1)
     dtype = b"cnumpy\ndtype\n" + python2_string(b"u1") + b"K\x00K\x01\x87R"
     dtype += b"(K\x03" + python2_string(b"|") + b"NNN" + minus_one + minus_one + b"K\x00tb"
@@ -52,7 +52,7 @@ def assert_is_the_batch(data: bytes) -> None:
     assert labels == LABELS
 
 
-def test_the_pickle_that_python_2_wrote_is_read() -> None:
+def test_a_pickle_of_python_2_is_read() -> None:
     data = python2_batch(PIXELS, LABELS)
     np.testing.assert_array_equal(pickle.loads(data, encoding="bytes")[b"data"], PIXELS)
     assert_is_the_batch(data)
@@ -60,9 +60,9 @@ def test_the_pickle_that_python_2_wrote_is_read() -> None:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
-def test_every_protocol_and_both_names_of_numpy_are_read(protocol: int, core: bytes) -> None:
+def test_every_protocol_and_both_names_of_the_numpy_core_are_read(protocol: int, core: bytes) -> None:
     data = pickle.dumps({b"data": PIXELS, b"labels": LABELS}, protocol=protocol)
-    if protocol < 4:  # later protocols write the length of the name before it
+    if protocol < 4:  # later protocols store the length of the name
         data = data.replace(b"numpy._core", b"numpy.core").replace(b"numpy.core", core)
     assert_is_the_batch(data)
 
@@ -80,16 +80,16 @@ def test_a_pickle_that_runs_a_command_is_refused_and_runs_nothing(tmp_path: Path
         load_batch(data, "labels", "data_batch_1")
     assert not mark.exists()
     pickle.loads(data)
-    assert mark.exists(), "the payload must be a real one"
+    assert mark.exists(), "the pickle does not run its command: the test is void"
 
 
-def test_a_batch_in_which_numpy_itself_is_to_be_called_is_refused() -> None:
+def test_a_pickle_that_calls_a_function_of_numpy_is_refused() -> None:
     loads = b"\x80\x02cnumpy\nload\n" + python2_string(b"/etc/passwd") + b"\x85R."
     with pytest.raises(UserError, match=r"asks for numpy\.load"):
         load_batch(loads, "labels", "data_batch_1")
 
 
-def test_a_builtin_is_refused() -> None:
+def test_a_pickle_that_calls_a_builtin_is_refused() -> None:
     with pytest.raises(UserError, match=r"asks for builtins\.eval"):
         load_batch(pickle.dumps(CallsEval()), "labels", "data_batch_1")
 
@@ -107,7 +107,7 @@ def test_a_builtin_is_refused() -> None:
         ([1, 2, 3], "AttributeError"),
     ],
 )
-def test_a_pickle_of_something_else_is_refused(batch: object, message: str) -> None:
+def test_a_pickle_that_is_not_a_batch_is_refused(batch: object, message: str) -> None:
     with pytest.raises(UserError, match=f"data_batch_1 is not a python batch of CIFAR: .*{message}"):
         load_batch(pickle.dumps(batch), "labels", "data_batch_1")
 

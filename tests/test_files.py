@@ -1,4 +1,4 @@
-"""Files are whole or not there, whatever fails while they are written."""
+"""Files are written atomically, whatever fails during the write; folders are locked by one process at a time."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_missing_folders_are_made(tmp_path: Path) -> None:
+def test_missing_folders_are_created(tmp_path: Path) -> None:
     atomic_write(tmp_path / "a" / "b" / "file", lambda file: file.write(b"new"))
     assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
-def test_an_interrupted_writer_leaves_the_old_file_alone(old: Path, error: BaseException) -> None:
+def test_an_interrupted_write_does_not_change_the_old_file(old: Path, error: BaseException) -> None:
     def write(file: BinaryIO) -> None:
         file.write(b"half of the new")
         raise error
@@ -55,7 +55,7 @@ def test_an_interrupted_writer_leaves_the_old_file_alone(old: Path, error: BaseE
     assert names(old.parent) == ["file"]
 
 
-def test_the_old_file_is_there_until_the_new_one_is_synced(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_file_exists_until_the_new_one_is_synced(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def sync(descriptor: int) -> None:
@@ -64,14 +64,14 @@ def test_the_old_file_is_there_until_the_new_one_is_synced(old: Path, monkeypatc
     monkeypatch.setattr(os, "fsync", sync)
     atomic_write(old, lambda file: file.write(b"new"))
     assert seen[0] == b"old"
-    assert seen[1:] == ([] if os.name == "nt" else [b"new"])  # the folder's
+    assert seen[1:] == ([] if os.name == "nt" else [b"new"])  # when the folder is synced
 
 
 @pytest.mark.parametrize(
     ("code", "advice"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "permissions"), (errno.EROFS, "read-only")]
 )
 @pytest.mark.parametrize("step", ["open", "fsync", "replace"])
-def test_what_the_system_refuses_is_said_and_nothing_lost(
+def test_an_error_of_the_system_is_reported_and_keeps_the_old_file(
     old: Path, monkeypatch: pytest.MonkeyPatch, step: str, code: int, advice: str
 ) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -88,7 +88,7 @@ def test_what_the_system_refuses_is_said_and_nothing_lost(
     assert names(old.parent) == ["file"]
 
 
-def test_a_disk_full_in_mid_write_is_said_and_nothing_lost(old: Path) -> None:
+def test_a_disk_that_fills_up_during_the_write_is_reported_and_keeps_the_old_file(old: Path) -> None:
     def write(file: BinaryIO) -> None:
         file.write(b"half of the new")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -111,7 +111,7 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
-def test_a_system_that_cannot_sync_folders_is_served(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_on_a_system_that_cannot_sync_folders(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> int:
         raise PermissionError
 
@@ -120,11 +120,11 @@ def test_a_system_that_cannot_sync_folders_is_served(old: Path, monkeypatch: pyt
     assert old.read_bytes() == b"new"
 
 
-def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(old: Path) -> None:
+def test_only_temporary_files_of_killed_processes_are_removed(old: Path) -> None:
     def write(file: BinaryIO) -> None:
-        # What a kill at this moment would leave.
-        (left,) = (path for path in old.parent.iterdir() if path != old)
-        left.with_name(left.name.replace(".tmp", "0.tmp")).write_bytes(b"half")
+        # A copy of the temporary file that a process killed at this moment leaves.
+        (temporary,) = (path for path in old.parent.iterdir() if path != old)
+        temporary.with_name(temporary.name.replace(".tmp", "0.tmp")).write_bytes(b"half")
 
     atomic_write(old, write)
     (old.parent / "other.tmp").write_bytes(b"")
@@ -133,20 +133,22 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(old: Path) ->
     assert names(old.parent) == ["file", "other.tmp"]
 
 
-def test_json_comes_back_with_all_digits(tmp_path: Path) -> None:
+def test_json_keeps_all_digits(tmp_path: Path) -> None:
     value = {"a": [0.1, 1 / 3, 1e-300, 12345678901234567], "ü": None}
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
 
 
 @pytest.mark.parametrize("value", [{"a": float("nan")}, {"a": {1, 2}}])
-def test_what_json_has_not_is_refused_before_the_file_is_touched(old: Path, value: dict[str, Any]) -> None:
+def test_values_that_json_cannot_represent_are_refused_before_the_file_is_touched(
+    old: Path, value: dict[str, Any]
+) -> None:
     with pytest.raises((ValueError, TypeError)):
         write_json(old, value)
     assert old.read_bytes() == b"old"
 
 
-def test_truncated_json_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+def test_json_truncated_at_any_byte_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"a": [1, "text"], "b": {"c": None}})
     content = path.read_bytes()
@@ -157,26 +159,26 @@ def test_truncated_json_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000, b"\x80\x04N."], ids=["text", "deep", "pickle"])
-def test_foreign_json_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_json_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.json is not valid JSON"):
         read_json(tmp_path / "x.json")
 
 
-def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
+def test_json_that_is_not_an_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[1, 2]")
     with pytest.raises(UserError, match=r"x\.json holds a JSON list"):
         read_json(tmp_path / "x.json")
 
 
-def test_missing_json_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_json_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*x\.json: No such file"):
         read_json(tmp_path / "x.json")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_lock_is_its_process_s_alone(tmp_path: Path) -> None:
-    """A worker that was forked under it, and is busy when the process dies, does not keep the folder locked."""
+def test_a_forked_process_does_not_hold_the_lock_of_its_parent(tmp_path: Path) -> None:
+    """A forked worker that outlives its parent does not keep the folder locked."""
     here, there = multiprocessing.Pipe()
     with locked(tmp_path):
         child = os.fork()
@@ -184,7 +186,7 @@ def test_a_lock_is_its_process_s_alone(tmp_path: Path) -> None:
             here.close()
             there.send_bytes(b"begun")
             with contextlib.suppress(EOFError):
-                there.recv_bytes()  # until the parent is done
+                there.recv_bytes()  # blocks until the parent closes the pipe
             os._exit(0)
         there.close()
         here.recv_bytes()
@@ -194,7 +196,7 @@ def test_a_lock_is_its_process_s_alone(tmp_path: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_folder_is_locked_once_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_can_be_locked_only_once(tmp_path: Path) -> None:
     with locked(tmp_path):
         with pytest.raises(UserError, match="another process is at work in"), locked(tmp_path):
             pass

@@ -1,4 +1,4 @@
-"""What `minivit info` says of a model is what the model has, and the curves are drawn."""
+"""The summary of a model agrees with the model's parameters and caches, and the curves are drawn."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ ODD: dict[str, Any] = {
 
 
 def kept_bytes(cache: Any, seen: dict[int, np.ndarray]) -> int:
-    """Return the bytes of the memory behind all arrays in a cache that `seen` does not hold yet."""
+    """Return the size in bytes of all arrays in a cache that are not in `seen` yet."""
     if isinstance(cache, tuple | list):
         return sum(kept_bytes(part, seen) for part in cache)
     if not isinstance(cache, np.ndarray):
@@ -51,7 +51,9 @@ def kept_bytes(cache: Any, seen: dict[int, np.ndarray]) -> int:
     ],
     ids=str,
 )
-def test_parameters_and_memory_are_the_models(fields: dict[str, Any], rates: tuple[str, ...], dtype: str) -> None:
+def test_parameters_and_memory_equal_those_of_the_model(
+    fields: dict[str, Any], rates: tuple[str, ...], dtype: str
+) -> None:
     model = ViT(ViTConfig(**{**ODD, **fields, **dict.fromkeys(rates, 0.3)}), dtype=dtype)
     summary = summarize(model.config, dtype)
     assert summary.parameters == model.parameters.count
@@ -64,7 +66,7 @@ def test_parameters_and_memory_are_the_models(fields: dict[str, Any], rates: tup
     assert summary.memory == kept[1] - kept[0]
 
 
-def test_parameters_of_each_layer_are_those_of_the_layer() -> None:
+def test_the_number_of_parameters_of_each_layer_is_right() -> None:
     model = ViT(ViTConfig(**ODD))
     for layer in summarize(model.config).layers:
         named = ("cls_token", "pos_embed") if layer.name == "tokens" else (f"{layer.name}.",)
@@ -109,7 +111,7 @@ def line(epoch: int, **validation: float) -> dict[str, Any]:
 
 @pytest.mark.parametrize("epochs", [1, 3, 40])
 @pytest.mark.parametrize("validation", [{}, {"val_loss": 1.0, "val_accuracy": 0.5}], ids=["train", "both"])
-def test_curves_are_a_picture_with_something_on_it(tmp_path: Path, epochs: int, validation: dict[str, float]) -> None:
+def test_curves_are_drawn_into_an_image(tmp_path: Path, epochs: int, validation: dict[str, float]) -> None:
     path = tmp_path / "curves.png"
     assert save_curves([line(epoch, **validation) for epoch in range(1, epochs + 1)], path) == str(path)
     with Image.open(path) as picture:
@@ -125,7 +127,7 @@ def test_without_matplotlib_there_are_no_curves(tmp_path: Path, monkeypatch: pyt
     assert not any(tmp_path.iterdir())
 
 
-def test_curves_where_no_file_can_be_written(tmp_path: Path) -> None:
+def test_curves_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(RunError, match="taken"):
         save_curves([line(1)], tmp_path / "taken" / "curves.png")

@@ -1,4 +1,4 @@
-"""The strategies draw what they promise, and the assertions fail with the table."""
+"""The strategies draw what their docstrings say, and the assertions raise the table of the gradient check."""
 
 from typing import Any
 
@@ -32,19 +32,19 @@ def test_shapes_take_their_sizes_from_the_caller(shape: tuple[int, ...]) -> None
     assert sorted(shape) == [1, 4]
 
 
-def test_shapes_refuse_more_axes_than_sizes() -> None:
+def test_shapes_refuses_more_axes_than_sizes() -> None:
     with pytest.raises(ValueError, match="3 axes cannot have different sizes out of 2"):
         shapes(3, sizes=(2, 5))
 
 
 @given(arrays(shapes(2), dtype=dtypes(), values="mixed"))
-def test_arrays_are_finite_and_of_the_dtype(x: Array) -> None:
+def test_arrays_are_finite_and_have_the_dtype(x: Array) -> None:
     assert x.dtype in (np.float32, np.float64)
     assert np.isfinite(x).all()
 
 
 @pytest.mark.parametrize(("values", "low", "high"), [("normal", 0.5, 2), ("large", 5, 2e4), ("small", 5e-7, 0.2)])
-def test_arrays_have_the_scale_that_was_asked_for(values: Any, low: float, high: float) -> None:
+def test_arrays_have_the_requested_scale(values: Any, low: float, high: float) -> None:
     @given(arrays((11, 13), values=values))
     def scaled(x: Array) -> None:
         assert low < np.sqrt(np.mean(x * x)) < high
@@ -60,7 +60,7 @@ def test_mixed_arrays_hold_zeros_ties_and_many_scales() -> None:
     assert sizes.max() / sizes.min() > 1e4
 
 
-def test_arrays_refuse_unknown_values() -> None:
+def test_arrays_refuses_unknown_values() -> None:
     with pytest.raises(ValueError, match="unknown values 'huge'"):
         arrays((2,), values="huge")  # type: ignore[arg-type]
 

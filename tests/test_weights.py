@@ -1,4 +1,4 @@
-"""Model files: the same bits back, and timm's names and shapes."""
+"""Model files store a model exactly, with timm's names and shapes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SHAPES = {
     ],
     ids=["token", "mean", "no token", "tanh"],
 )
-def test_a_saved_model_comes_back_to_the_bit(tmp_path: Path, dtype: str, fields: dict[str, Any]) -> None:
+def test_a_saved_model_is_loaded_with_the_same_bits(tmp_path: Path, dtype: str, fields: dict[str, Any]) -> None:
     model = model_of(dtype, drop_path_rate=0.1, **fields)
     save_model(model, tmp_path / "model.safetensors")
     assert_same(load_model(tmp_path / "model.safetensors", dtype), model)
@@ -63,7 +63,7 @@ def test_a_saved_model_comes_back_to_the_bit(tmp_path: Path, dtype: str, fields:
     assert_same(load_model(tmp_path, dtype), model)
 
 
-def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+def test_equal_models_give_equal_files(tmp_path: Path) -> None:
     extra = {"class_names": ["a", "b"], "mean": [0.5], "std": [0.25]}
     for name in ("first", "second", "third"):
         save_model(model_of(), tmp_path / name, extra=extra)
@@ -78,13 +78,13 @@ def test_names_and_shapes_are_timms(tmp_path: Path) -> None:
     assert about["format"] == "pt"
 
 
-def test_with_mean_pooling_the_norm_is_timms_fc_norm(tmp_path: Path) -> None:
+def test_with_mean_pooling_the_norm_is_called_fc_norm_as_in_timm(tmp_path: Path) -> None:
     save_model(model_of(global_pool="avg", class_token=False), tmp_path)
     names = {name.replace("fc_norm", "norm") for name in read_tensors(tmp_path / "model.safetensors")[0]}
     assert names == SHAPES.keys() - {"cls_token"}
 
 
-def test_linear_weights_are_transposed_and_patches_a_convolutions(tmp_path: Path) -> None:
+def test_linear_weights_are_transposed_and_the_patch_projection_is_a_convolution_weight(tmp_path: Path) -> None:
     model = model_of()
     save_model(model, tmp_path)
     tensors, _ = read_tensors(tmp_path / "model.safetensors")
@@ -112,7 +112,7 @@ def test_the_patch_projection_is_a_convolution_over_the_image(tmp_path: Path) ->
     np.testing.assert_allclose(tokens[0], by_hand, rtol=1e-12, atol=1e-12)
 
 
-def test_a_model_is_loaded_in_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_model_is_loaded_in_the_given_dtype(tmp_path: Path) -> None:
     model = model_of("float64")
     save_model(model, tmp_path)
     assert_same(load_model(tmp_path), model.astype("float32"))
@@ -124,12 +124,12 @@ def test_a_run_folder_gives_its_best_model(tmp_path: Path) -> None:
     assert_same(load_model(tmp_path), model_of())
 
 
-def test_fields_can_be_replaced_for_fine_tuning(tmp_path: Path) -> None:
+def test_fields_of_the_configuration_can_be_replaced(tmp_path: Path) -> None:
     save_model(model_of(), tmp_path)
     assert load_model(tmp_path, drop_path_rate=0.25).config == model_of(drop_path_rate=0.25).config
 
 
-def test_metadata_comes_back(tmp_path: Path) -> None:
+def test_metadata_is_stored(tmp_path: Path) -> None:
     extra = {"class_names": ["a", "ü"], "mean": [0.1, 1 / 3], "std": [0.2, 0.3], "epoch": 3}
     save_model(model_of(), tmp_path, extra=extra)
     assert model_metadata(tmp_path) == extra
@@ -146,20 +146,20 @@ def test_metadata_of_timms_config_is_read(tmp_path: Path) -> None:
     assert model_metadata(path) == {"mean": [0.5, 0.5], "std": [0.5, 0.4]}
 
 
-def test_a_file_of_timm_without_a_configuration_tells_its_sizes(tmp_path: Path) -> None:
+def test_the_sizes_of_a_timm_file_without_a_configuration_are_deduced(tmp_path: Path) -> None:
     path = foreign(tmp_path)
     model = load_model(path, img_size=(10, 21), num_heads=3, act_layer="gelu", norm_eps=1e-6)
     assert_same(model, model_of())
 
 
-def test_what_is_assumed_is_said(tmp_path: Path) -> None:
+def test_a_warning_names_the_assumed_fields(tmp_path: Path) -> None:
     path = foreign(tmp_path, img_size=(15, 9), embed_dim=128, num_heads=2)
     with pytest.warns(UserWarning, match=r"assumed num_heads=2, act_layer='gelu', norm_eps=1e-06, which the files do"):
         model = load_model(path)
     assert_same(model, model_of(img_size=(15, 9), embed_dim=128, num_heads=2))
 
 
-def test_known_widths_have_their_own_number_of_heads() -> None:
+def test_the_number_of_heads_of_a_known_width_is_deduced() -> None:
     shapes = {
         "patch_embed.proj.weight": (1280, 3, 1, 1), "cls_token": (1, 1, 1280), "pos_embed": (1, 5, 1280),
         "blocks.0.mlp.fc1.weight": (8, 1280), "head.weight": (2, 1280),
@@ -167,7 +167,7 @@ def test_known_widths_have_their_own_number_of_heads() -> None:
     tensors = {name: np.zeros(shape) for name, shape in shapes.items()}
     with pytest.warns(UserWarning, match="num_heads=16"):
         fields = timm.config_fields(Path("huge"), tensors, {}, {})
-    assert fields["num_heads"] == 16  # 80 wide, where others are 64
+    assert fields["num_heads"] == 16  # of width 80; the default width is 64
 
 
 def test_timms_config_is_followed(tmp_path: Path) -> None:
@@ -183,13 +183,13 @@ def test_timms_config_is_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("embed_dim", "hidden_dim"), [(12, 18), (11, 15), (13, 30), (22, 15)])
 def test_every_hidden_width_is_deduced_exactly(tmp_path: Path, embed_dim: int, hidden_dim: int) -> None:
-    """Also where ``embed_dim * (hidden_dim / embed_dim)`` rounds to less than ``hidden_dim``."""
+    """The widths include some for which ``embed_dim * (hidden_dim / embed_dim)`` rounds below ``hidden_dim``."""
     fields: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": 1, "depth": 1, "img_size": (5, 3)}
     path = foreign(tmp_path, **fields, mlp_ratio=(hidden_dim + 0.5) / embed_dim)
     assert load_model(path, num_heads=1, act_layer="gelu", norm_eps=1e-6).config.hidden_dim == hidden_dim
 
 
-def test_half_precision_is_widened(tmp_path: Path) -> None:
+def test_float16_is_converted_exactly(tmp_path: Path) -> None:
     def halve(tensors: dict[str, Array]) -> None:
         tensors.update({name: value.astype(np.float16) for name, value in tensors.items()})
 
@@ -200,7 +200,7 @@ def test_half_precision_is_widened(tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded[name], value.astype(np.float16).astype(np.float32))
 
 
-def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
+def test_bfloat16_is_converted_exactly(tmp_path: Path) -> None:
     bits = {0x3F80: 1.0, 0xC000: -2.0, 0x3EAB: 0.333984375, 0x0001: 2.0**-133, 0x7F7F: 255.0 * 2.0**120}
     data = np.array(list(bits), "<u2").tobytes()
     path = raw_file(tmp_path / "x", {"x": {"dtype": "BF16", "shape": [1, 5], "data_offsets": [0, 10]}}, data)

@@ -1,4 +1,4 @@
-"""Model files that cannot be read or written: one clear error for each, and nothing changed."""
+"""Model files that cannot be read or written: each gives one clear error and changes no file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     for length in cuts:
         path.write_bytes(content[:length])
         for read in (load_model, model_metadata):
-            with pytest.raises(UserError, match=r"model\.safetensors is not a whole safetensors file") as raised:
+            with pytest.raises(UserError, match=r"model\.safetensors is not a complete safetensors file") as raised:
                 read(path)
             assert "\n" not in str(raised.value)
 
@@ -39,7 +39,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 )
 def test_files_of_another_kind_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         load_model(tmp_path / "x.safetensors")
 
 
@@ -49,7 +49,7 @@ def test_integers_are_refused(tmp_path: Path) -> None:
         load_model(path)
 
 
-def test_a_missing_file_and_a_folder_without_a_model_are_named(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_without_a_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no file .*nothing\.safetensors"):
         load_model(tmp_path / "nothing.safetensors")
     with pytest.raises(UserError, match=r"holds no model: expected model\.safetensors"):
@@ -92,13 +92,13 @@ def test_a_model_of_another_library_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "x.safetensors")
 
 
-def test_heads_that_nothing_tells_must_be_given(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"how many heads share its 12 channels; give num_heads=\.\.\."):
+def test_an_unknown_number_of_heads_must_be_passed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"number of heads for embed_dim 12; pass num_heads=\.\.\."):
         load_model(foreign(tmp_path), img_size=(10, 21))
 
 
-def test_an_image_size_that_nothing_tells_must_be_given(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"14 patches, not a square; give img_size=\(height, width\)"):
+def test_an_unknown_image_size_must_be_passed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"14 patches, not a square; pass img_size=\(height, width\)"):
         load_model(foreign(tmp_path), num_heads=3)
 
 
@@ -149,10 +149,10 @@ def test_a_damaged_configuration_inside_the_file_is_refused(tmp_path: Path, own:
         load_model(tmp_path)
 
 
-def test_options_of_timm_that_we_do_not_have_are_refused(tmp_path: Path) -> None:
+def test_unsupported_options_of_timm_are_refused(tmp_path: Path) -> None:
     path = foreign(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_args": {"pool_include_prefix": True}}))
-    with pytest.raises(UserError, match="asks for pool_include_prefix=True, which minivit does not have"):
+    with pytest.raises(UserError, match="asks for pool_include_prefix=True, which minivit does not support"):
         load_model(path)
 
 
@@ -160,12 +160,12 @@ def test_options_of_timm_that_we_do_not_have_are_refused(tmp_path: Path) -> None
     ("path", "options", "message"),
     [
         ("model.safetensors", {"format": "onnx"}, "unknown format 'onnx'; expected 'timm'"),
-        ("model.pth", {}, "ends in .safetensors"),
-        ("model.safetensors", {"extra": {"mean": np.float32(0.5)}}, "extra can hold texts"),
-        ("model.safetensors", {"extra": {"mean": float("nan")}}, "extra can hold texts"),
+        ("model.pth", {}, "must end in .safetensors"),
+        ("model.safetensors", {"extra": {"mean": np.float32(0.5)}}, "extra can hold strings"),
+        ("model.safetensors", {"extra": {"mean": float("nan")}}, "extra can hold strings"),
     ],
 )
-def test_what_cannot_be_saved_is_refused_and_nothing_written(
+def test_invalid_arguments_of_save_model_are_refused_before_a_file_is_written(
     tmp_path: Path, path: str, options: Any, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -178,7 +178,7 @@ def test_a_complex_model_is_not_saved(tmp_path: Path) -> None:
         save_model(model_of("complex128"), tmp_path)
 
 
-def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_model_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
     save_model(model, tmp_path)
 
@@ -194,13 +194,13 @@ def test_a_full_disk_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("mine")
+    (tmp_path / "run").write_text("content")
     with pytest.raises(RunError, match="cannot write"):
         save_model(model_of(), tmp_path / "run" / "model.safetensors")
-    assert (tmp_path / "run").read_text() == "mine"
+    assert (tmp_path / "run").read_text() == "content"
 
 
-def test_a_state_that_does_not_fit_changes_nothing() -> None:
+def test_a_state_dict_with_a_wrong_shape_changes_no_parameter() -> None:
     model = model_of()
     before = model.state_dict()
     state = {name: value + 1 for name, value in before.items()} | {"head.bias": np.zeros(3, np.float32)}
@@ -210,7 +210,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
         np.testing.assert_array_equal(value, before[name])
 
 
-def test_tensors_in_timms_layout_are_sent_to_load_model(tmp_path: Path) -> None:
+def test_the_error_for_tensors_in_timms_layout_names_load_model(tmp_path: Path) -> None:
     save_model(model_of(), tmp_path)
     tensors, _ = read_tensors(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"minivit\.load_model reads them"):

@@ -1,8 +1,8 @@
-"""The table of cases: every op and every layer as a function of float arrays, with the backward pass to be proved.
+"""The table of cases: every op and every layer as a function of float arrays, with its backward pass.
 
-`minivit gradcheck`, the tests, and whatever kernel or array library joins later all read this one table. What a case
-needs beside its float arrays (heads, labels, masks, keys) it makes from their shape in their own array library, so that
-a case runs wherever its arrays live.
+`minivit gradcheck` and the tests of ops, layers, kernels and array libraries all use this table. A case derives its
+other arguments (heads, labels, masks, keys) from the shapes of its float arrays and creates them in the same array
+library, so that it runs on any device.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class Case:
     Attributes
     ----------
     name : str
-        Of the case; it begins with the file of the op, or with the layer's class.
+        Name of the case. It begins with the name of the op's file or of the layer's class.
     op : str
-        The function of `minivit.ops`, or the class of the layer.
+        Name of the function in `minivit.ops`, or of the layer's class.
     forward : callable
-        ``y, cache = forward(*arrays, first=0, keep=True)``; `first` is the number of the first sample, from which
-        labels, masks and keys follow.
+        ``y, cache = forward(*arrays, first=0, keep=True)``. `first` is the index of the first sample; it determines
+        labels, masks and keys.
     backward : callable
         ``gradients = backward(dy, cache)``, a tuple in the order of the arrays.
     shapes : callable
-        ``shapes(**sizes)`` returns the shape of each array by its name; its defaults are distinct primes.
+        ``shapes(**sizes)`` returns a dict from array names to shapes. The default sizes are distinct primes.
     """
 
     name: str
@@ -69,21 +69,21 @@ class Case:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The sizes that can be chosen, such as ``{"B": 2, "N": 5, "D": 7}``, with their defaults."""
+        """The adjustable sizes and their defaults, such as ``{"B": 2, "N": 5, "D": 7}``."""
         return {name: size.default for name, size in inspect.signature(self.shapes).parameters.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the arrays are called."""
+        """The names of the arrays."""
         return tuple(self.shapes())
 
     @property
     def batched(self) -> tuple[bool, ...]:
-        """Which arrays have the batch as their first axis."""
+        """For each array, whether its first axis is the batch."""
         return tuple(shape[0] == 1009 for shape in self.shapes(B=1009).values())
 
     def on(self, backend: str) -> Case:
-        """Return the case with its arrays moved to a backend, and its results moved back."""
+        """Return a case that moves the arrays to `backend` and moves the results back to the host."""
 
         def forward(*arrays: Array, **options: Any) -> tuple[Array, Any]:
             y, cache = self.forward(*(to_backend(x, backend) for x in arrays), **options)
@@ -95,7 +95,7 @@ class Case:
         return replace(self, name=f"{self.name}-{backend}", forward=forward, backward=backward)
 
     def make(self, seed: int, dtype: Any, sizes: Mapping[str, int] | None = None) -> tuple[Array, ...]:
-        """Return random NumPy arrays of `dtype`: standard normal, matrices so scaled that they keep this deviation."""
+        """Return random NumPy arrays of `dtype`: standard normal, weight matrices divided by sqrt(number of rows)."""
         generator = np.random.default_rng(seed)
         arrays = []
         for name, shape in self.shapes(**sizes or {}).items():
@@ -129,14 +129,14 @@ def _labels(x: Array, first: int) -> Array:
 
 
 def _soft_targets(x: Array, first: int) -> Array:
-    """Return targets whose sum over the classes is not 1, of few bits, so that every dtype can tell them."""
+    """Return targets that do not sum to 1 over the classes and have 8 bits, which every dtype represents exactly."""
     targets: Array = (sample_key(x, first).bits(x.shape) >> 24).astype(real_dtype(x.dtype))
     targets *= 2.0**-8
     return targets
 
 
 def _op(name: str, op: str, shapes: Shapes, *rest: Any) -> Case:
-    """Return the case of an op, called with the arrays and then with `rest`: values, or functions of (x, first)."""
+    """Return the case of an op; its arguments are the arrays, then `rest`: values, or functions of (x, first)."""
 
     def forward(*arrays: Array, first: int = 0, keep: bool = True) -> tuple[Array, Any]:
         others = [other(arrays[0], first) if callable(other) else other for other in rest]
@@ -156,7 +156,10 @@ def _template(build: Callable[[Shape], Layer], shape: Shape, dtype: str, backend
 
 
 def _layer(name: str, inputs: Shapes, build: Callable[[Shape], Layer], random: bool = False, **options: Any) -> Case:
-    """Return the case of the layer ``build(x.shape)``, called with `options`: a function of `x` and its parameters."""
+    """Return the case of the layer ``build(x.shape)`` as a function of `x` and the layer's parameters.
+
+    `random` passes a key as `rng`; `options` are further arguments of the layer's forward pass.
+    """
 
     def forward(x: Array, *values: Array, first: int = 0, keep: bool = True) -> tuple[Array, Any]:
         layer = _template(build, x.shape, x.dtype.name, library_name(namespace(x))).astype(x.dtype)

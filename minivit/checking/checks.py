@@ -1,8 +1,8 @@
-"""The gradient check that explains itself.
+"""The gradient check: `gradcheck` for a pair of functions, `gradcheck_layer`, and `gradcheck_model` with its loss.
 
-`gradcheck` takes any pair of functions, `gradcheck_layer` a layer, `gradcheck_model` a whole model with its loss. Each
-gradient is proved in float64 by the complex step along random directions and by the order of the Taylor remainder;
-code that is not analytic is judged by central differences. float32 gradients are then compared with the proved ones.
+Each gradient is verified in float64 by the complex step along random directions and by the order of the Taylor
+remainder, or by central differences if the code is not analytic. float32 gradients are then compared with the float64
+ones. The report explains each wrong gradient.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 
 from minivit import ops
 from minivit.arrays import Array
-from minivit.checking.function import Backward, Case, Forward, flaw
-from minivit.checking.layer import LayerCase
+from minivit.checking.function import Backward, CheckedFunction, Forward, flaw
+from minivit.checking.layer import CheckedLayer
 from minivit.checking.methods import Probe
 from minivit.checking.report import Report, Row
-from minivit.checking.verdict import Method, Place, Settings, compare_float32, explained, judge
+from minivit.checking.verdict import Method, Place, Settings, compare_float32, explained, verify
 from minivit.engine.machine import single_threaded_blas
 
 __all__ = ["Options", "Report", "Row", "gradcheck", "gradcheck_layer", "gradcheck_model"]
 
 
 class Options(TypedDict, total=False):
-    """What every check takes; `gradcheck` describes them."""
+    """The options of every check; see `gradcheck`."""
 
     seed: int
     tolerance: float
@@ -53,37 +53,38 @@ def gradcheck(
         ``y, cache = forward(*arrays)`` with one real array `y`.
     backward
         ``gradients = backward(dy, cache)`` in the order of the arrays: one array or a tuple. Arrays of integers and
-        booleans have no gradient and may be left out; None says that a gradient is not computed, and is not judged.
+        booleans have no gradient and may be left out. None in place of a gradient means that it is not computed; its
+        row is skipped.
     arrays
-        Where to check: float64 or float32. float32 arrays are checked in float64, and their float32 gradients are then
-        compared with the float64 ones in rows of their own.
+        The point at which to check: float64 or float32 arrays. float32 arrays are checked in float64; their float32
+        gradients are then compared with the float64 ones, in further rows.
     names
-        What the arrays are called in the table; the parameter names of `forward` by default.
+        The names of the arrays in the table; the parameter names of `forward` by default.
     seed : int, default 0
-        Of the upstream gradient and the directions.
+        Seed of the upstream gradient and of the directions.
     tolerance : float, default 1e-11
-        Largest relative error by the complex step; `Row.error` defines it.
+        Largest relative error by the complex step; see `Row.error`.
     method : {"auto", "complex", "taylor", "central"}
-        One method alone; "auto" judges by complex step and Taylor slope, and by central differences where `forward` is
-        not analytic.
+        "auto" uses the complex step and the Taylor slope, and central differences if `forward` is not analytic; any
+        other value uses that method only.
     directions : int, default 3
-        Random directions for each array.
+        Number of random directions for each array.
     central_tolerance, float32_tolerance : float, default 1e-6 and 1e-4
         Largest relative error by central differences, and of float32 gradients against float64 ones.
     on_row
-        Called with each row when it is known, and with the number of rows, for a progress bar.
+        Called with each row as soon as it is computed, and with the total number of rows, for a progress bar.
 
     Returns
     -------
     Report
-        ``report.passed``, ``report.max_error``, ``print(report)``. A wrong gradient never raises: it is a row.
+        ``report.passed``, ``report.max_error``, ``print(report)``. A wrong gradient does not raise; its row fails.
 
     Raises
     ------
     TypeError
         An argument is not an array of floats, integers or booleans, or forward does not return ``y, cache``.
     ValueError
-        An array or the result holds NaN or infinity, the names do not fit, or a method is unknown.
+        An array or the result holds NaN or infinity, the number of names is wrong, or the method is unknown.
     """
     settings = Settings(**options)
     names = _argument_names(forward, len(arrays)) if names is None else names
@@ -91,7 +92,7 @@ def gradcheck(
         raise ValueError(f"got {len(names)} names for {len(arrays)} arrays; give one name for each")
     title = f"gradient check of {getattr(forward, '__name__', type(forward).__name__)}"
     places = [Place("", name, k) for k, name in enumerate(names)]
-    return _check(title, Case(forward, backward, arrays, names), places, settings)
+    return _check(title, CheckedFunction(forward, backward, arrays, names), places, settings)
 
 
 def gradcheck_layer(
@@ -99,7 +100,7 @@ def gradcheck_layer(
 ) -> Report:
     """Check one layer: the gradients of its inputs and of each of its parameters.
 
-    The layer is left as it is: copies of it are run. A parameter with named parts has a row for each part.
+    The check runs copies of the layer and does not change it. A parameter with named parts has one row for each part.
 
     Parameters
     ----------
@@ -107,9 +108,9 @@ def gradcheck_layer(
         Has ``y, cache = layer.forward(*inputs, rng=rng)``, ``layer.backward(dy, cache)``, ``parameters``,
         ``zero_grad()`` and ``astype(dtype)``.
     inputs
-        What forward is given, in the layer's dtype.
+        Arguments of forward, of the layer's dtype.
     rng
-        None for evaluation, or a Key: the same dropout in every run.
+        None for evaluation, or a Key for training mode, which gives the same dropout masks in every pass.
     names, options
         As for `gradcheck`.
     """
@@ -123,8 +124,8 @@ def gradcheck_layer(
     def backward(copy: Any, dy: Any, cache: Any) -> Any:
         return copy.backward(dy, cache)
 
-    case = LayerCase(layer, inputs, names, forward, backward)
-    return _check(title, case, case.places, Settings(**options))
+    checked = CheckedLayer(layer, inputs, names, forward, backward)
+    return _check(title, checked, checked.places, Settings(**options))
 
 
 def gradcheck_model(model: Any, images: Any, labels: Any, rng: Any = None, **options: Unpack[Options]) -> Report:
@@ -133,8 +134,8 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: Any = None, **opt
     Parameters
     ----------
     model
-        As for `gradcheck_layer`. A float32 model is proved on a float64 copy, and its float32 gradients are then
-        compared with the proved ones.
+        As for `gradcheck_layer`. A float32 model is checked on a float64 copy, and its float32 gradients are then
+        compared with the float64 ones.
     images
         (B, height, width, C), of the model's dtype.
     labels
@@ -156,65 +157,65 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: Any = None, **opt
         return copy.backward(ops.cross_entropy_backward(dloss, loss_cache), cache)
 
     title = f"gradient check of {type(model).__name__} with cross-entropy, {len(images)} images"
-    with single_threaded_blas():  # the products are small, and the report is then the same anywhere
-        case = LayerCase(model, (images,), ("images",), forward, backward)
-        return _check(title, case, case.places, Settings(**options))
+    with single_threaded_blas():  # the products are small, and the report is the same for any number of cores
+        checked = CheckedLayer(model, (images,), ("images",), forward, backward)
+        return _check(title, checked, checked.places, Settings(**options))
 
 
-def _check(title: str, case: Case, places: Sequence[Place], settings: Settings) -> Report:
-    """Judge the gradients of `places`, first in float64, then those that were given in float32."""
-    proof = case.run(case.points, settings.seed)
-    flaws = {k: flaw(gradient, case.points[k], proof.y) for k, gradient in proof.gradients.items()}
-    sound = [proof.gradients[k] for k, words in flaws.items() if not words]
+def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settings: Settings) -> Report:
+    """Verify the gradients of `places` in float64, then compare those of float32 arrays."""
+    high = checked.run(checked.points, settings.seed)
+    flaws = {k: flaw(gradient, checked.points[k], high.y) for k, gradient in high.gradients.items()}
+    sound = [high.gradients[k] for k, words in flaws.items() if not words]
     total = float(np.sqrt(sum(float(np.sum(np.square(gradient))) for gradient in sound)))
-    places = [place for place in places if place.array in case.floats]
-    low = [place for place in places if case.given[place.array].dtype == np.float32]
-    findings = list(proof.findings)
+    places = [place for place in places if place.array in checked.floats]
+    low_places = [place for place in places if checked.given[place.array].dtype == np.float32]
+    findings = list(high.findings)
     rows: list[Row] = []
 
     def add(row: Row) -> None:
         rows.append(row)
-        settings.on_row(row, len(places) + len(low))
+        settings.on_row(row, len(places) + len(low_places))
 
     probes: dict[int, tuple[Probe, Array]] = {}
     for number, place in enumerate(places):
-        k, point = place.array, case.points[place.array]
+        k, point = place.array, checked.points[place.array]
         part = point[place.where]
         if flaws[k] or part.size == 0:
-            add(place.unmeasured(part.shape, flaws[k], proof.gradients[k], settings.method))
+            add(place.unmeasured(part.shape, flaws[k], high.gradients[k], settings.method))
         else:
-            probe = Probe(functools.partial(case.evaluate, k), point, proof.y, proof.upstream, place.where)
-            probes[number] = probe, proof.gradients[k][place.where]
-            add(judge(*probes[number], total, place, settings))
+            probe = Probe(functools.partial(checked.evaluate, k), point, high.y, high.upstream, place.where)
+            probes[number] = probe, high.gradients[k][place.where]
+            add(verify(*probes[number], total, place, settings))
     wrong = [number for number, row in enumerate(rows) if row.verdict == "FAILED"]
     for number in wrong:
-        # A wrong gradient spoils all those before it, so in a model only the layer nearest to the loss is explained.
+        # A wrong gradient makes all earlier ones wrong, so only the failing layer nearest to the loss is explained.
         if number in probes and rows[number].layer == rows[wrong[-1]].layer:
             rows[number] = explained(rows[number], *probes[number], settings)
-    if low:
-        points = [np.array(a) for a in case.given]
-        run = case.run(points, settings.seed)
-        findings += [f"in float32: {finding}" for finding in run.findings if finding not in findings]
-        for place in low:
+    if low_places:
+        points = [np.array(a) for a in checked.given]
+        low = checked.run(points, settings.seed)
+        findings += [f"in float32: {finding}" for finding in low.findings if finding not in findings]
+        for place in low_places:
             k = place.array
-            words = flaws[k] or flaw(run.gradients[k], points[k], run.y)
+            words = flaws[k] or flaw(low.gradients[k], points[k], low.y)
             if words or points[k].size == 0:
-                add(place.unmeasured(points[k][place.where].shape, words, run.gradients[k], "float32"))
+                add(place.unmeasured(points[k][place.where].shape, words, low.gradients[k], "float32"))
             else:
-                pair = run.gradients[k][place.where], proof.gradients[k][place.where]
+                pair = low.gradients[k][place.where], high.gradients[k][place.where]
                 add(compare_float32(*pair, total, place, settings))
-    findings += case.findings if isinstance(case, LayerCase) else ()
+    findings += checked.findings if isinstance(checked, CheckedLayer) else ()
     advice = ""
     if len({rows[number].layer for number in wrong}) > 1:
         last = rows[wrong[-1]]
-        advice = f"Begin with {last.layer or last.name}: nearest to the output, it may be what spoils those before it."
+        advice = f"Begin with {last.layer or last.name}: it is nearest to the output and may cause the other errors."
     elif total == 0 and not wrong:
-        advice = "Every gradient is zero here, which proves little: check at another point."
+        advice = "Every gradient is zero here, which verifies little: check at another point."
     return Report(title, tuple(rows), tuple(findings), settings.tolerance, advice)
 
 
 def _argument_names(function: Callable[..., Any], count: int) -> list[str]:
-    """Return what a function calls its first `count` arguments, as far as that can be known."""
+    """Return the names of the first `count` arguments of a function; "argument 2" for one without a known name."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):

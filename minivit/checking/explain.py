@@ -1,4 +1,4 @@
-"""Where a wrong gradient is wrong, and what the error looks like."""
+"""Explain a wrong gradient: locate its worst element and recognise common mistakes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from minivit.arrays import Array
 from minivit.checking.methods import EPS, NotAnalyticError, Probe
 
-ELEMENTWISE = 256  # an array up to this size is searched element by element, a larger one by halving
-_SAMPLES = 24  # elements that a larger array is judged by
+ELEMENTWISE = 256  # arrays up to this size are checked element by element; larger ones are bisected and sampled
+_SAMPLES = 24  # number of elements sampled from a larger array
 
 
 def explain(probe: Probe, gradient: Array, analytic: bool, rng: np.random.Generator) -> tuple[tuple[int, ...], str]:
-    """Find the worst element of a wrong `gradient`, and say what the error looks like.
+    """Return the index of the worst element of a wrong `gradient`, and a description of the error.
 
-    `analytic` says that the complex step can be trusted; central differences are used otherwise.
+    The derivatives are complex steps if `analytic`, central differences otherwise.
     """
     derivative = probe.complex_step if analytic else probe.central
     digits = 1e-9 if analytic else 1e-4
@@ -64,7 +64,7 @@ def _hint(
     if not np.any(gradient):
         return "backward returns zeros: the path to this array is cut"
     if digits < 3e-7 and like(claimed, 3e-7):
-        return "right to about 7 digits: float32 rounding, or a constant cut short, inside the float64 pass"
+        return "right to about 7 digits only: float32 rounding or a truncated constant in the float64 pass"
     ratio = float(np.vdot(numeric, claimed) / np.vdot(numeric, numeric))
     if ratio != 0 and like(claimed / ratio):
         sign = "a sign is flipped" if ratio < 0 else ""
@@ -88,7 +88,7 @@ def _hint(
 
 
 def _length(probe: Probe, ratio: float) -> str:
-    """Name the axis, or the whole, whose length is the ratio or one over it."""
+    """Name the axis or array whose length is `ratio` or 1 / `ratio`."""
     for shape, what in ((probe.y.shape, "the output"), (probe.x.shape, "the array")):
         sizes = [(n, f"the length of axis {k} of {what}") for k, n in enumerate(shape)]
         sizes.append((int(np.prod(shape)), f"the size of {what}"))
@@ -99,7 +99,7 @@ def _length(probe: Probe, ratio: float) -> str:
 
 
 def _one_slice(probe: Probe, gradient: Array, digits: float, rng: np.random.Generator) -> str:
-    """Tell whether the gradient is that of a single slice of the output, as where a sum over the batch was missed."""
+    """Detect a gradient that comes from one slice of the output only, such as one without the sum over the batch."""
     directions = [rng.standard_normal(gradient.shape) for _ in range(3)]
     try:
         terms = [probe.complex_terms(d) for d in directions]

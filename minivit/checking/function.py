@@ -1,8 +1,8 @@
-"""One case of a gradient check: functions at a point, run with care for what they may break.
+"""A pair of functions under check: one forward and backward pass, with checks of the contracts between them.
 
-What forward and backward promise, and what is looked for here: they write neither to their arguments nor to dy; a
-second backward pass on the same cache gives the same answer, also after forward has run elsewhere; every array of
-floats gets a finite gradient of its own shape and dtype.
+The contracts: forward and backward write neither to their arguments nor to dy; a second backward pass on the same cache
+returns the same gradients, also after a forward pass at another point; every float array gets a finite gradient of its
+own shape and dtype.
 """
 
 from __future__ import annotations
@@ -18,12 +18,22 @@ from minivit.arrays import Array, namespace, to_backend, to_host
 Forward = Callable[..., tuple[Any, Any]]
 Backward = Callable[[Any, Any], Any]
 
-MISSING = object()  # in place of a gradient that backward does not return
+MISSING = object()  # stands for a gradient that backward does not return
 
 
 @dataclass(frozen=True)
-class Run:
-    """The result of forward, the random upstream gradient, and what backward returned for each array of floats."""
+class Passes:
+    """The results of one forward and one backward pass.
+
+    Attributes
+    ----------
+    y, upstream
+        The result of forward, and the random upstream gradient.
+    gradients
+        What backward returned, by the index of the float array.
+    findings
+        The violated contracts, in words.
+    """
 
     y: Array
     upstream: Array
@@ -31,10 +41,10 @@ class Run:
     findings: tuple[str, ...]
 
 
-class Case:
+class CheckedFunction:
     """A forward and a backward function, and the arrays at which they are checked.
 
-    The functions see arrays of the library that they were given in; everything here lives on the host.
+    The functions are called with arrays of the library of `arrays`; all attributes are host arrays.
     """
 
     def __init__(self, forward: Forward, backward: Backward, arrays: Sequence[Any], names: Sequence[str]) -> None:
@@ -51,10 +61,10 @@ class Case:
             raise TypeError("none of the arguments is an array of floats: there is no gradient to check")
         self.points = self._cast(np.float64)
         self._complex_points: list[Array] = []
-        self._writes = False  # whether the functions were seen to write to their arguments
+        self._writes = False  # whether the functions write to their arguments
 
     def evaluate(self, k: int, value: Array) -> Array:
-        """Return forward's result with array `k` replaced; where that is complex, every array of floats is."""
+        """Return forward's result with array `k` replaced by `value`; if complex, all float arrays become complex."""
         if np.iscomplexobj(value):
             self._complex_points = self._complex_points or self._cast(np.complex128)
             points = list(self._complex_points)
@@ -63,8 +73,8 @@ class Case:
         points[k] = value
         return self._call(points)[0]
 
-    def run(self, points: Sequence[Array], seed: int) -> Run:
-        """Run forward, and backward with a random upstream gradient, once with care and for what they break."""
+    def run(self, points: Sequence[Array], seed: int) -> Passes:
+        """Run forward, and backward with a random upstream gradient, and check the contracts."""
         dtype = np.result_type(*(points[k].dtype for k in self.floats))
         points, before, findings = list(points), [np.array(point) for point in points], list[str]()
         result, cache = self._call(points)
@@ -92,18 +102,18 @@ class Case:
             for point, value in zip(points, before, strict=True):
                 point[...] = value
         if not np.array_equal(self._call(points)[0], y):
-            findings.append("forward gives another result for the same arguments: fix its randomness to check it")
-            return Run(y, upstream, self._align(gradients, findings), tuple(findings))
+            findings.append("forward returns another result for the same arguments: fix its randomness to check it")
+            return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
         try:
             if not all(map(same, gradients, backward())):
                 findings.append("a second backward pass on the same cache differs: backward writes to its cache")
             elif points[0].dtype.kind == "f":
                 self._call([points[0] * points[0].dtype.type(1 + 2.0**-10), *points[1:]])
                 if not all(map(same, gradients, backward())):
-                    findings.append("backward differs once forward has run elsewhere: it reads state outside its cache")
+                    findings.append("backward differs after another forward pass: it reads state outside its cache")
         except Exception as error:
             findings.append(f"a second backward pass on the same cache raises {type(error).__name__}: {error}")
-        return Run(y, upstream, self._align(gradients, findings), tuple(findings))
+        return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
 
     def _cast(self, dtype: Any) -> list[Array]:
         return [np.asarray(a, dtype) if a.dtype.kind == "f" else a for a in self.given]
@@ -117,13 +127,13 @@ class Case:
 
     def _align(self, gradients: tuple[Any, ...], findings: list[str]) -> dict[int, Any]:
         if len(gradients) not in (len(self.floats), len(self.given)):
-            wanted = f"{len(self.floats)} expected, one for each array of floats"
-            findings.append(f"backward returns a gradient count of {len(gradients)}; {wanted}")
+            expected = f"{len(self.floats)} expected, one for each array of floats"
+            findings.append(f"backward returns a gradient count of {len(gradients)}; {expected}")
         return align(gradients, [a.dtype for a in self.given])
 
 
 def align(gradients: Sequence[Any], dtypes: Sequence[np.dtype[Any]]) -> dict[int, Any]:
-    """Give each array of floats its gradient, whether or not the other arrays have a place among the gradients."""
+    """Return the gradient of each float array by index; `gradients` may include or omit those of other arrays."""
     floats = [k for k, dtype in enumerate(dtypes) if dtype.kind == "f"]
     if len(gradients) == len(dtypes):
         return {k: gradients[k] for k in floats}
@@ -131,12 +141,12 @@ def align(gradients: Sequence[Any], dtypes: Sequence[np.dtype[Any]]) -> dict[int
 
 
 def as_tuple(gradients: Any) -> tuple[Any, ...]:
-    """Return what backward returned as a tuple."""
+    """Return the gradients, one array or a sequence of arrays, as a tuple."""
     return tuple(gradients) if isinstance(gradients, tuple | list) else (gradients,)
 
 
 def same(a: Any, b: Any) -> bool:
-    """Tell whether two gradients are equal up to rounding."""
+    """Return whether two gradients are equal up to rounding."""
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
         return a is b or a == b
     if a.shape != b.shape or a.dtype.kind != "f":
@@ -147,11 +157,11 @@ def same(a: Any, b: Any) -> bool:
 
 
 def flaw(gradient: Any, point: Array, y: Array) -> str:
-    """Say why a gradient cannot be judged, or nothing."""
+    """Return why a gradient cannot be verified, or an empty string."""
     if gradient is MISSING:
         return "backward returns no gradient for this array"
     if gradient is None:
-        return "backward returns None for this array: not judged"
+        return "backward returns None for this array: not verified"
     if not isinstance(gradient, np.ndarray):
         return f"backward returns a {type(gradient).__name__}, not an array"
     if gradient.shape != point.shape:
@@ -163,7 +173,7 @@ def flaw(gradient: Any, point: Array, y: Array) -> str:
         elif gradient.shape == point.shape[::-1]:
             words += "; looks transposed"
         elif gradient.shape == y.shape:
-            words += "; it has the shape of the output: not summed over what was broadcast?"
+            words += "; it has the shape of the output: not summed over the broadcast axes?"
         return words
     if gradient.dtype != point.dtype:
         return f"the gradient is {gradient.dtype}, the array {point.dtype}"

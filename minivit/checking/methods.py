@@ -1,12 +1,13 @@
-"""How a derivative is measured without trusting the backward pass.
+"""Three methods to measure a directional derivative from the forward pass alone.
 
-With phi(x) = <u, f(x)> for a random upstream u, and a gradient g that claims <g, d> = phi'(x)[d] for every d:
+Let phi(x) = <u, f(x)> for a random upstream gradient u. A gradient g is right if <g, d> = phi'(x)[d] for every
+direction d.
 
-    complex step         phi(x + ihd).imag / h             h = 1e-20; nothing is subtracted, so all digits are right
-    Taylor remainder     |phi(x + hd) - phi(x) - h<g, d>|  falls as h^2 if g is right, as h if it is not
-    central differences  (phi(x + hd) - phi(x - hd)) / 2h  right to about 1e-9, for any f
+    complex step         phi(x + ihd).imag / h             h = 1e-20; no subtraction, hence accurate to rounding
+    Taylor remainder     |phi(x + hd) - phi(x) - h<g, d>|  falls as h^2 if g is right, as h if g is wrong
+    central differences  (phi(x + hd) - phi(x - hd)) / 2h  accurate to about 1e-9, for any f
 
-The complex step is Squire and Trapp, SIAM Review 40 (1998) 110; it holds where f is analytic as it is coded.
+The complex step (Squire and Trapp, SIAM Review 40 (1998) 110) requires that the code of f is analytic.
 """
 
 from __future__ import annotations
@@ -22,28 +23,28 @@ from minivit.arrays import Array
 
 EPS = float(np.finfo(np.float64).eps)
 SLOPE_MARGIN = 0.05
-_CLIFF = 8  # an order that no smooth function has: beyond a kink, there is nothing but rounding
-_SMALLEST = 43  # halvings of the unit step, after which little but rounding is left
+_KINK_SLOPE = 8  # no smooth function has a larger slope here: below a kink the remainder is only rounding
+_SMALLEST = 43  # largest number of halvings of the unit step; beyond it almost only rounding is left
 _STEP = 1e-20
 _CENTRAL_STEPS = (2.0**-18, 2.0**-14, 2.0**-21, 2.0**-24)
 
 
 class NotAnalyticError(Exception):
-    """The complex step cannot be taken: forward refuses complex arguments, or drops their imaginary part."""
+    """The complex step is impossible: forward refuses complex arguments or discards their imaginary part."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The function phi of one array, or of a part of it, with every other argument held.
+    """The function phi of one array, or of a part of one array, with all other arguments fixed.
 
     Attributes
     ----------
     evaluate
-        Returns f with the array replaced by the given one, which may be complex.
+        Returns f with the array replaced by its argument, which may be complex.
     x, y, upstream
-        The point (float64), f there, and the random u; `upstream` has the shape of `y`.
+        The point x (float64), f(x), and the upstream gradient u, which has the shape of `y`.
     where
-        Index of the part of `x` that moves; directions have the shape ``x[where]``.
+        Index of the part of `x` that varies; directions have the shape of ``x[where]``.
     """
 
     evaluate: Callable[[Array], Array]
@@ -54,7 +55,7 @@ class Probe:
 
     @property
     def rms(self) -> float:
-        """Root mean square of the part that moves, or 1 if it is zero: the unit of a real step."""
+        """Root mean square of the part that varies, or 1 if it is zero: the unit of real steps."""
         return float(np.sqrt(np.mean(np.square(self.x[self.where])))) or 1.0
 
     def shifted(self, step: Array) -> Array:
@@ -69,7 +70,7 @@ class Probe:
         Raises
         ------
         NotAnalyticError
-            `evaluate` does not carry an imaginary part from its argument to its result.
+            `evaluate` does not propagate the imaginary part of its argument.
         """
         return float(np.sum(self.complex_terms(d)))
 
@@ -88,16 +89,16 @@ class Probe:
         return terms
 
     def central(self, d: Array, h: float = _CENTRAL_STEPS[0]) -> float:
-        """Return the central difference of phi along `d`, over a step of `h` root mean squares of x."""
+        """Return the central difference of phi along `d` with the step `h` * `rms`."""
         size = h * self.rms
         with np.errstate(all="ignore"):
             high, low = self.evaluate(self.shifted(size * d)), self.evaluate(self.shifted(-size * d))
             return float(np.sum(self.upstream * (high - low))) / (2 * size)
 
     def central_nearest(self, d: Array, claim: float) -> float:
-        """Return the central difference nearest to `claim` over a few steps: rounding and kinks shun no one step.
+        """Return the central difference along `d` that is nearest to `claim`, over several step sizes.
 
-        A wrong claim is missed by all of them.
+        Rounding or a kink may spoil any one step size. No step size gives a value near a wrong claim.
         """
         return min((self.central(d, h) for h in _CENTRAL_STEPS), key=lambda value: _distance(value, claim))
 
@@ -108,32 +109,32 @@ def _distance(value: float, claim: float) -> float:
 
 @dataclass(frozen=True)
 class Taylor:
-    """How the Taylor remainder falls.
+    """The result of a Taylor test along one direction.
 
     Attributes
     ----------
     slope
-        Its order in h, or "linear" where it is rounding alone.
-    gap
-        Remainder over step at the last step: an upper bound of the error along the direction.
-    blind
-        Error that could hide in the rounding.
+        Order of the remainder in h, or "linear" if the remainder is only rounding.
+    bound
+        Remainder / step at the smallest step used: an upper bound of the error along the direction.
+    detectable
+        The smallest error that would exceed the rounding.
     passed
-        Whether the gradient is right as far as this shows.
+        Whether the test found no error.
     """
 
     slope: float | Literal["linear"]
-    gap: float
-    blind: float
+    bound: float
+    detectable: float
     passed: bool
 
 
 def taylor(probe: Probe, gradient: Array, d: Array) -> Taylor:
-    """Measure the order at which phi(x + hd) - phi(x) - h<gradient, d> falls as h is halved.
+    """Measure the order in h of the remainder phi(x + hd) - phi(x) - h<gradient, d> as h is halved.
 
-    It is judged in windows of four steps just above rounding, where higher orders no longer show and even a small error
-    of the gradient would make the slope 1. More than 2 proves as much: the second derivative vanishes along `d`, or a
-    kink was left behind.
+    The order is fitted over four steps just above rounding, where higher orders are negligible and even a small error
+    of the gradient makes the slope 1. A slope above 2 passes too: the second derivative vanishes along `d`, or the
+    larger steps crossed a kink.
     """
     d = d * probe.rms
     part = probe.x[probe.where]
@@ -141,49 +142,49 @@ def taylor(probe: Probe, gradient: Array, d: Array) -> Taylor:
     known: dict[int, tuple[float, float]] = {}
 
     def remainder(halvings: int) -> tuple[float, float]:
-        """Return the remainder at h = 2**-halvings, and what of it may be rounding."""
+        """Return the remainder at h = 2**-halvings, and a bound of its rounding error."""
         if halvings not in known:
             moved = probe.shifted(2.0**-halvings * d)
             with np.errstate(all="ignore"):
                 y = probe.evaluate(moved)
                 rise = np.sum(probe.upstream * (y - probe.y))
-                rest = abs(float(rise - np.sum(gradient * (moved[probe.where] - part))))  # the step as it was rounded
+                rest = abs(float(rise - np.sum(gradient * (moved[probe.where] - part))))  # the step after rounding
                 known[halvings] = rest, 100 * EPS * max(size, float(np.sum(np.abs(probe.upstream * y))))
         return known[halvings]
 
-    # Steps of a few units in the last place show how much of a remainder is rounding, whatever the gradient is.
+    # At steps of a few units in the last place the remainder is only rounding, whether or not the gradient is right.
     noise = 30 * max(remainder(halvings)[0] for halvings in (_SMALLEST + 1, _SMALLEST + 2))
 
-    def stands(halvings: int) -> bool:
+    def above_rounding(halvings: int) -> bool:
         rest, floor = remainder(halvings)
         return np.isfinite(rest) and rest > max(floor, noise)
 
     first = next((halvings for halvings in range(0, _SMALLEST, 4) if np.isfinite(remainder(halvings)[0])), 0)
-    if not stands(first):
+    if not above_rounding(first):
         rest, floor = remainder(first)
         step = 2.0**-first * probe.rms
         return Taylor("linear", rest / step, max(floor, noise) / step, True)
-    # The smallest step that stands above rounding: where slope 2 would have it, then up or down from there.
+    # Find the smallest step whose remainder is above rounding: start where slope 2 predicts it, then adjust.
     rest, floor = remainder(first)
     last = min(first + int(np.log2(rest / max(floor, noise)) / 2), _SMALLEST)
-    while not stands(last):
+    while not above_rounding(last):
         last -= 1
     for stride in (4, 1):
-        while last + stride <= _SMALLEST and stands(last + stride):
+        while last + stride <= _SMALLEST and above_rounding(last + stride):
             last += stride
 
     slopes: list[float] = []
     for end in range(last, last - 3, -1):
         window = range(end - 3, end + 1)
-        if not all(map(stands, window)):
+        if not all(map(above_rounding, window)):
             break
         slopes.append(-float(np.polyfit(window, [np.log2(remainder(k)[0]) for k in window], 1)[0]))
         if abs(slopes[-1] - 2) <= SLOPE_MARGIN:
             break
     slope = min(slopes, key=lambda value: abs(value - 2), default=0.0)
-    if abs(slope - 2) > SLOPE_MARGIN:  # above 2, or no window: see how the remainder sinks into the rounding
-        sinks = float(np.log2(remainder(last)[0]) - np.log2(remainder(last + 1)[0] or EPS * EPS))
-        slope = max(slope, sinks) if sinks > 2 - SLOPE_MARGIN or not slopes else slope
+    if abs(slope - 2) > SLOPE_MARGIN:  # above 2, or no window: use the drop from the last step into the rounding
+        drop = float(np.log2(remainder(last)[0]) - np.log2(remainder(last + 1)[0] or EPS * EPS))
+        slope = max(slope, drop) if drop > 2 - SLOPE_MARGIN or not slopes else slope
     step = 2.0**-last * probe.rms
-    gap, blind = remainder(last)[0] / step, max(remainder(last)[1], noise) / step
-    return Taylor("linear" if slope > _CLIFF else slope, gap, blind, slope > 2 - SLOPE_MARGIN)
+    bound, detectable = remainder(last)[0] / step, max(remainder(last)[1], noise) / step
+    return Taylor("linear" if slope > _KINK_SLOPE else slope, bound, detectable, slope > 2 - SLOPE_MARGIN)

@@ -1,4 +1,4 @@
-"""What a gradient check found: one row a gradient, a table for people, a dictionary for programs."""
+"""The result of a gradient check: one row for each gradient, printed as a table or converted to JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Verdict = Literal["ok", "zero", "vacuous", "skipped", "FAILED"]
 Slope = float | Literal["linear"] | None
 
 _HEADERS = ("layer", "gradient of", "shape", "norm", "error", "slope", "method", "verdict", "worst index")
-_RIGHT = {"norm", "error", "slope"}
+_RIGHT_ALIGNED = {"norm", "error", "slope"}
 _STYLES = {"ok": "green", "zero": "cyan", "vacuous": "yellow", "skipped": "yellow", "FAILED": "bold red"}
 
 
@@ -25,23 +25,24 @@ class Row:
     Attributes
     ----------
     layer, name, shape
-        Where the array is and what it is called; ``weight[q]`` is a named part of ``weight``.
+        The layer that holds the array, the array's name and its shape; ``weight[q]`` is a named part of ``weight``.
     norm
         Euclidean norm of the gradient that the backward pass returned.
     error
-        Largest |difference| over the random directions / max(`norm`, 1e-3 of the norm of all gradients of the case);
-        infinite where there was nothing that could be measured.
+        Largest |difference| over the random directions / max(`norm`, 1e-3 of the norm of all gradients); infinite if
+        the gradient could not be measured.
     slope
-        Order at which the Taylor remainder falls; "linear" where it is rounding alone; None where it was not judged.
+        Order in h at which the Taylor remainder falls; "linear" if the remainder is only rounding; None if the method
+        does not use it.
     worst_index
-        Index of the element that is furthest off, searched only where the row fails.
+        Index of the element with the largest error; None if the row passed or was not explained.
     verdict
-        "ok"; "zero", the gradient and its numeric value are both zero up to rounding; "vacuous", the tolerance is
-        larger than the gradient, so that anything would pass; "skipped", backward returned None; "FAILED".
+        "ok"; "zero": the gradient and its numerical value are both zero up to rounding; "vacuous": the tolerance is
+        larger than the gradient, so that any gradient would pass; "skipped": backward returned None; "FAILED".
     method
-        "complex" step, "taylor" remainder, "central" differences, or "float32" gradients against float64 ones.
+        "complex" step, "taylor" remainder, "central" differences, or "float32": comparison with the float64 gradient.
     note
-        What a person should know about this row; empty where all is well.
+        Explanation of the result; empty if there is nothing to explain.
     """
 
     layer: str
@@ -57,11 +58,11 @@ class Row:
 
     @property
     def full_name(self) -> str:
-        """The layer and the name, joined by a dot."""
+        """The names of the layer and of the array, joined by a dot."""
         return f"{self.layer}.{self.name}" if self.layer else self.name
 
     def cells(self) -> tuple[str, ...]:
-        """Return the row as it is printed, in the order of the table's columns."""
+        """Return the printed cells, in the order of the table's columns."""
         slope = "-" if self.slope is None else self.slope if isinstance(self.slope, str) else f"{self.slope:.2f}"
         measured = self.verdict != "skipped"
         return (
@@ -79,20 +80,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """The rows of one gradient check, and the contracts that forward or backward broke.
+    """The rows of one gradient check, and the contracts that forward or backward violated.
 
     Attributes
     ----------
     title
         What was checked.
     rows
-        One for each array, parameter or named part, and one more for each that is compared in float32.
+        One row for each array, parameter or named part; a second one for each that is also compared in float32.
     findings
-        Broken contracts, in words: an argument written to, a second backward pass that differs, a leaked dtype.
+        Violated contracts: a modified argument, a second backward pass that differs, a wrong dtype.
     tolerance
-        The error that a complex-step row may have.
+        Largest error that a row measured by the complex step may have.
     advice
-        Where to begin, if that can be said.
+        Which gradient to look at first, or an empty string.
     """
 
     title: str
@@ -103,44 +104,44 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no row failed and no contract was broken."""
+        """Whether no row failed and no contract was violated."""
         return not self.findings and all(row.verdict != "FAILED" for row in self.rows)
 
     @property
     def max_error(self) -> float:
-        """The largest error of the proofs in float64; comparisons in float32 have a tolerance of their own."""
+        """The largest error in float64; comparisons in float32 are left out, since they have their own tolerance."""
         return max((row.error for row in self.rows if row.method != "float32"), default=0.0)
 
     def raise_if_failed(self) -> None:
-        """Raise AssertionError with the whole table if the check did not pass."""
+        """Raise AssertionError with the printed table if the check did not pass."""
         __tracebackhide__ = True
         if not self.passed:
             raise AssertionError(f"the gradients are not right\n\n{self}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold; a number that is not finite becomes None."""
+        """Return a dict that can be written as JSON; a number that is not finite becomes None."""
         rows = [{key: _plain(value) for key, value in asdict(row).items()} for row in self.rows]
         summary = {"title": self.title, "passed": self.passed, "max_error": _plain(self.max_error)}
         return summary | {"findings": list(self.findings), "rows": rows}
 
     def summary(self) -> str:
-        """Return the last line: what passed and how well, or what is wrong."""
+        """Return the last line: the number of gradients and the largest error, or the number of failures."""
         failed = [row.full_name for row in self.rows if row.verdict == "FAILED"]
         warned = sum(1 for row in self.rows if row.note and row.verdict != "FAILED")
         warnings = f"; {_count(warned, 'note')} above" if warned else ""
         if self.passed:
-            proved = [row for row in self.rows if row.verdict in ("ok", "zero") and row.method != "float32"]
-            zero = sum(row.verdict == "zero" for row in proved)
+            verified = [row for row in self.rows if row.verdict in ("ok", "zero") and row.method != "float32"]
+            zero = sum(row.verdict == "zero" for row in verified)
             zeros = f" ({zero} of them zero)" if zero else ""
-            bar = f" (tolerance {self.tolerance:.0e})" if all(row.method == "complex" for row in proved) else ""
-            gradients = f"{_count(len(proved), 'gradient')}{zeros}"
+            bar = f" (tolerance {self.tolerance:.0e})" if all(row.method == "complex" for row in verified) else ""
+            gradients = f"{_count(len(verified), 'gradient')}{zeros}"
             return f"passed: {gradients}, largest error {self.max_error:.1e}{bar}{warnings}"
         wrong = f"{len(failed)} of {_count(len(self.rows), 'gradient')} wrong" if failed else ""
         broken = f"{_count(len(self.findings), 'contract')} broken" if self.findings else ""
         return f"FAILED: {', '.join(filter(None, (wrong, broken)))}{warnings}"
 
     def print(self, console: Console | None = None) -> None:
-        """Print the table with colours on a terminal, plain in a pipe."""
+        """Print the table: in colour on a terminal, as plain text in a pipe."""
         from rich.console import Console
         from rich.text import Text
 
@@ -155,13 +156,13 @@ class Report:
         return "\n".join(line for line, _, _ in self._lines())
 
     def _lines(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the lines of the table, the style of each, and the word that has it, or "" for the whole line."""
+        """Yield each line of the table, its style, and the word that the style applies to; "" is the whole line."""
         headers, shown = self._columns()
         widths = [max(map(len, column)) for column in zip(headers, *(cells for _, cells in shown), strict=True)]
 
         def line(cells: tuple[str, ...]) -> str:
             columns = zip(headers, cells, widths, strict=True)
-            aligned = (cell.rjust(n) if header in _RIGHT else cell.ljust(n) for header, cell, n in columns)
+            aligned = (cell.rjust(n) if header in _RIGHT_ALIGNED else cell.ljust(n) for header, cell, n in columns)
             return "  ".join(aligned).rstrip()
 
         yield self.title, "bold", ""
@@ -179,10 +180,10 @@ class Report:
         yield self.summary(), "bold green" if self.passed else "bold red", ""
 
     def _columns(self) -> tuple[tuple[str, ...], list[tuple[Row, tuple[str, ...]]]]:
-        """Leave out the columns that say nothing, and a layer's name on all its rows but the first."""
+        """Return headers and cells without empty columns; only the first row of a layer has the layer's name."""
         table = [_HEADERS, *(cells for _, cells in self._rows())]
-        told = [any(line[k] for line in table[1:]) for k in range(len(_HEADERS))]
-        kept = [tuple(cell for cell, tell in zip(line, told, strict=True) if tell) for line in table]
+        filled = [any(line[k] for line in table[1:]) for k in range(len(_HEADERS))]
+        kept = [tuple(cell for cell, keep in zip(line, filled, strict=True) if keep) for line in table]
         return kept[0], list(zip(self.rows, kept[1:], strict=True))
 
     def _rows(self) -> Iterator[tuple[Row, tuple[str, ...]]]:

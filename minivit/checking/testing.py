@@ -1,4 +1,4 @@
-"""For tests of code that has a backward pass: assertions on gradients, and Hypothesis strategies for its arguments.
+"""Tools for testing code with backward passes: assertions on gradients, and Hypothesis strategies for arguments.
 
     from hypothesis import given
     from minivit.testing import arrays, assert_gradients, shapes, strided
@@ -7,7 +7,7 @@
     def test_tanh(x):
         assert_gradients(tanh, tanh_backward, x)
 
-The strategies need Hypothesis, which comes with the extra `test`; the assertions do not.
+The strategies need Hypothesis, which the extra `test` installs; the assertions do not.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def assert_gradients(
     Raises
     ------
     AssertionError
-        It is not; the message is the table of the check, with what can be said about each gradient that is wrong.
+        A gradient is wrong. The message is the table of the gradient check with an explanation of each wrong gradient.
     """
     __tracebackhide__ = True
     report = gradcheck(forward, backward, *arrays, names=names, **options)
@@ -53,7 +53,7 @@ def assert_gradients(
 def assert_layer_gradients(
     layer: Any, *inputs: Any, rng: Any = None, names: Sequence[str] | None = None, **options: Unpack[Options]
 ) -> Report:
-    """Assert that a layer's backward pass is right for its inputs and all its parameters; see `gradcheck_layer`."""
+    """Assert that a layer's gradients of its inputs and of all its parameters are right; see `gradcheck_layer`."""
     __tracebackhide__ = True
     report = gradcheck_layer(layer, *inputs, rng=rng, names=names, **options)
     report.raise_if_failed()
@@ -61,14 +61,14 @@ def assert_layer_gradients(
 
 
 def shapes(ndim: int, sizes: Sequence[int] = PRIMES) -> SearchStrategy[tuple[int, ...]]:
-    """Draw shapes of `ndim` axes with sizes that all differ, so that no transposition can hide.
+    """Draw shapes of `ndim` axes whose sizes all differ, so that every wrong transposition changes the shape.
 
     Parameters
     ----------
     ndim
         Number of axes.
     sizes
-        What to draw from, distinct primes by default; examples shrink towards its start.
+        The sizes to draw from, distinct primes by default; examples shrink towards the first ones.
     """
     if ndim > len(set(sizes)):
         raise ValueError(f"{ndim} axes cannot have different sizes out of {len(set(sizes))}; give more sizes")
@@ -90,7 +90,9 @@ def arrays(
     dtype: Any = "float64",
     values: Values = "normal",
 ) -> SearchStrategy[Array]:
-    """Draw arrays from a seed, so that large ones cost nothing and an example shrinks by its scale, not by element.
+    """Draw arrays of random numbers from a drawn seed.
+
+    Drawing a large array is therefore cheap, and an example shrinks by its seed and scale, not element by element.
 
     Parameters
     ----------
@@ -99,8 +101,8 @@ def arrays(
     dtype
         A dtype, or a strategy such as `dtypes`.
     values
-        "normal": standard normal. "large": those times 10 to 1e4. "small": those times 1e-1 to 1e-6. "mixed": each
-        element at a scale of its own between 1e-3 and 1e3, with zeros and equal elements among them.
+        "normal": standard normal. "large": these times 10 to 1e4. "small": these times 1e-1 to 1e-6. "mixed": each
+        element times its own factor between 1e-3 and 1e3, with some elements set to 0 and some to 1.
     """
     if values not in ("normal", "large", "small", "mixed"):
         raise ValueError(f"unknown values {values!r}; expected 'normal', 'large', 'small' or 'mixed'")
@@ -126,9 +128,10 @@ def arrays(
 
 
 def strided(array: Array | SearchStrategy[Array]) -> SearchStrategy[Array]:
-    """Draw views equal to `array` that lie differently in memory: axes in another order, reversed, or with gaps.
+    """Draw views equal to `array` with another memory layout: permuted axes, reversed axes, or gaps.
 
-    The gaps hold NaN for floats, so that whoever reads past the strides is found out. Shrinks to a contiguous array.
+    The gaps of float arrays hold NaN, which exposes code that ignores the strides. Examples shrink to a contiguous
+    array.
     """
     st = _hypothesis()
 

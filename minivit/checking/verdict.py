@@ -1,4 +1,4 @@
-"""The verdict on one gradient: measured along random directions, explained where it is wrong."""
+"""Verify one gradient along random directions, and compare a float32 gradient with a float64 one."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from minivit.checking.report import Row, Verdict
 
 Method = Literal["auto", "complex", "taylor", "central"]
 
-_SHARE = 1e-3  # a gradient below this share of the whole case's is judged on that scale
-_ZERO_ULPS = 64  # units in the last place of the whole case's gradient up to which one is zero
-_NOTHING = 1e-36  # what the complex step neglects is of order h^2 = 1e-40
-_GROSS = 1e-4  # a complex step that is off by more may be the fault of code that is not analytic
+_SCALE_FLOOR = 1e-3  # errors are relative to at least this fraction of the norm of all gradients
+_ZERO_ULPS = 64  # a gradient is zero up to this many units in the last place of the norm of all gradients
+_NEGLIGIBLE = 1e-36  # the complex step neglects terms of order h^2 = 1e-40
+_NOT_ANALYTIC = 1e-4  # a larger error by the complex step may mean that forward is not analytic
 
 
 def _ignore(row: Row, total: int) -> None:
-    """Do nothing with a row."""
+    """Default of `Settings.on_row`."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `gradcheck`, which describes them."""
+    """The options of `gradcheck`; see there."""
 
     seed: int = 0
     tolerance: float = 1e-11
@@ -47,7 +47,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Place:
-    """Whose gradient it is: a layer, a name, the index of the array, and of the part of it that is meant."""
+    """The array that a gradient belongs to: its layer, its name, its index, and the index of a part of it."""
 
     layer: str
     name: str
@@ -55,65 +55,65 @@ class Place:
     where: tuple[EllipsisType | slice, ...] = (...,)
 
     def unmeasured(self, shape: tuple[int, ...], flaw: str, gradient: object, method: str) -> Row:
-        """Return the row of a gradient that cannot be measured: flawed, None, or empty."""
+        """Return the row of a gradient that cannot be measured: one with a flaw, None, or an empty array."""
         verdict: Verdict = "zero" if not flaw else "skipped" if gradient is None else "FAILED"
         method = "complex" if method == "auto" else method
         error = np.inf if verdict == "FAILED" else 0.0
         return Row(self.layer, self.name, shape, 0.0, error, None, None, verdict, method, flaw)
 
 
-def judge(probe: Probe, gradient: Array, total: float, place: Place, settings: Settings) -> Row:
-    """Measure one gradient by the methods that were asked for.
+def verify(probe: Probe, gradient: Array, total: float, place: Place, settings: Settings) -> Row:
+    """Verify one gradient by the methods that `settings` selects.
 
     Parameters
     ----------
     probe
-        The function of the array, or of the part of it, that `gradient` belongs to.
+        The function of the array, or of the part of an array, that `gradient` belongs to.
     gradient
-        What backward claims, float64.
+        The gradient that backward returned, float64.
     total
-        Norm of all gradients of the case.
+        Norm of all gradients together.
     """
     rng = np.random.default_rng([settings.seed, place.array, *place.name.encode()])
     directions = [rng.standard_normal(gradient.shape) for _ in range(settings.directions)]
     claims = [float(np.sum(gradient * d)) for d in directions]
     norm = float(np.linalg.norm(gradient))
-    scale = max(norm, _SHARE * total)
+    scale = max(norm, _SCALE_FLOOR * total)
 
     def error_of(values: Sequence[float]) -> float:
         return max(relative(abs(value - claim), scale) for value, claim in zip(values, claims, strict=True))
 
-    fall: Taylor | None
+    test: Taylor | None
     if settings.method == "taylor":
-        fall = _fall(probe, gradient, directions)
+        test = _taylor(probe, gradient, directions)
         method, values, note = "taylor", claims, ""
-        error, proved, blind = relative(fall.gap, scale), fall.passed, fall.blind
+        error, agrees, detectable = relative(test.bound, scale), test.passed, test.detectable
     else:
         method, values, note = _measure(probe, directions, claims, error_of, settings)
         error = error_of(values)
         tolerance = settings.central_tolerance if method == "central" else settings.tolerance
-        proved, blind = error <= tolerance, tolerance * scale
-        fall = None
+        agrees, detectable = error <= tolerance, tolerance * scale
+        test = None
         if settings.method == "auto" and method == "complex":
-            fall = _fall(probe, gradient, directions if proved else directions[:1])
-    verdict, notes = verdict_of(norm, max(map(abs, values)), total, proved, blind), [note]
-    if proved and fall and settings.method == "auto" and fall.slope != "linear" and abs(fall.slope - 2) > SLOPE_MARGIN:
-        if fall.passed:
-            notes.append("the remainder falls faster than h^2, as no wrong gradient's does: hardly any curvature here")
+            test = _taylor(probe, gradient, directions if agrees else directions[:1])
+    verdict, notes = verdict_of(norm, max(map(abs, values)), total, agrees, detectable), [note]
+    if agrees and test and settings.method == "auto" and test.slope != "linear" and abs(test.slope - 2) > SLOPE_MARGIN:
+        if test.passed:
+            notes.append("the remainder falls faster than h^2, which excludes an error: forward hardly curves here")
         elif error_of(_central(probe, directions, claims)) <= settings.central_tolerance:
-            notes.append("the remainder falls at no clear order here; central differences agree")
+            notes.append("the remainder has no clear order here; central differences agree with the gradient")
         else:
             verdict = "FAILED"
             notes.append("the complex step agrees, the real function does not: forward computes two different things")
     if verdict == "vacuous":
-        notes.append(vacuous(norm, blind))
-    slope, note = fall.slope if fall else None, "; ".join(filter(None, notes))
+        notes.append(vacuous(norm, detectable))
+    slope, note = test.slope if test else None, "; ".join(filter(None, notes))
     return Row(place.layer, place.name, gradient.shape, norm, error, slope, None, verdict, method, note)
 
 
 def explained(row: Row, probe: Probe, gradient: Array, settings: Settings) -> Row:
-    """Return a failed row with its worst index, and a note on what the error looks like."""
-    # Where the complex step agrees and the rest does not, or cannot be taken, central differences tell.
+    """Return a failed row with its worst index and a note that describes the error."""
+    # If the complex step agrees with the gradient or is impossible, the error shows in central differences only.
     analytic = row.method == "complex" and settings.tolerance < row.error and not row.note
     index, words = explain(probe, gradient, analytic, np.random.default_rng(settings.seed))
     return replace(row, worst_index=index, note="; ".join(filter(None, (row.note, words))))
@@ -126,7 +126,7 @@ def _measure(
     error_of: Callable[[Sequence[float]], float],
     settings: Settings,
 ) -> tuple[str, list[float], str]:
-    """Return the method that could be used, the derivatives along the directions, and what is to be said about it."""
+    """Return the method that was used, the derivatives along the directions, and a note about the method."""
     if settings.method == "central":
         return "central", _central(probe, directions, claims), ""
     try:
@@ -134,11 +134,12 @@ def _measure(
     except NotAnalyticError as refusal:
         if settings.method == "complex":
             return "complex", [np.nan] * len(claims), str(refusal)
-        return "central", _central(probe, directions, claims), f"not analytic, judged by central differences: {refusal}"
-    if settings.method == "auto" and not error_of(values) <= _GROSS:
+        note = f"not analytic, verified by central differences: {refusal}"
+        return "central", _central(probe, directions, claims), note
+    if settings.method == "auto" and not error_of(values) <= _NOT_ANALYTIC:
         other = _central(probe, directions, claims)
         if error_of(other) <= settings.central_tolerance:
-            return "central", other, "not analytic, judged by central differences: the complex step is far off them"
+            return "central", other, "not analytic, verified by central differences: the complex step disagrees"
     return "complex", values, ""
 
 
@@ -146,49 +147,63 @@ def _central(probe: Probe, directions: Sequence[Array], claims: Sequence[float])
     return [probe.central_nearest(d, claim) for d, claim in zip(directions, claims, strict=True)]
 
 
-def _fall(probe: Probe, gradient: Array, directions: Sequence[Array]) -> Taylor:
-    """Return the best Taylor test of the directions: a wrong gradient has slope 1 along every one."""
-    falls = []
+def _taylor(probe: Probe, gradient: Array, directions: Sequence[Array]) -> Taylor:
+    """Return the best Taylor test over the directions; a wrong gradient has slope 1 along each of them."""
+    tests = []
     for d in directions:
-        fall = taylor(probe, gradient, d)
-        if fall.slope == "linear" or abs(fall.slope - 2) <= SLOPE_MARGIN:
-            return fall
-        falls.append(fall)
-    return next((fall for fall in falls if fall.passed), falls[-1])
+        test = taylor(probe, gradient, d)
+        if test.slope == "linear" or abs(test.slope - 2) <= SLOPE_MARGIN:
+            return test
+        tests.append(test)
+    return next((test for test in tests if test.passed), tests[-1])
 
 
-def relative(gap: float, scale: float) -> float:
-    """Return gap / scale, for which nothing over nothing is 0 and NaN is infinite."""
-    if gap <= _NOTHING:
+def relative(difference: float, scale: float) -> float:
+    """Return `difference` / `scale`; a negligible difference gives 0, NaN gives infinity."""
+    if difference <= _NEGLIGIBLE:
         return 0.0
-    return gap / scale if scale > 0 and np.isfinite(gap) else np.inf
+    return difference / scale if scale > 0 and np.isfinite(difference) else np.inf
 
 
-def verdict_of(norm: float, largest: float, total: float, proved: bool, blind: float, eps: float = EPS) -> Verdict:
-    """Return the verdict on a gradient of norm `norm`, where an error of `blind` would not have been seen."""
-    if not proved:
+def verdict_of(norm: float, largest: float, total: float, agrees: bool, detectable: float, eps: float = EPS) -> Verdict:
+    """Return the verdict on a gradient.
+
+    Parameters
+    ----------
+    norm, largest
+        Norm of the gradient that backward returned, and the largest measured value.
+    total
+        Norm of all gradients together.
+    agrees
+        Whether the gradient agrees with the measured values.
+    detectable
+        The smallest error that would have been detected.
+    eps
+        Machine precision of the gradient's dtype.
+    """
+    if not agrees:
         return "FAILED"
-    if max(norm, largest) <= max(_ZERO_ULPS * eps * total, _NOTHING):
+    if max(norm, largest) <= max(_ZERO_ULPS * eps * total, _NEGLIGIBLE):
         return "zero"
-    return "vacuous" if norm <= blind else "ok"
+    return "vacuous" if norm <= detectable else "ok"
 
 
-def vacuous(norm: float, blind: float) -> str:
-    """Say why a verdict means nothing."""
-    return f"proves nothing: an error of {blind:.1e} would pass, and the whole gradient is {norm:.1e}"
+def vacuous(norm: float, detectable: float) -> str:
+    """Return the note of a vacuous verdict."""
+    return f"verifies nothing: an error of {detectable:.1e} would pass, and the norm of the gradient is {norm:.1e}"
 
 
-def compare_float32(low: Array, proved: Array, total: float, place: Place, settings: Settings) -> Row:
-    """Compare a float32 gradient with the float64 one."""
-    gap, tolerance = np.abs(low - proved), settings.float32_tolerance
-    norms = [float(np.linalg.norm(values.astype(np.float64))) for values in (low, proved)]
-    scale = max(norms[1], _SHARE * total)
-    error = relative(float(np.linalg.norm(gap)), scale)
-    eps, blind = float(np.finfo(np.float32).eps), tolerance * scale
+def compare_float32(low: Array, high: Array, total: float, place: Place, settings: Settings) -> Row:
+    """Compare the float32 gradient `low` with the float64 gradient `high`."""
+    difference, tolerance = np.abs(low - high), settings.float32_tolerance
+    norms = [float(np.linalg.norm(values.astype(np.float64))) for values in (low, high)]
+    scale = max(norms[1], _SCALE_FLOOR * total)
+    error = relative(float(np.linalg.norm(difference)), scale)
+    eps, detectable = float(np.finfo(np.float32).eps), tolerance * scale
     both_zero = max(norms) <= _ZERO_ULPS * eps * total
-    verdict = verdict_of(norms[1], norms[0], total, both_zero or error <= tolerance, blind, eps)
-    note, index = vacuous(norms[1], blind) if verdict == "vacuous" else "", None
+    verdict = verdict_of(norms[1], norms[0], total, both_zero or error <= tolerance, detectable, eps)
+    note, index = vacuous(norms[1], detectable) if verdict == "vacuous" else "", None
     if verdict == "FAILED":
-        index = tuple(int(k) for k in np.unravel_index(np.argmax(gap), gap.shape))
-        note = f"worst at {list(index)}: {low[index]:.6g} in float32, {proved[index]:.6g} in float64"
+        index = tuple(int(k) for k in np.unravel_index(np.argmax(difference), difference.shape))
+        note = f"worst at {list(index)}: {low[index]:.6g} in float32, {high[index]:.6g} in float64"
     return Row(place.layer, place.name, low.shape, norms[0], error, None, index, verdict, "float32", note)

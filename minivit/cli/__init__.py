@@ -1,4 +1,4 @@
-"""The commands, one file each: HELP, DESCRIPTION, EXAMPLES, `add_arguments(parser)` and `run(args, terminal)`."""
+"""The commands, one per file; each has HELP, DESCRIPTION, EXAMPLES, `add_arguments(parser)`, `run(args, terminal)`."""
 
 from minivit.cli.main import COMMANDS, main
 

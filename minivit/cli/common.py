@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options, loading of data sets and models, and the result type that several commands share."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ class CommandResult(NamedTuple):
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
-    """Add --backend, for which `check_backend` answers."""
+    """Add --backend, which `check_backend` checks."""
     parser.add_argument(
         "--backend",
         default="numpy",
         metavar="NAME",
-        help="numpy, cupy, or cupy:1 for another GPU than the first (default: numpy)",
+        help="numpy, cupy, or cupy:1 for the second GPU (default: numpy)",
     )
 
 
 def check_backend(name: str) -> None:
-    """Raise UserError unless there is a backend `name`, with the device that it names, before any other work."""
+    """Raise UserError if the backend `name` or its device does not exist; called before any other work."""
     backend(name)
 
 
 @contextmanager
 def enough_memory(backend: str) -> Iterator[None]:
-    """Say what helps where the device of `backend` runs out of memory in the block; the host's own error goes on.
+    """Give advice if the device of `backend` runs out of memory in the block; an error of the host is not changed.
 
     Raises
     ------
     RunError
-        In the place of the library's error.
+        Replaces the error of the array library.
     """
     try:
         yield
@@ -59,25 +59,25 @@ def enough_memory(backend: str) -> Iterator[None]:
         if backend == "numpy" or not is_out_of_memory(error):
             raise
         raise RunError(
-            f"the device of --backend {backend} has too little free memory; end what else runs on it, or leave "
-            "--backend out (--backend numpy takes none of it)"
+            f"the device of --backend {backend} has too little free memory; stop other programs on it, or leave "
+            "--backend out (--backend numpy uses no device memory)"
         ) from error
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add --data."""
-    parser.add_argument("--data", metavar="DIR", help="where CIFAR is, or is downloaded to (default: $MINIVIT_DATA)")
+    parser.add_argument("--data", metavar="DIR", help="folder of CIFAR, also for its download (default: $MINIVIT_DATA)")
 
 
 def dataset_name(text: str, gone: bool = False) -> str:
-    """Return a data set's name, or its absolute path, also if `gone`, which means the same from everywhere."""
+    """Return the name of a data set, or the absolute path of a folder or file; with `gone`, it need not exist."""
     path = Path(text).expanduser()
     is_path = text not in NAMES and (gone or path.exists())
-    return os.path.abspath(path) if is_path else text  # noqa: PTH100 - links stay links
+    return os.path.abspath(path) if is_path else text  # noqa: PTH100 - does not resolve links
 
 
 def open_dataset(name: str, image_size: tuple[int, int], data: str | None, terminal: Terminal) -> Dataset:
-    """Load a data set with a progress bar; the images of a folder, which may have any size, are resized."""
+    """Load a data set with a progress bar; the images of a folder are resized to `image_size`."""
     path = Path(name)
     is_folder = name not in NAMES and path.is_dir() and not batches_in(path)
     with terminal.progress() as progress:
@@ -85,12 +85,12 @@ def open_dataset(name: str, image_size: tuple[int, int], data: str | None, termi
 
 
 def open_model(text: str, checkpoint: str, backend: str) -> tuple[ViT, dict[str, Any]]:
-    """Load the model of a run folder, or a model file or folder, onto a backend, and what was saved with it.
+    """Load the model of a run folder, or a model file or folder, onto a backend; return it with its metadata.
 
     Raises
     ------
     UserError
-        It is missing or damaged, or does not say which class names, mean and std go with it.
+        The model is missing or damaged, or its metadata lack class names, mean or std.
     RunError
         The device has too little memory.
     """
@@ -102,7 +102,7 @@ def open_model(text: str, checkpoint: str, backend: str) -> tuple[ViT, dict[str,
     about = model_metadata(path)
     missing = [key for key in LABELS_MEAN_STD if key not in about]
     if missing:
-        raise UserError(f"{path} does not say its {', '.join(missing)}, which minivit.save_model keeps as extra=")
+        raise UserError(f"{path} lacks {', '.join(missing)}; pass them to minivit.save_model as extra=")
     with enough_memory(backend):
         model = load_model(path, backend=backend)
     if len(about["class_names"]) != model.config.num_classes:

@@ -1,4 +1,4 @@
-"""``minivit eval``: how often a trained model is right, class by class."""
+"""``minivit eval``: the accuracy and the loss of a trained model."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from minivit.errors import RunError, UserError, counted
 from minivit.train.evaluation import evaluate
 from minivit.train.run_folder import RunFolder
 
-HELP = "accuracy and loss of a trained model, class by class"
+HELP = "measure accuracy and loss of a trained model"
 DESCRIPTION = """\
-Measure a run's model, or a model file's, on the test images: accuracy, mean
-cross-entropy loss, and for each class how often it is recognised and what it is
-taken for. Every image counts once."""
+Evaluate the model of a run, or a model file, on the test images: accuracy, mean
+cross-entropy loss, and for each class its accuracy and its most frequent wrong
+prediction. Every image counts once."""
 EXAMPLES = """\
 examples:
   minivit eval runs/digits-1
@@ -41,10 +41,12 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("run", metavar="RUN", help="a run folder, or a model file or folder")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)")
-    parser.add_argument("--dataset", help="a data set's name or path (default: the run's)")
     parser.add_argument(
-        "--split", choices=("test", "validation", "train"), default="test", help="which images (default: test)"
+        "--checkpoint", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
+    )
+    parser.add_argument("--dataset", help="name or path of a data set (default: the data set of the run)")
+    parser.add_argument(
+        "--split", choices=("test", "validation", "train"), default="test", help="images to use (default: test)"
     )
     add_data(parser)
     add_backend(parser)
@@ -58,17 +60,17 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     if not path.exists():
         raise UserError(f"there is no run or model {args.run}")
     if args.dataset is None and recipe is None:
-        raise UserError(f"{args.run} is no run, so it does not say which images it is for; name them with --dataset")
+        raise UserError(f"{args.run} is not a run and has no data set; give one with --dataset")
     model, about = open_model(args.run, args.checkpoint, args.backend)
     config = model.config
     name = dataset_name(args.dataset) if args.dataset is not None or recipe is None else recipe.dataset
     dataset = open_dataset(name, (config.height, config.width), args.data, terminal)
     channels = dataset.test_images.shape[3]
     if channels != config.in_chans:
-        raise UserError(f"{args.run} takes images of {config.in_chans} channels, but {dataset.name} has {channels}")
+        raise UserError(f"{args.run} expects images of {config.in_chans} channels, but {dataset.name} has {channels}")
     if list(dataset.class_names) != about["class_names"]:
         raise UserError(
-            f"{args.run} knows {counted('classes', about['class_names'])}, "
+            f"{args.run} has {counted('classes', about['class_names'])}, "
             f"but {dataset.name} has {counted('classes', dataset.class_names)}"
         )
     own = recipe if recipe is not None and recipe.dataset == name else None
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     with enough_memory(args.backend), Engine(model) as engine:
         measured = evaluate(engine, images, labels, about["mean"], about["std"])
     if not np.isfinite(measured.loss):
-        raise RunError(f"the loss of {args.run} is not finite: take another checkpoint")
+        raise RunError(f"the loss of {args.run} is not finite: use another checkpoint")
     classes = _classes(measured.confusion, dataset.class_names)
     _show(classes, terminal)
     what = f"{measured.images:,} {args.split} images of {dataset.name}"
@@ -89,11 +91,11 @@ def _part(dataset: Dataset, split: str, validation: tuple[float, int] | None) ->
     if split == "test":
         return dataset.test_images, dataset.test_labels
     if validation is None:
-        raise UserError(f"only a run on its own images knows which of them are for {split}; leave --split out")
+        raise UserError(f"--split {split} needs a run and the data set that it was trained on; leave --split out")
     train_index, validation_index = split_validation(dataset, *validation)
     index = train_index if split == "train" else validation_index
     if not len(index):
-        raise UserError("the run kept no validation images; leave --split out")
+        raise UserError("the run has no validation images; leave --split out")
     return dataset.train_images[index], dataset.train_labels[index]
 
 

@@ -1,4 +1,4 @@
-"""``minivit gradcheck``: proves the gradients of a model, of all ops, of all layers, or of one case."""
+"""``minivit gradcheck``: verify the gradients of a model, of all ops, of all layers, or of one case."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from minivit.checking import Report, Row, gradcheck, gradcheck_model
 from minivit.checking.cases import CASES, LAYERS, OPS, Case
 from minivit.cli.common import CommandResult, add_backend, check_backend
 from minivit.cli.terminal import Terminal
-from minivit.data import Progress
+from minivit.data import ProgressCallback
 from minivit.errors import UserError
 from minivit.nn.presets import PRESETS, create_model, get_config
 
-HELP = "prove every gradient of a model, of the ops or of the layers"
+HELP = "verify every gradient of a model, of the ops or of the layers"
 DESCRIPTION = """\
-Check backward passes in float64: by the complex step along random directions, and
-by the order of the Taylor remainder. The error is relative; 1e-11 passes.
-TARGET is a model's name, `ops`, `layers`, or a case of those such as `attention`.
-Without TARGET: all ops, all layers, and vit_tiny_patch4_32.
-A model is checked near its first parameters, with two of its blocks, which all run
-the same code, unless --depth says otherwise. With --backend cupy the backward passes
-of all ops and layers, and the kernels that run them, are checked there."""
+Verify backward passes in float64 by the complex step along random directions and by
+the order of the Taylor remainder. Relative errors up to the tolerance pass.
+TARGET is the name of a model, `ops`, `layers`, or one of their cases such as
+`attention`. Without TARGET: all ops, all layers, and vit_tiny_patch4_32.
+A model is checked near its initial parameters and with two of its blocks, since all
+blocks run the same code; --depth changes this. With --backend cupy, the ops, the
+layers and their kernels are checked on the GPU, and no model."""
 EXAMPLES = """\
 examples:
   minivit gradcheck
@@ -40,9 +40,9 @@ DEFAULT_DEPTH = 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("target", nargs="?", metavar="TARGET", help="a model, `ops`, `layers`, or the name of a case")
-    parser.add_argument("--depth", type=int, help=f"blocks of the model (default: {DEFAULT_DEPTH})")
-    parser.add_argument("--batch", type=int, default=2, help="images in the model's batch (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of the points and the directions (default: 0)")
+    parser.add_argument("--depth", type=int, help=f"number of blocks of the model (default: {DEFAULT_DEPTH})")
+    parser.add_argument("--batch", type=int, default=2, help="batch size (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the points and directions (default: 0)")
     add_backend(parser)
     parser.add_argument("--tolerance", type=float, default=1e-11, help="largest relative error (default: 1e-11)")
 
@@ -88,14 +88,14 @@ def _targets(target: str | None) -> tuple[str | None, Sequence[Case]]:
         near = difflib.get_close_matches(target, known, n=1, cutoff=0.0)[0]
         raise UserError(
             f"there is no model, op or layer called {target!r}; did you mean {near!r}? "
-            f"`minivit info` lists the models, and the cases are {', '.join(case.name for case in CASES)}"
+            f"`minivit info` lists the models; the cases are {', '.join(case.name for case in CASES)}"
         )
     return None, cases
 
 
 def _on(backend: str, model: str | None, cases: Sequence[Case]) -> list[Case]:
     if model is not None:
-        raise UserError(f"the cases run on {backend}, whole models on NumPy alone: leave {model} out, or --backend")
+        raise UserError(f"on {backend} only ops and layers are checked, not models: leave out {model} or --backend")
     check_backend(backend)
     return [case.on(backend) for case in cases]
 
@@ -128,7 +128,7 @@ def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Rep
     model = create_model(name, seed=args.seed, dtype="float64", depth=depth)
     config = model.config
     generator = np.random.default_rng(args.seed)
-    for parameter in model.parameters.values():  # a head that starts at zero would hide every gradient behind it
+    for parameter in model.parameters.values():  # a head of zeros would make all gradients before it zero
         parameter.value[...] += 0.02 * generator.standard_normal(parameter.shape)
     what = f"{name} ({depth} of its {whole.depth} blocks)"
     with terminal.progress() as progress:
@@ -143,9 +143,9 @@ def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Rep
 
 
 class _Rows:
-    """Counts the rows of a report into a progress bar."""
+    """Reports the number of checked rows to a progress callback."""
 
-    def __init__(self, what: str, progress: Progress) -> None:
+    def __init__(self, what: str, progress: ProgressCallback) -> None:
         self.what, self.progress, self.done = what, progress, 0
 
     def __call__(self, row: Row, total: int) -> None:

@@ -1,4 +1,4 @@
-"""``minivit info``: what a model costs; without a model, what there is."""
+"""``minivit info``: the size and cost of a model, or the list of models and the properties of this machine."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from minivit.nn.config import ViTConfig
 from minivit.nn.presets import PRESETS, get_config
 from minivit.nn.summary import LayerCost, Summary, summarize
 
-HELP = "parameters, FLOPs and memory of a model; without one, the models and this machine"
+HELP = "show parameters, FLOPs and memory of a model, or list all models and this machine"
 DESCRIPTION = """\
-Parameters, FLOPs of an image (forward pass; 2 for each multiply-add of the matrix
-products) and memory of a training image (float32; what the forward pass keeps for
-the backward pass), by layer. Without MODEL: all models, versions and cores."""
+Show for each layer the parameters, the FLOPs per image (forward pass; 2 for each
+multiply-add of a matrix product) and the memory per training image (float32; what
+the forward pass keeps for the backward pass). Without MODEL: show all models,
+versions, cores and backends."""
 EXAMPLES = """\
 examples:
   minivit info
@@ -31,7 +32,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a model's name")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the name of a model")
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
@@ -44,10 +45,10 @@ def _model(name: str, terminal: Terminal) -> CommandResult:
     summary = summarize(config)
     terminal.show(f"{name}: {_described(config)}", "")
     rows = [_row(layer.name, layer) for layer in _once(summary.layers, config.depth)]
-    columns = ("layer", ">parameters", ">FLOPs an image", ">memory a training image")
+    columns = ("layer", ">parameters", ">FLOPs per image", ">memory per training image")
     terminal.table(columns, [*rows, _row("whole model", summary)], total=True)
     state = 16 * summary.parameters
-    terminal.show("", f"values, gradients and AdamW's two vectors: {_bytes(state)}; all in float32")
+    terminal.show("", f"values, gradients and the two moments of AdamW: {_bytes(state)}, in float32")
     return CommandResult({"model": name, "config": config.to_dict(), **summary.to_dict()})
 
 
@@ -60,7 +61,7 @@ def _described(config: ViTConfig) -> str:
 
 
 def _once(layers: tuple[LayerCost, ...], depth: int) -> list[LayerCost]:
-    """Return the layers with one row for all blocks' norm1, one for their attn and so on."""
+    """Return the costs with the same layer of all blocks added up: one row for norm1, one for attn, and so on."""
     rows: dict[str, LayerCost] = {}
     for layer in layers:
         name = layer.name
@@ -94,7 +95,7 @@ def _bytes(count: int) -> str:
 
 def _machine(terminal: Terminal) -> CommandResult:
     costs = {name: summarize(config) for name, config in PRESETS.items()}
-    columns = ("model", ">parameters", ">FLOPs an image", ">memory a training image")
+    columns = ("model", ">parameters", ">FLOPs per image", ">memory per training image")
     terminal.table(columns, [_row(name, cost) for name, cost in costs.items()])
     libraries = [library for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
     backends = about_backends()
@@ -109,19 +110,19 @@ def _machine(terminal: Terminal) -> CommandResult:
     terminal.show("")
     terminal.table(("this machine", ""), [(name, str(value)) for name, value in shown.items() if name != "version"])
     terminal.show(*(facts["reason"] for facts in backends.values() if facts["reason"]))
-    terminal.show("", "`minivit info vit_tiny_patch4_32` shows a model layer by layer")
+    terminal.show("", "`minivit info vit_tiny_patch4_32` shows the layers of a model")
     models = {name: {"parameters": c.parameters, "flops": c.flops, "memory": c.memory} for name, c in costs.items()}
     return CommandResult({**about, "backends": backends, "models": models})
 
 
 def _shown(backends: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return what the table says of the backends: which can be used, what their devices are and who drives them."""
+    """Return the rows of the table about backends: the usable ones, their versions, drivers and devices."""
     shown = {"backends": ", ".join(name for name, facts in backends.items() if not facts["reason"])}
     for name, facts in backends.items():
         if facts.get("cuda_runtime"):
             shown[name] = f"{facts['version']} for CUDA {facts['cuda_runtime']}"
         if facts.get("cuda_driver"):
-            shown["driver"] = f"knows CUDA {facts['cuda_driver']}"
+            shown["driver"] = f"supports CUDA {facts['cuda_driver']}"
         for device in facts["devices"]:
             shown[f"{name}:{device['index']}"] = (
                 f"{device['name']}, {_bytes(device['memory'])}, compute capability {device['compute_capability']}"

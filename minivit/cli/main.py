@@ -1,7 +1,7 @@
-"""The command line: which commands there are, and what a failure looks like.
+"""The command line: the table of commands, the parser, and the reporting of errors.
 
-Exit status: 0; 2 for a usage or input error; 1 otherwise. Every failure is one line on standard error, without a
-traceback unless --debug asks for it.
+Exit status: 0; 2 for a usage or input error; 1 otherwise. Every error is one line on standard error, with a traceback
+only if --debug is given.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ COMMANDS: dict[str, Any] = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `{self.prog} --help` shows how")
+        raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="minivit",
-        description="A Vision Transformer in NumPy, every backward pass by hand and proved.",
-        epilog="Begin with: minivit train digits",
+        description="A Vision Transformer in NumPy and CuPy with hand-written, verified backward passes.",
+        epilog="First example: minivit train digits",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"minivit {minivit.__version__}")
@@ -60,17 +60,17 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--json", action="store_true", help="print one JSON object, on the last line of standard output"
         )
-        sub.add_argument("--debug", action="store_true", help="show where an error comes from")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1, cutoff=0.0)[0]
-        raise UserError(f"there is no command {argv[0]!r}; did you mean {near!r}? The commands: {', '.join(COMMANDS)}")
+        raise UserError(f"there is no command {argv[0]!r}; did you mean {near!r}? Commands: {', '.join(COMMANDS)}")
     args, unknown = _parser().parse_known_args(argv)
     if unknown:
-        raise UserError(f"unknown: {' '.join(unknown)}; `minivit {args.command} --help` lists the options")
+        raise UserError(f"unknown arguments: {' '.join(unknown)}; see `minivit {args.command} --help`")
     return args
 
 
@@ -78,20 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file name or class name may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):  # names of files or classes may have characters it cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         with _warnings_in_one_line():
             args = _parse(argv)
-            outcome = COMMANDS[args.command].run(args, Terminal(args.json))
+            result = COMMANDS[args.command].run(args, Terminal(args.json))
         if args.json:
-            print(json.dumps(outcome.values, allow_nan=False))  # noqa: T201 - what --json asks for
-        if sys.stdout is not None:  # it was closed before we began
+            print(json.dumps(result.values, allow_nan=False))  # noqa: T201 - the output of --json
+        if sys.stdout is not None:  # None if the process was started without standard output
             sys.stdout.flush()
-        return int(outcome.status)
-    except SystemExit as stop:  # argparse ends so after --help and --version
+        return int(result.status)
+    except SystemExit as stop:  # raised by argparse after --help and --version
         return int(stop.code or 0)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -103,12 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """Return what to say about an error, and the exit status."""
+    """Return the message of an error and the exit status."""
     if isinstance(error, UserError):
         return str(error), 2
     if isinstance(error, (RunError, OSError)):
         return str(error), 1
-    hint = "--debug shows where it comes from"
+    hint = "--debug shows the traceback"
     if isinstance(error, (ValueError, TypeError)):
         return f"{error}; {hint}", 2
     if is_out_of_memory(error):
@@ -123,7 +123,7 @@ def _failed(message: str, status: int) -> int:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Show a warning as one line, and none of NumPy's about overflow: the commands look for NaN and infinity."""
+    """Print each warning in one line, except NumPy's about overflow: the commands check for NaN and infinity."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         complain(f"warning: {message}")

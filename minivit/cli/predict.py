@@ -1,4 +1,4 @@
-"""``minivit predict``: what a trained model sees in image files."""
+"""``minivit predict``: classify image files with a trained model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ HELP = "classify image files with a trained model"
 DESCRIPTION = """\
 Classify image files with the best model of a run, or with a model file. An image is
 converted to the model's channels, resized to its size and normalised as in training.
-A file that cannot be read is named, the others are classified, and the exit status
-is 2."""
+If a file cannot be read, the others are classified and the exit status is 2."""
 EXAMPLES = """\
 example:
   minivit predict runs/cifar10-1 cat.jpg dog.png --top 3"""
@@ -33,8 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("run", metavar="RUN", help="a run folder, or a model file or folder")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="how many classes to show (default: 5)")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="number of classes to show (default: 5)")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best", help="which checkpoint (default: best)"
+    )
     add_backend(parser)
 
 
@@ -59,13 +60,13 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             resized.append(f"{name} ({size[0]} x {size[1]})")
     predictions = []
     if images:
-        # To start a second worker takes longer than it saves on a few images.
+        # Starting a second worker takes longer than it saves for a few images.
         threads = 1 if len(images) <= config.micro_batch else None
         with enough_memory(args.backend), Engine(model, threads) as engine:
             transform = image_transform(engine, about["mean"], about["std"])
             logits = to_host(engine.predict(transform(np.stack(images))))
         if not np.isfinite(logits).all():
-            raise UserError(f"{args.run} answers with NaN or infinity: take another checkpoint")
+            raise UserError(f"the logits of {args.run} are not finite: use another checkpoint")
         probabilities, _ = softmax(logits, keep=False)
         labels = about["class_names"]
         predictions = [{"path": p, "top": _top(q, labels, args.top)} for p, q in zip(paths, probabilities, strict=True)]
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
 
 def _read(path: Path, size: tuple[int, int], channels: int) -> Array:
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name the image files in it")
+        raise UserError(f"{path} is a folder; give the image files in it")
     if not path.exists():
         raise UserError(f"there is no file {path}")
     return read_images([path], image_size=size, channels=channels)[0]

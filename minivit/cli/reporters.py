@@ -1,4 +1,4 @@
-"""How a training run is told: a line for each epoch in a pipe, a live bar on a terminal."""
+"""The progress of a training run: one line per epoch in a pipe, a live progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as h:mm:ss."""
+    """Return a duration as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def percent(share: float) -> str:
-    """Return a share of 1 in percent."""
+    """Return a fraction as a percentage."""
     return f"{100.0 * share:.1f} %"
 
 
 class LineReporter:
-    """A line for each epoch."""
+    """Prints one line per epoch."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -33,17 +33,17 @@ class LineReporter:
         self.latest: StepReport | None = None
 
     def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
-        """Remember how many epochs there are; say where a resumed run goes on."""
+        """Store the number of epochs, and print the step at which a resumed run continues."""
         self.epochs = run.recipe.epochs
         if first_step:
-            self.say(f"going on after step {first_step:,} of {total_steps:,}")
+            self.say(f"continuing after step {first_step:,} of {total_steps:,}")
 
     def stepped(self, report: StepReport) -> None:
-        """Remember the step."""
+        """Store the report of the step."""
         self.latest = report
 
     def epoch_ended(self, metrics: dict[str, Any]) -> None:
-        """Print the epoch's line."""
+        """Print the line of the epoch."""
         parts = [f"epoch {metrics['epoch']:>{len(str(self.epochs))}}/{self.epochs}"]
         for part, name in (("train", ""), ("val", "validation ")):
             if f"{part}_loss" in metrics:
@@ -56,7 +56,7 @@ class LineReporter:
 
 
 class LiveReporter:
-    """A bar over the whole run, and the accuracy of the epochs as a small curve."""
+    """Draws a progress bar of the run and a small curve of the validation accuracy."""
 
     def __init__(self, console: Console) -> None:
         from rich import progress as bars
@@ -77,9 +77,9 @@ class LiveReporter:
             expand=True,
         )
         self._task = self._bar.add_task("", epoch=0, epochs=0, loss="-", accuracy="-", rate="-", left="-")
-        self._live = Live(self._picture(), console=console, refresh_per_second=8)
+        self._live = Live(self._content(), console=console, refresh_per_second=8)
 
-    def _picture(self) -> Any:
+    def _content(self) -> Any:
         from rich.console import Group
 
         return Group(self._bar, self._curve) if self._curve.plain else self._bar
@@ -92,14 +92,14 @@ class LiveReporter:
         self._live.stop()
 
     def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
-        """Draw the bar, from where a resumed run goes on."""
+        """Draw the bar, at the step at which a resumed run continues."""
         epoch = first_step // steps_per_epoch + 1
         self._bar.update(self._task, total=total_steps, completed=first_step, epoch=epoch, epochs=run.recipe.epochs)
         for metrics in run.metrics():
-            self._follow(metrics)
+            self._add_to_curve(metrics)
 
     def stepped(self, report: StepReport) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         self._bar.update(
             self._task,
             completed=report.step,
@@ -111,11 +111,11 @@ class LiveReporter:
         )
 
     def epoch_ended(self, metrics: dict[str, Any]) -> None:
-        """Lengthen the curve."""
-        self._follow(metrics)
-        self._live.update(self._picture())
+        """Extend the curve."""
+        self._add_to_curve(metrics)
+        self._live.update(self._content())
 
-    def _follow(self, metrics: dict[str, Any]) -> None:
+    def _add_to_curve(self, metrics: dict[str, Any]) -> None:
         from rich.text import Text
 
         if "val_accuracy" in metrics:
@@ -128,7 +128,7 @@ class LiveReporter:
 
 
 def sparkline(values: Sequence[float], encoding: str, width: int = 40) -> str:
-    """Return values from 0 to 1 as a row of at most `width` blocks, or nothing where the encoding has none."""
+    """Return values from 0 to 1 as at most `width` block characters, or "" if the encoding does not have them."""
     if not encoding.lower().startswith("utf"):
         return ""
     step = max(1.0, len(values) / width)

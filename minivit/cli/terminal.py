@@ -1,6 +1,7 @@
-"""What people see while a command works: colour and live bars on a terminal, plain lines in a pipe.
+"""The output of commands: colour and progress bars on a terminal, plain lines in a pipe.
 
-With --json, standard output is for the JSON object alone: tables are left out, and progress goes to standard error.
+With --json, only the JSON object is printed to standard output: there are no tables, and progress is printed to
+standard error.
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from minivit.data import Progress
+from minivit.data import ProgressCallback
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from minivit.train.trainer import Reporter
 
-PIPE_WIDTH = 160  # columns of a table where there is no terminal to measure
+PIPE_WIDTH = 160  # width of a table that is not printed to a terminal
 
 
 def complain(message: object) -> None:
-    """Print one line about what went wrong, on standard error."""
-    print("minivit:", " ".join(str(message).split()), file=sys.stderr)  # noqa: T201 - what the command line is for
+    """Print an error or a warning as one line on standard error."""
+    print("minivit:", " ".join(str(message).split()), file=sys.stderr)  # noqa: T201 - output of the command line
 
 
 class Terminal:
-    """Where a command writes for people.
+    """The output of one command.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ class Terminal:
 
     @functools.cached_property
     def console(self) -> Console:
-        """The console of words and bars: standard output, or standard error beside a JSON object."""
+        """The rich console: standard output, or standard error with --json."""
         from rich.console import Console
 
         console = Console(stderr=self.json, highlight=False, emoji=False)
@@ -50,21 +51,21 @@ class Terminal:
 
     @property
     def live(self) -> bool:
-        """Whether lines can be redrawn."""
+        """Whether the console is a terminal that can redraw lines."""
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def say(self, text: str = "", style: str = "") -> None:
-        """Print a line about the work: on standard error beside a JSON object."""
+        """Print a line of progress or information; with --json, on standard error."""
         self.console.print(text, style=style, markup=False, soft_wrap=True)
 
     def show(self, *lines: str) -> None:
-        """Print results for people; beside a JSON object, which holds them, nothing."""
+        """Print lines of results; with --json, print nothing, because the JSON object holds the results."""
         if not self.json:
             for line in lines:
                 self.say(line)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], total: bool = False) -> None:
-        """Show a table; a column whose name begins with > is aligned right, and `total` sets the last row apart."""
+        """Print a table; a column whose name begins with > is right-aligned; `total` prints the last row in bold."""
         if self.json:
             return
         from rich.table import Table
@@ -80,17 +81,17 @@ class Terminal:
         self.console.print(table)
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """Yield ``progress(what, done, total)``: a bar that goes when the work is done, or a line for each `what`."""
+    def progress(self) -> Iterator[ProgressCallback]:
+        """Yield ``progress(what, done, total)``, which draws a temporary bar, or prints one line for each `what`."""
         if not self.live:
-            told = set()
+            printed = set()
 
-            def tell(what: str, done: int, total: int) -> None:
-                if what not in told:
-                    told.add(what)
+            def print_once(what: str, done: int, total: int) -> None:
+                if what not in printed:
+                    printed.add(what)
                     self.say(what)
 
-            yield tell
+            yield print_once
             return
         from rich import progress as bars
 

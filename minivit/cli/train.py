@@ -1,4 +1,4 @@
-"""``minivit train``: trains a Vision Transformer into a run folder."""
+"""``minivit train``: train a Vision Transformer and store the run in a folder."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from minivit.train.trainer import Trainer
 HELP = "train a Vision Transformer"
 DESCRIPTION = """\
 Train on digits, cifar10 or cifar100, or on the images in PATH/train/CLASS/ and
-PATH/test/CLASS/. What is not asked for is what the data set's recipe says. The run
-folder gets the model, the metrics and a plot. Ctrl-C saves, --resume goes on, and
-the result has the same bits as if nothing had happened."""
+PATH/test/CLASS/. The recipe of the data set supplies the options that are not given.
+The run folder holds the model, the metrics and a plot. Ctrl-C saves a checkpoint, and
+--resume continues from it; the result has the same bits as without interruption."""
 EXAMPLES = """\
 examples:
   minivit train digits
@@ -39,37 +39,37 @@ examples:
   minivit train cifar10 --backend cupy --precision bfloat16
   minivit train photos/ --model vit_tiny_patch16_224 --set drop_path_rate=0.1"""
 
-# The options that are fields of the recipe: only those given count.
+# The options that set fields of the recipe. An option that is not given leaves its field unchanged.
 RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
-    "model": {"help": "a model's name; `minivit info` lists them"},
-    "epochs": {"type": int, "help": "passes over the training images"},
-    "batch_size": {"type": int, "help": "images of a step"},
-    "lr": {"type": float, "help": "largest learning rate"},
-    "schedule": {"choices": SCHEDULES, "help": "of the learning rate after the warmup"},
-    "warmup_epochs": {"type": float, "help": "epochs of rising learning rate"},
-    "optimizer": {"choices": OPTIMIZERS, "help": "adamw, adam or sgd"},
-    "weight_decay": {"type": float, "help": "of matrices, not of biases, norms, tokens and positions"},
-    "momentum": {"type": float, "help": "of sgd"},
-    "clip_norm": {"type": float, "help": "largest global norm of the gradients; 0: no clipping"},
-    "crop_padding": {"type": int, "help": "pixels by which training images are shifted at most; 0: none"},
-    "flip": {"action": argparse.BooleanOptionalAction, "help": "whether half of the training images are mirrored"},
-    "label_smoothing": {"type": float, "help": "share of the label that goes to all classes"},
-    "validation": {"type": float, "help": "share of the training images that choose the best epoch"},
+    "model": {"help": "name of a model; `minivit info` lists them"},
+    "epochs": {"type": int, "help": "number of passes over the training images"},
+    "batch_size": {"type": int, "help": "number of images per step"},
+    "lr": {"type": float, "help": "maximum learning rate"},
+    "schedule": {"choices": SCHEDULES, "help": "learning rate schedule after the warmup"},
+    "warmup_epochs": {"type": float, "help": "number of epochs of linear warmup"},
+    "optimizer": {"choices": OPTIMIZERS, "help": "the optimizer"},
+    "weight_decay": {"type": float, "help": "weight decay of matrices; biases, norms, tokens and positions have none"},
+    "momentum": {"type": float, "help": "momentum of sgd"},
+    "clip_norm": {"type": float, "help": "maximum global norm of the gradients; 0: no clipping"},
+    "crop_padding": {"type": int, "help": "padding of random crops in pixels; 0: no random crops"},
+    "flip": {"action": argparse.BooleanOptionalAction, "help": "flip training images at random"},
+    "label_smoothing": {"type": float, "help": "label smoothing of the loss"},
+    "validation": {"type": float, "help": "fraction of the training images used for validation"},
     "micro_batch": {
         "type": int,
-        "help": "images that a thread takes at a time, 0: by the model's size; on a GPU, where the memory is too small "
-        "for the whole batch, and where it may differ with --resume",
+        "help": "images per micro-batch of a worker; 0: a function of the model's size. On a GPU it is only needed if "
+        "the memory is too small for the whole batch, and may change with --resume",
     },
-    "dtype": {"choices": ("float32", "float64"), "help": "of parameters and arithmetic"},
-    "seed": {"type": int, "help": "of all that is random"},
+    "dtype": {"choices": ("float32", "float64"), "help": "dtype of parameters and arithmetic"},
+    "seed": {"type": int, "help": "seed of all random numbers"},
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("dataset", metavar="DATA", help="digits, cifar10, cifar100, or a path")
-    parser.add_argument("--run", metavar="DIR", help="where the run is kept (default: runs/DATA-1, -2, ...)")
-    parser.add_argument("--resume", action="store_true", help="go on with a run (default: the newest of DATA)")
+    parser.add_argument("--run", metavar="DIR", help="the run folder (default: runs/DATA-1, -2, ...)")
+    parser.add_argument("--resume", action="store_true", help="continue a run (default: the newest of DATA)")
     for name, options in RECIPE_OPTIONS.items():
         if not {"choices", "action"} & set(options):
             options = {"metavar": name.rpartition("_")[2].upper(), **options}
@@ -81,16 +81,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="a field of the model's configuration, such as depth=4 or drop_path_rate=0.1; can be repeated",
     )
-    parser.add_argument("--threads", type=int, help="worker threads; they change no bit (default: all cores)")
+    parser.add_argument("--threads", type=int, help="number of workers; the result is the same (default: all cores)")
     parser.add_argument(
-        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="longest time between two (default: 60)"
+        "--checkpoint-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="maximum time between two checkpoints (default: 60)",
     )
     add_data(parser)
     add_backend(parser)
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="of a GPU's arithmetic; parameters stay float32 (default: float32; tf32 and the 16-bit types are faster)",
+        help="precision of the arithmetic on a GPU; parameters stay float32 (default: float32, the slowest)",
     )
 
 
@@ -109,7 +113,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     size = recipe.model_options.get("img_size", (preset.height, preset.width))
     image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
     dataset = open_dataset(recipe.dataset, image_size, args.data, terminal)
-    micro_batch = args.micro_batch or None if _has_device(args) else None  # on the host it is in the recipe
+    micro_batch = args.micro_batch or None if _has_device(args) else None  # on the host the recipe holds it
     trainer = Trainer(opened, dataset, args.threads, args.backend, args.precision, micro_batch)
     if not args.resume:
         RunFolder.create(opened.path, trainer.recipe)
@@ -127,14 +131,15 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             result = trainer.fit(reporter, args.resume, args.checkpoint_seconds)
     except Interrupted as stop:
         where = f"stopped after step {stop.step:,} of {trainer.total_steps:,}"
-        raise RunError(f"{where}; all is saved. To go on: {_again(args, opened)}") from stop
+        raise RunError(f"{where}; the run is saved. To continue: {_resume_command(args, opened)}") from stop
     except KeyboardInterrupt as stop:
-        raise RunError(f"stopped at once. To go on after the last checkpoint: {_again(args, opened)}") from stop
+        message = "stopped at once. To continue from the last checkpoint"
+        raise RunError(f"{message}: {_resume_command(args, opened)}") from stop
     except OutOfMemoryError as stop:
         if stop.micro_batch is None:
             raise
         args.micro_batch = stop.micro_batch
-        raise RunError(f"{stop}: {_again(args, opened)}") from stop
+        raise RunError(f"{stop}: {_resume_command(args, opened)}") from stop
     return _finished(opened, result, terminal)
 
 
@@ -143,7 +148,7 @@ def _has_device(args: argparse.Namespace) -> bool:
 
 
 def _check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
-    """Raise UserError where the options are at odds, before the data set is read or downloaded."""
+    """Raise UserError for options that contradict each other, before the data set is read or downloaded."""
     check_precision(args.precision, recipe.dtype, not _has_device(args))
     if args.precision == "bfloat16":
         check_dtype(backend(args.backend), dtype_named("bfloat16"))
@@ -154,14 +159,14 @@ def _check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
 
 
 def _where(args: argparse.Namespace, trainer: Trainer) -> str:
-    """Return on what the run is, for people."""
+    """Return a description of the host or device that the run uses."""
     if not _has_device(args):
         return f"threads: {trainer.engine.threads}"
     return f"on {args.backend}" + (f" in {args.precision}" if args.precision else "")
 
 
-def _again(args: argparse.Namespace, stopped: RunFolder) -> str:
-    """Return the command that goes on with the run where it was."""
+def _resume_command(args: argparse.Namespace, stopped: RunFolder) -> str:
+    """Return the command that continues a stopped run on the same backend."""
     names = ["data", "precision"]
     if _has_device(args):
         names += ["backend", "micro_batch"]
@@ -184,17 +189,17 @@ def _resumed(args: argparse.Namespace) -> RunFolder:
     differences = opened.recipe.differences({"dataset": name, **_given(args, opened.recipe.model_options)})
     if differences:
         raise UserError(
-            f"{opened.path} was begun otherwise: {'; '.join(differences)}. Leave these options out to go on with it, "
-            "or leave --resume out to begin a new run"
+            f"{opened.path} was started with other options: {'; '.join(differences)}. Leave these options out to "
+            "continue it, or leave --resume out to start a new run"
         )
     return opened
 
 
 def _given(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the recipe that the command line names."""
+    """Return the fields of the recipe that the command line sets."""
     given: dict[str, Any] = {name: getattr(args, name) for name in RECIPE_OPTIONS if getattr(args, name) is not None}
     if _has_device(args):
-        given.pop("micro_batch", None)  # it decides bits on the host alone
+        given.pop("micro_batch", None)  # it is part of the recipe on the host only, where the bits depend on it
     if args.set:
         given["model_options"] = {**model_options, **dict(_field(text) for text in args.set)}
     return given
@@ -225,7 +230,7 @@ def _field(text: str) -> tuple[str, Any]:
 
 def _finished(finished: RunFolder, result: dict[str, Any], terminal: Terminal) -> CommandResult:
     path = shlex.quote(str(finished.path))
-    score = f"test accuracy {percent(result['test_accuracy'])} on {result['test_images']:,} images never seen before"
+    score = f"test accuracy {percent(result['test_accuracy'])} on {result['test_images']:,} images"
     if not terminal.json:
         terminal.say()
         terminal.say(score, style="bold green")
@@ -244,4 +249,4 @@ def _finished(finished: RunFolder, result: dict[str, Any], terminal: Terminal) -
 def _curves(result: dict[str, Any]) -> str:
     if result.get("curves"):
         return "curves.png"
-    return "no plot of the curves: that needs pip install 'minivit[plots]'"
+    return "no plot of the curves, which needs matplotlib: pip install 'minivit[plots]'"

@@ -1,14 +1,14 @@
-"""Data sets of images, held as uint8 on the host until a batch is made; their augmentation and their order."""
+"""Data sets of images, stored as uint8 on the host, and the batches, augmentation and normalisation of training."""
 
 from minivit.data.batches import batches, epoch_order
-from minivit.data.dataset import Dataset, Progress, channel_statistics, check_images, split_validation
+from minivit.data.dataset import Dataset, ProgressCallback, channel_statistics, check_images, split_validation
 from minivit.data.folder import read_images
 from minivit.data.load import load_dataset
 from minivit.ops.augment import augment, normalize, random_crop, random_flip
 
 __all__ = [
     "Dataset",
-    "Progress",
+    "ProgressCallback",
     "augment",
     "batches",
     "channel_statistics",

@@ -1,4 +1,4 @@
-"""The order of the images in an epoch, and its cut into batches."""
+"""The order of the images in an epoch, and its division into batches."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from minivit.random import Key
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return a permutation of 0 ... count - 1 that depends on (count, seed, epoch) alone."""
+    """Return a permutation of 0 ... count - 1 that depends on (count, seed, epoch) only."""
     scores = Key(seed, epoch, np.arange(count)).fold("epoch_order").bits((count,))
     return np.argsort(scores, kind="stable")
 
 
 def batches(order: Array, batch_size: int) -> Iterator[Array]:
-    """Return `order`, on any device, piece by piece, `batch_size` at a time; the last piece holds what is left.
+    """Return an iterator over slices of `order`, an array on any device, of `batch_size`; the last may be shorter.
 
     Raises
     ------

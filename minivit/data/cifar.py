@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their archives or batch files, in the binary or the python version.
 
-An archive is read in memory: its members are known by their base names alone and nothing is written to disk. A record
-of the binary version is a label byte (CIFAR-100: coarse, then fine) and 3072 bytes, channel by channel, row by row.
-The metadata files are not read, for the class names are part of what the data sets are.
+An archive is read in memory; its members are identified by their base names, and nothing is written to disk. A record
+of the binary version is a label byte (CIFAR-100: a coarse and a fine one) and 3072 pixels, channel by channel, row by
+row. The metadata files are not read; the class names are constants in this file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minivit.data.unpickle import load_batch
 from minivit.errors import UserError
 
 _PIXELS = 3 * 32 * 32
-_LARGEST_FILE = 2**28  # bytes; the largest of the real ones, CIFAR-100's python train, has 155 million
+_LARGEST_FILE = 2**28  # bytes; the largest file of the data sets, train of CIFAR-100's python version, has 155 million
 
 _CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100_NAMES = """
@@ -44,8 +44,8 @@ class _Version:
     dataset: str
     train: tuple[str, ...]
     test: str
-    label_bytes: int = 0  # of a binary record
-    label_key: str = ""  # of a python batch
+    label_bytes: int = 0  # in a record of the binary version
+    label_key: str = ""  # in a batch of the python version
 
     def parse(self, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Return pixels (n, 3072) and labels (n,) of one file."""
@@ -55,8 +55,8 @@ class _Version:
         length = self.label_bytes + _PIXELS
         if not data or len(data) % length:
             raise UserError(
-                f"{where} has {len(data)} bytes; expected a multiple of {length}, a record of "
-                f"{self.dataset}: the file is truncated or not what its name says"
+                f"{where} has {len(data)} bytes; expected a multiple of {length}, the size of a record of "
+                f"{self.dataset}: the file is truncated or of another kind"
             )
         records = np.frombuffer(data, np.uint8).reshape(-1, length)
         return records[:, self.label_bytes :], records[:, self.label_bytes - 1].astype(np.int64)
@@ -73,7 +73,7 @@ _KNOWN_NAMES = {name for version in _VERSIONS for name in (*version.train, versi
 
 
 def batches_in(folder: Path) -> str | None:
-    """Return "cifar10" or "cifar100" if there are batch files of it in `folder`, complete or not; else None."""
+    """Return "cifar10" or "cifar100" if `folder` holds any of its batch files, else None."""
     names = {name for name in _KNOWN_NAMES if (folder / name).is_file()}
     return next((version.dataset for version in _VERSIONS if names & {*version.train, version.test}), None)
 
@@ -84,7 +84,7 @@ def load_cifar(path: Path) -> Dataset:
     Raises
     ------
     UserError
-        The archive or a file in it is truncated, missing, or not of CIFAR; or a label is out of range.
+        The archive or a batch file is missing, truncated, or not from CIFAR; or a label is out of range.
     """
     files = _read_folder(path) if path.is_dir() else _read_archive(path)
     version = _version_of(files, path)
@@ -119,8 +119,8 @@ def _version_of(files: dict[str, bytes], path: Path) -> _Version:
         expected = {*version.train, version.test}
         if expected & files.keys():
             missing = ", ".join(sorted(expected - files.keys()))
-            raise UserError(f"{path} holds a part of {version.dataset}, but not {missing}; get the whole of it again")
-    raise UserError(f"{path} holds no batches of CIFAR; expected data_batch_1.bin or the like in it")
+            raise UserError(f"{path} holds a part of {version.dataset}, but not {missing}; download all of it again")
+    raise UserError(f"{path} holds no batches of CIFAR; expected files such as data_batch_1.bin in it")
 
 
 def _read_folder(folder: Path) -> dict[str, bytes]:
@@ -136,13 +136,13 @@ def _read_archive(path: Path) -> dict[str, bytes]:
                 if name not in _KNOWN_NAMES or not member.isfile():
                     continue
                 if name in files or member.size > _LARGEST_FILE:
-                    raise UserError(f"{path}: {name} is there twice or is too large; this is no archive of CIFAR")
+                    raise UserError(f"{path}: {name} occurs twice or is too large; this is not an archive of CIFAR")
                 content = archive.extractfile(member)
-                assert content is not None  # it is a file
+                assert content is not None  # the member is a file
                 files[name] = content.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"{path} cannot be read as a tar.gz archive of CIFAR: {error}. It is truncated or something else; "
-            "fetch it again, or unpack it and give the folder"
+            f"{path} cannot be read as a tar.gz archive of CIFAR: {error}. It is truncated or another kind of file; "
+            "download it again, or unpack it and pass the folder"
         ) from error
     return files

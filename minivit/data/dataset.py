@@ -1,4 +1,4 @@
-"""What a data set is, the checks on its values, and the validation split."""
+"""The `Dataset` class, checks of images and labels, channel statistics, and the validation split."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.random import Key
 
-# Called as progress(what, done, total); total is 0 where it is not known.
-Progress = Callable[[str, int, int], None]
+# Called as progress(what, done, total); total is 0 if it is not known.
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with labels, on the host, checked when it is made.
+    """Training and test images with labels, on the host; the constructor checks them.
 
     Parameters
     ----------
     name : str
-        What to call it in reports.
+        Name of the data set in reports.
     train_images, test_images : NDArray[np.uint8]
-        (n, height, width, C), the same height, width and C in both.
+        (n, height, width, C), with the same height, width and C in both.
     train_labels, test_labels : NDArray[np.int64]
-        (n,), from 0 to one less than the number of classes.
+        (n,), from 0 to the number of classes - 1.
     class_names : tuple of str
         The name of each label.
     mean, std : tuple of float
-        For each channel, of training pixels divided by 255.
+        Mean and standard deviation of each channel of the training pixels divided by 255.
 
     Raises
     ------
     UserError
-        A shape, dtype or label is not as said above, or a part is empty.
+        A shape, dtype or label differs from this description, or an array is empty.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Dataset:
         self._check_part("test", self.test_images, self.test_labels)
         train, test = self.train_images.shape[1:], self.test_images.shape[1:]
         if train != test:
-            raise UserError(f"{self.name}: training images are {train}, but test images {test}; they must agree")
+            raise UserError(f"{self.name}: training images are {train}, test images are {test}; they must agree")
         if not len(self.mean) == len(self.std) == train[2]:
             raise UserError(f"{self.name}: expected mean and std for {train[2]} channels, got {self.mean}, {self.std}")
 
     def fingerprint(self) -> str:
-        """Return a checksum of all images, labels and class names: another for other data."""
+        """Return a checksum of all images, labels and class names."""
         digest = hashlib.blake2b(repr((self.class_names, self.train_images.shape)).encode(), digest_size=16)
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(np.ascontiguousarray(array).data)
@@ -72,7 +72,7 @@ class Dataset:
             raise UserError(f"{where} images are {images.dtype}; expected uint8")
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
             raise UserError(
-                f"{where} labels are {labels.dtype} {labels.shape}; expected int64 {images.shape[:1]}, one an image"
+                f"{where} labels are {labels.dtype} {labels.shape}; expected int64 {images.shape[:1]}, one per image"
             )
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
         if len(wrong):
@@ -81,12 +81,12 @@ class Dataset:
 
 
 def check_images(images: Array, name: str = "images") -> None:
-    """Refuse host images that are not (B, height, width, C), are empty, or hold NaN or infinity.
+    """Check that host images are (B, height, width, C), not empty, uint8 or float, and finite.
 
     Raises
     ------
     UserError
-        Says which; a bad value is named by its index.
+        They are not; the message names the problem, and the index of a value that is not finite.
     """
     if images.ndim != 4 or 0 in images.shape:
         raise UserError(f"{name} have shape {images.shape}; expected (B, height, width, C) with no size 0")
@@ -104,11 +104,12 @@ def check_images(images: Array, name: str = "images") -> None:
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation of each channel of `images` / 255.
 
-    They come from exact counts of the 256 values. A constant channel has the deviation 1, so that it can be divided by.
+    They are computed from the exact counts of the 256 values. The standard deviation of a constant channel is set to 1,
+    so that images can be divided by it.
     """
     C = images.shape[3]
     counts = np.zeros((C, 256), np.int64)
-    for start in range(0, len(images), 64):  # bincount makes 8 bytes of each pixel
+    for start in range(0, len(images), 64):  # in pieces, because bincount converts each pixel to 8 bytes
         part = images[start : start + 64]
         for c in range(C):
             counts[c] += np.bincount(part[..., c].ravel(), minlength=256)
@@ -121,17 +122,17 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
 
 
 def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split the training images in two, with `fraction` of each class, rounded, in the second part.
+    """Split the training images into training and validation images; the latter are `fraction` of each class, rounded.
 
     Returns
     -------
     train_index, validation_index : NDArray[np.int64]
-        Ascending; together they hold every training image once. The choice depends on `seed` alone.
+        Ascending; together they hold every training image once. For the same labels they depend on `seed` only.
 
     Raises
     ------
     UserError
-        `fraction` is not in [0, 1), or it is positive and leaves one of the parts empty.
+        `fraction` is not in [0, 1), or it is positive and one of the two index arrays would be empty.
     """
     if not 0 <= fraction < 1:
         raise UserError(f"the validation fraction is {fraction}; expected at least 0 and less than 1")
@@ -145,7 +146,7 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[NDAr
     if fraction > 0 and (held_out.all() or not held_out.any()):
         empty = "training" if held_out.all() else "validation"
         raise UserError(
-            f"a validation fraction of {fraction} leaves no {empty} image of the {len(labels)} in {dataset.name}; "
-            "use another fraction, or 0 for none"
+            f"a validation fraction of {fraction} leaves no {empty} images out of the {len(labels)} in {dataset.name}; "
+            "use another fraction, or 0 for no validation"
         )
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits, 8 x 8, that scikit-learn carries (UCI optdigits, Alpaydin and Kaynak 1998)."""
+"""The 1,797 handwritten digits of 8 x 8 pixels in scikit-learn (UCI optdigits, Alpaydin and Kaynak 1998)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minivit.errors import UserError
 
 
 def load_digits() -> Dataset:
-    """Return the digits as uint8 (n, 8, 8, 1); the test set is the same fifth of each class always.
+    """Return the digits as uint8 (n, 8, 8, 1); the test set is a fixed fifth of each class.
 
     Raises
     ------
@@ -20,7 +20,7 @@ def load_digits() -> Dataset:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise UserError("the digits come with scikit-learn; install it with pip install 'minivit[digits]'") from error
+        raise UserError("the digits are part of scikit-learn; install it: pip install 'minivit[digits]'") from error
     bunch = datasets.load_digits()
     sixteenths = bunch.images.astype(np.int64)[..., None]  # 0 to 16, exact
     images = ((sixteenths * 255 + 8) // 16).astype(np.uint8)

@@ -1,17 +1,17 @@
-"""Fetches the official archives of CIFAR."""
+"""Download the official archives of CIFAR."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from minivit.data.dataset import Progress
+from minivit.data.dataset import ProgressCallback
 from minivit.errors import UserError
 
 
 @dataclass(frozen=True)
 class Archive:
-    """Where an archive is, and what it must be."""
+    """The address and the checksum of an archive."""
 
     url: str
     md5: str
@@ -24,11 +24,11 @@ ARCHIVES = {
 
 
 class _Bar:
-    """What pooch wants of a progress bar, handing on to `progress`."""
+    """A progress bar as pooch requires it, which calls `progress`."""
 
     total = 0
 
-    def __init__(self, what: str, progress: Progress) -> None:
+    def __init__(self, what: str, progress: ProgressCallback) -> None:
         self.what, self.progress, self.done = what, progress, 0
 
     def update(self, size: int) -> None:
@@ -42,15 +42,15 @@ class _Bar:
         pass
 
 
-def download_archive(name: str, folder: Path, progress: Progress | None = None) -> Path:
-    """Fetch the binary archive of "cifar10" or "cifar100" into `folder` and return its path.
+def download_archive(name: str, folder: Path, progress: ProgressCallback | None = None) -> Path:
+    """Download the binary archive of "cifar10" or "cifar100" into `folder` and return its path.
 
-    The file gets its name only when it is whole and its checksum is right.
+    The file gets its final name only after its checksum is verified.
 
     Raises
     ------
     UserError
-        The server cannot be reached, what it sends has another checksum, or `folder` cannot be written.
+        The server cannot be reached, the checksum is wrong, or `folder` cannot be written.
     """
     import pooch
     import requests
@@ -69,17 +69,17 @@ def download_archive(name: str, folder: Path, progress: Progress | None = None) 
         )
     except requests.RequestException as error:
         raise UserError(
-            f"{name} is not on this machine and {archive.url} cannot be fetched ({type(error).__name__}); "
-            f"put {file} or {file.replace('binary', 'python')} into {folder}, or name its folder in MINIVIT_DATA; "
+            f"{name} is not on this machine and {archive.url} cannot be downloaded ({type(error).__name__}); "
+            f"put {file} or {file.replace('binary', 'python')} into {folder}, or set MINIVIT_DATA to its folder; "
             "`minivit train digits` needs no download"
         ) from error
     except ValueError as error:
         raise UserError(
-            f"what {archive.url} sent is not the archive (its MD5 checksum is not {archive.md5}) and was thrown away; "
-            "try again, and look for a proxy that answers in its place"
+            f"the file from {archive.url} is not the archive (its MD5 checksum is not {archive.md5}) and was deleted; "
+            "try again, and check whether a proxy answers instead of the server"
         ) from error
     except OSError as error:
         raise UserError(
-            f"{file} cannot be written into {folder}: {error}; name another folder in MINIVIT_DATA"
+            f"{file} cannot be written into {folder}: {error}; set MINIVIT_DATA to another folder"
         ) from error
     return Path(path)

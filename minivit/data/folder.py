@@ -1,7 +1,7 @@
-"""A folder of image files with a folder a class: train/CLASS/image.jpg and test/ (or val/) in the same way.
+"""Image files in one folder for each class: train/CLASS/image.jpg, and test/ (or val/) in the same way.
 
-Which files count: names that begin with a dot are ignored; everything else in a class folder must be an image, and
-everything else beside the class folders is an error.
+Names that begin with a dot are ignored. Otherwise train/ and test/ may hold only class folders, and class folders may
+hold only images.
 """
 
 from __future__ import annotations
@@ -13,36 +13,38 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minivit.data.dataset import Dataset, Progress, channel_statistics
+from minivit.data.dataset import Dataset, ProgressCallback, channel_statistics
 from minivit.errors import UserError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_FILES_A_TASK = 32
+_FILES_PER_TASK = 32
 
 
 def load_folder(
-    path: Path, *, image_size: int | tuple[int, int] | None = None, progress: Progress | None = None
+    path: Path, *, image_size: int | tuple[int, int] | None = None, progress: ProgressCallback | None = None
 ) -> Dataset:
-    """Return the images under `path`; the test set is test/ or, without one, val/.
+    """Return the images under `path`; the test set is test/ or, if that does not exist, val/.
 
     The classes are the names of the folders, sorted. Mean and standard deviation are those of the training images.
-    The other parameters, and how images are decoded, are those of `read_images`.
+    Images are decoded by `read_images`, which describes the other parameters.
 
     Raises
     ------
     UserError
-        A folder is missing or empty, the classes of the two parts differ, or a file is not a sound image of that size.
+        A folder is missing or empty, train/ and test/ have different classes, or `read_images` refuses a file.
     """
     test_folder = path / "test" if (path / "test").is_dir() else path / "val"
     for folder, role in ((path / "train", "train/"), (test_folder, "test/ or val/")):
         if not folder.is_dir():
             raise UserError(
-                f"{path} has no folder {role}; expected {path / 'train'} and a test/ or val/, a folder a class"
+                f"{path} has no folder {role}; expected train/ and test/ or val/ in it, with one folder for each class"
             )
     train, test = _files_by_class(path / "train"), _files_by_class(test_folder)
     if train.keys() != test.keys():
         odd = ", ".join(sorted(train.keys() ^ test.keys()))
-        raise UserError(f"{path / 'train'} and {test_folder} must have the same classes, but one alone has: {odd}")
+        raise UserError(
+            f"{path / 'train'} and {test_folder} must have the same classes, but only one of them has: {odd}"
+        )
     files = [file for part in (train, test) for members in part.values() for file in members]
     images = read_images(files, image_size=image_size, progress=progress)
     train_labels, test_labels = _labels(train), _labels(test)
@@ -55,7 +57,7 @@ def _files_by_class(folder: Path) -> dict[str, list[Path]]:
     files = {}
     for entry in _visible(folder):
         if not entry.is_dir():
-            raise UserError(f"{entry} is not a folder; {folder} must hold a folder a class and nothing else")
+            raise UserError(f"{entry} is not a folder; {folder} must hold one folder for each class and nothing else")
         files[entry.name] = list(_visible(entry))
         if not files[entry.name]:
             raise UserError(f"the class folder {entry} is empty; put images into it or remove it")
@@ -82,7 +84,7 @@ def read_images(
     *,
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> NDArray[np.uint8]:
     """Decode image files.
 
@@ -91,9 +93,9 @@ def read_images(
     paths : sequence of Path or str
         At least one.
     image_size : int or (height, width), optional
-        Resize all to it (bicubic, without keeping the proportions). Without it, all must have one size.
+        Resize all images to this size (bicubic, without keeping the aspect ratio). By default all must have one size.
     channels : 1 or 3, optional
-        Convert to greyscale or to RGB. Without it: greyscale if every file is, else RGB.
+        Convert to greyscale or to RGB. By default: greyscale if every file is greyscale, else RGB.
     progress : callable, optional
         Called as progress("reading images", done, total).
 
@@ -105,8 +107,8 @@ def read_images(
     Raises
     ------
     UserError
-        Names the first file that is not an image, is damaged, has more than 8 bits a channel, or has another size than
-        the files before it.
+        A file is not an image, is damaged, has more than 8 bits per channel, or has another size than the first file;
+        the message names the file.
     """
     if not paths:
         raise UserError("there are no image files to read")
@@ -116,12 +118,12 @@ def read_images(
 
     def read(start: int) -> bool:
         all_grey = True
-        for i in range(start, min(start + _FILES_A_TASK, len(files))):
+        for i in range(start, min(start + _FILES_PER_TASK, len(files))):
             pixels = _decode(files[i], None if image_size is None else (height, width), channels)
             if pixels.shape[:2] != (height, width):
                 raise UserError(
                     f"{files[i]} is {pixels.shape[0]} x {pixels.shape[1]} pixels, but {files[0]} is {height} x {width}"
-                    "; give an image size, and all are resized to it"
+                    "; give an image size to resize all of them"
                 )
             images[i] = pixels
             all_grey &= pixels.shape[2] == 1
@@ -129,11 +131,11 @@ def read_images(
 
     all_grey = True
     with ThreadPoolExecutor() as pool:
-        starts = range(0, len(files), _FILES_A_TASK)
+        starts = range(0, len(files), _FILES_PER_TASK)
         for start, grey in zip(starts, pool.map(read, starts), strict=True):
             all_grey &= grey
             if progress is not None:
-                progress("reading images", min(start + _FILES_A_TASK, len(files)), len(files))
+                progress("reading images", min(start + _FILES_PER_TASK, len(files)), len(files))
     return images[..., :1].copy() if all_grey else images
 
 
@@ -148,16 +150,16 @@ def _decode(path: Path, size: tuple[int, int] | None, channels: int | None) -> N
     from PIL import Image, ImageOps
 
     try:
-        if path.exists() and not path.is_file():  # a pipe would keep us waiting
+        if path.exists() and not path.is_file():  # reading from a pipe would block
             raise ValueError("it is not a file")
         with Image.open(path) as file:
             if file.mode[0] in "IF":
-                raise ValueError(f"its pixels are of the mode {file.mode}; save it with 8 bits a channel")
+                raise ValueError(f"its pixels have the mode {file.mode}; save it with 8 bits per channel")
             grey = file.mode in ("1", "L", "LA") if channels is None else channels == 1
-            image = ImageOps.exif_transpose(file).convert("L" if grey else "RGB")  # as a camera held upright
+            image = ImageOps.exif_transpose(file).convert("L" if grey else "RGB")  # applies the EXIF orientation
             if size is not None and image.size != (size[1], size[0]):
                 image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
             pixels = np.asarray(image)
-    except Exception as error:  # the decoders raise almost anything on foreign bytes
+    except Exception as error:  # decoders raise many types of exception on invalid data
         raise UserError(f"{path} cannot be read as an image: {error}; replace it or remove it") from error
     return pixels[..., None] if grey else pixels

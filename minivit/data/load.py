@@ -1,4 +1,4 @@
-"""From a name or a path to a data set."""
+"""Load a data set by its name or from a path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from minivit.data.cifar import batches_in, load_cifar
-from minivit.data.dataset import Dataset, Progress
+from minivit.data.dataset import Dataset, ProgressCallback
 from minivit.data.digits import load_digits
 from minivit.data.download import download_archive
 from minivit.data.folder import load_folder
@@ -15,7 +15,7 @@ from minivit.errors import UserError
 
 NAMES = ("digits", "cifar10", "cifar100")
 
-# What to look for in a data folder, the original pixels before the JPEG files.
+# The names to look for in a data folder; the original pixels are preferred to JPEG files.
 _ON_DISK = {
     "cifar10": (
         "cifar-10-batches-bin",
@@ -41,7 +41,7 @@ def load_dataset(
     *,
     data_dir: str | Path | None = None,
     download: bool = True,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> Dataset:
     """Return a data set by its name or from a path.
@@ -50,21 +50,21 @@ def load_dataset(
     ----------
     name_or_path : str or Path
         "digits", "cifar10", "cifar100", or the path of a tar.gz archive of CIFAR, of a folder of its batch files, or of
-        a folder with train/ and test/ (or val/) that hold a folder of images for each class.
+        a folder with train/ and test/ (or val/), each with a folder of images for each class.
     data_dir : str or Path, optional
-        Where to look for CIFAR and where to put it. Without it: $MINIVIT_DATA, or ./data if that is not set, and then
-        the user's cache folder; the download goes to $MINIVIT_DATA or the cache folder.
+        The folder to search for CIFAR and to download it to. By default: search $MINIVIT_DATA, or ./data if it is not
+        set, then the user's cache folder; download to $MINIVIT_DATA, or to the cache folder if it is not set.
     download : bool
-        Fetch CIFAR where it is not on disk.
+        Whether to download CIFAR if it is not on disk.
     progress : callable, optional
         Called as progress(what, done, total) during a download and while image files are read.
     image_size : int or (height, width), optional
-        The size to which a folder's images are resized; the named data sets have a size of their own.
+        The size to which the images of a folder are resized. The images of named data sets are never resized.
 
     Raises
     ------
     UserError
-        The name or path is unknown, what is there cannot be read, or the download fails.
+        The name or path is unknown, the data cannot be read, or the download fails.
     """
     name = str(name_or_path)
     if name == "digits":
@@ -79,16 +79,16 @@ def load_dataset(
     return dataset
 
 
-def _load_path(path: Path, progress: Progress | None, image_size: int | tuple[int, int] | None) -> Dataset:
+def _load_path(path: Path, progress: ProgressCallback | None, image_size: int | tuple[int, int] | None) -> Dataset:
     if path.is_file() or (path.is_dir() and batches_in(path)):
         return load_cifar(path)
     if path.is_dir():
         return load_folder(path, image_size=image_size, progress=progress)
     near = difflib.get_close_matches(str(path).lower().replace("-", ""), NAMES, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}? Expected" if near else "expected"
     raise UserError(
-        f"{str(path)!r} is neither a data set nor a file or folder; {hint}Expected {', '.join(NAMES)}, "
-        "or the path of a folder of images or of an archive of CIFAR"
+        f"{str(path)!r} is neither a data set nor a file or folder; {hint} {', '.join(NAMES)}, "
+        "or the path of a folder of images or of a CIFAR archive"
     )
 
 
@@ -96,7 +96,7 @@ def _find_or_download(
     name: str,
     data_dir: str | Path | None,
     download: bool,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
     image_size: int | tuple[int, int] | None,
 ) -> Dataset:
     folders, target = _data_folders(data_dir)
@@ -113,12 +113,12 @@ def _find_or_download(
     places = " or ".join(str(folder) for folder in folders)
     raise UserError(
         f"{name} is not in {places} and download is off; put {' or '.join(_ON_DISK[name][2:4])} there, "
-        "or name its folder in MINIVIT_DATA; `minivit train digits` needs no download"
+        "or set MINIVIT_DATA to its folder; `minivit train digits` needs no download"
     )
 
 
 def _data_folders(data_dir: str | Path | None) -> tuple[list[Path], Path]:
-    """Return the folders to search, in order, and the one to download to."""
+    """Return the folders to search, in order, and the folder to download to."""
     if data_dir is not None:
         folder = Path(data_dir).expanduser()
         return [folder], folder

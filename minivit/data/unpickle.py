@@ -1,8 +1,8 @@
-"""Reads the python version of CIFAR's batches, which are pickles, and runs nothing that a pickle asks for.
+"""Read the python version of CIFAR's batches, which are pickles, without running any code that a pickle names.
 
-A pickle builds its objects by calling what it names. Here it can name only the constructors of a NumPy array, and what
-it gets for those names are the inert classes below, which keep what they are given. The array is made afterwards, from
-checked parts, so that not even NumPy's own constructors see a foreign file.
+Unpickling calls the functions and classes that the pickle names. Here only the names of NumPy's array constructors are
+allowed, and they are resolved to the classes below, which only store their arguments. The array is created afterwards
+from the checked arguments, so that NumPy's own constructors are never called with unchecked data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minivit.errors import UserError
 
 
 class _DType:
-    """Stands for numpy.dtype: keeps the type code."""
+    """Replaces numpy.dtype; stores the type code."""
 
     code: object = None
 
@@ -27,11 +27,11 @@ class _DType:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Ignore byte order and alignment, which bytes have none of."""
+        """Ignore byte order and alignment, which have no meaning for single bytes."""
 
 
 class _Array:
-    """Stands for numpy.ndarray and its constructor: keeps shape, dtype, order and bytes."""
+    """Replaces numpy.ndarray and its constructor; stores shape, dtype, order and bytes."""
 
     state: Any = None
 
@@ -42,7 +42,7 @@ class _Array:
         self.state = state
 
     def to_numpy(self) -> NDArray[np.uint8]:
-        """Make the array of uint8; raise ValueError or TypeError where the state is not one."""
+        """Return the uint8 array; raise ValueError or TypeError if the state does not describe one."""
         _, shape, dtype, is_fortran, data = self.state
         if not isinstance(dtype, _DType) or dtype.code not in ("u1", b"u1"):
             raise TypeError("an array is not of uint8")
@@ -61,32 +61,32 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_ADMITTED: dict[str, Any] = {
+_ALLOWED: dict[str, Any] = {
     "numpy.ndarray": _Array,
     "numpy.dtype": _DType,
-    "_codecs.encode": _encode,  # how Python 3 writes bytes in the older protocols
+    "_codecs.encode": _encode,  # Python 3 writes bytes this way in the older protocols
 }
-for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
-    _ADMITTED[f"{_core}.multiarray._reconstruct"] = _Array
-    _ADMITTED[f"{_core}.numeric._frombuffer"] = _from_buffer
+for _core in ("numpy.core", "numpy._core"):  # before NumPy 2, and since
+    _ALLOWED[f"{_core}.multiarray._reconstruct"] = _Array
+    _ALLOWED[f"{_core}.numeric._frombuffer"] = _from_buffer
 
 
-_MOST_OBJECTS = 10**6  # that a pickle may number; the largest real one, CIFAR-100's train, numbers some 50,000
+_LARGEST_MEMO_INDEX = 10**6  # the largest batch, train of CIFAR-100, uses about 50,000
 
 
-def _refuse_bombs(data: bytes) -> None:
-    """Check the lengths and numbers in a pickle, for which the unpickler would allocate gigabytes on faith."""
-    for opcode, argument, _ in pickletools.genops(data):  # itself refuses a length beyond the end of the data
-        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _MOST_OBJECTS:
-            raise pickle.UnpicklingError(f"it numbers an object {argument}")
+def _check_sizes(data: bytes) -> None:
+    """Refuse lengths and memo indices for which the unpickler would allocate gigabytes."""
+    for opcode, argument, _ in pickletools.genops(data):  # genops refuses lengths beyond the end of the data
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _LARGEST_MEMO_INDEX:
+            raise pickle.UnpicklingError(f"its memo index {argument} is too large")
 
 
 class _BatchUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ADMITTED[f"{module}.{name}"]
+            return _ALLOWED[f"{module}.{name}"]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs") from None
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a batch does not need") from None
 
 
 def load_batch(data: bytes, label_key: str, where: str) -> tuple[NDArray[np.uint8], list[int]]:
@@ -95,19 +95,19 @@ def load_batch(data: bytes, label_key: str, where: str) -> tuple[NDArray[np.uint
     Parameters
     ----------
     data : bytes
-        The file's content.
+        The content of the file.
     label_key : str
-        "labels" in CIFAR-10, "fine_labels" in CIFAR-100.
+        "labels" for CIFAR-10, "fine_labels" for CIFAR-100.
     where : str
-        The file's name, for the error.
+        The name of the file, for error messages.
 
     Raises
     ------
     UserError
-        The pickle is damaged, is no batch, or asks for anything but a NumPy array of uint8.
+        The pickle is damaged, is not a batch, or names anything but the constructors of a NumPy array.
     """
     try:
-        _refuse_bombs(data)
+        _check_sizes(data)
         batch = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
         batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
         pixels, labels = batch["data"].to_numpy(), batch[label_key]
@@ -115,9 +115,9 @@ def load_batch(data: bytes, label_key: str, where: str) -> tuple[NDArray[np.uint
             raise ValueError(f"pixels of shape {pixels.shape}")
         if not isinstance(labels, list) or len(labels) != len(pixels) or not all(type(x) is int for x in labels):
             raise ValueError(f"expected a list of {len(pixels)} integers as {label_key!r}")
-    except Exception as error:  # foreign bytes make the unpickler raise almost anything
+    except Exception as error:  # the unpickler raises many types of exception on invalid data
         raise UserError(
-            f"{where} is not a python batch of CIFAR: {type(error).__name__}: {error}. Nothing in it was run; "
-            "fetch the file again from its source"
+            f"{where} is not a python batch of CIFAR: {type(error).__name__}: {error}. No code in it was run; "
+            "download the file again from its source"
         ) from error
     return pixels, labels

@@ -1,4 +1,4 @@
-"""`ViTConfig`: what a Vision Transformer is made of."""
+"""`ViTConfig`: the configuration of a Vision Transformer."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """What a Vision Transformer is made of; the names are timm's.
+    """The configuration of a Vision Transformer, with timm's names.
 
     Parameters
     ----------
     img_size, patch_size : int or tuple of int
-        Pixels, one number for a square or (height, width).
+        Size in pixels: (height, width), or one number for a square.
     in_chans, num_classes : int
-        Channels of an image; classes of the head.
+        Number of channels of an image; number of classes.
     embed_dim, depth, num_heads : int
-        Width D, number of blocks L, heads H of each block.
+        Width D, number of blocks L, number of heads H of each block.
     mlp_ratio : float
         Width F of the MLP, as a multiple of D.
     class_token : bool
-        Whether a learned token stands before the patches.
+        Whether a learned class token is prepended to the patch tokens.
     global_pool : str
-        "token" reads the class token after `norm`; "avg" the mean of the patch tokens, then `fc_norm`.
+        Input of the head: "token" is the class token after `norm`; "avg" is the mean of the patch tokens after
+        `fc_norm`.
     act_layer : str
         "gelu" or "gelu_tanh".
     norm_eps : float
         Added to the variance in every layer norm.
     drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate : float
-        Dropout before the head, after the positions, after the maps of attention and MLP, on the attention weights.
+        Dropout rates: before the head, after adding the position embedding, after the projections of attention and MLP,
+        and of the attention weights.
     drop_path_rate : float
-        Stochastic depth of the last block; it grows linearly from 0 at the first.
+        Stochastic depth rate of the last block; it increases linearly from 0 at the first block.
     init : str
-        "timm" or "jax": how parameters start.
+        "timm" or "jax": the initialisation of the parameters.
 
     Raises
     ------
     UserError
-        The sizes do not fit together or a value is out of range.
+        The sizes are inconsistent, or a value is out of range.
     """
 
     img_size: int | tuple[int, int] = 224
@@ -96,32 +98,32 @@ class ViTConfig:
 
     @property
     def height(self) -> int:
-        """Pixels in a column of an image."""
+        """Height of an image in pixels."""
         return _pair("img_size", self.img_size)[0]
 
     @property
     def width(self) -> int:
-        """Pixels in a row of an image."""
+        """Width of an image in pixels."""
         return _pair("img_size", self.img_size)[1]
 
     @property
     def patch_height(self) -> int:
-        """Pixels in a column of a patch."""
+        """Height of a patch in pixels."""
         return _pair("patch_size", self.patch_size)[0]
 
     @property
     def patch_width(self) -> int:
-        """Pixels in a row of a patch."""
+        """Width of a patch in pixels."""
         return _pair("patch_size", self.patch_size)[1]
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image."""
+        """Number of patches of an image."""
         return (self.height // self.patch_height) * (self.width // self.patch_width)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens N: the patches, and the class token if there is one."""
+        """Number of tokens N: the patches, and the class token if there is one."""
         return self.num_patches + int(self.class_token)
 
     @property
@@ -131,17 +133,17 @@ class ViTConfig:
 
     @property
     def micro_batch(self) -> int:
-        """How many images a worker takes through the model at a time: as many as fit its cache, by the model alone."""
+        """Number of images in a micro-batch: as many as fit the cache of a core, as a function of the model only."""
         fitting = 1040 * min(1.0, 192 / self.embed_dim) / self.num_tokens
         return 1 << min(6, max(0, round(math.log2(fitting))))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values for a file."""
+        """Return the fields as values for a JSON file."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ViTConfig:
-        """Return the configuration that `to_dict` wrote.
+        """Return the configuration from the dict that `to_dict` returns.
 
         Raises
         ------

@@ -1,7 +1,8 @@
-"""How parameters start: the distributions, and the two named schemes of Vision Transformers.
+"""Initial values of parameters: the distributions, and two schemes for Vision Transformers.
 
-"jax" is that of the original code (Xavier-uniform maps with q, k and v each by itself, LeCun-normal patches, a head of
-zeros); "timm" is timm's default (normal with deviation 0.02, patches uniform as PyTorch's convolution).
+"jax" is the scheme of the original code: Xavier-uniform weights (q, k and v as separate matrices), a LeCun-normal patch
+projection, and a head of zeros. "timm" is timm's default: normal weights with standard deviation 0.02, and a patch
+projection that is uniform as in PyTorch's convolution.
 """
 
 from __future__ import annotations
@@ -26,37 +27,37 @@ def ones(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 def normal(std: float) -> Initializer:
-    """Return an initialiser that draws from the normal distribution with deviation `std`."""
+    """Return an initialiser that draws from the normal distribution with standard deviation `std`."""
     return lambda generator, shape: generator.normal(0.0, std, shape)
 
 
 def uniform(bound: float) -> Initializer:
-    """Return an initialiser that draws evenly between ``-bound`` and ``bound``."""
+    """Return an initialiser that draws uniformly between ``-bound`` and ``bound``."""
     return lambda generator, shape: generator.uniform(-bound, bound, shape)
 
 
 def xavier_uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Draw an (in, out) matrix evenly within sqrt(6 / (in + out)) (Glorot and Bengio 2010)."""
+    """Draw an (in, out) matrix uniformly within +-sqrt(6 / (in + out)) (Glorot and Bengio 2010)."""
     return generator.uniform(-1.0, 1.0, shape) * math.sqrt(6.0 / sum(shape))
 
 
 def xavier_uniform_qkv(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Draw an (in, 3 out) matrix as three Xavier-uniform matrices, for q, k and v."""
+    """Draw an (in, 3 out) matrix as three Xavier-uniform (in, out) matrices for q, k and v."""
     return generator.uniform(-1.0, 1.0, shape) * math.sqrt(6.0 / (shape[0] + shape[1] // 3))
 
 
 def lecun_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Draw an (in, out) matrix with deviation 1 / sqrt(in), cut at two deviations (LeCun et al. 1998)."""
+    """Draw a normal (in, out) matrix, truncated at two deviations, with deviation 1 / sqrt(in) (LeCun et al. 1998)."""
     value = generator.normal(size=shape)
     while (outside := np.abs(value) > 2.0).any():
         value[outside] = generator.normal(size=int(outside.sum()))
-    deviation_of_cut_normal = 0.87962566103423978
-    return value / (deviation_of_cut_normal * math.sqrt(shape[0]))
+    deviation_of_truncated_normal = 0.87962566103423978
+    return value / (deviation_of_truncated_normal * math.sqrt(shape[0]))
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One initialiser for each role of a parameter in a Vision Transformer."""
+    """The initialisers of a Vision Transformer, by the role of the parameter."""
 
     weight: Initializer
     qkv_weight: Initializer
@@ -90,7 +91,7 @@ SCHEMES = {
 
 
 def patch_initializers(scheme: str, fan_in: int) -> tuple[Initializer, Initializer]:
-    """Return the initialisers of the patch projection's weight and bias, whose rows have `fan_in` numbers."""
+    """Return the initialisers of the patch projection's weight and bias; `fan_in` is the number of values per patch."""
     if scheme == "jax":
         return lecun_normal, zeros
     return uniform(1.0 / math.sqrt(fan_in)), uniform(1.0 / math.sqrt(fan_in))

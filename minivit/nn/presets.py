@@ -1,4 +1,4 @@
-"""The named models, of the sizes in Dosovitskiy et al. 2020 (table 1), and in DeiT (Touvron et al. 2021) for tiny."""
+"""The named models, with the sizes of Dosovitskiy et al. 2020 (table 1) and, for tiny, Touvron et al. 2021 (DeiT)."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ PRESETS: dict[str, ViTConfig] = {
     "vit_large_patch32_224": _preset(32, 224, _LARGE),
     "vit_huge_patch14_224": _preset(14, 224, _HUGE),
     "vit_tiny_patch4_32": _preset(4, 32, _TINY, num_classes=10),
-    # For CIFAR-10 on a CPU, where a quarter of an hour on two cores is ten passes over the training set.
+    # For CIFAR-10 on a CPU.
     "vit_mini_patch4_32": _preset(4, 32, _MINI, mlp_ratio=2.0, num_classes=10, **_MEAN_POOLED),
-    # For the 8 x 8 digits: four patches and the class token.
+    # For the digits of 8 x 8 pixels: four patches and the class token.
     "vit_micro_patch4_8": _preset(
         4, 8, {"embed_dim": 64, "depth": 4, "num_heads": 4}, mlp_ratio=2.0, in_chans=1, num_classes=10, init="jax"
     ),
@@ -43,16 +43,16 @@ PRESETS: dict[str, ViTConfig] = {
 
 
 def get_config(name: str, **overrides: Any) -> ViTConfig:
-    """Return the configuration called `name` with some fields replaced.
+    """Return the configuration of the preset `name` with the fields in `overrides` replaced.
 
     Raises
     ------
     UserError
-        There is no such preset or field, or the sizes do not fit together.
+        The preset or a field does not exist, or the sizes are inconsistent.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise UserError(f"there is no model called {name!r}; did you mean {near!r}? `minivit info` lists them all")
+        raise UserError(f"there is no model called {name!r}; did you mean {near!r}? `minivit info` lists all models")
     try:
         return replace(PRESETS[name], **overrides)
     except TypeError as error:
@@ -65,14 +65,14 @@ def create_model(name: str, *, seed: int = 0, dtype: Any = "float32", backend: s
     Parameters
     ----------
     name : str
-        A preset, such as "vit_tiny_patch4_32".
+        Name of a preset, such as "vit_tiny_patch4_32".
     seed : int
-        Of its first parameters.
+        Seed of the initial parameters.
     dtype : dtype
         "float32" or "float64".
     backend : str
         "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
     **overrides
-        Fields of `ViTConfig` that differ from the preset's, such as ``depth=2``.
+        Fields of `ViTConfig` that replace those of the preset, such as ``depth=2``.
     """
     return ViT(get_config(name, **overrides), seed=seed, dtype=dtype, backend=backend)

@@ -1,8 +1,7 @@
-"""Model files: safetensors in timm's layout with the configuration inside, and config.json beside it for timm.
+"""Model files: safetensors in timm's layout that include the configuration, with a config.json for timm.
 
-The configuration stands in the safetensors file itself, so that model and configuration are replaced in one rename.
-config.json repeats it in timm's terms, and ``timm.create_model("local-dir:FOLDER", pretrained=True)`` builds the same
-model.
+The configuration is part of the safetensors file, so that one rename replaces both model and configuration. config.json
+repeats it in timm's terms: ``timm.create_model("local-dir:FOLDER", pretrained=True)`` builds the same model.
 """
 
 from __future__ import annotations
@@ -31,41 +30,41 @@ _KEY = "minivit"
 def save_model(
     model: ViT,
     path: str | os.PathLike[str],
-    format: str = "timm",  # noqa: A002 - the word that users know
+    format: str = "timm",  # noqa: A002 - the established name of this argument
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model to a file, and ``config.json`` beside it.
+    """Write a model to a file, and ``config.json`` to the same folder.
 
     Parameters
     ----------
     model : ViT
-        In float32 or float64; the file holds its values to the bit.
+        A float32 or float64 model; its values are stored exactly.
     path : path
-        A file ``*.safetensors``, or a folder for ``model.safetensors`` in it. Missing folders are made.
+        A file ``*.safetensors``, or a folder, in which the file is ``model.safetensors``. Missing folders are created.
     format : str
-        "timm": its names and shapes.
+        "timm": timm's names and shapes.
     extra : mapping, optional
-        What else to keep, as JSON has it; `model_metadata` returns it. ``class_names``, ``mean`` and ``std`` are
-        for timm too.
+        Further values to store, which must be valid JSON; `model_metadata` returns them. ``class_names``, ``mean`` and
+        ``std`` are also written for timm.
 
     Raises
     ------
     UserError
-        The format or the file's ending is unknown, or `extra` is nothing that JSON has.
+        The format or the suffix of the file is unknown, or `extra` is not valid JSON.
     RunError
-        The file cannot be written; the old one, if any, is intact.
+        The file cannot be written; an existing file is not changed.
 
     Notes
     -----
-    timm has the layer norms' eps of 1e-6 unless it is told otherwise, which ``config.json`` cannot. For another eps it
-    refuses the folder until ``norm_layer`` is passed: ``partial(timm.layers.LayerNorm, eps=1e-5)``.
+    The layer norms of timm have an eps of 1e-6, which ``config.json`` cannot change. For a model with another eps, timm
+    refuses the folder unless ``norm_layer`` is passed: ``partial(timm.layers.LayerNorm, eps=1e-5)``.
     """
     path = Path(path)
     if format != "timm":
         raise UserError(f"unknown format {format!r}; expected 'timm'")
     if path.suffix != ".safetensors":
         if path.suffix and not path.is_dir():
-            raise UserError(f"cannot tell what {path} is to be; a model file ends in .safetensors")
+            raise UserError(f"{path} is not the name of a model file; it must end in .safetensors")
         path = path / FILE
     state = model.state_dict()
     dtypes = {value.dtype for value in state.values()}
@@ -75,37 +74,37 @@ def save_model(
     try:
         about = {"format": "pt", _KEY: json.dumps(own, allow_nan=False)}
     except (TypeError, ValueError) as error:
-        raise UserError(f"extra can hold texts, finite numbers, lists and dicts: {error}") from error
+        raise UserError(f"extra can hold strings, finite numbers, lists and dicts: {error}") from error
     config = timm.config_json(model.config, own["extra"]) | {_KEY: own}
     write_tensors(path, {name: timm.exported(name, value, model.config) for name, value in state.items()}, about)
     write_json(path.with_name("config.json"), config)
 
 
 def load_model(path: str | os.PathLike[str], dtype: Any = "float32", backend: str = "numpy", **fields: Any) -> ViT:
-    """Read a model from a safetensors file: ours, or any of a Vision Transformer of timm.
+    """Read a model from a safetensors file, written by minivit or holding a Vision Transformer of timm.
 
     Parameters
     ----------
     path : path
-        The file, a folder with ``model.safetensors``, or the folder of a run, whose best model it is then.
+        The file, a folder with ``model.safetensors``, or a run folder, of which the best model is read.
     dtype : dtype
-        "float32" or "float64": what the values are converted to.
+        "float32" or "float64", the dtype of the model.
     backend : str
         "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
     **fields
-        Fields of `ViTConfig` to replace, such as ``drop_path_rate=0.1``, or to say what the files do not: without
-        ``config.json`` a model of timm tells its sizes by its shapes, but not ``num_heads``, ``act_layer``,
-        ``norm_eps``, nor a non-square ``img_size``.
+        Fields of `ViTConfig` to replace, such as ``drop_path_rate=0.1``, or to supply. Without ``config.json``, the
+        shapes of a timm model determine its sizes, but not ``num_heads``, ``act_layer``, ``norm_eps`` or an
+        ``img_size`` that is not square.
 
     Raises
     ------
     UserError
-        The file is missing, truncated, of another kind, or does not agree with its configuration; or `fields` do not.
+        The file is missing, truncated or of another kind, or the tensors do not fit the configuration or `fields`.
 
     Warns
     -----
     UserWarning
-        Something had to be assumed; it says what.
+        The files do not determine a field, and a default is used; the message names it.
     """
     path = _model_file(path)
     tensors, about = read_tensors(path)
@@ -121,14 +120,14 @@ def load_model(path: str | os.PathLike[str], dtype: Any = "float32", backend: st
 
 
 def model_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what was saved with a model as `extra`: ``class_names``, ``mean``, ``std`` and the like.
+    """Return the values that `save_model` stored as `extra`, such as ``class_names``, ``mean`` and ``std``.
 
-    Of a file of timm, it is those three, as far as ``config.json`` has them. `path` is as in `load_model`.
+    For a file of timm, return these three as far as ``config.json`` has them. `path` is as in `load_model`.
 
     Raises
     ------
     UserError
-        There is no such file, or it cannot be read.
+        The file does not exist or cannot be read.
     """
     path = _model_file(path)
     own = _own(path, read_about(path))
@@ -144,29 +143,29 @@ def _model_file(path: str | os.PathLike[str]) -> Path:
     for candidate in (path / FILE, path / "best" / FILE):
         if candidate.exists():
             return candidate
-    raise UserError(f"the folder {path} holds no model: expected {FILE} in it, or best/{FILE} as in a run")
+    raise UserError(f"the folder {path} holds no model: expected {FILE} in it, or best/{FILE} in a run folder")
 
 
 def _config_json(path: Path) -> dict[str, Any]:
-    beside = path.with_name("config.json")
-    return read_json(beside) if beside.exists() else {}
+    file = path.with_name("config.json")
+    return read_json(file) if file.exists() else {}
 
 
 def _own(path: Path, about: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return our configuration and extras from inside the file, or else from config.json, or None."""
-    beside = _config_json(path).get(_KEY)
+    """Return minivit's configuration and extra values from the model file, else from config.json, else None."""
+    repeated = _config_json(path).get(_KEY)
     try:
-        own = json.loads(about[_KEY]) if _KEY in about else beside
+        own = json.loads(about[_KEY]) if _KEY in about else repeated
     except ValueError as error:
         raise UserError(f"{path}: the configuration inside it is damaged: {error}") from error
     if own is None:
         return None
     if not (isinstance(own, dict) and isinstance(own.get("config"), dict) and isinstance(own.get("extra"), dict)):
-        raise UserError(f"{path}: its configuration is not what minivit writes; the file is damaged")
-    if beside is not None and (not isinstance(beside, dict) or beside.get("config") != own["config"]):
+        raise UserError(f"{path}: the configuration inside it has the wrong structure; the file is damaged")
+    if repeated is not None and (not isinstance(repeated, dict) or repeated.get("config") != own["config"]):
         raise UserError(
-            f"{path.with_name('config.json')} describes another model than {path.name} does itself; "
-            "keep each model in a folder of its own, or remove that config.json to go by the model file"
+            f"{path.with_name('config.json')} describes another model than {path.name}; "
+            "keep each model in its own folder, or remove this config.json to use the configuration in the model file"
         )
     return own
 

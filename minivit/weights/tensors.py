@@ -1,6 +1,6 @@
-"""Safetensors files: read into NumPy arrays, and written atomically.
+"""Read safetensors files into NumPy arrays, and write them atomically.
 
-The format (https://github.com/huggingface/safetensors) is the length of a JSON header, the header, and the numbers.
+A file (https://github.com/huggingface/safetensors) consists of the length of a JSON header, the header, and the data.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[s
     Returns
     -------
     tensors : dict
-        Arrays by name, of the file's dtype; bfloat16, which NumPy does not have, comes as float32 of the same value.
+        Arrays by name, of the dtypes in the file; bfloat16, which NumPy lacks, is converted to float32 exactly.
     about : dict
-        The texts that stand beside the tensors.
+        The metadata of the file, strings by name.
 
     Raises
     ------
     UserError
-        The file is missing, truncated, not a safetensors file, or holds something else than floating-point numbers.
+        The file is missing, truncated, not a safetensors file, or holds tensors that are not floating-point.
     """
     from safetensors import SafetensorError, deserialize
 
@@ -39,8 +39,8 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[s
     try:
         entries = deserialize(content)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise _not_whole(path, error) from error
-    # What was deserialised has a valid header.
+        raise _incomplete(path, error) from error
+    # The header is valid, because deserialize has accepted it.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     del content
     tensors = {}
@@ -53,7 +53,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[s
 
 
 def read_about(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the texts of a safetensors file without reading its tensors.
+    """Return the metadata of a safetensors file without reading its tensors.
 
     Raises
     ------
@@ -68,11 +68,11 @@ def read_about(path: str | os.PathLike[str]) -> dict[str, str]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise _not_whole(path, error) from error
+        raise _incomplete(path, error) from error
 
 
-def _not_whole(path: str | os.PathLike[str], error: Exception) -> UserError:
-    return UserError(f"{path} is not a whole safetensors file ({error}); it is truncated, or another kind of file")
+def _incomplete(path: str | os.PathLike[str], error: Exception) -> UserError:
+    return UserError(f"{path} is not a complete safetensors file ({error}): it is truncated or another kind of file")
 
 
 def _from_bfloat16(bits: Array) -> Array:
@@ -82,18 +82,18 @@ def _from_bfloat16(bits: Array) -> Array:
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], about: Mapping[str, str]) -> None:
-    """Write host arrays and texts to a safetensors file, atomically.
+    """Write host arrays and metadata to a safetensors file, atomically.
 
     Raises
     ------
     RunError
-        The file cannot be written; the old one, if any, is intact.
+        The file cannot be written; an existing file is not changed.
     """
     from safetensors.numpy import save
 
     content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata=dict(about))
     start = 8 + int.from_bytes(content[:8], "little")
-    # The library writes the texts in an order that changes from call to call: equal models are to be equal files.
+    # The library writes the metadata in an arbitrary order; sort it, so that equal models give equal files.
     header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
     atomic_write(path, lambda file: file.write(len(header).to_bytes(8, "little") + header + content[start:]))

@@ -1,10 +1,10 @@
-"""timm's layout: the names are ours, the shapes PyTorch's. Only this file transposes.
+"""Conversion from and to timm's layout, which has the same names and PyTorch's shapes.
 
-    Linear weights            ours (in, out)        timm (out, in)
-    patch_embed.proj.weight   ours (P P C, D)       timm (D, C, P, P), a convolution's
-    all else                  the same
+    weights of linear layers  minivit (in, out)     timm (out, in)
+    patch_embed.proj.weight   minivit (P P C, D)    timm (D, C, P, P), the weight of a convolution
+    everything else           the same
 
-A patch is flattened row, column, channel. Without a configuration, sizes are read off the shapes.
+A patch is flattened in the order row, column, channel. Without a configuration, the shapes determine the sizes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from minivit.nn.vit import ViT
 
 _PATCH = "patch_embed.proj.weight"
 _FIELDS = {field.name for field in dataclass_fields(ViTConfig)}
-# Arguments of timm's model that change nothing in evaluation, or would show in the names of the weights.
+# Arguments of timm's model that do not matter in evaluation, or that change the names of the weights.
 _HARMLESS = {"qkv_bias", "proj_bias", "final_norm", "pos_embed", "weight_init", "fix_init", "patch_drop_rate"}
 _HARMLESS |= {"dynamic_img_size", "strict_img_size"}
 # Architectures of timm that are Vision Transformers with exact GELU, eps 1e-6 and the usual number of heads.
-_PLAIN = re.compile(r"(vit|deit)_(tiny|small|base|large|huge)_patch(8|14|16|32)_\d{3}")  # names that timm knows
+_PLAIN = re.compile(r"(vit|deit)_(tiny|small|base|large|huge)_patch(8|14|16|32)_\d{3}")  # names of timm
 _HEADS = {config.embed_dim: config.num_heads for name, config in PRESETS.items() if _PLAIN.fullmatch(name)}
 
 
 def exported(name: str, value: Array, config: ViTConfig) -> Array:
-    """Return a value, or a gradient, of our parameter `name` in timm's shape."""
+    """Return the value or the gradient of the parameter `name` in timm's shape."""
     if name == _PATCH:
         value = value.reshape(config.patch_height, config.patch_width, config.in_chans, config.embed_dim)
         return value.transpose(3, 2, 0, 1)
@@ -44,12 +44,12 @@ def exported(name: str, value: Array, config: ViTConfig) -> Array:
 
 
 def imported(path: Path, tensors: Mapping[str, Array], model: ViT) -> dict[str, Array]:
-    """Return timm's tensors in our layout, ready for `model`.
+    """Return timm's tensors in the layout of `model`.
 
     Raises
     ------
     UserError
-        A name is missing or unknown, or a shape or a value is not right.
+        A name is missing or unknown, a shape is wrong, or a value is not finite.
     """
     named = model.parameters
     missing = [name for name in named if name not in tensors]
@@ -57,7 +57,7 @@ def imported(path: Path, tensors: Mapping[str, Array], model: ViT) -> dict[str, 
     if missing or unknown:
         wrong = ("missing", missing), ("unknown", unknown)
         raise UserError(
-            f"{path} is not this kind of Vision Transformer: "
+            f"{path} is not a Vision Transformer that minivit supports: "
             + " and ".join(counted(f"tensors {what}", names) for what, names in wrong if names)
         )
     state = {}
@@ -65,7 +65,7 @@ def imported(path: Path, tensors: Mapping[str, Array], model: ViT) -> dict[str, 
         value = tensors[name]
         expected = exported(name, parameter.peek(), model.config).shape
         if value.shape != expected:
-            raise UserError(f"{path}: {name} has shape {value.shape}; the model of its configuration has {expected}")
+            raise UserError(f"{path}: {name} has shape {value.shape}; its configuration requires {expected}")
         if not np.isfinite(value).all():
             raise UserError(f"{path}: {name} holds NaN or infinity; these weights cannot be used")
         state[name] = value.transpose(2, 3, 1, 0).reshape(parameter.shape) if name == _PATCH else _transposed(value)
@@ -77,13 +77,13 @@ def _transposed(value: Array) -> Array:
 
 
 def config_json(config: ViTConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what timm needs to build the model of `config`."""
+    """Return the ``config.json`` from which timm builds the model of `config`."""
     plain = (name for name in PRESETS if _PLAIN.fullmatch(name))
     named = {"embed_dim", "depth", "num_heads", "patch_size", "img_size"}
     same = (name for name in plain if all(getattr(PRESETS[name], key) == getattr(config, key) for key in named))
     model_args = {name: value for name, value in config.to_dict().items() if name not in ("init", "norm_eps")}
     if config.norm_eps != 1e-6:
-        # JSON cannot say this to timm. It refuses this name until the caller passes norm_layer, and is never wrong.
+        # JSON cannot express the eps. timm fails on this name unless the caller passes norm_layer.
         model_args["norm_layer"] = f"LayerNorm(eps={config.norm_eps})"
     pretrained: dict[str, Any] = {
         "num_classes": config.num_classes,
@@ -97,7 +97,7 @@ def config_json(config: ViTConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
         if ours in extra:
             pretrained[theirs] = extra[ours]
     return {
-        "architecture": next(same, "vit_base_patch16_224"),  # model_args replace all of its sizes
+        "architecture": next(same, "vit_base_patch16_224"),  # model_args replace all its sizes
         "num_classes": config.num_classes,
         "num_features": config.embed_dim,
         "global_pool": config.global_pool,
@@ -108,7 +108,7 @@ def config_json(config: ViTConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
 
 def preprocessing(config_json: Mapping[str, Any]) -> dict[str, Any]:
     """Return mean, std and class_names, as far as timm's ``config.json`` has them."""
-    pretrained = _part(config_json, "pretrained_cfg") or config_json  # older files have one level
+    pretrained = _part(config_json, "pretrained_cfg") or config_json  # older files have a single level
     names = config_json.get("label_names") or pretrained.get("label_names")
     found = {"class_names": names, "mean": pretrained.get("mean"), "std": pretrained.get("std")}
     return {key: value for key, value in found.items() if value is not None}
@@ -117,18 +117,18 @@ def preprocessing(config_json: Mapping[str, Any]) -> dict[str, Any]:
 def config_fields(
     path: Path, tensors: Mapping[str, Array], config_json: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the fields of the configuration of a file of timm.
+    """Return the fields of the configuration of a timm file.
 
-    They come from, each before the next, `given`, ``config.json``, the shapes, and timm's defaults. Where a default
-    might be wrong there is a warning.
+    The sources, in order of precedence, are `given`, ``config.json``, the shapes, and timm's defaults. A warning is
+    issued for a default that may be wrong.
     """
     sizes = sizes_of(path, tensors)
     model_args = _part(config_json, "model_args")
-    pretrained = _part(config_json, "pretrained_cfg") or config_json  # older files have one level
-    strange = [name for name, value in model_args.items() if value and name not in _FIELDS | _HARMLESS]
-    if strange and not (strange == ["norm_layer"] and "norm_eps" in given):
-        options = ", ".join(f"{name}={model_args[name]!r}" for name in strange)
-        raise UserError(f"{path.with_name('config.json')} asks for {options}, which minivit does not have")
+    pretrained = _part(config_json, "pretrained_cfg") or config_json  # older files have a single level
+    unsupported = [name for name, value in model_args.items() if value and name not in _FIELDS | _HARMLESS]
+    if unsupported and not (unsupported == ["norm_layer"] and "norm_eps" in given):
+        options = ", ".join(f"{name}={model_args[name]!r}" for name in unsupported)
+        raise UserError(f"{path.with_name('config.json')} asks for {options}, which minivit does not support")
 
     known = {name: value for name, value in model_args.items() if name in _FIELDS} | dict(given)
     if config_json.get("global_pool"):
@@ -146,7 +146,7 @@ def config_fields(
         words = [f"{name}={value!r}" for name, value in assumed.items() if name not in known]
         if words:
             warnings.warn(
-                f"{path}: assumed {', '.join(words)}, which the files do not say; load_model takes them as arguments",
+                f"{path}: assumed {', '.join(words)}, which the files do not define; pass other values to load_model",
                 stacklevel=3,
             )
     return values
@@ -161,7 +161,7 @@ def _usual_heads(path: Path, embed_dim: int) -> int:
     if embed_dim in _HEADS:
         return _HEADS[embed_dim]
     if embed_dim % 64:
-        raise UserError(f"{path} does not say how many heads share its {embed_dim} channels; give num_heads=...")
+        raise UserError(f"{path} does not define the number of heads for embed_dim {embed_dim}; pass num_heads=...")
     return embed_dim // 64
 
 
@@ -174,17 +174,17 @@ def _image_size(path: Path, sizes: Mapping[str, Any], input_size: Any) -> tuple[
             return height, width
     side = math.isqrt(patches)
     if side * side != patches:
-        raise UserError(f"{path} has positions for {patches} patches, not a square; give img_size=(height, width)")
+        raise UserError(f"{path} has positions for {patches} patches, not a square; pass img_size=(height, width)")
     return side * P, side * Q
 
 
 def sizes_of(path: Path, tensors: Mapping[str, Array]) -> dict[str, Any]:
-    """Return the sizes that the shapes tell.
+    """Return the sizes that the shapes determine.
 
     Raises
     ------
     UserError
-        The tensors that tell them are not there.
+        A tensor that determines a size is missing or has the wrong number of axes.
     """
     ranks = {_PATCH: 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2, "head.weight": 2}
     wrong = [name for name, rank in ranks.items() if name not in tensors or tensors[name].ndim != rank]
@@ -208,10 +208,10 @@ def sizes_of(path: Path, tensors: Mapping[str, Array]) -> dict[str, Any]:
 
 
 def check_sizes(path: Path, tensors: Mapping[str, Array], config: ViTConfig) -> None:
-    """Raise UserError where the shapes tell other sizes than `config`, before a model of either size is made."""
+    """Raise UserError if the shapes and `config` differ in a size, before a model is created."""
     for name, found in sizes_of(path, tensors).items():
-        said = (config.patch_height, config.patch_width) if name == "patch_size" else getattr(config, name)
-        if found != said:
+        expected = (config.patch_height, config.patch_width) if name == "patch_size" else getattr(config, name)
+        if found != expected:
             raise UserError(
-                f"{path} belongs to another model: its tensors have {name} {found}, but its configuration {said}"
+                f"{path} belongs to another model: its tensors have {name} {found}, but its configuration {expected}"
             )

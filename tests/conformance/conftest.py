@@ -1,4 +1,4 @@
-"""PyTorch and timm as fixtures: a marked test fails, and says what to install, where they are missing."""
+"""PyTorch and timm as fixtures; a test fails with instructions for installing them if they are missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def torch() -> Any:
 def timm(torch: Any) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # theirs
+            warnings.simplefilter("ignore")  # warnings of these packages
             import_torchvision()
             import timm
     except (ImportError, RuntimeError) as error:

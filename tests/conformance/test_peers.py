@@ -1,10 +1,10 @@
-"""The benchmarks compare like with like: every system computes what ours does from the same weights and images.
+"""Every system in the benchmarks computes the same as minivit from the same weights and images.
 
     pip install 'minivit[test,peers]'
     pytest tests/conformance/test_peers.py -m conformance
 
-Losses are those of six steps: those after the first are right only with the right gradients and the right optimiser.
-The bound tells GELU from its tanh form, and weight decay from none.
+The losses of six steps are compared: after the first step they depend on the gradients and the optimiser. The bound is
+small enough to distinguish GELU from its tanh form, and weight decay from none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.task import make_task
 from benchmarks.works import Work, get_work
 from minivit.arrays import Array
 
-# The warnings are theirs.
+# The warnings are those of the other systems.
 pytestmark = [pytest.mark.conformance, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
 SMALL = ["img_size=(8,12)", "embed_dim=12", "depth=2", "num_heads=3", "num_classes=5", "batch_size=6"]

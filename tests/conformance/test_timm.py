@@ -1,10 +1,10 @@
-"""The same numbers as PyTorch and timm, in float64: logits, loss, every gradient, optimisers, files.
+"""Comparison with PyTorch and timm in float64: logits, loss, every gradient, optimisers, model files.
 
     pip install 'minivit[test,conformance]'
     pytest tests/conformance -m conformance
 
-needs a torchvision that fits the installed torch; where torchvision's own library does not load, its operators are
-declared by torchvision_operators.py, so that a CPU-only torch beside any torchvision of the same version will do.
+The tests need the torchvision version that belongs to the installed torch. If its compiled library does not load,
+torchvision_operators.py declares its operators, so that any build of that version works with a CPU build of torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minivit.weights.timm import exported
 
 pytestmark = pytest.mark.conformance
 
-# Primes and odd sizes, all distinct, so that no swapped axis can hide.
+# The sizes are distinct, so that swapped axes change the shape.
 SMALL: dict[str, Any] = {
     "img_size": (22, 21), "patch_size": (11, 3), "in_chans": 2, "num_classes": 5, "embed_dim": 39, "depth": 2,
     "num_heads": 3, "mlp_ratio": 1.8,
@@ -46,7 +46,7 @@ MODELS: dict[str, ViTConfig] = {
 
 
 def random_model(config: ViTConfig) -> ViT:
-    """Return a model none of whose parameters is near zero or one."""
+    """Return a float64 model with random parameters."""
     model = ViT(config, dtype="float64")
     generator = np.random.default_rng(1)
     for parameter in model.parameters.values():
@@ -61,7 +61,7 @@ def batch(config: ViTConfig, B: int = 6) -> tuple[Array, Array]:
 
 
 def timm_model(model: ViT, folder: Path) -> Any:
-    """Return timm's model with the weights of ours, through our file, loaded strictly."""
+    """Return timm's model with the weights of `model`, loaded strictly from the file that minivit writes."""
     from safetensors.torch import load_file
 
     from benchmarks.sides.timm_vit import timm_vit
@@ -77,7 +77,7 @@ def channels_first(torch: Any, images: Array) -> Any:
 
 
 def assert_equal(ours: Array, theirs: Any, bound: float, name: str = "", scale: float = 0.0) -> None:
-    """Assert a small relative difference; `scale` is the norm below which a tensor counts as of that size."""
+    """Assert that the difference is at most `bound` times the norm of `theirs`, or times `scale` if that is larger."""
     reference = theirs.detach().numpy() if hasattr(theirs, "detach") else np.asarray(theirs)
     assert ours.shape == reference.shape, name
     assert ours.dtype == np.float64, name
@@ -124,7 +124,7 @@ def test_logits_loss_and_all_gradients(timm: Any, torch: Any, tmp_path: Path, na
 
 
 @pytest.mark.parametrize("name", ["class token", "mean"])
-def test_the_engine_in_pieces(timm: Any, torch: Any, tmp_path: Path, name: str) -> None:
+def test_the_engine_with_micro_batches(timm: Any, torch: Any, tmp_path: Path, name: str) -> None:
     model = random_model(MODELS[name])
     theirs = timm_model(model, tmp_path)
     images, labels = batch(MODELS[name], B=7)
@@ -205,11 +205,11 @@ def test_timm_builds_our_model_from_its_folder(timm: Any, torch: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("_224")])
-def test_our_presets_are_timms(timm: Any, torch: Any, name: str) -> None:
+def test_presets_have_the_shapes_of_timms_models(timm: Any, torch: Any, name: str) -> None:
     config = PRESETS[name]
     with torch.device("meta"):
         theirs = timm.create_model(name, num_classes=config.num_classes)
-    ours = create_model(name, depth=1)  # one block stands for all
+    ours = create_model(name, depth=1)  # all blocks have the same shapes
     shapes = {key: exported(key, value, config).shape for key, value in ours.state_dict().items()}
     first = {
         key: tuple(value.shape) for key, value in theirs.state_dict().items() if not re.match(r"blocks\.[1-9]", key)
@@ -220,7 +220,7 @@ def test_our_presets_are_timms(timm: Any, torch: Any, name: str) -> None:
     assert {module.eps for module in theirs.modules() if isinstance(module, torch.nn.LayerNorm)} == {config.norm_eps}
 
 
-def test_timm_refuses_another_eps_until_it_is_given(timm: Any, torch: Any, tmp_path: Path) -> None:
+def test_timm_refuses_another_eps_unless_it_is_passed(timm: Any, torch: Any, tmp_path: Path) -> None:
     model = random_model(MODELS["other eps"])
     save_model(model, tmp_path)
     with pytest.raises(KeyError, match=r"eps=0\.001"):
@@ -232,7 +232,7 @@ def test_timm_refuses_another_eps_until_it_is_given(timm: Any, torch: Any, tmp_p
 
 
 @pytest.mark.parametrize("global_pool", ["token", "avg"])
-def test_the_file_of_a_model_of_timm_loads(timm: Any, torch: Any, tmp_path: Path, global_pool: str) -> None:
+def test_a_model_file_of_timm_is_loaded(timm: Any, torch: Any, tmp_path: Path, global_pool: str) -> None:
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
@@ -244,7 +244,7 @@ def test_the_file_of_a_model_of_timm_loads(timm: Any, torch: Any, tmp_path: Path
     assert_equal(model(images), theirs.double().eval()(channels_first(torch, images)), 1e-10, "logits")
 
 
-def test_a_folder_that_timm_saved_loads(timm: Any, torch: Any, tmp_path: Path) -> None:
+def test_a_folder_saved_by_timm_is_loaded(timm: Any, torch: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     arguments = {"img_size": (32, 48), "depth": 2, "num_classes": 9, "act_layer": "gelu_tanh"}
     theirs = timm.create_model("vit_small_patch16_224", **arguments)
@@ -272,7 +272,7 @@ def test_other_transformers_of_timm_are_refused(timm: Any, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_files_have_the_values_that_torch_reads(torch: Any, tmp_path: Path, dtype: str) -> None:
+def test_half_precision_files_have_the_same_values_as_in_torch(torch: Any, tmp_path: Path, dtype: str) -> None:
     from safetensors.torch import save_file
 
     tensor = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))

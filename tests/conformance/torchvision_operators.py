@@ -1,7 +1,7 @@
-"""Lets torchvision, and so timm, import where it was built for another PyTorch, such as a CUDA build beside a CPU one.
+"""Import torchvision, which timm needs, even if it was built for another PyTorch, such as a CUDA build with a CPU one.
 
-Its compiled library does not load then, and its Python part stops at the first operator that the library would have
-brought. A declaration is enough to go on: these operators serve detection models, and no Vision Transformer calls one.
+In this case its compiled library does not load, and importing its Python code fails at the first operator of that
+library. Declaring the operators is sufficient: they are used by detection models, and no Vision Transformer calls them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 _POOLINGS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
 _OTHERS = ("nms", "qnms", "qroi_align", "_interpolate_bilinear2d_aa")
 
-_declared: list[Any] = []  # a declaration lasts as long as its library object
+_declared: list[Any] = []  # a declaration is valid as long as its library object exists
 
 
 def import_torchvision() -> None:
-    """Import torchvision, with its operators declared by name alone where its library does not load.
+    """Import torchvision; declare its operators by name if its library does not load.
 
     Raises
     ------
@@ -33,5 +33,5 @@ def import_torchvision() -> None:
             library.define(f"{name}(Tensor x) -> Tensor")
         _declared.append(library)
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # what was imported before it stopped
+            del sys.modules[name]  # the modules imported before the error
         importlib.import_module("torchvision")
