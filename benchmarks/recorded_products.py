@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit.arrays import Array
+from minivit.arrays.shared import shared_zeros
 from minivit.engine.machine import single_threaded_blas
-from minivit.engine.worker_pool import Team, Together, shared_array
+from minivit.engine.worker_pool import Team, Together
 
 
 class Operand(NamedTuple):
@@ -110,7 +111,7 @@ def _seconds(product: Product) -> float:
 
 def seconds_alone(products: Sequence[Product], workers: int) -> dict[Product, float]:
     """Return the seconds of each product while `workers` do it at once, each with single-threaded BLAS."""
-    seconds = shared_array((workers, len(products)), np.float64)
+    seconds = shared_zeros((workers, len(products)), np.float64)
 
     def work(number: int, job: None, together: Together | None) -> None:
         seconds[number] = [_seconds(product) for product in products]

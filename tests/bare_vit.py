@@ -22,7 +22,7 @@ def model(dtype: str = "float64", **fields: Any) -> ViT:
 def shaken(layer: L, by: float = 0.3) -> L:
     """Give every parameter other values, so that no gradient is zero because a bias or the head is."""
     for seed, parameter in enumerate(layer.parameters.values()):
-        parameter.peek()[...] += by * normal(parameter.peek(), seed)
+        parameter.value[...] += by * normal(parameter.value, seed)
     return layer
 
 

@@ -51,11 +51,11 @@ def test_nothing_is_updated_from_the_first_step_on_that_is_not_finite(tmp_path: 
     of._step(samples[0])
     store = of.model.parameters.store
     of.feed._scale[...] = float("inf")
-    before = to_host(store.peek()), of.optimizer.state()
+    before = to_host(store.values), of.optimizer.state()
     of._step(samples[1])
     of.feed._scale[...] = 1.0
     of._step(samples[2])
-    np.testing.assert_array_equal(to_host(store.peek()), before[0])
+    np.testing.assert_array_equal(to_host(store.values), before[0])
     for name, vector in of.optimizer.state().items():
         np.testing.assert_array_equal(vector, before[1][name])
     assert [step.stopped for step in of.steps.heard()] == [False, True, True]
@@ -150,7 +150,12 @@ def full(*_: Any, **__: Any) -> Any:
 
 @pytest.mark.parametrize(
     "place",
-    ["train.data_loader.Feed.order", "train.metrics.MetricsBuffer.read", "train.optimizers.AdamW.state", "weights.load_model"],
+    [
+        "train.data_loader.Feed.order",
+        "train.metrics.MetricsBuffer.read",
+        "train.optimizers.AdamW.state",
+        "weights.load_model",
+    ],
 )
 def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
     tmp_path: Path, on_host: Run, place: str, monkeypatch: pytest.MonkeyPatch

@@ -51,7 +51,7 @@ class DeviceStep:
 
     def __init__(self, model: ViT, precision: str | None) -> None:
         self._store = model.parameters.store
-        values = self._store.peek()
+        values = self._store.values
         xp = namespace(values)
         self._tf32 = precision == "tf32"
         self._rounded: Array | None = None
@@ -65,7 +65,7 @@ class DeviceStep:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        values = self._store.peek()
+        values = self._store.values
         if self._rounded is not None:
             if set_aside():
                 raise UserError("16 bits need the kernels, which reference_only sets aside; use precision='float32'")

@@ -68,7 +68,7 @@ class Engine:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; expected at least 1")
         self._store = model.parameters.store
-        values = self._store.peek()
+        values = self._store.values
         on_host = namespace(values) is np
         check_precision(precision, values.dtype, on_host)
         self.model = model
@@ -76,7 +76,7 @@ class Engine:
         self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
         self._device = None if on_host else DeviceStep(model, precision)
         self._replica = self._device.replica if self._device else model.replica(values)
-        self.dtype: Any = self._replica.parameters.store.peek().dtype
+        self.dtype: Any = self._replica.parameters.store.values.dtype
         for _, layer in self._replica.named_layers():
             for passes in PASSES:  # what watches stays with the model
                 vars(layer).pop(passes, None)
@@ -150,7 +150,7 @@ class Engine:
         loss_scale : Array, optional
             0-d, of the dtype of the gradients, by which these, and not the loss, are multiplied: for "float16".
         """
-        with on_device_of(self._store.peek()):
+        with on_device_of(self._store.values):
             return self._training_step(images, labels, rng, label_smoothing, loss_scale)
 
     def _training_step(
@@ -182,13 +182,13 @@ class Engine:
 
     def predict(self, images: Array) -> Array:
         """Return logits (B, classes) in evaluation mode, in memory that does not grow with B but for these."""
-        with on_device_of(self._store.peek()):
+        with on_device_of(self._store.values):
             return self._predicted(images)
 
     def _predicted(self, images: Array) -> Array:
         B = self._check(images)
         xp = namespace(images)
-        dtype = self._store.peek().dtype
+        dtype = self._store.values.dtype
         logits = xp.empty((B, self.model.config.num_classes), dtype=dtype)
         with self._at_work():
             if self._watched() is not None:
@@ -243,7 +243,7 @@ class Engine:
             raise UserError(f"image {bad} of the batch holds NaN or infinity; every value must be finite")
         B = len(images)
         if labels is not None:
-            check_labels(labels, B, self.model.config.num_classes, self._store.peek().dtype)
+            check_labels(labels, B, self.model.config.num_classes, self._store.values.dtype)
         return B
 
 

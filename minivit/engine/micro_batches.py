@@ -75,7 +75,7 @@ def take(replica: ViT, batch: Batch, step: Step, parts: list[slice], index: int)
 
 def predict(replica: ViT, images: Array, logits: Array, parts: list[slice], mine: Iterable[int]) -> None:
     """Set the rows of `logits` (B, classes) for the micro-batches numbered `mine`."""
-    dtype = replica.parameters.store.peek().dtype
+    dtype = replica.parameters.store.values.dtype
     for index in mine:
         logits[parts[index]] = replica(ready(images[parts[index]], dtype)).astype(logits.dtype, copy=False)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minivit.arrays import Array, real_dtype
-from minivit.engine.machine import forget_pages
+from minivit.arrays.shared import is_shared, shared_zeros
 from minivit.engine.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, train
-from minivit.engine.worker_pool import Team, Together, shared_array
+from minivit.engine.worker_pool import Team, Together
 from minivit.nn.parameters import FlatStore
 from minivit.nn.vit import ViT
 from minivit.ops.registry import set_aside, set_aside_these
@@ -31,21 +30,20 @@ class _Desk:
     """What the members share: arrays in shared memory, and a replica of the model for each."""
 
     def __init__(self, model: ViT, size: int, micro_batch: int, most: int) -> None:
-        config, source = model.config, model.parameters.store.peek()
+        config, source = model.config, model.parameters.store.values
         dtype, classes = source.dtype, config.num_classes
         self.process = os.getpid()
         self.size = size
         self.micro_batch = micro_batch
-        self.images = shared_array((most, config.height, config.width, config.in_chans), dtype)
-        self.labels = shared_array((most,), np.int64)
-        self.soft_labels = shared_array((most, classes), real_dtype(dtype))
-        self.logits = shared_array((most, classes), dtype)
-        self.losses = shared_array((most,), dtype)
-        self.values = shared_array(source.shape, dtype)
-        self.total = shared_array(source.shape, dtype)
+        self.images = shared_zeros((most, config.height, config.width, config.in_chans), dtype)
+        self.labels = shared_zeros((most,), np.int64)
+        self.soft_labels = shared_zeros((most, classes), real_dtype(dtype))
+        self.logits = shared_zeros((most, classes), dtype)
+        self.losses = shared_zeros((most,), dtype)
+        self.total = shared_zeros(source.shape, dtype)
         few, N, D = min(most, micro_batch), config.num_tokens, config.embed_dim
-        self.tokens = Tokens(shared_array((few, N, D), dtype), shared_array((2, few, N, 3 * D), dtype))
-        self.replicas = [model.replica(self.values) for _ in range(size)]
+        self.tokens = Tokens(shared_zeros((few, N, D), dtype), shared_zeros((2, few, N, 3 * D), dtype))
+        self.replicas = [model.replica() for _ in range(size)]
 
     def work(self, number: int, job: _Job, together: Together) -> None:
         """Do the share of member `number`."""
@@ -92,8 +90,7 @@ class Crew:
         # The caller's gradients may lie where the total is to come: it comes last.
         self._own = self._desk.replicas[0].parameters
         self._own.store.share_gradients(store)
-        self._version: int | None = None  # of the values, when they were copied last
-        self._team = Team(size, self._desk.work, functools.partial(_forget, store))
+        self._team = Team(size, self._desk.work, is_shared(store.values))
 
     def fits(self, B: int) -> bool:
         """Return whether the crew can take a batch of `B` images."""
@@ -120,15 +117,5 @@ class Crew:
         logits[...] = self._desk.logits[: len(images)]
 
     def _run(self, images: Array, job: _Job) -> None:
-        store = self._store
-        if store.version is None or store.version != self._version:
-            self._desk.values[...] = store.peek()
-            self._version = store.version
         self._desk.images[: job.B] = images
         self._team.run(job)
-
-
-def _forget(store: FlatStore) -> None:
-    """Do without the caller's own values and gradients, which every optimiser step writes to."""
-    forget_pages(store.peek())
-    forget_pages(store.gradients)

@@ -2,7 +2,7 @@
 
 The caller is the first member. The others are forked processes, since threads of one interpreter wait for its lock
 between any two array operations; where the system cannot fork they are threads. Both read the same arrays, those of
-`shared_array`, and speak through pipes. A job goes to each member through its door and a reply comes back; a baton
+`shared_zeros`, and speak through pipes. A job goes to each member through its door and a reply comes back; a baton
 goes round for what must happen in order.
 """
 
@@ -13,21 +13,17 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from mmap import mmap
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.util import Finalize, is_exiting
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from minivit.arrays import Array
+from minivit.arrays.shared import FORKS
 from minivit.errors import RunError
 
 # ``work(number, job, together)`` does a member's share of a job.
@@ -37,16 +33,9 @@ _GO, _STOP = b"go", b"stop"
 _ENDED = "a worker process was ended from outside; was memory short?"
 
 
-def shared_array(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return an array of zeros that processes forked from now on share."""
-    count = int(np.prod(shape, dtype=np.int64))
-    memory = mmap(-1, max(1, count * np.dtype(dtype).itemsize))
-    return np.frombuffer(memory, dtype, count).reshape(shape)
-
-
 def can_fork() -> bool:
     """Return whether this process may fork: on Linux, unless it is itself a daemon of multiprocessing, or ends."""
-    return sys.platform == "linux" and not multiprocessing.current_process().daemon and not is_exiting()
+    return FORKS and not multiprocessing.current_process().daemon and not is_exiting()
 
 
 class StoppedError(Exception):
@@ -120,13 +109,13 @@ class Together:
 class Team:
     """`size` members, at least 2, that call ``work(number, job, together)`` at the same time; number 0 is the caller.
 
-    A process that is forked for a member calls ``begin()`` first.
+    With ``processes=False`` the others are threads in any case.
 
     An error ends the team: it is not `usable` then, and a new one may take its place. So do the end of the program, and
     that of a process of multiprocessing, which would otherwise wait for the members for ever.
     """
 
-    def __init__(self, size: int, work: Work, begin: Callable[[], None] | None = None) -> None:
+    def __init__(self, size: int, work: Work, processes: bool = True) -> None:
         self._work = work
         self._process = os.getpid()
         doors = [Pipe() for _ in range(1, size)]
@@ -136,7 +125,7 @@ class Team:
         kept = [[*mine[k], batons[k][0], batons[(k + 1) % size][1]] for k in range(size)]
         ends = [end for pair in (*doors, *batons) for end in pair]
         self._together = members[0]
-        forks = can_fork()
+        forks = processes and can_fork()
         self._others: list[Any] = []
         self._end = Finalize(self, _end, args=(self._together, self._others), exitpriority=0)
         _teams.add(self)
@@ -145,7 +134,7 @@ class Team:
             if forks:
                 foreign = [end for end in ends if end not in kept[k]]
                 fork = multiprocessing.get_context("fork")
-                args = (work, begin, k, members[k], foreign, quiet)
+                args = (work, k, members[k], foreign, quiet)
                 other: Any = fork.Process(target=_forked, args=args, daemon=True)
             else:
                 other = threading.Thread(target=_serve, args=(work, k, members[k]), daemon=True)
@@ -225,7 +214,6 @@ if hasattr(os, "register_at_fork"):
 
 def _forked(
     work: Work,
-    begin: Callable[[], None] | None,
     number: int,
     together: Together,
     foreign: list[Connection],
@@ -240,8 +228,6 @@ def _forked(
     gc.freeze()  # looking through the caller's objects for garbage would copy their pages
     for end in foreign:
         end.close()
-    if begin is not None:
-        begin()
     _serve(work, number, together)
 
 

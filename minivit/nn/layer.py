@@ -28,7 +28,7 @@ import numpy as np
 
 from minivit.arrays import Array, backend, dtype_named, library_name, namespace, on_device_of, to_backend, to_host
 from minivit.errors import UserError, counted
-from minivit.nn.parameters import FlatStore, Parameter, Parameters, first_value, plan
+from minivit.nn.parameters import FlatStore, Parameter, Parameters, first_value, plan, zeros
 from minivit.random import Key
 
 
@@ -137,7 +137,7 @@ class Layer:
 
     def zero_grad(self) -> None:
         """Set the gradients of this layer's parameters to zero."""
-        with on_device_of(self.parameters.store.peek()):
+        with on_device_of(self.parameters.store.values):
             for parameter in self.parameters.values():
                 parameter.grad[...] = 0
 
@@ -145,15 +145,11 @@ class Layer:
         """Return a copy with gradients of its own, on the same values or on the flat vector `values`."""
         named = self.parameters
         starts = {name: parameter.span.start for name, parameter in named.items()}
-        if values is None:
-            values = named.store.values  # lent: whoever has the replica may write to them
-        store = FlatStore(values)
-        store.lent = True  # to the original, whose optimiser writes to it
-        return self._on_store(named, starts, store)
+        return self._on_store(named, starts, FlatStore(named.store.values if values is None else values))
 
     def astype(self, dtype: Any) -> Self:
         """Return a copy with its parameters converted to `dtype`."""
-        values = self.parameters.store.peek()
+        values = self.parameters.store.values
         with on_device_of(values):
             return self._moved(dtype, library_name(namespace(values)))
 
@@ -162,20 +158,20 @@ class Layer:
 
         The device becomes the current one of this thread.
         """
-        return self._moved(self.parameters.store.peek().dtype, backend_name)
+        return self._moved(self.parameters.store.values.dtype, backend_name)
 
     def _moved(self, dtype: Any, backend_name: str) -> Self:
-        with on_device_of(self.parameters.store.peek()):
-            values = {name: parameter.peek().astype(dtype, copy=False) for name, parameter in self.parameters.items()}
+        with on_device_of(self.parameters.store.values):
+            values = {name: parameter.value.astype(dtype, copy=False) for name, parameter in self.parameters.items()}
         twin = _initialized(self, None, dtype, backend_name)
         for name, value in values.items():
-            twin.parameters[name].peek()[...] = to_backend(value, backend_name)
+            twin.parameters[name].value[...] = to_backend(value, backend_name)
         return twin
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all values by name, on the host, in minivit's own layout."""
-        with on_device_of(self.parameters.store.peek()):
-            return {name: to_host(parameter.peek()).copy() for name, parameter in self.parameters.items()}
+        with on_device_of(self.parameters.store.values):
+            return {name: to_host(parameter.value).copy() for name, parameter in self.parameters.items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set all values from `state`, which has this layer's names and shapes.
@@ -196,10 +192,10 @@ class Layer:
         if missing or unknown:
             words = [counted(what, names) for what, names in (("missing", missing), ("unknown", unknown)) if names]
             raise UserError(f"the weights belong to another model: {' and '.join(words)}")
-        store = named.store.peek()
+        store = named.store.values
         with on_device_of(store):
             for name, parameter in named.items():
-                value = parameter.peek()
+                value = parameter.value
                 value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), namespace(store))
 
 
@@ -250,9 +246,9 @@ def _initialized(layer: Any, seed: int | None, dtype: Any, backend_name: str) ->
     xp = backend(backend_name)
     declared = layer._declared()
     starts, length = plan({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
-    store = FlatStore(xp.zeros(length, dtype=dtype))
+    store = FlatStore(zeros(length, dtype, xp))
     twin = layer._on_store(declared, starts, store)
     if seed is not None:
         for name, parameter in twin._parameters.items():
-            parameter.peek()[...] = first_value(parameter, name, seed, dtype, xp)
+            parameter.value[...] = first_value(parameter, name, seed, dtype, xp)
     return twin

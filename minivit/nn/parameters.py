@@ -4,6 +4,10 @@ The optimiser, the gradient norm, the sum over micro-batches and checkpoints are
 layer sees a `Parameter` with a `value` and a `grad` of its own shape. Views start at multiples of 256 bytes; the gaps
 between them are zero in both vectors and stay so. Two stores may share one value vector, each with gradients of its
 own: that is how workers use replicas of a model.
+
+On a host whose processes can fork, both vectors are in shared memory. Worker processes view the model's own vectors, so
+that a value which is written at any time, through any view, is the value that they read. It also means that a process
+which the user forks shares the model with its parent; before it trains, it should make a copy with `copy.deepcopy`.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from minivit.arrays import Array, namespace, to_backend
+from minivit.arrays import Array, namespace, on_device_of, to_backend
+from minivit.arrays.shared import shared_zeros
 
 Initializer: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
@@ -22,37 +27,43 @@ ALIGNMENT = 256  # bytes
 
 
 class FlatStore:
-    """A vector of values and, once asked for, a vector of gradients of the same size."""
+    """A vector of values and, once asked for, a vector of gradients of the same size.
+
+    Parameters
+    ----------
+    values : Array
+        The flat vector of values, which the store uses as it is; `zeros` makes one.
+    """
 
     def __init__(self, values: Array) -> None:
         self._values = values
         self._gradients: Array | None = None
-        self._accesses = 0
-        self.lent = False
         self.generation = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FlatStore:
+        """Return a store of copies, in the memory that `zeros` chooses; stores that shared a vector share its copy."""
+        store = FlatStore(_copied(self._values, memo))
+        if self._gradients is not None:
+            store._gradients = _copied(self._gradients, memo)
+        store.generation = self.generation
+        return store
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the vectors of a pickled store into the memory that `zeros` chooses."""
+        vectors = {name: state[name] for name in ("_values", "_gradients") if state[name] is not None}
+        vars(self).update(state | {name: _copied(vector, {}) for name, vector in vectors.items()})
 
     @property
     def values(self) -> Array:
         """The flat vector of values."""
-        self.lent = True
         return self._values
-
-    def peek(self) -> Array:
-        """Return the flat vector for those who read or write it now and do not keep it: `version` stays a number."""
-        self._accesses += 1
-        return self._values
-
-    @property
-    def version(self) -> int | None:
-        """A number that stays while the values do, or None if somebody may hold a view and write to it unseen."""
-        return None if self.lent else self._accesses
 
     @property
     def gradients(self) -> Array:
         """The flat gradient vector, allocated as zeros on first use; of 16-bit values it is float32."""
         if self._gradients is None:
             xp, dtype = namespace(self._values), self._values.dtype
-            self._gradients = xp.zeros(self._values.shape, dtype=xp.float32 if dtype.itemsize == 2 else dtype)
+            self._gradients = zeros(len(self._values), xp.float32 if dtype.itemsize == 2 else dtype, xp)
         return self._gradients
 
     def share_gradients(self, store: FlatStore) -> None:
@@ -129,14 +140,8 @@ class Parameter:
     @property
     def value(self) -> Array:
         """The tensor, a view that can be written to and not rebound."""
-        self.store.lent = True
-        return self.peek()
-
-    def peek(self) -> Array:
-        """Return the tensor for those who do not keep it: `FlatStore.version` stays a number."""
-        values = self.store.peek()
         if self._value is None:
-            self._value = values[self.span].reshape(self.shape)
+            self._value = self.store.values[self.span].reshape(self.shape)
         return self._value
 
     @property
@@ -212,6 +217,22 @@ class Parameters(Mapping[str, Parameter]):
     def count(self) -> int:
         """How many numbers the parameters hold, gaps between views not counted."""
         return sum(parameter.size for parameter in self.values())
+
+
+def zeros(length: int, dtype: Any, xp: Any) -> Array:
+    """Return a vector of zeros for a `FlatStore`: on the host in shared memory."""
+    vector: Array = shared_zeros((length,), dtype) if xp is np else xp.zeros(length, dtype=dtype)
+    return vector
+
+
+def _copied(vector: Array, memo: dict[int, Any]) -> Array:
+    """Return a copy of `vector` for a `FlatStore`, the same one for every call with one `memo`."""
+    if id(vector) not in memo:
+        with on_device_of(vector):
+            memo[id(vector)] = zeros(len(vector), vector.dtype, namespace(vector))
+            memo[id(vector)][...] = vector
+    copied: Array = memo[id(vector)]
+    return copied
 
 
 def padded(size: int, itemsize: int) -> int:

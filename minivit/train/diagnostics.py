@@ -71,7 +71,7 @@ def first_non_finite_gradient(model: ViT) -> str | None:
 
 def first_non_finite_parameter(model: ViT) -> str | None:
     """Return the name of the first parameter whose value holds NaN or infinity, or None."""
-    if _finite(model.parameters.store.peek()):
+    if _finite(model.parameters.store.values):
         return None
     return next(name for name, parameter in model.parameters.items() if not _finite(parameter.value))
 

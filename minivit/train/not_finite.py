@@ -37,7 +37,7 @@ def where_not_finite(
         Sets the gradients; it is called where the forward pass is finite.
     """
     model = engine.model
-    values = model.parameters.store.peek()
+    values = model.parameters.store.values
     try:
         with on_device_of(values):
             replica = model.replica(values.astype(engine.dtype, copy=False))

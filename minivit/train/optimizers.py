@@ -20,7 +20,7 @@ from minivit.ops.update_rules import Group, adam_step, clip_factor, gradient_nor
 def groups_of(model: Layer, lr: float, weight_decay: float) -> list[Group]:
     """Return one group for each run of neighbouring parameters that decay alike."""
     groups: list[Group] = []
-    itemsize = model.parameters.store.peek().dtype.itemsize
+    itemsize = model.parameters.store.values.dtype.itemsize
     for parameter in sorted(model.parameters.values(), key=lambda p: p.span.start):
         decay = weight_decay if parameter.decay else 0.0
         near = bool(groups) and parameter.span.start == padded(groups[-1].span.stop, itemsize)
@@ -71,7 +71,7 @@ class Optimizer:
         self._base_lr = lr
         self.lr = lr
         self.steps = 0
-        values = self._store.peek()
+        values = self._store.values
         self._xp = namespace(values)
         if values.dtype.itemsize == 2:
             raise UserError(
@@ -90,7 +90,7 @@ class Optimizer:
             0-d, on the device and of the dtype of the gradients, by which they are multiplied. Where it is NaN no
             parameter and no state changes. The step counts all the same, as the host does not know of it.
         """
-        values = self._store.peek()
+        values = self._store.values
         if factor is not None:
             namespace(values, factor)
             if factor.shape != () or factor.dtype != values.dtype:

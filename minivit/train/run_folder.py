@@ -93,7 +93,7 @@ class Run:
 
     def save_state(self, model: ViT, optimizer: Optimizer, progress: Progress, data: str) -> None:
         """Write all that is needed to go on from here, in one file; `data` is the data set's fingerprint."""
-        tensors = {"values": to_host(model.parameters.store.peek()), **optimizer.state()}
+        tensors = {"values": to_host(model.parameters.store.values), **optimizer.state()}
         about = {
             "progress": progress.to_json(),
             "parameters": _layout(model),
@@ -131,7 +131,7 @@ class Run:
             )
         if about.get("data") != data:
             raise UserError(f"{path} was trained on other images than {self.recipe.dataset} has now; begin a new run")
-        values = model.parameters.store.peek()
+        values = model.parameters.store.values
         try:
             progress = Progress.from_json(about.get("progress", ""))
             for name, vector in tensors.items():

@@ -53,10 +53,10 @@ class Steps:
         self, engine: Engine, optimizer: Optimizer, feed: Feed, recipe: Recipe, scaled: bool, at_once: bool
     ) -> None:
         store = engine.model.parameters.store
-        self.grad_scaler = GradScaler(store.peek(), recipe.clip_norm, scaled)
+        self.grad_scaler = GradScaler(store.values, recipe.clip_norm, scaled)
         self._engine, self._optimizer, self._feed, self._store = engine, optimizer, feed, store
         self._smoothing = recipe.label_smoothing
-        self._metrics = MetricsBuffer(store.peek(), 1 if at_once else _READ_EVERY)
+        self._metrics = MetricsBuffer(store.values, 1 if at_once else _READ_EVERY)
         self._unheard: list[tuple[int, Array, float]] = []
         self._begun = 0.0  # when the first of these was
 

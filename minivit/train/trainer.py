@@ -84,7 +84,7 @@ class Trainer:
         """Train from the start, or from the last checkpoint, to the end; return the result."""
         if resume and (result := self.run.result()) is not None:
             return result
-        values, elsewhere = self.model.parameters.store.peek(), self._room("outside of a step")
+        values, elsewhere = self.model.parameters.store.values, self._room("outside of a step")
         with locked(self.run.path), Interrupt() as interrupt, on_device_of(values), self.engine, elsewhere:
             self._begin(resume)
             reporter.started(self.run, self.model, self.progress.step, self.total_steps, self.steps_per_epoch)
