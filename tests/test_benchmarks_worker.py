@@ -55,7 +55,7 @@ import numpy as np
 from pathlib import Path
 from benchmarks.worker import peak_bytes
 from minivit.arrays.shared import shared_zeros
-from minivit.engine.worker_pool import Team
+from minivit.engine.worker_pool import WorkerPool
 
 def work(number, job, together):
     if number == 1:
@@ -68,11 +68,11 @@ highest = next(1024 * int(line.split()[1]) for line in status.splitlines() if li
 alone = peak_bytes()
 shared = shared_zeros((25_000_000,), np.float32)
 shared[:] = 0
-team = Team(2, work)
-team.run(None)
+pool = WorkerPool(2, work)
+pool.run(None)
 print(highest, alone, peak_bytes())
 del private
-team.close()
+pool.close()
 print(peak_bytes())
 """
 

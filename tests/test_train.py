@@ -17,6 +17,7 @@ from small_run import (
     make_dataset,
     read,
     run_at,
+    stopped_run,
 )
 
 from minivit import Engine, UserError, ViT, load_model
@@ -27,6 +28,7 @@ from minivit.train.interrupt import Interrupted
 from minivit.train.run_folder import Run, latest_run_path, next_run_path
 from minivit.train.setup import model_config
 from minivit.train.trainer import Trainer, train
+from minivit.weights import read_tensors, write_tensors
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -82,7 +84,7 @@ def test_step_0_is_saved_before_training(tmp_path: Path) -> None:
         train(run, make_dataset(), Listener(1, kill))
     trainer = Trainer(run, make_dataset())
     first = trainer.model.state_dict()
-    assert run.load_state(trainer.model, trainer.optimizer, trainer.fingerprint).step == 0
+    assert trainer.run.load_state(trainer.model, trainer.optimizer, trainer.fingerprint).step == 0
     kept = load_model(run.path / "last").state_dict()
     for name, value in trainer.model.state_dict().items():
         np.testing.assert_array_equal(value, first[name])
@@ -148,13 +150,32 @@ def test_threads_change_no_bit(tmp_path: Path, undisturbed: tuple[Run, dict[str,
     assert bits(run) == bits(one) == bits(undisturbed[0])
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"micro_batch": 5}, {"flip": False}, {"optimizer": "sgd"}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"micro_batch": 5}, {"micro_batch": 1, "reduction_groups": 2}, {"flip": False}, {"optimizer": "sgd"}],
+    ids=str,
+)
 def test_what_stands_in_the_recipe_changes_bits(
     tmp_path: Path, undisturbed: tuple[Run, dict[str, Any]], change: dict[str, Any]
 ) -> None:
     run = run_at(tmp_path / "run", replace(RECIPE, **change))
     train(run, make_dataset(), Listener())
     assert bits(run) != bits(undisturbed[0])
+
+
+def test_a_run_that_is_older_than_the_reduction_groups_resumes(
+    tmp_path: Path, undisturbed: tuple[Run, dict[str, Any]]
+) -> None:
+    run = stopped_run(tmp_path / "run")
+    path = run.path / "recipe.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "reduction_groups"}))
+    checkpoint = run.path / "last" / "training.safetensors"
+    vectors, about = read_tensors(checkpoint)
+    recipe = json.loads(about["recipe"])
+    assert recipe.pop("reduction_groups") == 8
+    write_tensors(checkpoint, vectors, {**about, "recipe": json.dumps(recipe)})
+    train(Run.open(run.path), make_dataset(), Listener(), resume=True)
+    assert bits(run) == bits(undisturbed[0])
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

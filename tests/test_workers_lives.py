@@ -201,16 +201,16 @@ def test_a_closed_engine_leaves_its_arrays(members: str) -> None:
     images, _, _ = batch()
     engine = Engine(model(), 2, 2)
     engine.predict(images)
-    assert engine._crew is not None
-    desk = weakref.ref(engine._crew._desk)
+    assert engine._parallel is not None
+    arrays = weakref.ref(engine._parallel._arrays)
     gc.collect()
     gc.disable()
     try:
         engine.close()
         for _ in range(100):  # a thread is at its last statement
-            if desk() is None:
+            if arrays() is None:
                 break
             time.sleep(0.01)
-        assert desk() is None
+        assert arrays() is None
     finally:
         gc.enable()

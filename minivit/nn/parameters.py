@@ -189,6 +189,7 @@ class Parameters(Mapping[str, Parameter]):
 
     def __init__(self, named: Mapping[str, Parameter], store: FlatStore) -> None:
         self._named = dict(named)
+        self._gaps: list[slice] | None = None
         self.store = store
 
     def __getitem__(self, name: str) -> Parameter:
@@ -207,11 +208,14 @@ class Parameters(Mapping[str, Parameter]):
         return self.store.gradients
 
     def clear_gaps(self) -> None:
-        """Set the gradient vector to zero behind each view, where whoever wrote to the whole vector left something."""
+        """Set the gaps between the views of the gradient vector to zero, as they are before anything writes to them."""
         gradients = self.store.gradients
-        for parameter in self.values():
-            end = parameter.span.stop
-            gradients[end : padded(end, gradients.dtype.itemsize)] = 0
+        if self._gaps is None:
+            ends = [parameter.span.stop for parameter in self.values()]
+            gaps = [slice(end, padded(end, gradients.dtype.itemsize)) for end in ends]
+            self._gaps = [gap for gap in gaps if gap.stop > gap.start]
+        for gap in self._gaps:
+            gradients[gap] = 0
 
     @property
     def count(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from minivit.arrays import Array, is_out_of_memory, on_device_of
 from minivit.engine import Engine
 from minivit.engine.device_step import DEVICE_BATCH
-from minivit.engine.micro_batches import parts_of
+from minivit.engine.micro_batches import micro_batch_slices
 from minivit.errors import RunError
 from minivit.random import Key
 from minivit.train.diagnostics import first_non_finite, first_non_finite_gradient
@@ -41,7 +41,7 @@ def where_not_finite(
     try:
         with on_device_of(values):
             replica = model.replica(values.astype(engine.dtype, copy=False))
-            where = first_non_finite(replica, map(piece, parts_of(count, engine.micro_batch or DEVICE_BATCH)))
+            where = first_non_finite(replica, map(piece, micro_batch_slices(count, engine.micro_batch or DEVICE_BATCH)))
             if where is not None:
                 return where
             name = None

@@ -52,6 +52,9 @@ class Recipe:
     micro_batch : int
         Images a thread takes at a time; 0 for what the model says. It is part of the recipe, for it decides the bits;
         on a device it is without effect.
+    reduction_groups : int
+        Groups in which the gradients of micro-batches are added; 0 for what the model says. It decides the bits on the
+        host, and is without effect on a device.
     dtype : str
         "float32" or "float64".
     seed : int
@@ -76,17 +79,19 @@ class Recipe:
     flip: bool = False
     validation: float = 0.1
     micro_batch: int = 0
+    reduction_groups: int = 0
     dtype: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("epochs", "batch_size", "crop_padding", "micro_batch", "seed"):
+        for name in ("epochs", "batch_size", "crop_padding", "micro_batch", "reduction_groups", "seed"):
             _expect(name, getattr(self, name), type(getattr(self, name)) is int, "a whole number")
         _expect("flip", self.flip, isinstance(self.flip, bool), "true or false")
         for name in ("epochs", "batch_size"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("lr", "weight_decay", "warmup_epochs", "clip_norm", "crop_padding", "micro_batch", "seed"):
+        floats = ("lr", "weight_decay", "warmup_epochs", "clip_norm")
+        for name in (*floats, "crop_padding", "micro_batch", "reduction_groups", "seed"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more")
         for name in ("validation", "label_smoothing", "momentum"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")

@@ -123,6 +123,7 @@ class Run:
         if about.get("parameters") != _layout(model) or "values" not in tensors:
             raise UserError(f"{path} is the checkpoint of another model than the one in recipe.json")
         begun, now = json.loads(about.get("recipe", "{}")), json.loads(json.dumps(self.recipe.to_dict()))
+        begun.setdefault("reduction_groups", now["reduction_groups"])  # a run that is older than this field
         # The images may have moved; whether they are the same is the next question.
         if changed := [name for name in now if name != "dataset" and begun.get(name) != now[name]]:
             raise UserError(

@@ -58,7 +58,11 @@ class Trainer:
         micro_batch: int | None = None,
     ) -> None:
         config = model_config(run.recipe, dataset)
-        recipe = replace(run.recipe, micro_batch=run.recipe.micro_batch or config.micro_batch)
+        recipe = replace(
+            run.recipe,
+            micro_batch=run.recipe.micro_batch or config.micro_batch,
+            reduction_groups=run.recipe.reduction_groups or config.reduction_groups,
+        )
         self._library = arrays.backend(backend)
         on_host = self._library is np
         if on_host and micro_batch is not None:
@@ -75,7 +79,7 @@ class Trainer:
         with self._room("before the first step"):
             self.model = ViT(config, seed=recipe.seed, dtype=recipe.dtype, backend=backend)
             self.optimizer = make_optimizer(recipe, self.model)
-            self.engine = Engine(self.model, threads, self.micro_batch, precision=precision)
+            self.engine = Engine(self.model, threads, self.micro_batch, precision, recipe.reduction_groups)
             self.bytes_per_image = image_bytes(config, self.engine.dtype)
             self.feed = Feed(dataset, self.train_index, recipe, self._library)
             self.steps = Steps(self.engine, self.optimizer, self.feed, recipe, precision == "float16", on_host)
