@@ -32,7 +32,7 @@ from minivit import AdamW, Parameter, ops
 from minivit.cli.reporters import percent
 from minivit.engine import engine, parallel
 from minivit.engine.machine import cores
-from minivit.engine.worker_pool import Team
+from minivit.engine.worker_pool import WorkerPool
 
 ADDING, OPTIMISER, ELSE, WAITING = "adding gradients", "optimiser", "everything else", "waiting"
 OPS = [name for name in ops.__all__ if name.endswith("_backward") or f"{name}_backward" in ops.__all__]
@@ -82,7 +82,7 @@ def timing(clock: Clock) -> Iterator[None]:
         stack.enter_context(replaced(ops, OPS, clock.timed))
         stack.enter_context(replaced(Parameter, ["add_grad"], under(ADDING)))
         stack.enter_context(replaced(AdamW, ["step"], under(OPTIMISER)))
-        stack.enter_context(replaced(Team, ["run"], under(WAITING)))
+        stack.enter_context(replaced(WorkerPool, ["run"], under(WAITING)))
         for module in (engine, parallel):
             stack.enter_context(replaced(module, ["train", "predict", "predict_by_tokens"], share))
         yield

@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from minivit.engine.worker_pool import shared_array
+from minivit.arrays.shared import shared_zeros
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,8 +32,8 @@ class Clock:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._columns = {name: i for i, name in enumerate(names)}
-        self._seconds = shared_array((_MOST, len(names)), np.float64)
-        self._calls = shared_array((_MOST, len(names)), np.int64)
+        self._seconds = shared_zeros((_MOST, len(names)), np.float64)
+        self._calls = shared_zeros((_MOST, len(names)), np.int64)
         self._rows = multiprocessing.Value("i", 0)
         self._local = threading.local()
 

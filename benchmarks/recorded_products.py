@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit.arrays import Array
+from minivit.arrays.shared import shared_zeros
 from minivit.engine.machine import single_threaded_blas
-from minivit.engine.worker_pool import Team, Together, shared_array
+from minivit.engine.worker_pool import Barrier, WorkerPool
 
 
 class Operand(NamedTuple):
@@ -110,16 +111,16 @@ def _seconds(product: Product) -> float:
 
 def seconds_alone(products: Sequence[Product], workers: int) -> dict[Product, float]:
     """Return the seconds of each product while `workers` do it at once, each with single-threaded BLAS."""
-    seconds = shared_array((workers, len(products)), np.float64)
+    seconds = shared_zeros((workers, len(products)), np.float64)
 
-    def work(number: int, job: None, together: Together | None) -> None:
+    def work(number: int, job: None, barrier: Barrier | None) -> None:
         seconds[number] = [_seconds(product) for product in products]
 
     with single_threaded_blas():
         if workers == 1:
             work(0, None, None)
         else:
-            team = Team(workers, work)
-            team.run(None)
-            team.close()
+            pool = WorkerPool(workers, work)
+            pool.run(None)
+            pool.close()
     return dict(zip(products, map(float, seconds.mean(axis=0)), strict=True))

@@ -22,7 +22,7 @@ def model(dtype: str = "float64", **fields: Any) -> ViT:
 def shaken(layer: L, by: float = 0.3) -> L:
     """Add random numbers to every parameter, so that no gradient vanishes because a bias or the head is zero."""
     for seed, parameter in enumerate(layer.parameters.values()):
-        parameter.peek()[...] += by * normal(parameter.peek(), seed)
+        parameter.value[...] += by * normal(parameter.value, seed)
     return layer
 
 

@@ -15,7 +15,7 @@ from benchmarks.products import Product, Weights, products
 from benchmarks.sides.limit import layouts, prepare
 from benchmarks.task import make_task
 from benchmarks.works import WORKS, get_work
-from minivit.engine.worker_pool import shared_array
+from minivit.arrays.shared import shared_zeros
 from minivit.nn.config import ViTConfig
 
 SMALL = ["img_size=8", "embed_dim=8", "depth=2", "num_heads=2", "num_classes=3"]
@@ -103,7 +103,7 @@ def test_every_layout_computes_all_products(variant: str, monkeypatch: pytest.Mo
 def test_processes_share_the_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of two processes waits in its first product until the other is in its own."""
     work = get_work("train-w64", SMALL).changed(batch_size=2)
-    seen, both = shared_array((2,), np.int64), multiprocessing.get_context("fork").Barrier(2)
+    seen, both = shared_zeros((2,), np.int64), multiprocessing.get_context("fork").Barrier(2)
     parent, run = os.getpid(), Product.run
 
     def noted(product: Product) -> None:

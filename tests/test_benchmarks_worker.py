@@ -54,7 +54,8 @@ _PEAK = """
 import numpy as np
 from pathlib import Path
 from benchmarks.worker import peak_bytes
-from minivit.engine.worker_pool import Team, shared_array
+from minivit.arrays.shared import shared_zeros
+from minivit.engine.worker_pool import WorkerPool
 
 def work(number, job, together):
     if number == 1:
@@ -65,13 +66,13 @@ private, own = np.ones(25_000_000, np.float32), []
 status = Path("/proc/self/status").read_text()
 highest = next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 alone = peak_bytes()
-shared = shared_array((25_000_000,), np.float32)
+shared = shared_zeros((25_000_000,), np.float32)
 shared[:] = 0
-team = Team(2, work)
-team.run(None)
+pool = WorkerPool(2, work)
+pool.run(None)
 print(highest, alone, peak_bytes())
 del private
-team.close()
+pool.close()
 print(peak_bytes())
 """
 

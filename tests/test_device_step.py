@@ -104,11 +104,11 @@ def test_nothing_crosses_or_waits_in_a_step(device: str, precision: str | None) 
         optimizer.step(guard.factor(loss, vit.parameters.store.gradients))
 
     one()  # kernels are compiled, and tables of the optimiser made
-    before = to_host(vit.parameters.store.peek())
+    before = to_host(vit.parameters.store.values)
     with nothing_crosses(device):
         one()
         engine.predict(images)
-    assert not np.array_equal(to_host(vit.parameters.store.peek()), before)
+    assert not np.array_equal(to_host(vit.parameters.store.values), before)
 
 
 @pytest.mark.parametrize("precision", [None, "float32", "tf32", *SIXTEEN_BITS])

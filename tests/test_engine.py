@@ -181,6 +181,8 @@ def test_an_engine_needs_a_thread_and_an_image(threads: int) -> None:
         Engine(model(), threads=threads)
     with pytest.raises(UserError, match=f"micro_batch is {threads}; expected at least 1"):
         Engine(model(), micro_batch=threads)
+    with pytest.raises(UserError, match=f"reduction_groups is {threads}; expected at least 1"):
+        Engine(model(), reduction_groups=threads)
 
 
 def test_the_micro_batch_is_the_models() -> None:

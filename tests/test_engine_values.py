@@ -27,9 +27,7 @@ def optimise(vit: ViT) -> None:
 WRITERS: dict[str, Callable[[ViT, ViT], None]] = {
     "load_state_dict": lambda vit, _: vit.load_state_dict({k: 0.5 * v for k, v in vit.state_dict().items()}),
     "the flat vector": lambda vit, _: halve(vit.parameters.store.values),
-    "a glance at the flat vector": lambda vit, _: halve(vit.parameters.store.peek()),
     "a value": lambda vit, _: halve(vit.head.weight.value),
-    "a glance at a value": lambda vit, _: halve(vit.head.weight.peek()),
     "an optimiser": lambda vit, _: optimise(vit),
     "a replica": lambda _, replica: halve(replica.head.weight.value),
     "a replica's optimiser": lambda _, replica: optimise(replica),
@@ -182,6 +180,18 @@ def test_a_deep_copy_is_a_model_of_its_own() -> None:
     assert not twin.head.weight.value.any()
     assert_same_bits(step(vit, 2, 3), expected)
     assert np.shares_memory(twin.head.weight.grad, twin.parameters.store.gradients)
+
+
+def test_values_outside_of_shared_memory_reach_all_workers() -> None:
+    """The workers of such a replica are threads."""
+    images, _, _ = batch()
+    vit = model()
+    replica = vit.replica(vit.parameters.store.values.copy())
+    with Engine(replica, 2, 2) as engine:
+        before = engine.predict(images)
+        halve(replica.head.weight.value)
+        assert np.abs(engine.predict(images) - before).max() > 1e-3
+        assert_same_bits([engine.predict(images)], [Engine(replica, 1, 2).predict(images)])
 
 
 def test_gradients_forgotten_before_a_step_do_not_take_its_own_along() -> None:

@@ -8,11 +8,10 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import threadpoolctl
 from forks import needs_fork
 
-from minivit.engine.machine import forget_pages, single_threaded_blas
+from minivit.engine.machine import single_threaded_blas
 
 
 def blas_threads() -> set[int]:
@@ -58,20 +57,3 @@ def test_a_fork_while_another_thread_computes_does_not_wait_for_it() -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-
-
-@needs_fork
-def test_forgotten_pages_are_those_of_one_process_alone() -> None:
-    x = np.ones(100_000)
-    gappy = np.ones((100_000, 2))[:, 0]
-    here, there = multiprocessing.Pipe()
-    if (child := os.fork()) == 0:
-        forget_pages(x)
-        forget_pages(gappy)
-        there.send((x.sum(), x[0], x[-1], gappy.sum()))
-        os._exit(0)
-    os.waitpid(child, 0)
-    total, *rest = here.recv()
-    assert total < 2 * 4096 / 8 + 2
-    assert rest == [1.0, 1.0, 100_000.0]
-    assert x.sum() == 100_000

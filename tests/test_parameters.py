@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 from bare_vit import SMALL, images, model, shaken
-from contract import assert_close, normal
+from contract import assert_close, assert_same_bits, normal
 
 from minivit import Layer, Parameter, UserError, ViT, layers
 from minivit.arrays import Array
+from minivit.arrays.shared import FORKS, is_shared
 from minivit.nn.parameters import ALIGNMENT, FlatStore
 
 
@@ -252,3 +255,18 @@ def test_a_replica_does_not_remember_what_a_part_of_the_model_was_asked() -> Non
         part = twin.blocks[0].parameters
         assert part.store is twin.parameters.store
         assert part.store is not asked.store
+
+
+def test_the_vectors_of_a_host_model_are_shared_and_those_of_its_copies_too() -> None:
+    vit = model()
+    vit.head.bias.grad[...] = 2.0
+    pair = vit, vit.replica()
+    copied, replica = copy.deepcopy(pair)
+    pickled = pickle.loads(pickle.dumps(vit.parameters.store))
+    for store in (vit.parameters.store, copied.parameters.store, pickled):
+        assert is_shared(store.values) == is_shared(store.gradients) == FORKS
+        assert_same_bits([store.values, store.gradients], [vit.parameters.store.values, vit.parameters.store.gradients])
+    assert not np.shares_memory(copied.parameters.store.values, vit.parameters.store.values)
+    assert not np.shares_memory(pickled.values, vit.parameters.store.values)
+    assert np.shares_memory(copied.head.bias.value, replica.head.bias.value)
+    assert not is_shared(np.ones(3)[1:])

@@ -83,7 +83,7 @@ def test_step_0_is_saved_before_training(tmp_path: Path) -> None:
         train(run, make_dataset(), Listener(1, kill))
     trainer = Trainer(run, make_dataset())
     first = trainer.model.state_dict()
-    assert run.load_state(trainer.model, trainer.optimizer, trainer.fingerprint).step == 0
+    assert trainer.run.load_state(trainer.model, trainer.optimizer, trainer.fingerprint).step == 0
     kept = load_model(run.path / "last").state_dict()
     for name, value in trainer.model.state_dict().items():
         np.testing.assert_array_equal(value, first[name])
@@ -149,7 +149,11 @@ def test_threads_change_no_bit(tmp_path: Path, undisturbed: tuple[RunFolder, dic
     assert bits(run) == bits(one) == bits(undisturbed[0])
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"micro_batch": 5}, {"flip": False}, {"optimizer": "sgd"}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"micro_batch": 5}, {"micro_batch": 1, "reduction_groups": 2}, {"flip": False}, {"optimizer": "sgd"}],
+    ids=str,
+)
 def test_what_stands_in_the_recipe_changes_bits(
     tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]], change: dict[str, Any]
 ) -> None:

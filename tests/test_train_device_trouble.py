@@ -17,7 +17,7 @@ from small_run import RECIPE, Listener, ask_to_stop, make_dataset, run_at, stopp
 from minivit import RunError, ViT, load_model
 from minivit.arrays import to_host
 from minivit.data.batches import batches
-from minivit.engine.micro_batches import take
+from minivit.engine.micro_batches import forward_backward
 from minivit.train import step
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError, images_that_fit
@@ -51,11 +51,11 @@ def test_nothing_is_updated_from_the_first_step_on_that_is_not_finite(tmp_path: 
     of._step(samples[0])
     store = of.model.parameters.store
     of.data_loader._scale[...] = float("inf")
-    before = to_host(store.peek()), of.optimizer.state()
+    before = to_host(store.values), of.optimizer.state()
     of._step(samples[1])
     of.data_loader._scale[...] = 1.0
     of._step(samples[2])
-    np.testing.assert_array_equal(to_host(store.peek()), before[0])
+    np.testing.assert_array_equal(to_host(store.values), before[0])
     for name, vector in of.optimizer.state().items():
         np.testing.assert_array_equal(vector, before[1][name])
     assert [step.stopped for step in of.train_step.metrics.read()] == [False, True, True]
@@ -120,9 +120,9 @@ def test_out_of_memory_says_what_fits_and_that_works(
             activations = step.rng.bits((8, 3))
             held.append(weakref.ref(activations))
             raise MemoryError("Out of memory allocating 1,024 bytes")
-        take(replica, batch, step, parts, index)
+        forward_backward(replica, batch, step, parts, index)
 
-    monkeypatch.setattr("minivit.engine.device_step.take", hungry)
+    monkeypatch.setattr("minivit.engine.micro_batches.forward_backward", hungry)
     with pytest.raises(OutOfMemoryError) as raised:
         of.fit(Listener(), False, 1e9)
     assert raised.value.micro_batch == 4

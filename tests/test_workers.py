@@ -199,7 +199,7 @@ def test_an_interrupted_step_does_not_spoil_the_next(
             raise KeyboardInterrupt
         return forward(self, *args)
 
-    def interrupted_turn(self: worker_pool.Together) -> None:
+    def interrupted_wait(self: Connection) -> None:
         raise KeyboardInterrupt
 
     with Engine(vit, 2, 1) as engine:
@@ -209,7 +209,7 @@ def test_an_interrupted_step_does_not_spoil_the_next(
             engine.close()
             patch.setattr(ViT, "forward", interrupted)
             if moment == "while it waits":
-                patch.setattr(Connection, "recv_bytes", interrupted_turn)
+                patch.setattr(Connection, "recv_bytes", interrupted_wait)
             with pytest.raises(KeyboardInterrupt):
                 engine.loss_and_gradients(images, labels, key)
         for _ in range(3):

@@ -21,7 +21,7 @@ def prepare(task: Task, precision: str, backend: str = "cupy") -> Step:
     check_no_dropout(task.work.config)
     model = minivit.create_model(task.work.preset, backend=backend, **task.work.overrides)
     model.load_state_dict(task.state)
-    xp = namespace(model.parameters.store.peek())
+    xp = namespace(model.parameters.store.values)
     engine = minivit.Engine(model, task.threads, precision=None if xp is np else precision)
     images = to_backend(task.images, xp).astype(engine.dtype)
     labels = to_backend(task.labels, xp)

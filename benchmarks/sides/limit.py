@@ -21,7 +21,7 @@ from benchmarks.sides import minivit
 from benchmarks.task import Task
 from benchmarks.works import Work
 from minivit.arrays import Array
-from minivit.engine.worker_pool import Team, Together
+from minivit.engine.worker_pool import Barrier, WorkerPool
 
 _LOGITS = np.zeros(0, dtype=np.float32)  # nothing is computed that has a meaning
 
@@ -76,7 +76,7 @@ def _by_images(task: Task, size: int, near: bool) -> Callable[[], Array]:
     def own(number: int) -> dict[int, list[Product]]:  # which a member makes in the first step, in its own memory
         return {n: products(config, weights, n, task.work.trains, near) for n in set(sizes)}
 
-    def work(number: int, job: None, together: Together | None) -> None:
+    def work(number: int, job: None, barrier: Barrier | None) -> None:
         mine = own(number)
         while True:
             with begun.get_lock():
@@ -89,13 +89,13 @@ def _by_images(task: Task, size: int, near: bool) -> Callable[[], Array]:
 
     def step() -> Array:
         begun.value = 0
-        if team is None:
+        if pool is None:
             work(0, None, None)
         else:
-            team.run(None)
+            pool.run(None)
         return _LOGITS
 
-    team = Team(members, work) if members > 1 else None
+    pool = WorkerPool(members, work) if members > 1 else None
     return step
 
 

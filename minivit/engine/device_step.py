@@ -1,7 +1,7 @@
-"""A step on a device: one worker takes whole batches, or micro-batches one after another, in the precision asked for.
+"""A step on a device: whole batches, or micro-batches one after another, in the requested precision.
 
-With 16 bits the model computes on a copy of the parameters that is rounded anew before each step; the gradients go
-into the model's own float32 vector. Nothing here waits for the device.
+With 16 bits the model computes with a copy of the parameters, which is rounded anew before each step. The gradients are
+added to the model's own float32 vector. Nothing in this file waits for the device.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 
 from minivit.arrays import Array, check_dtype, dtype_named, namespace, on_device_of
 from minivit.arrays.precision import PRECISIONS, tf32
-from minivit.engine.micro_batches import Batch, Step, parts_of, predict, take
+from minivit.engine.micro_batches import Batch, Step, accumulate, micro_batch_slices, predict
 from minivit.errors import UserError
 from minivit.nn.vit import ViT
 from minivit.ops.registry import set_aside
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
-DEVICE_BATCH = 256  # images at a time, so that memory does not grow with how many there are
+DEVICE_BATCH = 256  # images that are predicted at a time, so that memory does not grow with their number
 
 
 def check_precision(precision: str | None, dtype: Any, on_host: bool) -> None:
-    """Raise UserError unless a model of `dtype` can compute with `precision`; None stands for its own."""
+    """Raise UserError unless a model of `dtype` can compute with `precision`; None is the model's own precision."""
     if precision is None:
         return
     if precision not in PRECISIONS:
@@ -34,24 +34,24 @@ def check_precision(precision: str | None, dtype: Any, on_host: bool) -> None:
 
 
 class DeviceStep:
-    """The copy of a model that computes on its device.
+    """Runs training and prediction of a model on its device.
 
     Parameters
     ----------
     model : ViT
-        On a device.
+        A model on a device.
     precision : str, optional
         One of `PRECISIONS`; by default that of the model's own dtype.
 
     Raises
     ------
     UserError
-        The device or the model does not go with the precision.
+        The device or the model does not support the precision.
     """
 
     def __init__(self, model: ViT, precision: str | None) -> None:
         self._store = model.parameters.store
-        values = self._store.peek()
+        values = self._store.values
         xp = namespace(values)
         self._tf32 = precision == "tf32"
         self._rounded: Array | None = None
@@ -64,8 +64,8 @@ class DeviceStep:
         self.replica = model.replica(values if self._rounded is None else self._rounded)
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        values = self._store.peek()
+    def _computing(self) -> Iterator[None]:
+        values = self._store.values
         if self._rounded is not None:
             if set_aside():
                 raise UserError("16 bits need the kernels, which reference_only sets aside; use precision='float32'")
@@ -73,18 +73,14 @@ class DeviceStep:
         with tf32(self._tf32):
             yield
 
-    def train(self, batch: Batch, step: Step, parts: list[slice]) -> None:
-        """Take all micro-batches through the forward and backward pass; the gradients add up in the model's vector."""
-        store = self.replica.parameters.store
-        store.share_gradients(self._store)
-        with self._at_work():
-            store.forget_gradients()
-            for index in range(len(parts)):
-                take(self.replica, batch, step, parts, index)
-            self.replica.parameters.settled_gradients()
+    def train(self, batch: Batch, step: Step, slices: list[slice]) -> None:
+        """Set the model's gradients to the sum over all micro-batches, added in index order."""
+        self.replica.parameters.store.share_gradients(self._store)
+        with self._computing():
+            accumulate(self.replica, batch, step, slices, range(len(slices)))
 
     def predict(self, images: Array, logits: Array, micro_batch: int | None) -> None:
-        """Set `logits` (B, classes) to those of `images`, which are converted piece by piece."""
-        parts = parts_of(len(images), micro_batch or DEVICE_BATCH)
-        with self._at_work():
-            predict(self.replica, images, logits, parts, range(len(parts)))
+        """Set `logits` (B, classes) to those of `images`, which are converted micro-batch by micro-batch."""
+        slices = micro_batch_slices(len(images), micro_batch or DEVICE_BATCH)
+        with self._computing():
+            predict(self.replica, images, logits, slices, range(len(slices)))

@@ -1,15 +1,15 @@
 """The step engine: a batch in; a loss and gradients, or logits, out.
 
-A batch is cut into micro-batches that fit in cache. Each worker of a team takes its own through the whole forward and
-backward pass with single-threaded BLAS, on a replica of the model: the same values, its own gradients. The gradients of
-the micro-batches are added into one total in the order of their index, so that the sum has the same bits for any number
-of workers; what the layers keep for their backward passes does not grow with the batch.
+A batch is cut into micro-batches that fit in cache. Each worker takes its own through the whole forward and backward
+pass with single-threaded BLAS, on a replica of the model: the same values, other gradients. The gradients are added in
+a fixed reduction order (`minivit.engine.reduction`), so that the sum has the same bits for any number of workers. What
+the layers keep for their backward passes does not grow with the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,13 +21,14 @@ from minivit.engine.micro_batches import (
     Batch,
     Step,
     Tokens,
-    parts_of,
+    micro_batch_slices,
     predict,
     predict_by_tokens,
     ready,
     take_turns,
     train,
 )
+from minivit.engine.reduction import reduction_plan, vectors_needed
 from minivit.errors import RunError, UserError
 from minivit.nn.hooks import is_watched
 from minivit.nn.vit import ViT
@@ -35,17 +36,17 @@ from minivit.ops.registry import reference_only
 from minivit.random import Key
 
 if TYPE_CHECKING:
-    from minivit.engine.parallel import Crew
+    from minivit.engine.parallel import ParallelEngine
 
-_ROUND = 8  # micro-batches a worker does between two meetings when it predicts
-_SHARED_TOKENS = 64  # from so many tokens on, two workers share those of a single micro-batch
+_ROUND = 8  # micro-batches that a worker predicts in one job
+_SHARED_TOKENS = 64  # from this number of tokens on, two workers share the tokens of a single micro-batch
 
 
 class Engine:
     """Runs a model over batches of any size.
 
-    Values are checked here on the host: labels in range, images finite. Calls from several threads, of other engines
-    too, wait for each other.
+    On the host, values are checked here: labels in range, images finite. Calls from several threads wait for each
+    other, also those of different engines.
 
     Parameters
     ----------
@@ -54,16 +55,19 @@ class Engine:
     threads : int, optional
         Workers, each for one core; the machine's cores by default. On a device there is one.
     micro_batch : int, optional
-        Images a worker takes at a time; by default what the model says (`ViTConfig.micro_batch`). On a device all
-        that are trained on, and 256 that are predicted.
+        Images that a worker takes at a time; by default what the model says (`ViTConfig.micro_batch`). On a device, all
+        images of a training step, and 256 in prediction.
     precision : str, optional
         On a device, how a float32 model computes: "float32" (the default), "tf32", "bfloat16" or "float16"; see
-        `minivit.arrays.precision`. Parameters, gradients and logits are float32 with each.
+        `minivit.arrays.precision`. Parameters, gradients and logits are float32 in each case.
+    reduction_groups : int, optional
+        Groups of micro-batches whose gradients are added apart, and the most workers that can train at a time; by
+        default what the model says (`ViTConfig.reduction_groups`). Without effect on a device.
 
     Attributes
     ----------
     dtype : dtype
-        Of the images as the step computes with them; those of the model's dtype are converted.
+        Of the images in the computation; images of the model's dtype are converted to it.
 
     Notes
     -----
@@ -77,35 +81,44 @@ class Engine:
     """
 
     def __init__(
-        self, model: ViT, threads: int | None = None, micro_batch: int | None = None, precision: str | None = None
+        self,
+        model: ViT,
+        threads: int | None = None,
+        micro_batch: int | None = None,
+        precision: str | None = None,
+        reduction_groups: int | None = None,
     ) -> None:
-        for name, value in (("threads", threads), ("micro_batch", micro_batch)):
+        given = {"threads": threads, "micro_batch": micro_batch, "reduction_groups": reduction_groups}
+        for name, value in given.items():
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; expected at least 1")
         self._store = model.parameters.store
-        values = self._store.peek()
+        values = self._store.values
         on_host = namespace(values) is np
         check_precision(precision, values.dtype, on_host)
         self.model = model
         self.threads = (threads or cores()) if on_host else 1
         self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
+        self.reduction_groups = reduction_groups or model.config.reduction_groups
         self._device = None if on_host else DeviceStep(model, precision)
-        self._replica = self._device.replica if self._device else model.replica(values)
-        self.dtype: Any = self._replica.parameters.store.peek().dtype
-        self._crew: Crew | None = None
+        self._replica = self._device.replica if self._device else model.replica()
+        self.dtype: Any = self._replica.parameters.store.values.dtype
+        self._replicas: list[ViT] = []  # those of a training step, each with a gradient vector of its own
+        self._parallel: ParallelEngine | None = None
         self._busy = False
         if on_host:
             keep_freed_pages()
 
     def close(self) -> None:
-        """End the other workers, when they have done what they do."""
+        """End the other workers when the call that they work for has returned; a later call starts new ones."""
         with one_at_a_time():
-            if self._crew is not None:
-                self._crew.close()
-                self._crew = None
+            if self._parallel is not None:
+                self._parallel.close()
+                self._parallel = None
+            del self._replicas[1:]
 
     @contextmanager
-    def _at_work(self) -> Iterator[bool]:
+    def _computing(self) -> Iterator[bool]:
         """Keep other threads out while the block lasts; yield whether hooks or an observer watch the model."""
         with one_at_a_time() if self._device else single_threaded_blas():
             if self._busy:  # this thread may enter again, and would overwrite what it computes with
@@ -159,14 +172,14 @@ class Engine:
         label_smoothing: float = 0.0,
         loss_scale: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Do what `loss_and_gradients` does, and return the logits (B, classes) beside the loss.
+        """Do what `loss_and_gradients` does, and return the logits (B, classes) too.
 
         Parameters
         ----------
         loss_scale : Array, optional
             0-d, of the dtype of the gradients, by which these, and not the loss, are multiplied: for "float16".
         """
-        with on_device_of(self._store.peek()):
+        with on_device_of(self._store.values):
             return self._training_step(images, labels, rng, label_smoothing, loss_scale)
 
     def _training_step(
@@ -176,41 +189,42 @@ class Engine:
         if rng is not None and len(rng.sample_ids) != B:
             raise UserError(f"the key names {len(rng.sample_ids)} samples; expected {B}, one for each image")
         xp = namespace(images)
-        parts = parts_of(B, self.micro_batch or B)
-        total = self.model.parameters.settled_gradients()
-        logits = xp.empty((B, self.model.config.num_classes), dtype=total.dtype)
-        losses = xp.empty(len(parts), dtype=total.dtype)
-        batch = Batch(ready(images, self.dtype), labels, logits, losses, total)
+        slices = micro_batch_slices(B, self.micro_batch or B)
+        dtype = self.model.parameters.full_gradients().dtype
+        logits = xp.empty((B, self.model.config.num_classes), dtype=dtype)
+        losses = xp.empty(len(slices), dtype=dtype)
+        batch = Batch(ready(images, self.dtype), labels, logits, losses)
         step = Step(rng, label_smoothing, loss_scale)
-        with self._at_work() as watched:
+        with self._computing() as watched:
             if self._device:
-                self._device.train(batch, step, parts)
-            elif self.threads == 1 or len(parts) == 1 or watched:
-                train(self._replica, batch, step, parts, range(len(parts)), _at_once)
+                self._device.train(batch, step, slices)
+            elif self.threads == 1 or len(slices) == 1 or watched:
+                groups = min(self.reduction_groups, len(slices))
+                train(self._replicas_for(groups, 1), batch, step, slices, reduction_plan(groups, 1))
             else:
-                self._crew_for(B).train(batch, step)
+                self._parallel_for(B, trains=True).train(batch, step, self.reduction_groups)
         return xp.asarray(losses.sum()), logits
 
     def predict(self, images: Array) -> Array:
         """Return logits (B, classes) in evaluation mode, in memory that does not grow with B but for these."""
-        with on_device_of(self._store.peek()):
+        with on_device_of(self._store.values):
             return self._predicted(images)
 
     def _predicted(self, images: Array) -> Array:
         B = self._check(images)
         xp = namespace(images)
-        dtype = self._store.peek().dtype
+        dtype = self._store.values.dtype
         logits = xp.empty((B, self.model.config.num_classes), dtype=dtype)
-        with self._at_work() as watched:
+        with self._computing() as watched:
             if self._device:
                 self._device.predict(images, logits, self.micro_batch)
             elif watched:
-                parts = parts_of(B, self.micro_batch or B)
-                predict(self._replica, images, logits, parts, range(len(parts)))
+                slices = micro_batch_slices(B, self.micro_batch or B)
+                predict(self._replica, images, logits, slices, range(len(slices)))
             else:
                 assert self.micro_batch is not None
                 step = self.micro_batch * self.threads * _ROUND
-                for part in parts_of(B, step):
+                for part in micro_batch_slices(B, step):
                     some = xp.ascontiguousarray(images[part])
                     self._predict(some, logits[part], self.micro_batch, min(B, step))
         return logits
@@ -219,9 +233,9 @@ class Engine:
         B, config = len(images), self.model.config
         N, D = config.num_tokens, config.embed_dim
         few = micro_batch >= most and N >= _SHARED_TOKENS and self._replica.is_standard() and namespace(images) is np
-        pieces = parts_of(N, -(-N // 2)) if few else []
+        pieces = micro_batch_slices(N, -(-N // 2)) if few else []
         if self.threads > 1 and (pieces or micro_batch < B):
-            self._crew_for(most).predict(images, logits, pieces)
+            self._parallel_for(most).predict(images, logits, pieces)
         elif pieces:
             tokens = Tokens(np.empty((B, N, D), images.dtype), np.empty((2, B, N, 3 * D), images.dtype))
 
@@ -230,19 +244,31 @@ class Engine:
 
             take_turns(work, len(pieces))
         else:
-            parts = parts_of(B, micro_batch)
-            predict(self._replica, images, logits, parts, range(len(parts)))
+            slices = micro_batch_slices(B, micro_batch)
+            predict(self._replica, images, logits, slices, range(len(slices)))
 
-    def _crew_for(self, B: int) -> Crew:
-        if self._crew is None or not self._crew.fits(B):
-            # What it imports takes as long as a small prediction, and a worker alone needs none of it.
-            from minivit.engine.parallel import Crew
+    def _parallel_for(self, B: int, trains: bool = False) -> ParallelEngine:
+        if self._parallel is None or not self._parallel.fits(B, trains):
+            # This import takes as long as a small prediction, and one worker does not need it.
+            from minivit.engine.parallel import ParallelEngine
 
+            trains = trains or (self._parallel is not None and self._parallel.trains)
             self.close()
             assert self.micro_batch is not None
-            size = min(self.threads, max(2, -(-B // self.micro_batch)))
-            self._crew = Crew(self._replica, self._store, size, self.micro_batch, B)
-        return self._crew
+            count = -(-B // self.micro_batch)
+            workers = min(self.threads, max(2, count))
+            replicas = self._replicas_for(min(self.reduction_groups, count), workers) if trains else []
+            self._parallel = ParallelEngine(self._replica, replicas, workers, self.micro_batch, B)
+        return self._parallel
+
+    def _replicas_for(self, groups: int, workers: int) -> list[ViT]:
+        """Return replicas for the gradient vectors of a training step; the gradients of the first are the model's."""
+        if not self._replicas:
+            self._replica.parameters.store.share_gradients(self._store)
+            self._replicas.append(self._replica)
+        while len(self._replicas) < vectors_needed(groups, workers):
+            self._replicas.append(self._replica.replica())
+        return self._replicas
 
     def _check(self, images: Array, labels: Array | None = None) -> int:
         if self.model.parameters.store is not self._store:
@@ -254,12 +280,8 @@ class Engine:
             raise UserError(f"image {bad} of the batch holds NaN or infinity; every value must be finite")
         B = len(images)
         if labels is not None:
-            check_labels(labels, B, self.model.config.num_classes, self._store.peek().dtype)
+            check_labels(labels, B, self.model.config.num_classes, self._store.values.dtype)
         return B
-
-
-def _at_once(index: int, count: int) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 def check_labels(labels: Array, B: int, num_classes: int, dtype: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import mmap
 import os
 import sys
 import threading
@@ -14,8 +13,6 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import threadpoolctl
-
-from minivit.arrays import Array
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
 _LARGEST = 1 << 30
@@ -40,21 +37,6 @@ def keep_freed_pages() -> bool:
         return False
     kept = mallopt(_M_MMAP_THRESHOLD, _LARGEST) or mallopt(_M_MMAP_THRESHOLD, _LARGEST_OF_OLD)
     return bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST) and kept)
-
-
-def forget_pages(x: Array) -> None:
-    """Let this process lose what `x` holds and so its memory, but for the ends of it.
-
-    Nothing happens other than on Linux, or where `x` has gaps.
-
-    For a forked process: of what the other one writes to, it would keep every page as it was.
-    """
-    if not sys.platform.startswith("linux") or not x.flags.c_contiguous:
-        return
-    begin = -(-x.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (x.ctypes.data + x.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > begin:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 @functools.cache

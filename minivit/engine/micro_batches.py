@@ -1,46 +1,38 @@
-"""What one worker does of a step: its micro-batches of the batch, or its share of the tokens of a few images.
-
-A worker is given the arrays of the whole step and the numbers of its parts. Nothing here knows how many workers there
-are.
-"""
+"""What one worker does of a step or a prediction: its micro-batches, or its share of the tokens of few images."""
 
 from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from minivit import ops
 from minivit.arrays import Array, namespace
+from minivit.engine.reduction import Round, add_vectors, members
 from minivit.nn.vit import ViT
 from minivit.random import Key
 
-# ``with turn(index, count):`` is entered in the order of the parts, whoever does them.
-Turn: TypeAlias = Callable[[int, int], AbstractContextManager[None]]
-
 
 class Batch(NamedTuple):
-    """The arrays of a training step: what comes in and what goes out."""
+    """The arrays of a training step: its input, and its results beside the gradients."""
 
     images: Array  # (B, height, width, C)
     labels: Array  # (B,) or (B, classes)
     logits: Array  # (B, classes)
     losses: Array  # of each micro-batch, in proportion to its size
-    total: Array  # the flat gradient vector
 
 
 class Step(NamedTuple):
-    """What a training step is told beside its arrays."""
+    """The options of a training step."""
 
     rng: Key | None
     label_smoothing: float
     loss_scale: Array | None = None  # 0-d, by which the gradients are multiplied
 
 
-def parts_of(B: int, size: int) -> list[slice]:
-    """Return the micro-batches of a batch."""
+def micro_batch_slices(B: int, size: int) -> list[slice]:
+    """Return the slices that cut a batch of B images into micro-batches of `size`; the last may be smaller."""
     return [slice(start, min(start + size, B)) for start in range(0, B, size)]
 
 
@@ -49,23 +41,53 @@ def ready(images: Array, dtype: Any) -> Array:
     return namespace(images).ascontiguousarray(images.astype(dtype, copy=False))
 
 
-def train(replica: ViT, batch: Batch, step: Step, parts: list[slice], mine: Iterable[int], turn: Turn) -> None:
-    """Take the micro-batches numbered `mine` through the forward and backward pass, and add their gradients in turn."""
-    for index in mine:
-        replica.parameters.store.forget_gradients()
-        take(replica, batch, step, parts, index)
-        gradients = replica.parameters.settled_gradients()
-        with turn(index, len(parts)):
-            if index == 0:
-                batch.total[...] = gradients
-            else:
-                batch.total[...] += gradients
+def train(
+    replicas: Sequence[ViT],
+    batch: Batch,
+    step: Step,
+    slices: list[slice],
+    plan: Sequence[Round],
+    number: int = 0,
+    workers: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> None:
+    """Do the share of worker `number` of a training step; the total is in the gradients of the first replica.
+
+    Parameters
+    ----------
+    replicas : sequence of ViT
+        One for each gradient vector of the plan.
+    plan : sequence of Round
+        The reduction order; see `minivit.engine.reduction`.
+    wait : callable
+        Returns when all workers have called it.
+    """
+    vectors = [replica.parameters.store.gradients for replica in replicas]
+    replicas[0].parameters.clear_gaps()  # the caller of the engine may have written there
+    groups = plan[-1].groups.stop
+    for turn in plan:
+        if number < len(turn.groups):
+            indices = members(turn.groups[number], groups, len(slices))
+            accumulate(replicas[turn.vectors[number]], batch, step, slices, indices)
+        if turn.sums:
+            wait()
+            add_vectors(vectors, turn.sums, number, workers)
+            if turn is not plan[-1]:
+                wait()  # before a vector that was added is written to again
 
 
-def take(replica: ViT, batch: Batch, step: Step, parts: list[slice], index: int) -> None:
-    """Take one micro-batch through the forward and backward pass, into the gradients of `replica`."""
-    part = parts[index]
-    share = (part.stop - part.start) / parts[-1].stop
+def accumulate(replica: ViT, batch: Batch, step: Step, slices: list[slice], indices: Iterable[int]) -> None:
+    """Set the gradients of `replica` to the sum over the micro-batches numbered `indices`, added in this order."""
+    replica.parameters.store.forget_gradients()
+    for index in indices:
+        forward_backward(replica, batch, step, slices, index)
+    replica.parameters.full_gradients()
+
+
+def forward_backward(replica: ViT, batch: Batch, step: Step, slices: list[slice], index: int) -> None:
+    """Take one micro-batch through the forward and backward pass, and add to the gradients of `replica`."""
+    part = slices[index]
+    share = (part.stop - part.start) / slices[-1].stop
     logits, cache = replica.forward(batch.images[part], None if step.rng is None else step.rng[part])
     loss, loss_cache = ops.cross_entropy(logits, batch.labels[part], step.label_smoothing)
     dloss = share if step.loss_scale is None else step.loss_scale * share
@@ -74,11 +96,12 @@ def take(replica: ViT, batch: Batch, step: Step, parts: list[slice], index: int)
     batch.losses[index] = loss * share
 
 
-def predict(replica: ViT, images: Array, logits: Array, parts: list[slice], mine: Iterable[int]) -> None:
-    """Set the rows of `logits` (B, classes) for the micro-batches numbered `mine`."""
-    dtype = replica.parameters.store.peek().dtype
-    for index in mine:
-        logits[parts[index]] = replica(ready(images[parts[index]], dtype)).astype(logits.dtype, copy=False)
+def predict(replica: ViT, images: Array, logits: Array, slices: list[slice], indices: Iterable[int]) -> None:
+    """Set the rows of `logits` (B, classes) for the micro-batches numbered `indices`."""
+    dtype = replica.parameters.store.values.dtype
+    for index in indices:
+        part = slices[index]
+        logits[part] = replica(ready(images[part], dtype)).astype(logits.dtype, copy=False)
 
 
 class Tokens(NamedTuple):

@@ -1,133 +1,119 @@
-"""A team at work on a model: the arrays that its members share, and what each does of a step."""
+"""Training and prediction by a worker pool: the arrays that the workers share, and the share of each worker."""
 
 from __future__ import annotations
 
-import functools
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minivit.arrays import Array, real_dtype
-from minivit.engine.machine import forget_pages
-from minivit.engine.micro_batches import Batch, Step, Tokens, parts_of, predict, predict_by_tokens, train
-from minivit.engine.worker_pool import Team, Together, shared_array
-from minivit.nn.parameters import FlatStore
+from minivit.arrays.shared import is_shared, shared_zeros
+from minivit.engine.micro_batches import Batch, Step, Tokens, micro_batch_slices, predict, predict_by_tokens, train
+from minivit.engine.reduction import reduction_plan
+from minivit.engine.worker_pool import Barrier, WorkerPool
 from minivit.nn.vit import ViT
 from minivit.ops.registry import set_aside, set_aside_these
 
 
 class _Job(NamedTuple):
-    """What the members are told beside the arrays."""
+    """What is sent to the workers; images, labels and results are in the shared arrays."""
 
     B: int
     step: Step | None  # None to predict
+    groups: int  # of the reduction order, at most
     soft_labels: bool
-    pieces: list[slice]  # of the tokens, or none where each takes whole images
+    pieces: list[slice]  # of the tokens, or none where each worker takes whole images
     set_aside: frozenset[str]
 
 
-class _Desk:
-    """What the members share: arrays in shared memory, and a replica of the model for each."""
+class _SharedArrays:
+    """The arrays that the workers share, with room for `most` images, and the share of each worker."""
 
-    def __init__(self, model: ViT, size: int, micro_batch: int, most: int) -> None:
-        config, source = model.config, model.parameters.store.peek()
-        dtype, classes = source.dtype, config.num_classes
+    def __init__(self, model: ViT, replicas: Sequence[ViT], workers: int, micro_batch: int, most: int) -> None:
+        config, dtype = model.config, model.parameters.store.values.dtype
+        self.model = model
+        self.replicas = list(replicas)
+        for replica in replicas:
+            _ = replica.parameters.store.gradients  # to be allocated before the fork
         self.process = os.getpid()
-        self.size = size
+        self.workers = workers
         self.micro_batch = micro_batch
-        self.images = shared_array((most, config.height, config.width, config.in_chans), dtype)
-        self.labels = shared_array((most,), np.int64)
-        self.soft_labels = shared_array((most, classes), real_dtype(dtype))
-        self.logits = shared_array((most, classes), dtype)
-        self.losses = shared_array((most,), dtype)
-        self.values = shared_array(source.shape, dtype)
-        self.total = shared_array(source.shape, dtype)
+        self.images = shared_zeros((most, config.height, config.width, config.in_chans), dtype)
+        self.labels = shared_zeros((most,), np.int64)
+        self.soft_labels = shared_zeros((most, config.num_classes), real_dtype(dtype))
+        self.logits = shared_zeros((most, config.num_classes), dtype)
+        self.losses = shared_zeros((most,), dtype)
         few, N, D = min(most, micro_batch), config.num_tokens, config.embed_dim
-        self.tokens = Tokens(shared_array((few, N, D), dtype), shared_array((2, few, N, 3 * D), dtype))
-        self.replicas = [model.replica(self.values) for _ in range(size)]
+        self.tokens = Tokens(shared_zeros((few, N, D), dtype), shared_zeros((2, few, N, 3 * D), dtype))
 
-    def work(self, number: int, job: _Job, together: Together) -> None:
-        """Do the share of member `number`."""
+    def work(self, number: int, job: _Job, barrier: Barrier) -> None:
+        """Do the share of worker `number`."""
         if os.getpid() != self.process:
             set_aside_these(job.set_aside)
-        B, replica = job.B, self.replicas[number]
+        B, workers = job.B, self.workers
         images, logits = self.images[:B], self.logits[:B]
         if job.pieces:
             tokens = Tokens(self.tokens.x[:B], self.tokens.qkv[:, :B])
-            predict_by_tokens(replica, images, logits, tokens, job.pieces, number, together.meet)
+            predict_by_tokens(self.model, images, logits, tokens, job.pieces, number, barrier.wait)
             return
-        parts = parts_of(B, self.micro_batch)
-        mine = range(number, len(parts), self.size)
+        slices = micro_batch_slices(B, self.micro_batch)
         if job.step is None:
-            predict(replica, images, logits, parts, mine)
+            predict(self.model, images, logits, slices, range(number, len(slices), workers))
             return
         labels: Any = self.soft_labels if job.soft_labels else self.labels
-        batch = Batch(images, labels[:B], logits, self.losses, self.total)
-        train(replica, batch, job.step, parts, mine, together.turn)
+        batch = Batch(images, labels[:B], logits, self.losses)
+        plan = reduction_plan(min(job.groups, len(slices)), workers)
+        train(self.replicas, batch, job.step, slices, plan, number, workers, barrier.wait)
 
 
-class Crew:
-    """`size` workers for batches of at most `most` images.
+class ParallelEngine:
+    """A worker pool that trains and predicts on batches of at most `most` images.
 
     Parameters
     ----------
     model : ViT
-        On the host, as the workers are to have it.
-    store : FlatStore
-        Its values and gradients. The workers have the values as they are at every step.
-    size : int
+        On the host. The workers view its values as they are at every call.
+    replicas : sequence of ViT
+        One for each gradient vector of a training step, the first with the gradients that receive the total; none for
+        a pool that only predicts.
+    workers : int
         At least 2.
     micro_batch : int
-        Images a worker takes at a time.
+        Images that a worker takes at a time.
     most : int
         Images for which the shared arrays have room.
     """
 
-    def __init__(self, model: ViT, store: FlatStore, size: int, micro_batch: int, most: int) -> None:
-        self._store = store
+    def __init__(self, model: ViT, replicas: Sequence[ViT], workers: int, micro_batch: int, most: int) -> None:
+        self.trains = len(replicas) > 0
         self._most = most
-        self._desk = _Desk(model, size, micro_batch, most)
-        # The caller's gradients may lie where the total is to come: it comes last.
-        self._own = self._desk.replicas[0].parameters
-        self._own.store.share_gradients(store)
-        self._version: int | None = None  # of the values, when they were copied last
-        self._team = Team(size, self._desk.work, functools.partial(_forget, store))
+        self._arrays = _SharedArrays(model, replicas, workers, micro_batch, most)
+        self._pool = WorkerPool(workers, self._arrays.work, is_shared(model.parameters.store.values))
 
-    def fits(self, B: int) -> bool:
-        """Return whether the crew can take a batch of `B` images."""
-        return self._team.usable and self._most >= B
+    def fits(self, B: int, trains: bool) -> bool:
+        """Return whether the pool can take a batch of `B` images, for training if `trains`."""
+        return self._pool.usable and self._most >= B and (self.trains or not trains)
 
     def close(self) -> None:
         """End all workers but the caller."""
-        self._team.close()
+        self._pool.close()
 
-    def train(self, batch: Batch, step: Step) -> None:
-        """Do what `micro_batches.train` does for all parts of `batch`."""
-        B, desk = len(batch.images), self._desk
-        self._own.clear_gaps()
+    def train(self, batch: Batch, step: Step, groups: int) -> None:
+        """Set the gradients of the first replica, and `logits` and `losses` of `batch`, in at most `groups` groups."""
+        B, arrays = len(batch.images), self._arrays
         soft = batch.labels.dtype.kind == "f"
-        (desk.soft_labels if soft else desk.labels)[:B] = batch.labels
-        self._run(batch.images, _Job(B, step, soft, [], set_aside()))
-        batch.logits[...] = desk.logits[:B]
-        batch.losses[...] = desk.losses[: len(batch.losses)]
-        batch.total[...] = desk.total
+        (arrays.soft_labels if soft else arrays.labels)[:B] = batch.labels
+        self._run(batch.images, _Job(B, step, groups, soft, [], set_aside()))
+        batch.logits[...] = arrays.logits[:B]
+        batch.losses[...] = arrays.losses[: len(batch.losses)]
 
     def predict(self, images: Array, logits: Array, pieces: list[slice]) -> None:
-        """Do what `micro_batches.predict` does, or with `pieces` what `predict_by_tokens` does."""
-        self._run(images, _Job(len(images), None, False, pieces, set_aside()))
-        logits[...] = self._desk.logits[: len(images)]
+        """Set `logits` (B, classes); with `pieces`, the workers share the tokens of each image and not the images."""
+        self._run(images, _Job(len(images), None, 0, False, pieces, set_aside()))
+        logits[...] = self._arrays.logits[: len(images)]
 
     def _run(self, images: Array, job: _Job) -> None:
-        store = self._store
-        if store.version is None or store.version != self._version:
-            self._desk.values[...] = store.peek()
-            self._version = store.version
-        self._desk.images[: job.B] = images
-        self._team.run(job)
-
-
-def _forget(store: FlatStore) -> None:
-    """Do without the caller's own values and gradients, which every optimiser step writes to."""
-    forget_pages(store.peek())
-    forget_pages(store.gradients)
+        self._arrays.images[: job.B] = images
+        self._pool.run(job)

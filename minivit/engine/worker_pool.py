@@ -1,9 +1,8 @@
-"""A team: workers that do the parts of one job at the same time, each on a core of its own.
+"""A worker pool: workers that do their shares of one job at the same time, each on a core of its own.
 
-The caller is the first member. The others are forked processes, since threads of one interpreter wait for its lock
-between any two array operations; where the system cannot fork they are threads. Both read the same arrays, those of
-`shared_array`, and speak through pipes. A job goes to each member through its door and a reply comes back; a baton
-goes round for what must happen in order.
+The caller is worker 0. The others are forked processes, because threads of one interpreter wait for its lock between
+any two array operations. Where the system cannot fork, they are threads. All workers read and write the same arrays
+(`minivit.arrays.shared`). The caller sends each job through a pipe to every worker, and each worker sends a reply.
 """
 
 from __future__ import annotations
@@ -13,258 +12,212 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from mmap import mmap
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.util import Finalize, is_exiting
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from minivit.arrays import Array
+from minivit.arrays.shared import FORKS, starting_a_worker
 from minivit.errors import RunError
 
-# ``work(number, job, together)`` does a member's share of a job.
-Work: TypeAlias = Callable[[int, Any, "Together"], None]
+# ``work(number, job, barrier)`` does the share of worker `number`.
+Work: TypeAlias = Callable[[int, Any, "Barrier"], None]
 
-_GO, _STOP = b"go", b"stop"
+_ARRIVED = b"arrived"
 _ENDED = "a worker process was ended from outside; was memory short?"
 
 
-def shared_array(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return an array of zeros that processes forked from now on share."""
-    count = int(np.prod(shape, dtype=np.int64))
-    memory = mmap(-1, max(1, count * np.dtype(dtype).itemsize))
-    return np.frombuffer(memory, dtype, count).reshape(shape)
-
-
 def can_fork() -> bool:
-    """Return whether this process may fork: on Linux, unless it is itself a daemon of multiprocessing, or ends."""
-    return sys.platform == "linux" and not multiprocessing.current_process().daemon and not is_exiting()
-
-
-class StoppedError(Exception):
-    """Another member failed, so this one cannot go on."""
+    """Return whether this process may fork: on Linux, unless it is a daemon of multiprocessing or is exiting."""
+    return FORKS and not multiprocessing.current_process().daemon and not is_exiting()
 
 
 @contextmanager
-def _broken_pipe_raises(error: Exception | type[Exception]) -> Iterator[None]:
+def _broken_pipe_is_an_ended_worker() -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as broken:
-        raise error from broken
+        raise RunError(_ENDED) from broken
 
 
-class Together:
-    """How a member keeps step with the others.
+class Barrier:
+    """Where the workers of a pool wait for each other. Each worker has a `Barrier` with its own connections.
 
     Parameters
     ----------
-    doors : list of Connection
-        Of the first member: to each other one; of another: to the first.
-    previous, following : Connection
-        Where the baton comes from, and where it goes.
-    first : bool
-        Whether the member is the caller.
+    connections : list of Connection
+        The caller's, one to each other worker; or a worker's, to the caller alone.
+    of_caller : bool
+        Whether the worker is the caller.
     """
 
-    def __init__(self, doors: list[Connection], previous: Connection, following: Connection, first: bool) -> None:
-        self.doors = doors
-        self._previous = previous
-        self._following = following
-        self._first = first
+    def __init__(self, connections: list[Connection], of_caller: bool) -> None:
+        self.connections = connections
+        self._of_caller = of_caller
 
-    @contextmanager
-    def turn(self, index: int, count: int) -> Iterator[None]:
-        """Let the block run after that of part ``index - 1`` of `count`; the parts go round the members."""
-        with _broken_pipe_raises(StoppedError):
-            if index > 0 and self._previous.recv_bytes() == _STOP:
-                raise StoppedError
-        yield
-        with _broken_pipe_raises(StoppedError):
-            if index + 1 < count:
-                self._following.send_bytes(_GO)
-
-    def meet(self) -> None:
-        """Wait until all members are here."""
-        if not self._first:
-            self.doors[0].send_bytes(_GO)
-            self.doors[0].recv_bytes()
+    def wait(self) -> None:
+        """Return when all workers have called this; in the caller, raise the error of a worker that failed before."""
+        if not self._of_caller:
+            self.connections[0].send_bytes(_ARRIVED)
+            self.connections[0].recv_bytes()
             return
-        for door in self.doors:
-            with _broken_pipe_raises(RunError(_ENDED)):
-                message = door.recv_bytes()
-            if message != _GO:
+        for connection in self.connections:
+            with _broken_pipe_is_an_ended_worker():
+                message = connection.recv_bytes()
+            if message != _ARRIVED:
                 raise pickle.loads(message)
-        with _broken_pipe_raises(RunError(_ENDED)):
-            for door in self.doors:
-                door.send_bytes(_GO)
+        with _broken_pipe_is_an_ended_worker():
+            for connection in self.connections:
+                connection.send_bytes(_ARRIVED)
 
     def close(self) -> None:
-        """Close this member's ends of the pipes, which the others notice."""
-        for end in (*self.doors, self._previous, self._following):
-            end.close()
-
-    def stop(self) -> None:
-        """Tell the member whose turn would come next that it never will."""
-        with suppress(OSError):
-            self._following.send_bytes(_STOP)
+        """Close the connections; what reads or writes at their other ends gets an error."""
+        for connection in self.connections:
+            connection.close()
 
 
-class Team:
-    """`size` members, at least 2, that call ``work(number, job, together)`` at the same time; number 0 is the caller.
+class WorkerPool:
+    """`size` workers, at least 2, that call ``work(number, job, barrier)`` at the same time; worker 0 is the caller.
 
-    A process that is forked for a member calls ``begin()`` first.
+    An error closes the pool: it is no longer `usable`, and a new one can replace it. The end of the program closes it
+    too, and so does the end of a process of multiprocessing, which would otherwise wait for the workers for ever.
 
-    An error ends the team: it is not `usable` then, and a new one may take its place. So do the end of the program, and
-    that of a process of multiprocessing, which would otherwise wait for the members for ever.
+    Parameters
+    ----------
+    size : int
+        Workers, the caller included.
+    work : callable
+        Does a worker's share of a job. It must not refer to the pool, which could then not be freed.
+    processes : bool
+        With False the workers are threads, even where the system can fork.
     """
 
-    def __init__(self, size: int, work: Work, begin: Callable[[], None] | None = None) -> None:
+    def __init__(self, size: int, work: Work, processes: bool = True) -> None:
         self._work = work
         self._process = os.getpid()
-        doors = [Pipe() for _ in range(1, size)]
-        batons = [Pipe(duplex=False) for _ in range(size)]  # the k-th leads to member k
-        mine = [[near for near, _ in doors], *([far] for _, far in doors)]
-        members = [Together(mine[k], batons[k][0], batons[(k + 1) % size][1], k == 0) for k in range(size)]
-        kept = [[*mine[k], batons[k][0], batons[(k + 1) % size][1]] for k in range(size)]
-        ends = [end for pair in (*doors, *batons) for end in pair]
-        self._together = members[0]
-        forks = can_fork()
-        self._others: list[Any] = []
-        self._end = Finalize(self, _end, args=(self._together, self._others), exitpriority=0)
-        _teams.add(self)
-        for k in range(1, size):
-            quiet = warnings.catch_warnings()
+        pipes = [Pipe() for _ in range(1, size)]
+        self._barrier = Barrier([end for end, _ in pipes], of_caller=True)
+        self._workers: list[Any] = []
+        self._end = Finalize(self, _end, args=(self._barrier, self._workers), exitpriority=0)
+        _pools.add(self)
+        ends = [end for pipe in pipes for end in pipe]
+        forks = processes and can_fork()
+        for number, (_, end) in enumerate(pipes, 1):
+            barrier, quiet = Barrier([end], of_caller=False), warnings.catch_warnings()
             if forks:
-                foreign = [end for end in ends if end not in kept[k]]
-                fork = multiprocessing.get_context("fork")
-                args = (work, begin, k, members[k], foreign, quiet)
-                other: Any = fork.Process(target=_forked, args=args, daemon=True)
+                others = [other for other in ends if other is not end]
+                context = multiprocessing.get_context("fork")
+                args = (work, number, barrier, others, quiet)
+                worker: Any = context.Process(target=_forked, args=args, daemon=True)
             else:
-                other = threading.Thread(target=_serve, args=(work, k, members[k]), daemon=True)
-            with quiet:
+                worker = threading.Thread(target=_serve, args=(work, number, barrier), daemon=True)
+            with quiet, starting_a_worker():
                 # Python 3.12 and JAX warn of a fork beside threads, which may hold locks that the child waits for. The
-                # child uses NumPy and its pipes alone, and here the threads of NumPy's BLAS are at rest.
+                # child uses only NumPy and its pipe, and the threads of NumPy's BLAS are idle here.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 warnings.simplefilter("ignore", RuntimeWarning)
-                other.start()
-            self._others.append(other)
+                worker.start()
+            self._workers.append(worker)
         if forks:
-            for end in ends:
-                if end not in kept[0]:
-                    end.close()
+            for _, end in pipes:
+                end.close()
 
     def run(self, job: Any) -> None:
-        """Let all members work on `job`, which can be pickled, and return when all have finished.
+        """Let all workers do `job`, which can be pickled, and return when all have finished.
 
         Raises
         ------
         RunError
-            A process of the team was ended from outside.
+            A worker process was ended from outside.
         Exception
-            What `work` raised, in any member.
+            What `work` raised, in any worker.
         """
-        stopped: StoppedError | None = None
+        connections = self._barrier.connections
         try:
-            with _broken_pipe_raises(RunError(_ENDED)):
-                for door in self._together.doors:
-                    door.send(job)
-            try:
-                self._work(0, job, self._together)
-            except StoppedError as error:  # the reply of another says why
-                stopped = error
-                self._together.stop()
-            with _broken_pipe_raises(RunError(_ENDED)):
-                errors = [reply for door in self._together.doors if (reply := door.recv()) is not None]
+            with _broken_pipe_is_an_ended_worker():
+                for connection in connections:
+                    connection.send(job)
+            self._work(0, job, self._barrier)
+            with _broken_pipe_is_an_ended_worker():
+                errors = [error for connection in connections if (error := connection.recv()) is not None]
+            if errors:
+                raise errors[0]
         except BaseException:
             self.close()
             raise
-        if errors or stopped:
-            self.close()
-            raise next((error for error in errors if not isinstance(error, StoppedError)), stopped or errors[0])
 
     @property
     def usable(self) -> bool:
-        """Whether `run` may be called: the team has not ended, and this is the process that made it."""
+        """Whether `run` may be called: the pool is not closed, and this is the process that made it."""
         return self._end.still_active() and os.getpid() == self._process
 
     def close(self) -> None:
-        """End the other members."""
+        """End the other workers."""
         self._end()
 
 
-def _end(caller: Together, others: list[Any]) -> None:
-    """End `others`, which notice that the caller's pipes are closed, or by force."""
-    caller.close()
-    for other in others:
-        other.join(timeout=0.2)
-        if other.is_alive() and hasattr(other, "kill"):
-            other.kill()
-            other.join()
+def _end(barrier: Barrier, workers: list[Any]) -> None:
+    """Close the caller's connections, on which the workers end; kill a process that does not."""
+    barrier.close()
+    for worker in workers:
+        worker.join(timeout=0.2)
+        if worker.is_alive() and hasattr(worker, "kill"):
+            worker.kill()
+            worker.join()
 
 
-_teams: weakref.WeakSet[Team] = weakref.WeakSet()
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 
-def _leave_teams() -> None:
-    """Close, in a forked process, the callers' ends of all pipes: others wait for their last holder to be gone."""
-    for team in list(_teams):
-        team._together.close()
+def _leave_pools() -> None:
+    """Close the caller's connections in a forked process: workers end when their last holder has closed them."""
+    for pool in list(_pools):
+        pool._barrier.close()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_teams)
+    os.register_at_fork(after_in_child=_leave_pools)
 
 
 def _forked(
-    work: Work,
-    begin: Callable[[], None] | None,
-    number: int,
-    together: Together,
-    foreign: list[Connection],
-    quiet: warnings.catch_warnings[None],
+    work: Work, number: int, barrier: Barrier, others: list[Connection], quiet: warnings.catch_warnings[None]
 ) -> None:
-    """Be a member in a process of its own, without the ends of the pipes that belong to others."""
-    # Ctrl-C and a polite kill, which a terminal or `timeout` sends to all processes, are the caller's; when it ends,
-    # so does its end of the door.
+    """Be a worker in a process of its own, without the connections of the others."""
+    # A terminal sends Ctrl-C to all processes, and `timeout` sends SIGTERM. The caller handles both; when it ends, so
+    # does its end of the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     quiet.__exit__(None, None, None)  # the fork is over
-    gc.freeze()  # looking through the caller's objects for garbage would copy their pages
-    for end in foreign:
-        end.close()
-    if begin is not None:
-        begin()
-    _serve(work, number, together)
+    gc.freeze()  # a collection would write to the caller's objects and so copy their pages
+    for connection in others:
+        connection.close()
+    _serve(work, number, barrier)
 
 
-def _serve(work: Work, number: int, together: Together) -> None:
+def _serve(work: Work, number: int, barrier: Barrier) -> None:
     """Do job after job until the caller closes its end of the pipe."""
-    (door,) = together.doors
+    (caller,) = barrier.connections
     try:
         with suppress(EOFError, OSError):
             while True:
-                job = door.recv()
+                job = caller.recv()
                 try:
-                    work(number, job, together)
+                    work(number, job, barrier)
                 except BaseException as error:
-                    together.stop()
-                    door.send(_portable(error))
+                    caller.send(_portable(error))
                 else:
-                    door.send(None)
+                    caller.send(None)
     finally:
-        together.close()
+        barrier.close()
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return `error` with its traceback as a note, or where it cannot be pickled a RunError that tells of it."""
+    """Return `error` with its traceback as a note, or where it cannot be pickled a RunError with its message."""
     note = "".join(traceback.format_exception(error))
     try:
         pickle.loads(pickle.dumps(error))

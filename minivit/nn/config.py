@@ -137,6 +137,16 @@ class ViTConfig:
         fitting = 1040 * min(1.0, 192 / self.embed_dim) / self.num_tokens
         return 1 << min(6, max(0, round(math.log2(fitting))))
 
+    @property
+    def reduction_groups(self) -> int:
+        """In how many groups the gradients of micro-batches are added, and how many workers can train: 8 or 4.
+
+        Eight groups occupy eight cores. They need up to four gradient vectors on one or two workers, and four groups
+        need three. From 100 million weights on, a vector of 400 MB, the memory counts more.
+        """
+        weights = self.depth * self.embed_dim * (4 * self.embed_dim + 2 * self.hidden_dim)
+        return 8 if weights < 100_000_000 else 4
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values for a JSON file."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

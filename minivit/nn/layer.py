@@ -30,7 +30,7 @@ from minivit import arrays
 from minivit.arrays import Array, dtype_named, library_name, namespace, on_device_of, to_backend, to_host
 from minivit.errors import UserError, counted
 from minivit.nn.hooks import Hook, HookHandle, LayerHooks, with_backward_hooks, with_forward_hooks
-from minivit.nn.parameters import FlatStore, Parameter, Parameters, first_value, plan
+from minivit.nn.parameters import FlatStore, Parameter, Parameters, first_value, plan, zeros
 from minivit.random import Key
 
 
@@ -219,11 +219,11 @@ class Layer:
         xp = arrays.backend(backend)
         declared = self.declared()
         starts, length = plan({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
-        store = FlatStore(xp.zeros(length, dtype=dtype))
+        store = FlatStore(zeros(length, dtype, xp))
         if seed is not None:
             for name, parameter in declared.items():
                 span = slice(starts[name], starts[name] + parameter.size)
-                store.peek()[span] = first_value(parameter, name, seed, dtype, xp).reshape(-1)
+                store.values[span] = first_value(parameter, name, seed, dtype, xp).reshape(-1)
         self._bind(declared, starts, store)
         return self
 
@@ -243,7 +243,7 @@ class Layer:
 
     def zero_grad(self) -> None:
         """Set the gradients of this layer's parameters to zero."""
-        with on_device_of(self.parameters.store.peek()):
+        with on_device_of(self.parameters.store.values):
             for parameter in self.parameters.values():
                 parameter.grad[...] = 0
 
@@ -254,10 +254,7 @@ class Layer:
         """
         named = self.parameters
         starts = {name: parameter.span.start for name, parameter in named.items()}
-        if values is None:
-            values = named.store.values  # lent: whoever has the replica may write to them
-        store = FlatStore(values)
-        store.lent = True  # to the original, whose optimiser writes to it
+        store = FlatStore(named.store.values if values is None else values)
         copies = {id(parameter): parameter.copied() for parameter in named.values()}
         replica = self._copied(copies, share_hooks=True)
         replica._bind(dict(zip(named, copies.values(), strict=True)), starts, store)
@@ -265,7 +262,7 @@ class Layer:
 
     def astype(self, dtype: Any) -> Self:
         """Return a copy with its parameters converted to `dtype`."""
-        values = self.parameters.store.peek()
+        values = self.parameters.store.values
         with on_device_of(values):
             return self._moved(dtype, library_name(namespace(values)))
 
@@ -274,21 +271,21 @@ class Layer:
 
         The device becomes the current one of this thread.
         """
-        return self._moved(self.parameters.store.peek().dtype, backend_name)
+        return self._moved(self.parameters.store.values.dtype, backend_name)
 
     def _moved(self, dtype: Any, backend_name: str) -> Self:
-        with on_device_of(self.parameters.store.peek()):
-            values = {name: parameter.peek().astype(dtype, copy=False) for name, parameter in self.parameters.items()}
+        with on_device_of(self.parameters.store.values):
+            values = {name: parameter.value.astype(dtype, copy=False) for name, parameter in self.parameters.items()}
         copies = {id(parameter): parameter.copied() for parameter in self.parameters.values()}
         moved = self._copied(copies).initialize(None, dtype, backend_name)
         for name, value in values.items():
-            moved.parameters[name].peek()[...] = to_backend(value, backend_name)
+            moved.parameters[name].value[...] = to_backend(value, backend_name)
         return moved
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all values by name, on the host, in minivit's own layout."""
-        with on_device_of(self.parameters.store.peek()):
-            return {name: to_host(parameter.peek()).copy() for name, parameter in self.parameters.items()}
+        with on_device_of(self.parameters.store.values):
+            return {name: to_host(parameter.value).copy() for name, parameter in self.parameters.items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set all values from `state`, which has this layer's names and shapes.
@@ -309,10 +306,10 @@ class Layer:
         if missing or unknown:
             words = [counted(what, names) for what, names in (("missing", missing), ("unknown", unknown)) if names]
             raise UserError(f"the weights belong to another model: {' and '.join(words)}")
-        store = named.store.peek()
+        store = named.store.values
         with on_device_of(store):
             for name, parameter in named.items():
-                value = parameter.peek()
+                value = parameter.value
                 value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), namespace(store))
 
 

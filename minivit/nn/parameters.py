@@ -3,18 +3,24 @@
 The optimiser, the gradient norm, the sum over micro-batches and checkpoints are operations on whole vectors, while a
 layer sees a `Parameter` with a `value` and a `grad` of its own shape. Views start at multiples of 256 bytes; the gaps
 between them are zero in both vectors and stay so. Two stores may share one value vector, each with gradients of its
-own: that is how workers use replicas of a model.
+own: the replicas of a model have such stores.
+
+On a host whose processes can fork, both vectors are in shared memory: worker processes view the model's own vectors,
+and read each value that is written at any time, through any view. Any other process that is forked gets its own copies.
 """
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import numpy as np
 
-from minivit.arrays import Array, namespace, to_backend
+from minivit.arrays import Array, namespace, on_device_of, to_backend
+from minivit.arrays.shared import is_shared, is_worker_starting, shared_zeros
 
 Initializer: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
@@ -22,37 +28,52 @@ ALIGNMENT = 256  # bytes
 
 
 class FlatStore:
-    """A vector of values and, once asked for, a vector of gradients of the same size."""
+    """A vector of values and, once asked for, a vector of gradients of the same size.
+
+    Parameters
+    ----------
+    values : Array
+        The flat vector of values, which the store uses as it is; `zeros` makes one.
+    """
 
     def __init__(self, values: Array) -> None:
         self._values = values
         self._gradients: Array | None = None
-        self._accesses = 0
-        self.lent = False
         self.generation = 0
+        _stores.add(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FlatStore:
+        """Return a store of copies, in the memory that `zeros` chooses; stores that shared a vector share its copy."""
+        store = FlatStore(_copied(self._values, memo))
+        if self._gradients is not None:
+            store._gradients = _copied(self._gradients, memo)
+        store.generation = self.generation
+        return store
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the vectors of a pickled store into the memory that `zeros` chooses."""
+        vectors = {name: state[name] for name in ("_values", "_gradients") if state[name] is not None}
+        vars(self).update(state | {name: _copied(vector, {}) for name, vector in vectors.items()})
+        _stores.add(self)
+
+    def unshare(self, memo: dict[int, Any]) -> None:
+        """Replace vectors in shared memory by copies; stores that share a vector share its copy by one `memo`."""
+        if is_shared(self._values):
+            self._values = _copied(self._values, memo)
+        if self._gradients is not None and is_shared(self._gradients):
+            self._gradients = _copied(self._gradients, memo)
 
     @property
     def values(self) -> Array:
         """The flat vector of values."""
-        self.lent = True
         return self._values
-
-    def peek(self) -> Array:
-        """Return the flat vector for those who read or write it now and do not keep it: `version` stays a number."""
-        self._accesses += 1
-        return self._values
-
-    @property
-    def version(self) -> int | None:
-        """A number that stays while the values do, or None if somebody may hold a view and write to it unseen."""
-        return None if self.lent else self._accesses
 
     @property
     def gradients(self) -> Array:
         """The flat gradient vector, allocated as zeros on first use; of 16-bit values it is float32."""
         if self._gradients is None:
             xp, dtype = namespace(self._values), self._values.dtype
-            self._gradients = xp.zeros(self._values.shape, dtype=xp.float32 if dtype.itemsize == 2 else dtype)
+            self._gradients = zeros(len(self._values), xp.float32 if dtype.itemsize == 2 else dtype, xp)
         return self._gradients
 
     def share_gradients(self, store: FlatStore) -> None:
@@ -60,9 +81,9 @@ class FlatStore:
         self._gradients = store.gradients
 
     def forget_gradients(self) -> None:
-        """Let every gradient count as zero, without a pass over the vector: what is added next is set.
+        """Make every gradient zero without a pass over the vector: the next gradient of a parameter overwrites it.
 
-        Until then the old numbers stand in `gradients`; `Parameters.settled_gradients` puts zeros in their place.
+        Until then `gradients` holds the old numbers; `Parameters.full_gradients` sets them to zero.
         """
         self.generation += 1
 
@@ -70,6 +91,21 @@ class FlatStore:
     def has_gradients(self) -> bool:
         """Whether the gradient vector has been allocated."""
         return self._gradients is not None
+
+
+_stores: WeakSet[FlatStore] = WeakSet()
+
+
+def _unshare_in_child() -> None:
+    """Give the models of a forked process, if it is no worker, copies of their vectors."""
+    if not is_worker_starting():
+        memo: dict[int, Any] = {}
+        for store in list(_stores):
+            store.unshare(memo)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unshare_in_child)
 
 
 class Parameter:
@@ -97,13 +133,13 @@ class Parameter:
         self.name = ""
         self.span = slice(0, 0)
         self._store: FlatStore | None = None
-        self._value: Array | None = None
-        self._grad: Array | None = None
+        self._value: tuple[Array | None, Array | None] = None, None  # the flat vector, and the view of it
+        self._grad: tuple[Array | None, Array | None] = None, None
         self._generation = 0  # of the store, when something was last added
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the views out of a copy, which makes its own of the store's copy."""
-        return {**vars(self), "_value": None, "_grad": None}
+        """Leave the views out of a copy, which makes views of the copied vectors."""
+        return {**vars(self), "_value": (None, None), "_grad": (None, None)}
 
     def __repr__(self) -> str:
         return f"Parameter({self.name or 'unnamed'}, shape={self.shape})"
@@ -120,7 +156,6 @@ class Parameter:
     def bind(self, store: FlatStore, name: str, start: int) -> None:
         """View `store` from element `start` on, under `name`."""
         self.name, self.span, self._store = name, slice(start, start + self.size), store
-        self._value = self._grad = None
         self._generation = 0
 
     @property
@@ -133,15 +168,11 @@ class Parameter:
     @property
     def value(self) -> Array:
         """The tensor, a view that can be written to and not rebound."""
-        self.store.lent = True
-        return self.peek()
-
-    def peek(self) -> Array:
-        """Return the tensor for those who do not keep it: `FlatStore.version` stays a number."""
-        values = self.store.peek()
-        if self._value is None:
-            self._value = values[self.span].reshape(self.shape)
-        return self._value
+        values = self.store.values
+        if self._value[0] is not values:
+            self._value = values, values[self.span].reshape(self.shape)
+        view: Any = self._value[1]
+        return view
 
     @property
     def grad(self) -> Array:
@@ -153,9 +184,11 @@ class Parameter:
         return grad
 
     def _gradient(self) -> Array:
-        if self._grad is None:
-            self._grad = self.store.gradients[self.span].reshape(self.shape)
-        return self._grad
+        gradients = self.store.gradients
+        if self._grad[0] is not gradients:
+            self._grad = gradients, gradients[self.span].reshape(self.shape)
+        view: Any = self._grad[1]
+        return view
 
     def add_grad(self, dvalue: Array) -> None:
         """Add `dvalue`, which has the parameter's own shape, to the gradient."""
@@ -177,7 +210,7 @@ class Parameter:
             namespace(a, b).matmul(a, b, out=grad)
 
     def receive(self) -> tuple[Array, bool]:
-        """Return the gradient for one who now adds to it, and whether to add; else it is to be set."""
+        """Return the gradient, and whether the caller must add to it (True) or overwrite it (False)."""
         add = self._generation == self.store.generation
         self._generation = self.store.generation
         return self._gradient(), add
@@ -188,6 +221,7 @@ class Parameters(Mapping[str, Parameter]):
 
     def __init__(self, named: Mapping[str, Parameter], store: FlatStore) -> None:
         self._named = dict(named)
+        self._gaps: list[slice] | None = None
         self.store = store
 
     def __getitem__(self, name: str) -> Parameter:
@@ -199,23 +233,42 @@ class Parameters(Mapping[str, Parameter]):
     def __len__(self) -> int:
         return len(self._named)
 
-    def settled_gradients(self) -> Array:
+    def full_gradients(self) -> Array:
         """Return the flat gradient vector, with zeros where nothing was added since `FlatStore.forget_gradients`."""
         for parameter in self.values():
-            parameter.grad  # noqa: B018 - reading it settles it
+            parameter.grad  # noqa: B018 - reading it sets the old numbers to zero
         return self.store.gradients
 
     def clear_gaps(self) -> None:
-        """Set the gradient vector to zero behind each view, where whoever wrote to the whole vector left something."""
+        """Set the gaps between the views of the gradient vector to zero, as they are before anything writes to them."""
         gradients = self.store.gradients
-        for parameter in self.values():
-            end = parameter.span.stop
-            gradients[end : padded(end, gradients.dtype.itemsize)] = 0
+        if self._gaps is None:
+            ends = [parameter.span.stop for parameter in self.values()]
+            gaps = [slice(end, padded(end, gradients.dtype.itemsize)) for end in ends]
+            self._gaps = [gap for gap in gaps if gap.stop > gap.start]
+        for gap in self._gaps:
+            gradients[gap] = 0
 
     @property
     def count(self) -> int:
         """How many numbers the parameters hold, gaps between views not counted."""
         return sum(parameter.size for parameter in self.values())
+
+
+def zeros(length: int, dtype: Any, xp: Any) -> Array:
+    """Return a vector of zeros for a `FlatStore`: on the host in shared memory."""
+    vector: Array = shared_zeros((length,), dtype) if xp is np else xp.zeros(length, dtype=dtype)
+    return vector
+
+
+def _copied(vector: Array, memo: dict[int, Any]) -> Array:
+    """Return a copy of `vector` for a `FlatStore`, the same one for every call with one `memo`."""
+    if id(vector) not in memo:
+        with on_device_of(vector):
+            memo[id(vector)] = zeros(len(vector), vector.dtype, namespace(vector))
+            memo[id(vector)][...] = vector
+    copied: Array = memo[id(vector)]
+    return copied
 
 
 def padded(size: int, itemsize: int) -> int:

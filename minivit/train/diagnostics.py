@@ -12,7 +12,7 @@ import numpy as np
 from minivit.arrays import Array, is_out_of_memory, on_device_of, to_host
 from minivit.engine import Engine
 from minivit.engine.device_step import DEVICE_BATCH
-from minivit.engine.micro_batches import parts_of
+from minivit.engine.micro_batches import micro_batch_slices
 from minivit.errors import RunError
 from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
@@ -55,11 +55,11 @@ def where_not_finite(
         Sets the gradients; it is called if the forward pass is finite.
     """
     model = engine.model
-    values = model.parameters.store.peek()
+    values = model.parameters.store.values
     try:
         with on_device_of(values):
             replica = model.replica(values.astype(engine.dtype, copy=False))
-            where = first_non_finite(replica, map(piece, parts_of(count, engine.micro_batch or DEVICE_BATCH)))
+            where = first_non_finite(replica, map(piece, micro_batch_slices(count, engine.micro_batch or DEVICE_BATCH)))
             if where is not None:
                 return where
             name = None
@@ -125,7 +125,7 @@ def first_non_finite_gradient(model: ViT) -> str | None:
 
 def first_non_finite_parameter(model: ViT) -> str | None:
     """Return the name of the first parameter whose value holds NaN or infinity, or None."""
-    if _finite(model.parameters.store.peek()):
+    if _finite(model.parameters.store.values):
         return None
     return next(name for name, parameter in model.parameters.items() if not _finite(parameter.value))
 

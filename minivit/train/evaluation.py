@@ -44,7 +44,7 @@ def evaluate(
 
 def image_transform(engine: Engine, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array], Array]:
     """Return the function that turns uint8 images on the host into the engine's input: on its device, normalised."""
-    values = engine.model.parameters.store.peek()
+    values = engine.model.parameters.store.values
     library = namespace(values)
     with on_device_of(values):
         scale, shift = channel_scale(mean, std, values.dtype, library)

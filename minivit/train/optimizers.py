@@ -96,7 +96,7 @@ class Optimizer:
         self.groups = tuple(parameter_groups(model, lr, weight_decay) if groups is None else groups)
         self.lr = lr
         self.steps = 0
-        values = self._store.peek()
+        values = self._store.values
         self._xp = namespace(values)
         if values.dtype.itemsize == 2:
             raise UserError(
@@ -119,7 +119,7 @@ class Optimizer:
             0-d, on the device and of the dtype of the gradients, which are multiplied by it. If it is NaN, no parameter
             and no state vector changes; `steps` increases all the same, as the host does not know the factor.
         """
-        values = self._store.peek()
+        values = self._store.values
         if factor is not None:
             namespace(values, factor)
             if factor.shape != () or factor.dtype != values.dtype:

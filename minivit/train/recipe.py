@@ -57,6 +57,9 @@ class Recipe:
     micro_batch : int
         Images that a worker takes at a time; 0 for the model's own number. It is part of the recipe because the bits
         depend on it. It has no effect on a device.
+    reduction_groups : int
+        Number of groups in which the gradients of micro-batches are added; 0 for the model's own number. The bits
+        depend on it too. It has no effect on a device.
     dtype : str
         "float32" or "float64".
     seed : int
@@ -81,17 +84,19 @@ class Recipe:
     flip: bool = False
     validation: float = 0.1
     micro_batch: int = 0
+    reduction_groups: int = 0
     dtype: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("epochs", "batch_size", "crop_padding", "micro_batch", "seed"):
+        for name in ("epochs", "batch_size", "crop_padding", "micro_batch", "reduction_groups", "seed"):
             _expect(name, getattr(self, name), type(getattr(self, name)) is int, "a whole number")
         _expect("flip", self.flip, isinstance(self.flip, bool), "true or false")
         for name in ("epochs", "batch_size"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("lr", "weight_decay", "warmup_epochs", "clip_norm", "crop_padding", "micro_batch", "seed"):
+        floats = ("lr", "weight_decay", "warmup_epochs", "clip_norm")
+        for name in (*floats, "crop_padding", "micro_batch", "reduction_groups", "seed"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more")
         for name in ("validation", "label_smoothing", "momentum"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
@@ -122,7 +127,11 @@ class Recipe:
 
     def resolved(self, config: ViTConfig) -> Recipe:
         """Return the recipe with the numbers that it leaves to the model, those that are 0, set to the model's own."""
-        return replace(self, micro_batch=self.micro_batch or config.micro_batch)
+        return replace(
+            self,
+            micro_batch=self.micro_batch or config.micro_batch,
+            reduction_groups=self.reduction_groups or config.reduction_groups,
+        )
 
     def differences(self, options: dict[str, Any]) -> list[str]:
         """Return a line for each of `options` that differs from this recipe."""

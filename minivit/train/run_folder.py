@@ -93,7 +93,7 @@ class RunFolder:
 
     def save_state(self, model: ViT, optimizer: Optimizer, state: TrainState, fingerprint: str) -> None:
         """Write everything that a resumed run needs into one file; `fingerprint` is that of the data set."""
-        tensors = {"values": to_host(model.parameters.store.peek()), **optimizer.state()}
+        tensors = {"values": to_host(model.parameters.store.values), **optimizer.state()}
         about = {
             "progress": state.to_json(),
             "parameters": _layout(model),
@@ -126,7 +126,7 @@ class RunFolder:
         tensors, about = read_tensors(path)
         if about.get("parameters") != _layout(model) or "values" not in tensors:
             raise UserError(f"{path} is the checkpoint of another model than the one in recipe.json")
-        values = model.parameters.store.peek()
+        values = model.parameters.store.values
         try:
             changed = self._changed_fields(about.get("recipe", ""), model)
             state = TrainState.from_json(about.get("progress", ""))

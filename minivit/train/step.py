@@ -50,7 +50,7 @@ class TrainStep:
 
     def __init__(self, engine: Engine, optimizer: Optimizer, data_loader: DataLoader, recipe: Recipe) -> None:
         store = engine.model.parameters.store
-        values = store.peek()
+        values = store.values
         self.engine, self.optimizer, self.data_loader, self._store = engine, optimizer, data_loader, store
         self.label_smoothing = recipe.label_smoothing
         self.grad_scaler = GradScaler(values, recipe.clip_norm, scaled=engine.dtype == np.float16)

@@ -112,7 +112,7 @@ class Trainer:
         with self._explain_out_of_memory("before the first step"):
             self.model = ViT(config, seed=recipe.seed, dtype=recipe.dtype, backend=backend)
             self.optimizer = make_optimizer(recipe, self.model)
-            self.engine = Engine(self.model, threads, self.micro_batch, precision=precision)
+            self.engine = Engine(self.model, threads, self.micro_batch, precision, recipe.reduction_groups)
             self.bytes_per_image = image_bytes(config, self.engine.dtype)
             self.data_loader = DataLoader(dataset, self.train_index, recipe, self._library)
             self.train_step = TrainStep(self.engine, self.optimizer, self.data_loader, recipe)
@@ -144,7 +144,7 @@ class Trainer:
         """
         if resume and (result := self.run.result()) is not None:
             return result
-        values, explained = self.model.parameters.store.peek(), self._explain_out_of_memory("outside of a step")
+        values, explained = self.model.parameters.store.values, self._explain_out_of_memory("outside of a step")
         with locked(self.run.path), Interrupt() as interrupt, on_device_of(values), self.engine, explained:
             self._begin(resume)
             reporter.started(self.run, self.model, self.state.step, self.total_steps, self.steps_per_epoch)

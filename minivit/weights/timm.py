@@ -63,7 +63,7 @@ def imported(path: Path, tensors: Mapping[str, Array], model: ViT) -> dict[str, 
     state = {}
     for name, parameter in named.items():
         value = tensors[name]
-        expected = exported(name, parameter.peek(), model.config).shape
+        expected = exported(name, parameter.value, model.config).shape
         if value.shape != expected:
             raise UserError(f"{path}: {name} has shape {value.shape}; its configuration requires {expected}")
         if not np.isfinite(value).all():
