@@ -1,4 +1,4 @@
-"""How a training run is told: a line for each epoch in a pipe, a live bar on a terminal."""
+"""Reporters of a training run: a line for each epoch in a pipe, a live bar on a terminal."""
 
 from __future__ import annotations
 
