@@ -184,6 +184,25 @@ def test_adam_updates_are_those_of_the_host(device: str, dtype: str, decoupled: 
 
 
 @on_devices
+def test_adam_takes_one_group_for_each_parameter(device: str) -> None:
+    """The same numbers as for one group that covers both and the padding between them."""
+    generator = np.random.default_rng(0)
+    vectors = [generator.random(256).astype("float32") for _ in range(4)]
+    options: dict[str, Any] = {"lr_scale": 0.7, "betas": (0.9, 0.99), "eps": 1e-8, "steps": 3, "decoupled": True}
+    one, two = slice(0, 40), slice(64, 256)
+    for vector in vectors:
+        vector[40:64] = 0
+
+    def stepped(*groups: Group) -> list[Array]:
+        p, g, m, v = (to_backend(x.copy(), device) for x in vectors)
+        adam_step(p, g, m, v, groups, **options)
+        return [to_host(x) for x in (p, g, m, v)]
+
+    both = Group(one, 0.1, 0.5, "a.weight", (5, 8)), Group(two, 0.1, 0.5, "b.weight", (8, 24), ("q", "k", "v"))
+    assert_same_bits(stepped(*both), stepped(Group(slice(0, 256), 0.1, 0.5)))
+
+
+@on_devices
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_gradient_norm_is_that_of_the_host(device: str, dtype: str) -> None:
     gradients = np.random.default_rng(0).standard_normal(40 * 1024).astype(dtype)

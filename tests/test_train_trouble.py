@@ -1,7 +1,9 @@
 """The training loop where something goes wrong: numbers that are not finite, files that do not fit, a full disk."""
 
 import errno
+import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from small_run import (
 )
 
 from minivit import AdamW, RunError, UserError, ViT, load_model
-from minivit.files import locked
+from minivit.files import locked, write_json
 from minivit.train.diagnostics import first_non_finite, first_non_finite_gradient
 from minivit.train.recipe import Recipe, model_config
 from minivit.train.run_folder import RunFolder
@@ -99,6 +101,44 @@ def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     other = RunFolder(run.path, replace(RECIPE, optimizer="sgd"))
     with pytest.raises(UserError, match="optimizer"):
         train(other, make_dataset(), Listener(), resume=True)
+
+
+def edit_recipes(run: RunFolder, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change the recipe in the checkpoint of a run and in recipe.json."""
+    path = run.path / "last" / "training.safetensors"
+    vectors, about = read_tensors(path)
+    recipe = json.loads(about["recipe"])
+    edit(recipe)
+    write_tensors(path, vectors, {**about, "recipe": json.dumps(recipe)})
+    write_json(run.path / "recipe.json", recipe)
+
+
+@pytest.mark.parametrize("field", ["momentum", "micro_batch"])
+def test_a_field_that_an_older_version_did_not_have_counts_as_its_default(tmp_path: Path, field: str) -> None:
+    """`momentum` has a value of its own there, and `micro_batch` that of the model."""
+    run = run_at(tmp_path / "run", replace(RECIPE, micro_batch=0))
+    with pytest.raises(Killed):
+        train(run, make_dataset(), Listener(5, kill))
+    edit_recipes(run, lambda recipe: recipe.pop(field))
+    listener = Listener()
+    train(RunFolder.open(run.path), make_dataset(), listener, resume=True)
+    assert listener.started_with[0] == 4
+
+
+def test_a_recipe_that_lost_a_field_is_refused_if_its_default_is_another(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run")
+    edit_recipes(run, lambda recipe: recipe.pop("flip"))
+    with pytest.raises(UserError, match=r"recipe\.json was changed since the run was begun: flip; put it back"):
+        train(run, make_dataset(), Listener(), resume=True)
+
+
+def test_a_checkpoint_without_a_recipe_is_refused(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run")
+    path = run.path / "last" / "training.safetensors"
+    vectors, about = read_tensors(path)
+    write_tensors(path, vectors, {name: text for name, text in about.items() if name != "recipe"})
+    with pytest.raises(UserError, match=r"training\.safetensors is damaged: .*; bring it back, or begin a new run"):
+        train(run, make_dataset(), Listener(), resume=True)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])

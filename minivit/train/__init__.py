@@ -1,4 +1,4 @@
-"""Training: the loop, the optimisers, the schedules and the recipes."""
+"""Training: the training step and run, the optimisers, the schedules and the recipes."""
 
 from minivit.ops.update_rules import Group
 from minivit.train.optimizers import SGD, Adam, AdamW, clip_gradients

@@ -1,4 +1,4 @@
-"""Pictures of a run; they need matplotlib (extra: plots)."""
+"""Figures of a run; they need matplotlib (extra: plots)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the step finish."""
+"""Ctrl-C that lets the current step finish."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Interrupted(Exception):  # noqa: N818 - it reports no error
 
 
 class Interrupt:
-    """While the block lasts, the first Ctrl-C (or a polite kill) sets `asked`; the second interrupts at once."""
+    """While the block lasts, the first SIGINT (Ctrl-C) or SIGTERM sets `asked`; the second one interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False

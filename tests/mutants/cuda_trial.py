@@ -28,7 +28,7 @@ from .operators import Mutant
 from .verdicts import ROOT, Trial, Verdict, first_failure
 
 FOLDER = ROOT / "minivit/kernels/cuda"
-TESTS = ("test_cuda_kernels.py", "test_guard.py")
+TESTS = ("test_cuda_kernels.py", "test_grad_scaler.py")
 TestsOf: TypeAlias = dict[tuple[str, str], dict[pytest.Item, float]]
 KillsOf: TypeAlias = Counter[tuple[str, str, str]]  # mutants killed, by file, function and test
 CAN_RUN = sys.platform == "linux" and shutil.which("g++") is not None
