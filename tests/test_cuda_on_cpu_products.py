@@ -83,9 +83,9 @@ def test_operands_may_be_transposed(transa: int, transb: int) -> None:
 def test_rows_and_matrices_may_have_strides() -> None:
     """The heads of attention have such strides: the batches are interleaved within a row."""
     a, b, _ = operands()
-    apart, c = strict.zeros((K, BATCH, M), dtype="float32"), strict.zeros((N, BATCH, M), dtype="float32")
-    apart.swapaxes(0, 1)[...] = a
-    gemm(apart, b, c, lda=BATCH * M, strideA=M, ldc=BATCH * M, strideC=M)
+    strided, c = strict.zeros((K, BATCH, M), dtype="float32"), strict.zeros((N, BATCH, M), dtype="float32")
+    strided.swapaxes(0, 1)[...] = a
+    gemm(strided, b, c, lda=BATCH * M, strideA=M, ldc=BATCH * M, strideC=M)
     assert (to_host(c).swapaxes(0, 1) == expected(a, b)).all()
     gemm(a, b, c, strideA=0, ldc=BATCH * M, strideC=M)
     assert (to_host(c).swapaxes(0, 1) == expected(a[:1], b)).all()

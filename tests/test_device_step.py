@@ -162,7 +162,7 @@ def test_a_precision_that_cannot_be_is_refused(device: str, dtype: str, precisio
 
 def test_images_of_the_host_or_another_dtype_are_refused() -> None:
     engine = Engine(model("strict"), precision="bfloat16")
-    with pytest.raises(TypeError, match=r"numpy on the host .* strict on the device"):
+    with pytest.raises(TypeError, match=r"numpy on the host .* strict on device 0"):
         engine.predict(IMAGES)
     with pytest.raises(TypeError, match=r"images have dtype float64; this model computes in float32"):
         engine.predict(to_backend(IMAGES.astype("float64"), "strict"))

@@ -23,7 +23,7 @@ from mutants.cuda_text import kernels_with
 from mutants.cuda_trial import CAN_RUN, KillsOf, find_cuda_mutants, in_turn
 from mutants.operators import Mutant, mutants_of
 from mutants.python_trial import KERNELS, belongs, find_mutants, install, target
-from mutants.trial import _play
+from mutants.trial import _run_trial
 from mutants.verdicts import Trial, Verdict
 
 from minivit import ops
@@ -213,7 +213,7 @@ def test_a_function_that_no_test_runs_cannot_be_judged() -> None:
 
 def test_an_error_in_a_trial_is_not_a_verdict() -> None:
     ours, theirs = Pipe(duplex=False)
-    _play(Trial("columns.cu", "columns.cu", 2.0), lambda trial: Verdict(str([][0]), 0.0), theirs)
+    _run_trial(Trial("columns.cu", "columns.cu", 2.0), lambda trial: Verdict(str([][0]), 0.0), theirs)
     answer = ours.recv()
     assert isinstance(answer, RuntimeError)
     assert "IndexError" in str(answer)

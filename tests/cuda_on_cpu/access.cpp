@@ -17,7 +17,7 @@ uint64_t distance(const Range& range, uint64_t address, size_t bytes) {
   return address < range.first ? range.first - address : address + bytes - range.end;
 }
 
-[[noreturn]] void refuse(uint64_t address, size_t bytes, bool write) {
+[[noreturn]] void reject(uint64_t address, size_t bytes, bool write) {
   const char* verb = write ? "writes" : "reads";
   const Range* nearest = ranges;
   for (const Range* range = ranges; range < ranges + count; ++range) {
@@ -41,7 +41,7 @@ void check(uint64_t address, size_t bytes, bool write) {
     while (hit < ranges + count && !inside(hit)) ++hit;
     if (hit == ranges + count) {
       hit = ranges;
-      refuse(address, bytes, write);
+      reject(address, bytes, write);
     }
   }
   if (bytes <= 16 && !(bytes & (bytes - 1)) && address & (bytes - 1))

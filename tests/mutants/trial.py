@@ -30,12 +30,12 @@ def run_trials(trials: Sequence[Trial], workers: int, report: Callable[[Trial, V
         The tests cannot be collected, an op has no tests, or a process ends without a verdict.
     """
     if "fork" in multiprocessing.get_all_start_methods():
-        _collect(lambda session: _conduct_forks(session, trials, workers, report))
+        _collect(lambda session: _run_forked(session, trials, workers, report))
     else:
-        _conduct(multiprocessing.get_context("spawn"), None, trials, workers, report)
+        _run_processes(multiprocessing.get_context("spawn"), None, trials, workers, report)
 
 
-def _conduct_forks(
+def _run_forked(
     session: pytest.Session, trials: Sequence[Trial], workers: int, report: Callable[[Trial, Verdict], None]
 ) -> None:
     of_cuda = [trial.mutant for trial in trials if trial.is_of_cuda and trial.mutant]
@@ -54,10 +54,10 @@ def _conduct_forks(
                 return cuda_trial.verdict_of(trial, session, tests, kills, scratch)
             return python_trial.verdict_of(trial, session)
 
-        _conduct(multiprocessing.get_context("fork"), verdict_of, trials, workers, note)
+        _run_processes(multiprocessing.get_context("fork"), verdict_of, trials, workers, note)
 
 
-def _conduct(
+def _run_processes(
     context: Any,
     verdict_of: Callable[[Trial], Verdict] | None,
     trials: Sequence[Trial],
@@ -70,20 +70,20 @@ def _conduct(
             while waiting and len(running) < workers:
                 trial = waiting.pop()
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_play, args=(trial, verdict_of, theirs))
+                process = context.Process(target=_run_trial, args=(trial, verdict_of, theirs))
                 process.start()
                 theirs.close()
                 running[ours] = trial, process, time.perf_counter()
             ready: list[Any] = wait(list(running))
             for connection in ready:
                 trial, process, start = running.pop(connection)
-                report(trial, _heard(connection, trial, process, start))
+                report(trial, _received(connection, trial, process, start))
     finally:
         for _, process, _ in running.values():
             process.terminate()
 
 
-def _heard(connection: Connection, trial: Trial, process: Any, start: float) -> Verdict:
+def _received(connection: Connection, trial: Trial, process: Any, start: float) -> Verdict:
     try:
         answer: Verdict | RuntimeError = connection.recv()
     except EOFError:
@@ -98,7 +98,7 @@ def _heard(connection: Connection, trial: Trial, process: Any, start: float) -> 
     return answer
 
 
-def _play(trial: Trial, verdict_of: Callable[[Trial], Verdict] | None, answer: Connection) -> None:
+def _run_trial(trial: Trial, verdict_of: Callable[[Trial], Verdict] | None, answer: Connection) -> None:
     """Run a trial in a child process; with `verdict_of`, the tests are collected already."""
     try:
         if verdict_of is None:
@@ -109,7 +109,7 @@ def _play(trial: Trial, verdict_of: Callable[[Trial], Verdict] | None, answer: C
         answer.send(error if isinstance(error, RuntimeError) else RuntimeError(f"{trial} cannot be judged: {error!r}"))
 
 
-class _Stage:
+class _Collected:
     """A pytest plugin that calls a function with the collected tests instead of running them all."""
 
     error: Exception | None = None
@@ -140,12 +140,12 @@ class _Stage:
 
 
 def _collect(then: Callable[[pytest.Session], None]) -> None:
-    stage, output = _Stage(then), io.StringIO()
+    plugin, output = _Collected(then), io.StringIO()
     files = [str(ROOT / "tests" / name) for name in (*python_trial.TESTS, *cuda_trial.TESTS)]
     options = ["-n", "0", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-s", "--tb=native", f"--rootdir={ROOT}"]
     with contextlib.redirect_stdout(output):
-        status = pytest.main([*options, *files], plugins=[stage])
-    if stage.error:
-        raise stage.error
+        status = pytest.main([*options, *files], plugins=[plugin])
+    if plugin.error:
+        raise plugin.error
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise RuntimeError(f"pytest cannot collect the tests\n{output.getvalue()}")
