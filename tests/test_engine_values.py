@@ -71,7 +71,7 @@ def test_a_prediction_leaves_the_gradients_alone() -> None:
         engine.loss_and_gradients(images[:4], labels[:4], key[:4])
         gradients = vit.parameters.store.gradients.copy()
         assert gradients.any()
-        engine.predict(images)  # for more images than before, so by a new crew
+        engine.predict(images)  # for more images than before, so by a new worker pool
         assert_same_bits([vit.parameters.store.gradients], [gradients])
 
 
@@ -110,7 +110,7 @@ def test_a_watched_model_predicts_and_does_not_train(threads: int, passes: str, 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_an_engine_made_under_watch_works_when_nobody_watches_any_more(threads: int) -> None:
+def test_an_engine_made_under_watch_works_when_no_layer_is_watched_any_more(threads: int) -> None:
     images, labels, key = batch()
     expected = [*step(model(), 1, 2), Engine(model(), 1, 2).predict(images)]
     vit = model()

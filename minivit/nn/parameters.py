@@ -67,13 +67,13 @@ class FlatStore:
         return self._gradients
 
     def share_gradients(self, store: FlatStore) -> None:
-        """Use the gradient vector of `store`, as it stands, before any of its own is asked for."""
+        """Use the gradient vector of `store`; to be called before the first use of `gradients`."""
         self._gradients = store.gradients
 
     def forget_gradients(self) -> None:
-        """Let every gradient count as zero, without a pass over the vector: what is added next is set.
+        """Let every gradient count as zero without a pass over the vector: the next contribution is set, not added.
 
-        Until then the old numbers stand in `gradients`; `Parameters.settled_gradients` puts zeros in their place.
+        Until then `gradients` holds the old numbers; `Parameters.complete_gradients` replaces them with zeros.
         """
         self.generation += 1
 
@@ -113,7 +113,7 @@ class Parameter:
         self._generation = 0  # of the store, when something was last added
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the views out of a copy, which makes its own of the store's copy."""
+        """Leave out the views, so that a copy makes its own on the copy of the store."""
         return {**vars(self), "_value": None, "_grad": None}
 
     def __repr__(self) -> str:
@@ -125,14 +125,14 @@ class Parameter:
         return int(np.prod(self.shape, dtype=np.int64))
 
     def bound(self, store: FlatStore, name: str, start: int) -> Parameter:
-        """Return a twin of this parameter that views `store` from element `start` on."""
-        twin = Parameter(self.shape, self.init, decay=self.decay, parts=self.parts)
-        twin.name, twin.span, twin._store = name, slice(start, start + self.size), store
-        return twin
+        """Return a replica of this parameter that views `store` from element `start` on."""
+        replica = Parameter(self.shape, self.init, decay=self.decay, parts=self.parts)
+        replica.name, replica.span, replica._store = name, slice(start, start + self.size), store
+        return replica
 
     @property
     def store(self) -> FlatStore:
-        """The store that it views."""
+        """The store that this parameter views."""
         if self._store is None:
             raise RuntimeError("this parameter has no value yet: call initialize() on the layer that holds it")
         return self._store
@@ -170,7 +170,7 @@ class Parameter:
             self._generation = self.store.generation
 
     def add_product(self, a: Array, b: Array) -> None:
-        """Add ``a @ b``, of the parameter's own shape, to the gradient; the first one is computed in its place."""
+        """Add ``a @ b``, of the parameter's own shape, to the gradient; the first product is written into it."""
         grad, add = self.receive()
         if add:
             grad += a @ b
@@ -178,7 +178,7 @@ class Parameter:
             namespace(a, b).matmul(a, b, out=grad)
 
     def receive(self) -> tuple[Array, bool]:
-        """Return the gradient for one who now adds to it, and whether to add; else it is to be set."""
+        """Return the gradient, to which the caller now writes, and whether it must add to it or set it."""
         add = self._generation == self.store.generation
         self._generation = self.store.generation
         return self._gradient(), add
@@ -201,10 +201,10 @@ class Parameters(Mapping[str, Parameter]):
     def __len__(self) -> int:
         return len(self._named)
 
-    def settled_gradients(self) -> Array:
-        """Return the flat gradient vector, with zeros where nothing was added since `FlatStore.forget_gradients`."""
+    def complete_gradients(self) -> Array:
+        """Return the flat gradient vector, set to zero where nothing was added since `FlatStore.forget_gradients`."""
         for parameter in self.values():
-            parameter.grad  # noqa: B018 - reading it settles it
+            parameter.grad  # noqa: B018 - reading it sets it to zero if nothing was added
         return self.store.gradients
 
     def clear_gaps(self) -> None:
@@ -240,7 +240,7 @@ def _copied(vector: Array, memo: dict[int, Any]) -> Array:
 
 
 def padded(size: int, itemsize: int) -> int:
-    """Return the first place from `size` on, in elements, where a view may start."""
+    """Return the first element from `size` on at which a view may start."""
     step = max(1, ALIGNMENT // itemsize)
     return -(-size // step) * step
 
