@@ -71,7 +71,7 @@ def test_a_prediction_leaves_the_gradients_alone() -> None:
         engine.loss_and_gradients(images[:4], labels[:4], key[:4])
         gradients = vit.parameters.store.gradients.copy()
         assert gradients.any()
-        engine.predict(images)  # for more images than before, so by a new crew
+        engine.predict(images)  # for more images than before, so by a new worker pool
         assert_same_bits([vit.parameters.store.gradients], [gradients])
 
 

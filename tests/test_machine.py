@@ -1,4 +1,4 @@
-"""What is asked of the machine is given back."""
+"""Settings of the machine are restored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def blas_threads() -> set[int]:
 
 
 def test_blas_has_its_threads_again_when_blocks_in_several_threads_have_ended() -> None:
-    """Each of them has one in between, whoever came before."""
+    """Each of them has one thread inside the block, in any order of the blocks."""
     seen: list[set[int]] = []
 
     def compute(_: int) -> None:

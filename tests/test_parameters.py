@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import multiprocessing
 import pickle
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from bare_vit import SMALL, images, model, shaken
 from contract import assert_close, assert_same_bits, normal
+from forks import needs_fork
 
-from minivit import Layer, Parameter, UserError, ViT, layers
+from minivit import SGD, Layer, Parameter, UserError, ViT, layers
 from minivit.arrays import Array
 from minivit.arrays.shared import FORKS, is_shared
 from minivit.nn.parameters import ALIGNMENT, FlatStore
@@ -270,3 +272,25 @@ def test_the_vectors_of_a_host_model_are_shared_and_those_of_its_copies_too() ->
     assert not np.shares_memory(pickled.values, vit.parameters.store.values)
     assert np.shares_memory(copied.head.bias.value, replica.head.bias.value)
     assert not is_shared(np.ones(3)[1:])
+
+
+@needs_fork
+def test_a_forked_process_has_a_model_of_its_own() -> None:
+    """It starts with the values of its parent, and neither writes to the other's vectors."""
+    vit = model()
+    vit.head.bias.grad[...] = 1.0
+    replica = vit.replica()
+    before = vit.parameters.store.values.copy()
+
+    def child() -> None:
+        assert_same_bits([vit.parameters.store.values], [before])
+        SGD(vit, lr=1.0).step()
+        assert vit.head.bias.value[0] == before[vit.head.bias.span][0] - 1.0
+        assert np.shares_memory(replica.head.bias.value, vit.head.bias.value)
+        assert is_shared(vit.parameters.store.values), "its own workers view its vectors"
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert_same_bits([vit.parameters.store.values], [before])

@@ -26,7 +26,7 @@ from minivit.engine import worker_pool
 
 
 @needs_fork
-def test_workers_end_with_an_engine_that_nobody_closed() -> None:
+def test_workers_end_with_an_engine_that_was_not_closed() -> None:
     """Without the garbage collector, which large arrays do not wake; and at the end of the program, without a word."""
     images, _, _ = batch()
     gc.collect()

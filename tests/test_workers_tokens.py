@@ -51,7 +51,7 @@ def test_who_shares_tokens_depends_on_the_whole_batch_alone() -> None:
 
 
 class Halved(EncoderBlock):
-    """A block that somebody else wrote."""
+    """A block of another author."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         y, cache = super().forward(*args, **kwargs)
@@ -59,7 +59,7 @@ class Halved(EncoderBlock):
 
 
 class Doubled(Dropout):
-    """A layer that somebody else wrote."""
+    """A layer of another author."""
 
     def forward(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         return 2.0 * x, None

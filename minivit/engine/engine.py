@@ -177,7 +177,7 @@ class Engine:
         Parameters
         ----------
         loss_scale : Array, optional
-            0-d, of the dtype of the gradients, by which these, and not the loss, are multiplied: for "float16".
+            0-d, of the dtype of the gradients. It multiplies them, and not the returned loss: for "float16".
         """
         with on_device_of(self._store.values):
             return self._training_step(images, labels, rng, label_smoothing, loss_scale)
@@ -190,7 +190,7 @@ class Engine:
             raise UserError(f"the key names {len(rng.sample_ids)} samples; expected {B}, one for each image")
         xp = namespace(images)
         slices = micro_batch_slices(B, self.micro_batch or B)
-        dtype = self.model.parameters.full_gradients().dtype
+        dtype = self.model.parameters.complete_gradients().dtype
         logits = xp.empty((B, self.model.config.num_classes), dtype=dtype)
         losses = xp.empty(len(slices), dtype=dtype)
         batch = Batch(ready(images, self.dtype), labels, logits, losses)
@@ -206,7 +206,7 @@ class Engine:
         return xp.asarray(losses.sum()), logits
 
     def predict(self, images: Array) -> Array:
-        """Return logits (B, classes) in evaluation mode, in memory that does not grow with B but for these."""
+        """Return logits (B, classes) in evaluation mode; memory does not grow with B, except for the logits."""
         with on_device_of(self._store.values):
             return self._predicted(images)
 
@@ -287,7 +287,7 @@ class Engine:
 def check_labels(labels: Array, B: int, num_classes: int, dtype: Any) -> None:
     """Raise unless `labels` are B integers below `num_classes`, or (B, num_classes) soft targets.
 
-    The range is checked on the host alone; on a device it was checked when the labels entered.
+    The range is checked on the host only; on a device it was checked before the labels were moved there.
     """
     if labels.dtype.kind in "iu":
         if labels.shape != (B,):

@@ -1,4 +1,4 @@
-"""What the step engine asks of the machine: cores, single-threaded BLAS, and an allocator that keeps its pages."""
+"""The engine's settings of the machine: cores, single-threaded BLAS, and an allocator that keeps its pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import threadpoolctl
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # glibc's malloc.h
 _LARGEST = 1 << 30
-_LARGEST_OF_OLD = 1 << 25  # what glibc allowed before 2.35
+_LARGEST_BEFORE_2_35 = 1 << 25  # in older versions of glibc
 
 
 def cores() -> int:
@@ -28,14 +28,14 @@ def cores() -> int:
 
 @functools.cache
 def keep_freed_pages() -> bool:
-    """Tell glibc to keep freed memory, since fresh pages cost faults; return whether it agreed. Elsewhere: nothing."""
+    """Tell glibc to keep freed memory, since new pages cost page faults; return whether it does. A no-op elsewhere."""
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    kept = mallopt(_M_MMAP_THRESHOLD, _LARGEST) or mallopt(_M_MMAP_THRESHOLD, _LARGEST_OF_OLD)
+    kept = mallopt(_M_MMAP_THRESHOLD, _LARGEST) or mallopt(_M_MMAP_THRESHOLD, _LARGEST_BEFORE_2_35)
     return bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST) and kept)
 
 
@@ -44,7 +44,7 @@ def _blas() -> threadpoolctl.ThreadpoolController:
     controller = threadpoolctl.ThreadpoolController().select(user_api="blas")
     if not controller.lib_controllers:
         warnings.warn(
-            "the threads of this NumPy's BLAS cannot be limited, so the engine's workers may crowd each other and "
+            "the threads of this NumPy's BLAS cannot be limited, so the engine's workers may compete for the cores and "
             "results may depend on the number of processors; set the BLAS library's thread count to 1 before starting",
             RuntimeWarning,
             stacklevel=4,
@@ -55,26 +55,26 @@ def _blas() -> threadpoolctl.ThreadpoolController:
 _computing = threading.RLock()
 
 
-def _nobody_computes() -> None:
-    """Make the lock anew in a forked process, which has it as it was, held or not."""
+def _new_lock() -> None:
+    """Make a new lock in a forked process, where the inherited one may be held by a thread that does not exist."""
     global _computing
     _computing = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_nobody_computes)
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def one_at_a_time() -> AbstractContextManager[Any]:
-    """Return a context in which one thread of the process is at a time; that thread may enter again."""
+    """Return a context that one thread of the process can enter at a time; that thread may enter it again."""
     return _computing
 
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Let every matrix product run on the thread that calls it, while the block lasts.
+    """Let every matrix product in the block run on the calling thread.
 
-    One thread of the process at a time: BLAS has one number of threads for all, and one of them may set it.
+    One thread of the process can be in the block at a time, because BLAS has one number of threads for the process.
     """
     with one_at_a_time(), _blas().limit(limits=1):
         yield

@@ -81,7 +81,7 @@ def accumulate(replica: ViT, batch: Batch, step: Step, slices: list[slice], indi
     replica.parameters.store.forget_gradients()
     for index in indices:
         forward_backward(replica, batch, step, slices, index)
-    replica.parameters.full_gradients()
+    replica.parameters.complete_gradients()
 
 
 def forward_backward(replica: ViT, batch: Batch, step: Step, slices: list[slice], index: int) -> None:

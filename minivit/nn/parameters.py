@@ -77,13 +77,13 @@ class FlatStore:
         return self._gradients
 
     def share_gradients(self, store: FlatStore) -> None:
-        """Use the gradient vector of `store`, as it stands, before any of its own is asked for."""
+        """Use the gradient vector of `store`; to be called before the first use of `gradients`."""
         self._gradients = store.gradients
 
     def forget_gradients(self) -> None:
         """Make every gradient zero without a pass over the vector: the next gradient of a parameter overwrites it.
 
-        Until then `gradients` holds the old numbers; `Parameters.full_gradients` sets them to zero.
+        Until then `gradients` holds the old numbers; `Parameters.complete_gradients` sets them to zero.
         """
         self.generation += 1
 
@@ -160,7 +160,7 @@ class Parameter:
 
     @property
     def store(self) -> FlatStore:
-        """The store that it views."""
+        """The store that this parameter views."""
         if self._store is None:
             raise RuntimeError("this parameter has no value yet: call initialize() on the layer that holds it")
         return self._store
@@ -202,7 +202,7 @@ class Parameter:
             self._generation = self.store.generation
 
     def add_product(self, a: Array, b: Array) -> None:
-        """Add ``a @ b``, of the parameter's own shape, to the gradient; the first one is computed in its place."""
+        """Add ``a @ b``, of the parameter's own shape, to the gradient; the first product is written into it."""
         grad, add = self.receive()
         if add:
             grad += a @ b
@@ -233,7 +233,7 @@ class Parameters(Mapping[str, Parameter]):
     def __len__(self) -> int:
         return len(self._named)
 
-    def full_gradients(self) -> Array:
+    def complete_gradients(self) -> Array:
         """Return the flat gradient vector, with zeros where nothing was added since `FlatStore.forget_gradients`."""
         for parameter in self.values():
             parameter.grad  # noqa: B018 - reading it sets the old numbers to zero
@@ -272,7 +272,7 @@ def _copied(vector: Array, memo: dict[int, Any]) -> Array:
 
 
 def padded(size: int, itemsize: int) -> int:
-    """Return the first place from `size` on, in elements, where a view may start."""
+    """Return the first element from `size` on at which a view may start."""
     step = max(1, ALIGNMENT // itemsize)
     return -(-size // step) * step
 
