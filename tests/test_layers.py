@@ -87,7 +87,7 @@ def hooked_backward(layer: Layer) -> Layer:
     return layer
 
 
-def small_block() -> Layer:
+def small_block() -> layers.EncoderBlock:
     return layers.EncoderBlock(6, 2, 8).initialize(0, "float64")
 
 
@@ -119,3 +119,17 @@ def test_a_block_calls_the_layers_in_it_that_were_changed(
         for one, other in zip([y, plain.backward(normal(y), cache)], results[0], strict=True)
     ]
     assert any(changed)
+
+
+def test_a_dropout_rate_that_is_set_later_counts() -> None:
+    """What a block has decided about its kernels follows every change of a layer in it."""
+    x = normal(np.zeros((2, 5, 6)))
+    key = Key(0, 1, np.arange(2))
+    block = small_block()
+    plain = block.forward(x, key)[0]
+    block.mlp.drop1.rate = 0.5
+    dropped = block.forward(x, key)[0]
+    assert not np.allclose(dropped, plain)
+    assert np.allclose(block.forward(x)[0], plain), "in evaluation nothing is dropped"
+    block.mlp.drop1.rate = 0.0
+    contract.assert_same_bits([block.forward(x, key)[0]], [plain])
