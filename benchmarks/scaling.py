@@ -1,179 +1,266 @@
 """How the rate changes with batch size, tokens, width, depth and threads: python -m benchmarks.scaling --out FOLDER
 
-Trains and predicts at every point of every axis, minivit and PyTorch eager in turn, each in its own process, the whole
-in two rounds; writes, after each round, tables (scaling.md), figures (SVG and PNG, with matplotlib) and all numbers
-(scaling.json). A point's rate is the best of its rounds, a round's the median of its steps. The exit status is 1 where
-a side did not run somewhere.
+Trains and predicts at every point of every axis, minivit and PyTorch eager, each in its own process, in rounds; writes,
+after each round, tables (scaling.md), figures (SVG and PNG, with matplotlib) and all numbers (scaling.json). A point's
+rate is the best of its rounds, a round's the median of its steps. The exit status is 1 where a system failed somewhere.
 """
 
 from __future__ import annotations
 
-import argparse
+import math
 import statistics
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.bars import PEERS
-from benchmarks.command import at_least_one, duration, ended, refused_by
-from benchmarks.output import check_writable, write_json, write_text
-from benchmarks.rounds import WorkerError, run_worker
-from benchmarks.scaling_plots import plot_memory, plot_rates
-from benchmarks.scaling_points import BASE, HEAD_SIZE, Axis, Setting, axes, base
-from benchmarks.scaling_tables import Point, growth_table, memory_table, rate_table
-from benchmarks.surroundings import surroundings
-from benchmarks.tables import heading, title_of
-from minivit.files import read_json
+import numpy as np
 
-OURS, THEIRS = "minivit", PEERS["eager"].title
+from benchmarks import command, harness
+from benchmarks.baselines import BASELINES
+from benchmarks.products import Weights, products
+from benchmarks.report import heading, markdown_table, percent, surroundings
+from benchmarks.workloads import WORKLOADS, Workload
+from minivit.engine.machine import cores
 
-
-def run(system: str, setting: Setting, seconds: float) -> dict[str, Any]:
-    """Return what a process of its own measured; see `run_worker`."""
-    return run_worker(system, BASE, [*setting.options, "--seconds", str(seconds)])
+OURS, THEIRS = "minivit", BASELINES["eager"].title
+BASE = replace(WORKLOADS["train-w96"], batch_size=64)
+_HEAD, _PATCH = 24, 4  # the width of a head and the side of a patch, the same everywhere
 
 
-def rate(result: dict[str, Any]) -> float:
-    """Return the images a second of the median step of a process."""
-    return float(result["batch_size"] / statistics.median(result["seconds"]))
+class Axis(NamedTuple):
+    """A quantity that is varied while the others stay."""
+
+    label: str
+    values: Sequence[int]
+    quick: Sequence[int]  # in a quick run
+    place: Callable[[int], Workload] = lambda value: BASE
+
+    def setting(self, value: int, kind: str) -> tuple[Workload, int]:
+        """Return the workload and the threads at `value`."""
+        return replace(self.place(value), kind=kind), value if self.label == "threads" else cores()
+
+
+_THREADS = sorted({1 << i for i in range(cores().bit_length())} | {cores()})
+AXES = {
+    "batch": Axis(
+        "images in a batch", (32, 64, 128, 256, 512, 1024), (32, 64, 256), lambda v: replace(BASE, batch_size=v)
+    ),
+    "tokens": Axis(
+        "tokens of an image",
+        (17, 37, 65, 145, 257),
+        (17, 65, 257),
+        lambda v: BASE.changed(img_size=_PATCH * math.isqrt(v - 1)),
+    ),
+    "width": Axis(
+        "width of the model",
+        (48, 96, 192, 384),
+        (48, 96, 192),
+        lambda v: BASE.changed(embed_dim=v, num_heads=v // _HEAD),
+    ),
+    "depth": Axis("blocks of the model", (1, 3, 6, 12), (1, 6, 12), lambda v: BASE.changed(depth=v)),
+    "threads": Axis("threads", _THREADS, _THREADS),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured of one system at one place of an axis."""
+
+    axis: str
+    kind: str
+    system: str  # `OURS` or `THEIRS`
+    value: int
+    images_a_second: tuple[float, ...]  # one for each round, from the median step of its process
+    peak_bytes: int
+    flops_an_image: int  # of the matrix products that the mathematics needs
+
+    @property
+    def best(self) -> float:
+        """Images a second in the best round: what else the machine did can only have slowed the others."""
+        return max(self.images_a_second)
+
+
+def fit_exponent(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
+    """Return the exponent of ``y ~ x ** exponent``, its standard error, and the exponent between the last two points.
+
+    The exponent is the slope of a straight line through the logarithms; two points give no error, but NaN.
+    """
+    u, v = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
+    exponent, offset = np.polyfit(u, v, 1)
+    last = (v[-1] - v[-2]) / (u[-1] - u[-2])
+    residual = float(((v - exponent * u - offset) ** 2).sum())
+    error = math.sqrt(residual / (len(x) - 2) / float(((u - u.mean()) ** 2).sum())) if len(x) > 2 else math.nan
+    return float(exponent), error, float(last)
+
+
+def curve(points: Iterable[Point], axis: str, kind: str, system: str) -> dict[int, Point]:
+    """Return the points of one curve by value, from left to right."""
+    found = {p.value: p for p in points if (p.axis, p.kind, p.system) == (axis, kind, system)}
+    return dict(sorted(found.items()))
+
+
+def curves(points: Sequence[Point], axis: str) -> dict[str, dict[str, dict[int, Point]]]:
+    """Return the curves of an axis by kind and system."""
+    kinds, systems = (dict.fromkeys(getattr(p, name) for p in points) for name in ("kind", "system"))
+    return {kind: {system: curve(points, axis, kind, system) for system in systems} for kind in kinds}
+
+
+def rate_table(points: Sequence[Point], axis: str) -> str:
+    """Return images/s of all systems along an axis, ours against the other, and the spread of the rounds."""
+    parts = []
+    for kind, found in curves(points, axis).items():
+        ours, others = found[OURS], {name: own for name, own in found.items() if name != OURS and own}
+        several = any(len(p.images_a_second) > 1 for p in ours.values())  # of one round there is no spread
+        head = [AXES[axis].label, *(f"{name}, images/s" for name in (OURS, *others))]
+        head += [*(f"against {name}" for name in others), *["spread"] * several]
+        rows = []
+        for value, point in ours.items():
+            here = [own.get(value) for own in others.values()]
+            rates = [f"{p.best:.0f}" if p else "" for p in (point, *here)]
+            ratios = [f"{point.best / p.best:.2f}x" if p else "" for p in here]
+            spread = max(1 - min(p.images_a_second) / p.best for p in (point, *filter(None, here)))
+            rows.append([str(value), *rates, *ratios, *[percent(spread)] * several])
+        parts.append(f"{kind.capitalize()}:\n\n{markdown_table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def growth_table(points: Sequence[Point], axes: Iterable[str]) -> str:
+    """Return the exponents with which the seconds of an image grow along each axis, and those of the arithmetic."""
+    rows = []
+    for axis in axes:
+        for kind, found in curves(points, axis).items():
+            for system, own in found.items():
+                if len(own) < 2:
+                    continue
+                x = list(own)
+                exponent, error, last = fit_exponent(x, [1 / p.best for p in own.values()])
+                arithmetic, _, last_arithmetic = fit_exponent(x, [p.flops_an_image for p in own.values()])
+                seconds = _signed(exponent) + (f" ± {error:.2f}" if len(x) > 2 else "")
+                span, end = f"{x[0]} to {x[-1]}", f"{x[-2]} to {x[-1]}"
+                numbers = [seconds, _signed(arithmetic), end, _signed(last), _signed(last_arithmetic)]
+                rows.append([axis, kind, system, span, *numbers])
+    head = ["axis", "kind", "system", "from, to", "seconds", "arithmetic", "its end", "seconds", "arithmetic"]
+    return markdown_table(head, rows, words=3)
+
+
+def _signed(exponent: float) -> str:
+    return f"{exponent:.2f}".replace("-0.00", "0.00")
+
+
+def memory_table(points: Sequence[Point]) -> str:
+    """Return the peak memory of each system by batch size, and the line nearest to it."""
+    parts = []
+    for kind, found in curves(points, "batch").items():
+        peaks = {name: {value: p.peak_bytes / 1e6 for value, p in own.items()} for name, own in found.items()}
+        values = sorted({value for own in peaks.values() for value in own})
+        rows = [[str(v), *(f"{own[v]:.0f}" if v in own else "" for own in peaks.values())] for v in values]
+        lines = []
+        for name, own in peaks.items():
+            if len(own) > 1:
+                slope, offset = np.polyfit(list(own), list(own.values()), 1)
+                lines.append(f"{name}: {offset:.0f} MB and {slope:.3f} MB for each image.")
+        head = ["images in a batch", *(f"{name}, MB" for name in peaks)]
+        parts.append("\n\n".join([f"{kind.capitalize()}:", markdown_table(head, rows), *lines]))
+    return "\n\n".join(parts)
+
+
+def write(points: list[Point], about: Mapping[str, Any], folder: Path) -> None:
+    """Write scaling.json, scaling.md and the figures."""
+    from benchmarks.scaling_plots import plot
+
+    command.write_json(folder / "scaling.json", {**about, "points": [asdict(point) for point in points]})
+    drawn = [axis for axis in AXES if any(p.axis == axis for p in points)]
+    variants = ", ".join(f"{system} ({kind})" for kind, system in about["theirs"].items() if system)
+    method = (
+        f"Along each axis the rest stays at {BASE.title.partition('training step, ')[2]}, heads of {_HEAD}, all cores. "
+        f"{THEIRS} is the faster of its variants there: {variants or 'none is installed'}. A rate is the best of the "
+        "rounds, a round's the median of the steps of one process; the spread is how far below the best round the "
+        "worst one lay, of either system. The arithmetic is the operations of the matrix products that the mathematics "
+        "needs, which are, in the last block, those of the class token alone; PyTorch's models do not make use of that."
+    )
+    parts = ["# Scaling", method, heading(about["surroundings"], about["versions"], about["rounds"])]
+    parts += [f"{name} was left out: {why}." for name, why in about["left_out"].items()]
+    parts += [f"## {AXES[axis].label.capitalize()}\n\n{rate_table(points, axis)}" for axis in drawn]
+    parts += [f"## Memory\n\n{memory_table(points)}"] * ("batch" in drawn)
+    parts.append(f"## How the cost grows\n\nSeconds of an image ~ value ** exponent:\n\n{growth_table(points, drawn)}")
+    command.write_text(folder / "scaling.md", "\n\n".join(parts) + "\n")
+    try:
+        for axis in drawn:
+            plot(points, axis, "images/s", lambda p: p.best, folder / f"rate_by_{axis}")
+        if "batch" in drawn:
+            plot(points, "batch", "peak memory, MB", lambda p: p.peak_bytes / 1e6, folder / "memory_by_batch")
+    except ImportError as error:
+        command.tell(f"no figures, for matplotlib is missing ({error}): pip install 'minivit[plots]'")
 
 
 def faster_variant(kind: str, seconds: float) -> tuple[str | None, dict[str, str]]:
-    """Return the faster of PyTorch's eager variants at the base point, and why any did not run, by name."""
-    rates, failures = {}, {}
-    for system in PEERS["eager"].systems:
-        try:
-            rates[system] = rate(run(system, base(kind), seconds))
-        except WorkerError as error:
-            failures[f"{system}, {kind}"] = str(error)
-    return max(rates, key=lambda system: rates[system], default=None), failures
+    """Return the faster of PyTorch's eager variants at the base point, and why any failed, by name."""
+    base = replace(BASE, kind=kind)
+    systems = BASELINES["eager"].systems
+    run = partial(harness.run_worker, workload=base, seconds=seconds)
+    outcomes = harness.run_rounds({THEIRS: systems}, 1, run, command.tell)
+    failures = {
+        f"{name}, {kind}": own.stopped.removeprefix("failed: ") for name, own in outcomes.items() if own.stopped
+    }
+    return harness.fastest_of(systems, outcomes), failures
 
 
-def measure(
-    settings: Iterable[Setting], systems: dict[str, dict[str, str]], rounds: int, seconds: float
-) -> Iterator[tuple[dict[tuple[Any, ...], list[dict[str, Any]]], dict[str, str]]]:
-    """Run every setting on the systems of its kind, in turn, `rounds` times over.
-
-    Yields, after each round
-    ------------------------
-    results : dict
-        What the workers printed so far, by setting's key and side.
-    failures : dict
-        Why a side did not run somewhere; it is left out there.
-    """
-    distinct = {setting.key: setting for setting in settings}
-    results: defaultdict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    failures: dict[str, str] = {}
-    for i in range(rounds):
-        for done, (key, setting) in enumerate(distinct.items()):
-            sides = list(systems[setting.kind].items())
-            for side, system in sides if i % 2 == 0 else reversed(sides):
-                where = f"{system} {' '.join(setting.options)}"
-                print(f"round {i + 1} of {rounds}, {done + 1} of {len(distinct)}: {where}", file=sys.stderr)
-                if where in failures:
-                    continue
-                try:
-                    result = run(system, setting, seconds)
-                except WorkerError as error:
-                    failures[where] = str(error)
-                else:
-                    results[*key, side].append(result)
-        yield dict(results), failures
-
-
-def points_of(axis: Axis, values: Iterable[int], kinds: Iterable[str], results: dict[Any, Any]) -> list[Point]:
-    """Return the points along an axis."""
-    found = []
-    for kind in kinds:
-        for value in values:
-            setting = axis.setting(value, kind)
-            for side in (OURS, THEIRS):
-                runs = results.get((*setting.key, side))
-                if runs:
-                    peak = max(run["peak_bytes"] for run in runs)
-                    flops = setting.flops_an_image
-                    found.append(Point(axis.name, kind, side, value, tuple(map(rate, runs)), peak, flops))
-    return found
-
-
-def method(about: dict[str, Any]) -> str:
-    """Return what stays the same along an axis, which of PyTorch's variants is meant, and what a number is."""
-    sizes = title_of(base("training").work).partition("training step, ")[2]
-    variants = ", ".join(f"{sides[THEIRS]} ({kind})" for kind, sides in about["systems"].items() if THEIRS in sides)
-    return (
-        f"Along each axis the rest stays at {sizes}, heads of {HEAD_SIZE}, all cores. {THEIRS} is the faster of its "
-        f"variants there: {variants or 'none is installed'}. A rate is the best of the rounds, a round's the median of "
-        "the steps of one process; the spread is how far below the best round the worst one lay, on either side. The "
-        "arithmetic is the operations of the matrix products that the mathematics needs, which are, in the last block, "
-        "those of the class token alone; PyTorch's models do not make use of that."
-    )
-
-
-def write(points: list[Point], about: dict[str, Any], folder: Path) -> None:
-    """Write scaling.json, scaling.md and the figures."""
-    numbers = about | {"points": [asdict(point) for point in points]}
-    write_json(folder / "scaling.json", numbers)
-    drawn = [axis for axis in axes() if any(p.axis == axis.name for p in points)]
-    parts = ["# Scaling", method(about), heading(about["surroundings"], about["versions"], about["rounds"])]
-    parts += [f"{name} was left out: {why}." for name, why in about["left_out"].items()]
-    parts += [f"## {axis.label.capitalize()}\n\n{rate_table(points, axis.name, axis.label)}" for axis in drawn]
-    memory = any(p.axis == "batch" for p in points)
-    parts += [f"## Memory\n\n{memory_table(points)}"] * memory
-    growth = growth_table(points, [axis.name for axis in drawn])
-    parts.append(f"## How the cost grows\n\nSeconds of an image ~ value ** exponent:\n\n{growth}")
-    write_text(folder / "scaling.md", "\n\n".join(parts) + "\n")
-    try:
-        for axis in drawn:
-            plot_rates(points, axis.name, axis.label, folder)
-        if memory:
-            plot_memory(points, axes()[0].label, folder)
-    except ImportError as error:
-        print(f"no figures, for matplotlib is missing ({error}): pip install 'minivit[plots]'", file=sys.stderr)
+def point_of(axis: str, value: int, kind: str, system: str, results: Sequence[Mapping[str, Any]]) -> Point:
+    """Return the point of what the processes of a system reported."""
+    workload, _ = AXES[axis].setting(value, kind)
+    rates = tuple(workload.batch_size / statistics.median(result["seconds"]) for result in results)
+    needed = products(workload.config, Weights(workload.config), 1, workload.trains)
+    peak = max(result["peak_bytes"] for result in results)
+    return Point(axis, kind, system, value, rates, peak, sum(product.flops for product in needed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the folder, and return 1 where something was left out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where tables and figures go")
     parser.add_argument("--quick", action="store_true", help="training alone, at fewer points")
-    names = [axis.name for axis in axes()]
-    parser.add_argument("--axes", nargs="+", choices=names, default=names, help="what is varied; all by default")
-    parser.add_argument("--rounds", type=at_least_one, default=2, help="how often each point is measured (default: 2)")
-    parser.add_argument("--seconds", type=duration, help="of each process, at least (default: 0.5; quick: 0.3)")
-    parser.add_argument("--from", type=Path, metavar="JSON", dest="earlier", help="write anew what a run measured")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=[*AXES], help="what is varied; all by default")
+    parser.add_argument("--rounds", type=command.at_least_one, default=2, help="processes of each point (default: 2)")
+    parser.add_argument("--seconds", type=command.duration, default=0.5, help="of each process (default: 0.5)")
     options = parser.parse_args(arguments)
-    with refused_by(parser):
-        check_writable(options.out / "scaling.json")
-    if options.earlier:
-        about = read_json(options.earlier)
-        points = [Point(**{**p, "images_a_second": tuple(p["images_a_second"])}) for p in about.pop("points")]
-        write(points, about, options.out)
-        return 0
-    seconds = (0.3 if options.quick else 0.5) if options.seconds is None else options.seconds
-    where = surroundings()
-    kinds = ("training",) if options.quick else ("training", "prediction")
-    systems: dict[str, dict[str, str]] = {}
-    left_out: dict[str, str] = {}
-    for kind in kinds:
-        faster, failures = faster_variant(kind, seconds)
-        systems[kind] = {OURS: "minivit"} | ({THEIRS: faster} if faster else {})
-        left_out |= failures
-    chosen = [axis for axis in axes() if axis.name in options.axes]
-    places = [(axis, axis.quick if options.quick else axis.values) for axis in chosen]
-    settings = [axis.setting(value, kind) for kind in kinds for axis, values in places for value in values]
-    failures = {}
-    for i, (results, failures) in enumerate(measure(settings, systems, options.rounds, seconds)):
-        points = [point for axis, values in places for point in points_of(axis, values, kinds, results)]
-        versions: dict[str, str] = {}
-        for runs in results.values():
-            versions |= runs[0]["versions"]
-        method = {"rounds": i + 1, "seconds": seconds, "systems": systems, "left_out": left_out | failures}
-        write(points, {"surroundings": where, "versions": versions} | method, options.out)
-    return 1 if left_out or failures else 0
+    command.check_writable(options.out / "scaling.json", options.json)
+    where, theirs, failures = surroundings(), dict[str, str | None](), dict[str, str]()
+    for kind in ("training",) if options.quick else ("training", "prediction"):
+        theirs[kind], failed = faster_variant(kind, options.seconds)
+        failures |= failed
+    places = [(axis, v) for axis in options.axes for v in (AXES[axis].quick if options.quick else AXES[axis].values)]
+    # A process for each distinct workload, number of threads and system; the base lies on every axis.
+    processes: dict[str, tuple[str, Workload, int]] = {}
+    points_at: dict[tuple[str, int, str, str], str] = {}
+    for kind, baseline in theirs.items():
+        for axis, value in places:
+            workload, threads = AXES[axis].setting(value, kind)
+            for name, system in ((OURS, "minivit"), (THEIRS, baseline)):
+                if system:
+                    key = f"{system}, {kind}, {workload.config}, batch {workload.batch_size}, {threads} threads"
+                    processes[key] = system, workload, threads
+                    points_at[axis, value, kind, name] = key
+
+    def run(key: str) -> dict[str, Any]:
+        system, workload, threads = processes[key]
+        return harness.run_worker(system, workload, options.seconds, threads)
+
+    def after_round(rounds: int, outcomes: Mapping[str, harness.Outcome]) -> None:
+        for key, outcome in outcomes.items():
+            if outcome.stopped:
+                failures[key] = outcome.stopped.removeprefix("failed: ")
+        found = [point_of(*place, outcomes[key].results) for place, key in points_at.items() if outcomes[key].results]
+        results = [result for outcome in outcomes.values() for result in outcome.results]
+        versions = {name: version for result in results for name, version in result["versions"].items()}
+        about = {"surroundings": where, "versions": versions, "rounds": rounds, "seconds": options.seconds}
+        write(found, {**about, "theirs": theirs, "left_out": failures}, options.out)
+
+    harness.run_rounds({key: [key] for key in processes}, options.rounds, run, command.tell, after_round)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(ended(main))
+    sys.exit(command.ended(main))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,10 +11,9 @@ import jaxlib
 import numpy as np
 import optax
 
-from benchmarks.sides.same_model import check_same_model
-from benchmarks.task import BETAS, EPS, LR, WEIGHT_DECAY, Task
-from minivit.arrays import Array
-from minivit.nn.config import ViTConfig
+from benchmarks.systems import Step
+from benchmarks.workloads import BETAS, EPS, LR, WEIGHT_DECAY, Task
+from minivit import ViTConfig
 
 
 def _layer_norm(p: Any, name: str, x: Any, eps: float) -> Any:
@@ -53,16 +52,15 @@ def _logits(p: Any, x: Any, config: ViTConfig) -> Any:
     return _linear(p, "head", _layer_norm(p, "norm", x[:, 0], config.norm_eps))
 
 
-def prepare(task: Task, variant: str) -> Callable[[], Array]:
-    """Return a step of training or a prediction."""
-    config = task.work.config
-    check_same_model(config)
+def prepare(task: Task, variant: str) -> Step:
+    """Return a training step or a prediction."""
+    config = task.workload.config
     jax.config.update("jax_platforms", "cpu")
     parameters: Any = {name: jnp.array(value) for name, value in task.state.items()}
     images, labels = jnp.array(task.images), jnp.array(task.labels)
-    if not task.work.trains:
+    if not task.workload.trains:
         predict = jax.jit(lambda p, x: _logits(p, x, config))
-        return lambda: np.asarray(predict(parameters, images))
+        return Step(lambda: np.asarray(predict(parameters, images)))
 
     mask = {name: name in task.decay for name in task.state}
     optimizer = optax.adamw(LR, *BETAS, EPS, weight_decay=WEIGHT_DECAY, mask=mask)
@@ -78,12 +76,12 @@ def prepare(task: Task, variant: str) -> Callable[[], Array]:
 
     compiled = jax.jit(update, donate_argnums=(0, 1))
 
-    def step() -> Array:
+    def run() -> Any:
         nonlocal parameters, state
         parameters, state, loss = jax.block_until_ready(compiled(parameters, state, images, labels))
-        return np.asarray(loss)
+        return loss
 
-    return step
+    return Step(run)
 
 
 def versions() -> Mapping[str, str]:

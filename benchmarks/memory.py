@@ -1,0 +1,98 @@
+"""Memory: the peak of a process and its children, and what CuPy's pool is asked for; and their processor time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PROC = Path("/proc")
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory so far of this process and of its children that still run.
+
+    On Linux that is the sum of each one's own peak (VmHWM), with three corrections, so that what they share counts
+    once. Of the anonymous and of the shared memory that a process holds now, the part that others hold with it is
+    taken off: the kernel counts a page that n processes hold as one nth for each. The files that a child maps, its
+    libraries, are left out; those of this process count whole. Memory that was freed counts for each that had it.
+    Elsewhere it is the peak of this process alone. On Linux ru_maxrss would begin with what the parent held when it
+    started this process.
+    """
+    if (_PROC / "self/smaps_rollup").exists():
+        return _own_peak("self") + sum(map(_own_peak, _children()))
+    import resource  # which Windows lacks
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _children() -> list[str]:
+    return [pid for task in _PROC.glob("self/task/*/children") for pid in task.read_text().split()]
+
+
+def _own_peak(process: str) -> int:
+    try:
+        status, maps = (_kilobytes(_PROC / process / name) for name in ("status", "smaps_rollup"))
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return 0
+    # Each difference of two figures that change together comes from one reading: a process may free gigabytes between
+    # two. For shared memory no file has both, but that of this process and its workers stays as it is.
+    others = maps["Anonymous"] - maps["Pss_Anon"] + status["RssShmem"] - maps["Pss_Shmem"]
+    files = 0 if process == "self" else status["RssFile"]
+    return 1024 * (status["VmHWM"] - others - files)
+
+
+def _kilobytes(file: Path) -> dict[str, int]:
+    """Return the figures of a file of the kernel's with lines such as ``VmHWM:  1024 kB``."""
+    lines = [line.split() for line in file.read_text().splitlines()]
+    return {words[0].removesuffix(":"): int(words[1]) for words in lines if words[2:] == ["kB"]}
+
+
+def processor_seconds() -> float | None:
+    """Return the seconds that this process and its children have spent on a processor; None where Linux has no count.
+
+    All threads count, from the beginning of each process.
+    """
+    try:
+        files = [file for pid in ("self", *_children()) for file in _PROC.glob(f"{pid}/task/*/schedstat")]
+        return 1e-9 * sum(int(file.read_text().split()[0]) for file in files) if files else None
+    except OSError:
+        return None
+
+
+@dataclass
+class Traffic:
+    """Arrays that CuPy's pool allocated, blocks that it asked the driver for, and its bytes in use, now and at most."""
+
+    allocations: int = 0
+    driver_allocations: int = 0
+    used: int = 0
+    peak: int = 0
+
+
+@contextmanager
+def watched_memory(cupy: Any) -> Iterator[Traffic]:
+    """Yield the counts of what CuPy, as imported, does with memory in the block, on this thread."""
+    traffic = Traffic(used=cupy.get_default_memory_pool().used_bytes())
+    traffic.peak = traffic.used
+
+    class Hook(cupy.cuda.MemoryHook):  # type: ignore[misc]  # of a class that is not there until CuPy is
+        name = "watched_memory"
+
+        def alloc_preprocess(self, **_: Any) -> None:
+            traffic.driver_allocations += 1
+
+        def malloc_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            traffic.allocations += 1
+            traffic.used += mem_size
+            traffic.peak = max(traffic.peak, traffic.used)
+
+        def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            traffic.used -= mem_size
+
+    with Hook():
+        yield traffic

@@ -1,0 +1,244 @@
+"""The report of a comparison: a row for minivit and for each baseline, notes, and where all was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.baselines import ABLATED, BASELINES, OURS, Bar, bars_of
+from benchmarks.harness import Outcome, fastest_of
+from benchmarks.ratios import FEWEST_ROUNDS, Ratio, ratio_of_times, spread
+from benchmarks.workloads import Workload
+from minivit.engine.machine import cores
+
+COLUMNS = "system", "images/s", "ms a step", "spread", "peak MB", "ratio", "95 % interval", "of bests", "memory", "bar"
+LEGEND = (
+    "images/s and ms a step: median of the rounds; spread: their range. ratio: the baseline's time over minivit's, of "
+    "medians and of the fastest steps; memory: its peak over minivit's; above 1 minivit is faster, or smaller. limit: "
+    "the matrix products alone, in the fastest layout; its ratio is the fraction of it that minivit reaches. bar: at "
+    "least (aim); open where the interval contains it; ratio uncertain: the interval is wider than a tenth of the ratio."
+)
+_BASELINES = BASELINES | ABLATED
+_LARGEST_DIFFERENCE = 0.03  # of what two systems compute, relative
+_ROOT = Path(__file__).parent.parent
+_VARIABLES = ("BLIS_", "DNNL_", "GOTO_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TORCH", "XLA_")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A bar, and whether it and its aim were reached; None where the rounds do not tell."""
+
+    bar: Bar
+    reached: bool | None
+    aim_reached: bool | None
+
+    def __str__(self) -> str:
+        """Return the bar, the aim in brackets, and the verdict."""
+        word = "aim reached" if self.aim_reached else {True: "reached", False: "missed", None: "open"}[self.reached]
+        what = "memory " if self.bar.measure == "memory" else ""
+        return f"{what}{self.bar.at_least:g} ({self.bar.aim:g}): {word}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system's figures."""
+
+    title: str  # minivit, or the baseline with the variant that counts
+    system: str
+    images_per_second: float
+    milliseconds: float  # of the median step
+    spread: float  # the range of the rounds' medians as a part of their median
+    peak_bytes: float  # the median over the rounds
+    ratio: Ratio | None = None  # the baseline's time over minivit's
+    memory_ratio: float | None = None  # its memory over minivit's; the limit, which is no program, has none
+    verdicts: tuple[Verdict, ...] = ()  # one for each bar
+
+    @property
+    def cells(self) -> list[str]:
+        """The cells of the table, by `COLUMNS`."""
+        ratio = self.ratio
+        few = " (too few rounds)" if ratio and ratio.interval is None else ""
+        verdicts = [f"{verdict}{few if verdict.reached is None else ''}" for verdict in self.verdicts]
+        return [
+            self.title,
+            f"{self.images_per_second:,.1f}",
+            f"{self.milliseconds:,.1f}",
+            percent(self.spread) if self.spread else "",  # of one round there is none
+            f"{self.peak_bytes / 1e6:,.0f}",
+            f"{ratio.of_medians:.2f}" if ratio else "",
+            ratio.interval_text if ratio else "",
+            f"{ratio.of_bests:.2f}" if ratio else "",
+            f"{self.memory_ratio:.1f}" if self.memory_ratio is not None else "",
+            "; ".join([*verdicts, *(["ratio uncertain"] if ratio and ratio.noisy else [])]),
+        ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A workload on minivit and its baselines."""
+
+    workload: Workload
+    groups: Mapping[str, Sequence[str]]  # the systems of minivit and of each baseline
+    outcomes: Mapping[str, Outcome]  # by system
+    notes: list[str] = field(default_factory=list)  # what a reader has to know beside the table
+    rows: list[Row] = field(default_factory=list)  # minivit's first; none where no system of a baseline took all rounds
+    failed: list[str] = field(default_factory=list)  # baselines that failed altogether, or computed something else
+
+    def __post_init__(self) -> None:
+        outcomes = self.outcomes
+        self.notes.extend(f"{system}: {outcome.stopped}" for system, outcome in outcomes.items() if outcome.stopped)
+        for name, group in self.groups.items():
+            system = fastest_of(group, outcomes)
+            if system is None:
+                self.failed.extend([name] * bool(group))
+                continue
+            against = OURS if name == OURS else _BASELINES[name].against
+            ours = outcomes[against] if name != OURS and fastest_of([against], outcomes) else None
+            self.rows.append(self._row(name, system, ours))
+            if ours is not None:
+                self._compare_answers(name, system, ours)
+        ratios = {row.title: row.ratio for row in self.rows if row.ratio is not None}
+        for title, ratio in ratios.items():
+            if ratio.noisy:
+                text = f"the machine was too noisy to tell the ratio, which lies in {ratio.interval_text}"
+                self.notes.append(f"{title}: {text}")
+        if any(ratio.interval is None for ratio in ratios.values()):
+            text = f"fewer than {FEWEST_ROUNDS} rounds cannot tell how noisy the machine was, nor whether bars are"
+            self.notes.append(f"{text} reached")
+
+    def _row(self, name: str, system: str, ours: Outcome | None) -> Row:
+        outcome = self.outcomes[system]
+        title = OURS if name == OURS else _BASELINES[name].title
+        if len(self.groups[name]) > 1:
+            title += f" ({system.partition(':')[2]})"
+        own = (self.workload.batch_size / outcome.median, 1e3 * outcome.median, spread(outcome.seconds))
+        if ours is None:
+            return Row(title, system, *own, outcome.peak_bytes)
+        ratio = ratio_of_times(ours.seconds, outcome.seconds)
+        memory = None if name == "limit" else outcome.peak_bytes / ours.peak_bytes
+        verdicts = []
+        for bar in bars_of(self.workload, name):
+            if bar.measure == "time":
+                verdicts.append(Verdict(bar, ratio.reaches(bar.at_least), ratio.reaches(bar.aim)))
+            elif memory is not None:
+                verdicts.append(Verdict(bar, memory >= bar.at_least, memory >= bar.aim))
+        return Row(title, system, *own, outcome.peak_bytes, ratio, memory, tuple(verdicts))
+
+    def _compare_answers(self, name: str, system: str, ours: Outcome) -> None:
+        mine, other = ours.results[0].get("answer"), self.outcomes[system].results[0].get("answer")
+        if mine is None or other is None or abs(other - mine) <= _LARGEST_DIFFERENCE * abs(mine):
+            return  # which is False where either is NaN
+        what = "loss" if self.workload.trains else "root mean square of the logits"
+        self.notes.append(f"{system}: its first {what} is {other:.4g}, minivit's {mine:.4g}: not the same model")
+        self.failed.append(f"{name} computes something else")
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The versions of what the systems use, by name."""
+        results = [result for outcome in self.outcomes.values() for result in outcome.results]
+        return {name: version for result in results for name, version in result["versions"].items()}
+
+    def __str__(self) -> str:
+        """Return title, table and notes in Markdown."""
+        parts = [f"**{self.workload.title}**", markdown_table(COLUMNS, [row.cells for row in self.rows])]
+        return "\n\n".join([*parts, *(["\n".join(f"- {note}" for note in self.notes)] if self.notes else [])])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        noisy = [{"noisy": row.ratio is not None and row.ratio.noisy} for row in self.rows]
+        return {
+            "workload": asdict(self.workload),
+            "rows": [asdict(row) | extra for row, extra in zip(self.rows, noisy, strict=True)],
+            "notes": self.notes,
+            "systems": {system: asdict(outcome) for system, outcome in self.outcomes.items()},
+        }
+
+
+def percent(share: float) -> str:
+    """Return a share of 1 in percent."""
+    return f"{100.0 * share:.1f} %"
+
+
+def figures_text(figures: Any, title: str = "") -> str:
+    """Return nested figures in Markdown: a table of a list of rows, a line for each number, a title for each part."""
+    if isinstance(figures, list):
+        columns = list(dict.fromkeys(name for row in figures for name in row))
+        rows = [[_cell(row.get(name, "")) for name in columns] for row in figures]
+        return markdown_table(columns, rows) if rows else "none"
+    plain = [f"- {name}: {_cell(value)}" for name, value in figures.items() if not isinstance(value, (dict, list))]
+    parts = [f"**{title}**"] * bool(title) + ["\n".join(plain)] * bool(plain)
+    nested = {name: value for name, value in figures.items() if isinstance(value, (dict, list))}
+    return "\n\n".join(parts + [figures_text(value, f"{title} {name}".strip()) for name, value in nested.items()])
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Return a Markdown table, legible as it is: `words` columns of words, then numbers on the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    marks = [f":{(w - 1) * '-'}" if i < words else f"{(w - 1) * '-'}:" for i, w in enumerate(widths)]
+
+    def padded(row: Sequence[str]) -> list[str]:
+        return [
+            cell.ljust(w) if i < words else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (padded(head), marks, *map(padded, rows)))
+
+
+def surroundings(threads: int | None = None) -> dict[str, Any]:
+    """Return the processor, the cores that `threads` threads use, load, system, Python, commit, date, environment.
+
+    The environment holds the variables that set how libraries multiply matrices: one may halve or double a rate.
+    """
+    return {
+        "processor": _processor(),
+        "cores": min(threads or cores(), cores()),
+        "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)},
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = dict(line.split(":", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in found.items()}
+        if "model name" in fields:
+            return f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']})"
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Return the commit of the repository, with ``+changes`` where files differ from it; "unknown" outside of one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def heading(where: Mapping[str, Any], versions: Mapping[str, str], rounds: int) -> str:
+    """Return where, when and with what the figures were measured."""
+    used = f"{where['cores']} core{'s' * (where['cores'] > 1)} used"
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    variables = ", ".join(f"{name}={value}" for name, value in where["environment"].items())
+    python = f"Python {where['python']}, {found}" + (f"; with {variables}" if variables else "")
+    when = f"commit {where['commit']}, {where['date']}"
+    rounds_text = f"{rounds} process{'es' * (rounds > 1)} a system, in turn."
+    return f"{where['processor']}, {used}, {where['system']}; {python}; {when}; {rounds_text}"
