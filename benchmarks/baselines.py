@@ -64,6 +64,7 @@ BARS = (
     Bar("predict-224", "eager", 0.95, 1.3),
     Bar("predict-224", "onnx", 1.1, 1.5),
     Bar("predict-one", "eager", 0.65, 1.0),
+    Bar("start-up", "timm", 4.0, 8.0),
     Bar("gpu-train-tiny", "eager", 1.0, 1.6),  # in bf16, on an H200, as those below
     Bar("gpu-train-tiny", "compile", 0.9, 1.2),
     Bar("gpu-train-base", "eager", 0.9, 1.1),
@@ -76,7 +77,7 @@ _WITHOUT_BAR = ("limit", "eager-kept")  # measured there too
 
 def bars_of(workload: Workload, baseline: str) -> list[Bar]:
     """Return the bars of a workload against a baseline; a workload that was changed has none."""
-    if workload != (WORKLOADS | GPU_WORKLOADS).get(workload.name):
+    if workload != (WORKLOADS | GPU_WORKLOADS).get(workload.name, workload):
         return []
     return [bar for bar in BARS if (bar.workload, bar.baseline) == (workload.name, baseline)]
 

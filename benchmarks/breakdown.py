@@ -20,19 +20,19 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import threadpoolctl
 
-from benchmarks.command import at_least_one, check_writable, ended, parser_of, refused_by, write_json
+from benchmarks.command import at_least_one, check_writable, ended, parser_of, write_json
 from benchmarks.memory import processor_seconds
 from benchmarks.products import Weights, products
-from benchmarks.report import markdown_table, percent, surroundings
+from benchmarks.report import percent, records_table, surroundings
 from benchmarks.systems import minivit as minivit_system
-from benchmarks.workloads import WORKLOADS, Task, Workload, get_workload, make_task
+from benchmarks.workloads import WORKLOADS, Task, Workload, make_task, workload_named
 from minivit import AdamW, ops
 from minivit.engine.machine import cores
 
@@ -98,26 +98,21 @@ def timed_steps(task: Task, steps: int) -> tuple[dict[str, float], dict[str, int
     """Return the median seconds of a step by name, which sum to its time on all workers, and the calls."""
     clock = Clock([*OPS, OPTIMIZER])
     found: defaultdict[str, list[float]] = defaultdict(list)
-    calls: dict[str, int] = {}
-    with timing(clock):
-        step = minivit_system.prepare(task, "")
-        try:
-            step.run()  # the first one starts the workers and allocates
-            clock.take()
-            for _ in range(steps):
-                on_processors, begun = processor_seconds(), time.perf_counter()
-                step.run()
-                total = task.threads * (time.perf_counter() - begun)
-                taken = clock.take()
-                waiting = max(0.0, total - ((processor_seconds() or 0.0) - on_processors)) if on_processors else 0.0
-                calls = {name: count for name, (_, count) in taken.items()}
-                for name, (seconds, _) in taken.items():
-                    found[name].append(seconds)
-                timed = sum(seconds for seconds, _ in taken.values())
-                found[WAITING].append(waiting)
-                found[ELSE].append(total - waiting - timed)
-        finally:
-            step.close()
+    taken: dict[str, tuple[float, int]] = {}
+    with timing(clock), closing(minivit_system.prepare(task, "")) as step:
+        step.run()  # the first one starts the workers and allocates
+        clock.take()
+        for _ in range(steps):
+            busy, begun = processor_seconds(), time.perf_counter()
+            step.run()
+            total = task.threads * (time.perf_counter() - begun)
+            taken = clock.take()
+            waiting = max(0.0, total - (processor_seconds() - busy)) if busy else 0.0
+            for name, (seconds, _) in taken.items():
+                found[name].append(seconds)
+            found[WAITING].append(waiting)
+            found[ELSE].append(total - waiting - sum(seconds for seconds, _ in taken.values()))
+    calls = {name: count for name, (_, count) in taken.items()}
     return {name: statistics.median(seconds) for name, seconds in found.items()}, calls
 
 
@@ -137,7 +132,7 @@ def product_times(workload: Workload) -> dict[str, tuple[float, int]]:
     return dict(found)
 
 
-def products_alone(workload: Workload, processes: int) -> dict[str, tuple[float, int]]:
+def _alone(workload: Workload, processes: int) -> dict[str, tuple[float, int]]:
     """Return `product_times`, the mean of `processes` that do them at once."""
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         measured = pool.map(product_times, [workload] * processes, chunksize=1)
@@ -146,64 +141,45 @@ def products_alone(workload: Workload, processes: int) -> dict[str, tuple[float,
     }
 
 
-def breakdown(task: Task, steps: int) -> dict[str, Any]:
-    """Return the rows of a task, the longest first, from the medians of several steps."""
+def breakdown(task: Task, steps: int) -> list[dict[str, Any]]:
+    """Return the rows of a task, the longest first and then the sum, from the medians of several steps."""
     workload = task.workload
-    images = workload.batch_size
-    alone = products_alone(workload, task.threads)
+    images, micro_batch = workload.batch_size, min(workload.batch_size, workload.config.micro_batch)
+    alone = {name: (own / micro_batch, flops / own) for name, (own, flops) in _alone(workload, task.threads).items()}
     seconds, calls = timed_steps(task, steps)
     total = sum(seconds.values())
+    seconds = {**dict(sorted(seconds.items(), key=lambda item: -item[1])), "all": total}
+    alone["all"] = sum(own for own, _ in alone.values()), 0.0
     rows = []
-    for name in sorted(seconds, key=lambda name: -seconds[name]):
-        product_seconds, flops = alone.get(name, (0.0, 0))
-        rows.append(
-            {
-                "name": name,
-                "calls": calls[name] if name in OPS else None,
-                "ms_an_image": 1e3 * seconds[name] / images,
-                "share": seconds[name] / total,
-                "products_ms_an_image": 1e3 * product_seconds / min(images, workload.config.micro_batch),
-                "products_gflops": flops / product_seconds / 1e9 if product_seconds else None,
-            }
-        )
-    return {"threads": task.threads, "steps": steps, "ms_an_image": 1e3 * total / images, "rows": rows}
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Return a Markdown table of the rows of `breakdown`."""
-    threads = "1 thread" if figures["threads"] == 1 else f"{figures['threads']} threads"
-    head = [threads, "calls", "ms an image", "share", "products alone, ms", "part of the op", "GFLOP/s"]
-    rows = []
-    for row in figures["rows"]:
-        cells = [""] * 3
-        if row["products_gflops"]:
-            part = percent(row["products_ms_an_image"] / row["ms_an_image"])
-            cells = [f"{row['products_ms_an_image']:.3f}", part, f"{row['products_gflops']:.0f}"]
-        rows.append([row["name"], str(row["calls"] or ""), f"{row['ms_an_image']:.3f}", percent(row["share"]), *cells])
-    alone, whole = sum(row["products_ms_an_image"] for row in figures["rows"]), figures["ms_an_image"]
-    rows.append(["all", "", f"{whole:.3f}", percent(1.0), f"{alone:.3f}", percent(alone / whole), ""])
-    return markdown_table(head, rows)
+    for name, own in seconds.items():
+        row: dict[str, Any] = {f"{task.threads} thread{'s' * (task.threads > 1)}": name}
+        row["calls"] = calls.get(name) if name in OPS else None
+        row |= {"ms an image": 1e3 * own / images, "share": percent(own / total)}
+        if name in alone:
+            product, rate = alone[name]
+            row |= {"products alone, ms": 1e3 * product, "part of the op": percent(product * images / own)}
+            row["GFLOP/s"] = f"{rate / 1e9:.0f}" if rate else ""
+        rows.append(row)
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for one thread and one for all, and write all numbers where --json says."""
     parser = parser_of(__doc__)
     named = f"of {', '.join(WORKLOADS)} (default: train-tiny)"
-    parser.add_argument("workload", nargs="?", default="train-tiny", help=named)
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the workload")
+    parser.add_argument("workload", nargs="?", default="train-tiny", type=workload_named, help=named)
     parser.add_argument("--threads", type=at_least_one, nargs="+", default=sorted({1, cores()}), help="default: 1, all")
     parser.add_argument("--steps", type=at_least_one, default=5, help="how many are measured (default: 5)")
     options = parser.parse_args(arguments)
-    with refused_by(parser):
-        workload = get_workload(options.workload, options.set)
-        check_writable(options.json)
+    workload = options.workload
+    check_writable(options.json)
     where, versions = surroundings(max(options.threads)), minivit_system.versions()
-    about = {"surroundings": where, "versions": versions, "workload": workload.name, "changes": options.set}
+    about = {"surroundings": where, "versions": versions, "workload": workload.name}
     print(f"{workload.title}; time of all threads added up, medians of {options.steps} steps\n")
     found = []
     for threads in options.threads:
         found.append(breakdown(make_task(workload, threads), options.steps))
-        print(table(found[-1]) + "\n", flush=True)
+        print(records_table(found[-1]) + "\n", flush=True)
         write_json(options.json, about | {"batch_size": workload.batch_size, "breakdowns": found})
     used = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{where['processor']}; {used}; commit {where['commit']}, {where['date']}")

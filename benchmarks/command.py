@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -42,12 +41,8 @@ def at_least_one(text: str) -> int:
 
 def duration(text: str) -> float:
     """Return seconds, finite and at least 0, for an option of argparse."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected seconds, at least 0")
+    if not 0 <= (seconds := float(text)) < float("inf"):
+        raise ValueError
     return seconds
 
 

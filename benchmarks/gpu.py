@@ -18,8 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,28 +52,22 @@ _REHEARSE = "benchmarks.gpu needs an NVIDIA GPU; with --rehearse it runs tiny mo
 
 
 class Budget:
-    """The seconds that the command may take; `skipped` says what was left out, and why."""
+    """The seconds that the command may take; `skipped` says what was left out."""
 
-    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float) -> None:
         self.skipped: list[str] = []
-        self._seconds, self._now, self._begun = seconds, now, now()
-
-    @property
-    def spent(self) -> float:
-        """Seconds since the beginning."""
-        return self._now() - self._begun
+        self._begun, self._seconds = time.monotonic(), seconds
 
     @property
     def left(self) -> float:
         """Seconds that remain, at least 0."""
-        return max(0.0, self._seconds - self.spent)
+        return max(0.0, self._begun + self._seconds - time.monotonic())
 
     def allows(self, what: str, seconds: float) -> bool:
-        """Return whether `seconds` remain for `what`; else note that it was skipped."""
-        if seconds > self.left:
-            left = f"{self.left:.0f} of {self._seconds:.0f} s were left"
-            self.skipped.append(f"{what}: skipped: {left}, about {seconds:.0f} are needed")
-        return seconds <= self.left
+        """Return whether about `seconds` remain for `what`; else note that it was skipped."""
+        if seconds > (left := self.left):
+            self.skipped.append(f"{what}: skipped: {left:.0f} of {self._seconds:.0f} s left, {seconds:.0f} needed")
+        return seconds <= left
 
 
 def card(command: Sequence[str] = _COMMAND) -> dict[str, str]:
@@ -108,20 +102,14 @@ def compare_all(
     Compiling takes most of the time and little of the GPU, so that all systems of all workloads do it together. After
     that one process works at a time, while the others wait with little more than their parameters.
     """
-    measuring = ROUNDS * len(systems) * (seconds + _TURN)
-    chosen = [w for i, w in enumerate(workloads) if budget.allows(w.title, _FEWEST_SECONDS + (i + 1) * measuring)]
+    needed = ROUNDS * len(systems) * (seconds + _TURN)
+    chosen = [w for i, w in enumerate(workloads) if budget.allows(w.title, _FEWEST_SECONDS + (i + 1) * needed)]
     with ExitStack() as stack:
         workers = [{s: stack.enter_context(closing(start(s, w))) for s in systems.values()} for w in chosen]
-        last = budget.spent + min(_MOST_SECONDS, max(_FEWEST_SECONDS, budget.left - len(chosen) * measuring))
-        prepared = [
-            {
-                system: _prepared(f"{workload.name}: {system}", worker, last - budget.spent)
-                for system, worker in own.items()
-            }
-            for workload, own in zip(chosen, workers, strict=True)
-        ]
+        deadline = time.monotonic() + min(_MOST_SECONDS, max(_FEWEST_SECONDS, budget.left - len(chosen) * needed))
+        prepared = [{system: _prepared(worker, deadline) for system, worker in own.items()} for own in workers]
         for workload, own, said in zip(chosen, workers, prepared, strict=True):
-            if budget.allows(workload.title, measuring):
+            if budget.allows(workload.title, needed):
                 groups = {name: [system] for name, system in systems.items()}
                 outcomes = run_rounds(groups, ROUNDS, partial(_turn, own, said, seconds), tell)
                 yield Comparison(workload, groups, outcomes)
@@ -129,13 +117,11 @@ def compare_all(
                 worker.close()
 
 
-def _prepared(title: str, worker: Worker, timeout: float) -> dict[str, Any] | WorkerError:
+def _prepared(worker: Worker, deadline: float) -> dict[str, Any] | WorkerError:
     try:
-        said = worker.reply(timeout)
+        return worker.reply(deadline - time.monotonic())
     except WorkerError as error:
         return error
-    tell(f"{title} is ready, its first step took {said['seconds_to_first']:.0f} s")
-    return said
 
 
 def _turn(workers: Mapping[str, Worker], prepared: Mapping[str, Any], seconds: float, system: str) -> dict[str, Any]:
@@ -184,8 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     has_torch = importlib.util.find_spec("torch") is not None
 
     def save() -> None:
-        taken = {"seconds": budget.spent, "skipped": budget.skipped, "failed": failed}
-        write_json(options.json, report | taken)
+        write_json(options.json, report | {"skipped": budget.skipped, "failed": failed})
 
     print(LEGEND, GPU_LEGEND, sep="\n")
     systems = _SYSTEMS if has_torch else {OURS: _SYSTEMS[OURS]}
@@ -226,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = ", ".join(about.values()) or "a rehearsal on the CPU: these figures mean nothing"
     used = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     when = f"commit {report['surroundings']['commit']}, {report['surroundings']['date']}"
-    print(f"\n{where}; {used}; {when}; {budget.spent:.0f} s.", *budget.skipped, sep="\n")
+    print(f"\n{where}; {used}; {when}.", *budget.skipped, sep="\n")
     if options.json:
         print(f"All figures are in {options.json}.")
     if failed:

@@ -14,6 +14,7 @@ import importlib
 import statistics
 import sys
 import time
+import traceback
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -162,8 +163,8 @@ def measure_kernels(calls: list[Call], seconds: Callable[..., list[float]], cupy
         half = call.bytes // 2
         source, target = (cupy.zeros(half, dtype=np.uint8) for _ in range(2))
         own, copy = seconds(call.run, lambda: target.data.copy_from_device_async(source.data, half))
-        figures = {"bytes": call.bytes, "seconds": own, "bytes_a_second": call.bytes / own, "of_copy": copy / own}
-        return figures | {"bar": "below" if copy / own < _BAR else "reached"}
+        rates = {"bytes_a_second": call.bytes / own, "of_copy": copy / own}
+        return {"bytes": call.bytes, "seconds": own, **rates, "bar": "below" if copy / own < _BAR else "reached"}
 
     distinct = {(call.name, call.bytes): call for call in calls if call.bytes >= _SMALL}
     return [{"name": f"{call.name} {call.size}", **answered(partial(row, call))} for call in distinct.values()]
@@ -171,19 +172,18 @@ def measure_kernels(calls: list[Call], seconds: Callable[..., list[float]], cupy
 
 def measure_products(calls: list[Call], seconds: Callable[..., list[float]], best: float) -> dict[str, Any]:
     """Return a row for each distinct product among `calls`, and their sum; `best` is the rate of the square one."""
-    found = {call.size: call for call in calls if call.flops}
     times = Counter(call.size for call in calls if call.flops)
 
     def row(call: Call) -> dict[str, Any]:
         (own,) = seconds(call.run)
-        figures = {"times": times[call.size], "flops": call.flops, "seconds": own}
-        return figures | {"flops_a_second": call.flops / own, "of_square": call.flops / own / best}
+        rates = {"flops_a_second": call.flops / own, "of_square": call.flops / own / best}
+        return {"times": times[call.size], "flops": call.flops, "seconds": own, **rates}
 
+    found = {call.size: call for call in calls if call.flops}
     rows = [{"name": size, **answered(partial(row, call))} for size, call in found.items()]
     done = [row for row in rows if "error" not in row]
     total = sum(row["times"] * row["seconds"] for row in done)
-    flops = sum(row["times"] * row["flops"] for row in done)
-    of_square = flops / total / best if total else None
+    of_square = sum(row["times"] * row["flops"] for row in done) / total / best if total else None
     return {"square_flops_a_second": best, "seconds_a_step": total, "of_square": of_square, "rows": rows}
 
 
@@ -197,19 +197,17 @@ def other_calls(xp: Any, dtype: Any, count: int = 8192) -> None:
     ops.update_rules.gradient_norm(xp.ones(count * 1024, dtype=np.float32))
 
 
-def kernels(step: Step, precision: str) -> Any:
+def kernels(step: Step, cupy: Any, precision: str) -> Any:
     """Return the bandwidths of the kernels of a step, and of a few others."""
-    cupy, dtype = backend("cupy"), _dtype(precision)
-    other_calls(cupy, dtype)
+    other_calls(cupy, _dtype(precision))
     with recording() as calls:
         step.run()
-        other_calls(cupy, dtype)
+        other_calls(cupy, _dtype(precision))
     return measure_kernels(calls, DeviceClock(cupy).seconds, cupy)
 
 
-def products(step: Step, precision: str) -> Any:
+def products(step: Step, cupy: Any, precision: str) -> Any:
     """Return the rates of the products of a step, and of a square one."""
-    cupy = backend("cupy")
     clock = DeviceClock(cupy)
     a, b, out = (cupy.ones((SQUARE, SQUARE), dtype=_dtype(precision)) for _ in range(3))
     with tf32(precision == "tf32"):
@@ -223,13 +221,8 @@ def _dtype(precision: str) -> Any:
     return dtype_named("float32" if precision == "tf32" else precision)
 
 
-def claims(step: Step, precision: str) -> dict[str, Any]:
-    """Return the figures of what minivit claims of a step on a GPU."""
-    return check_claims(step, backend("cupy"))
-
-
-def check_claims(step: Step, cupy: Any) -> dict[str, Any]:
-    """Return the claims' figures for a step of minivit on CuPy, as imported; what fails has its error instead."""
+def claims(step: Step, cupy: Any) -> dict[str, Any]:
+    """Return the figures of what minivit claims of a step on CuPy, as imported; what fails has its error instead."""
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "launches": lambda: launches(step),
         "memory": lambda: memory_traffic(step, cupy),
@@ -258,28 +251,28 @@ def memory_traffic(step: Step, cupy: Any) -> dict[str, Any]:
         for _ in range(_STEPS):
             step.run()
     step.wait()
-    counts = {"allocations": traffic.allocations, "driver_allocations": traffic.driver_allocations}
-    growth = pool.total_bytes() - before
-    return {"steps": _STEPS, **counts, "pool_growth_bytes": growth, "peak_used_bytes": traffic.peak}
+    return {
+        "steps": _STEPS,
+        "allocations": traffic.allocations,
+        "driver_allocations": traffic.driver_allocations,
+        "pool_growth_bytes": pool.total_bytes() - before,
+        "peak_used_bytes": traffic.peak,
+    }
 
 
 def reads_of_device(run: Callable[[], object]) -> dict[str, Any]:
     """Return whether a call reads from the device, as CuPy notices it, and the innermost line of minivit that does."""
     cupyx: Any = importlib.import_module("cupyx")
-    package, place = Path(minivit.__file__).parent, ""
+    package = Path(minivit.__file__).parent
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it cannot notice all
         with cupyx.allow_synchronize(False):
             try:
                 run()
             except cupyx.DeviceSynchronized as error:
-                trace = error.__traceback__
-                while trace is not None:
-                    file = Path(trace.tb_frame.f_code.co_filename)
-                    if file.is_relative_to(package):
-                        place = f"{file.relative_to(package.parent)}:{trace.tb_lineno}"
-                    trace = trace.tb_next
-                return {"found": True, "where": place}
+                frames = traceback.extract_tb(error.__traceback__)
+                places = [f"{f.filename}:{f.lineno}" for f in frames if Path(f.filename).is_relative_to(package)]
+                return {"found": True, "where": places[-1] if places else ""}
     return {"found": False, "where": ""}
 
 
@@ -298,7 +291,7 @@ def times(step: Step, clock: DeviceClock) -> dict[str, Any]:
     return figures | {"ahead": ahead, "bound_by_launches": host > 0.9 * together}
 
 
-def profile(step: Step, precision: str) -> dict[str, Any]:
+def profile(step: Step) -> dict[str, Any]:
     """Return the kernels and copies of a step, of any library, as PyTorch's profiler sees them."""
     torch: Any = importlib.import_module("torch")
     with torch.profiler.profile() as profiler:
@@ -319,11 +312,11 @@ def summed(events: list[tuple[str, float]]) -> dict[str, Any]:
     return {"launches": len(events), "busy_seconds": sum(seconds.values()), "kernels": found}
 
 
-PARTS: dict[str, Callable[[Step, str], Any]] = {
-    "claims": claims,
+PARTS: dict[str, Callable[[Step, Any, str], Any]] = {
+    "claims": lambda step, cupy, precision: claims(step, cupy),
     "kernels": kernels,
     "products": products,
-    "profile": profile,
+    "profile": lambda step, cupy, precision: profile(step),
 }
 
 
@@ -331,25 +324,19 @@ def measure_part(part: str, precision: str) -> dict[str, Any]:
     """Return the figures of a part by workload; one that fails has an ``error`` instead."""
 
     def figures(name: str) -> Any:
-        workload = replace(GPU_WORKLOADS[name], precision=precision)
-        step = minivit_system.prepare(make_task(workload, cores()), "")
+        task = make_task(replace(GPU_WORKLOADS[name], precision=precision), cores())
+        step = minivit_system.prepare(task, "")
         time_sample(step, _STEPS)  # compiles all that it needs
-        found = PARTS[part](step, precision)
+        found = PARTS[part](step, cupy, precision)
         step.release()
         return found
 
     if part == "profile":
         importlib.import_module("torch")  # before CuPy, so that both use the libraries of CUDA that it brings
-    backend("cupy")
+    cupy = backend("cupy")
     return {name: answered(partial(figures, name)) for name in WORKLOADS}
 
 
-def main(part: str, precision: str) -> None:
-    """Measure a part."""
-    own_output()(
-        lambda: {"figures": measure_part(part, precision), "versions": dict(minivit_system.versions())},
-    )
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    reply = own_output()
+    reply(lambda: {"figures": measure_part(*sys.argv[1:]), "versions": dict(minivit_system.versions())})

@@ -49,6 +49,8 @@ class Worker:
             stderr=self._stderr,
             text=True,
         )
+        assert self._process.stdin is not None
+        self._stdin = self._process.stdin
         self._replies: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -61,10 +63,7 @@ class Worker:
         self._replies.put("")  # the process has ended
 
     def reply(self, timeout: float) -> dict[str, Any]:
-        """Return the next reply; raise WorkerError where it is an error, the process ended, or `timeout` seconds went by.
-
-        After the timeout the process is killed.
-        """
+        """Return the next reply; an error, the end of the process and `timeout` seconds, which kill it, are WorkerErrors."""
         try:
             line = self._replies.get(timeout=max(0.0, timeout))
         except queue.Empty:
@@ -72,29 +71,23 @@ class Worker:
             raise WorkerError(f"it took longer than {timeout:.0f} s") from None
         if not line:
             raise WorkerError(self._end())
-        try:
-            said: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise WorkerError(f"it printed {line.strip()!r} instead of a result") from error
+        said: dict[str, Any] = json.loads(line)
         if "error" in said:
             raise WorkerError(said["error"])
         return said
 
     def measure(self, seconds: float, timeout: float) -> dict[str, Any]:
         """Let it measure for about `seconds`, and return its reply as `reply` does."""
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(f"{seconds}\n")
-            self._process.stdin.flush()
+            print(seconds, file=self._stdin, flush=True)
         except OSError:
             raise WorkerError(self._end()) from None
         return self.reply(timeout)
 
     def close(self) -> None:
         """End the process: by the end of its input, or by force where it does not end soon."""
-        assert self._process.stdin is not None
         with suppress(OSError):
-            self._process.stdin.close()
+            self._stdin.close()
         try:
             self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -123,10 +116,7 @@ def start_worker(system: str, workload: Workload, threads: int | None = None, **
 def run_worker(
     system: str, workload: Workload, seconds: float, threads: int | None = None, timeout: float = 1800.0
 ) -> dict[str, Any]:
-    """Measure a system in a process of its own; return its replies of the preparation and the measurement as one dict.
-
-    Raises WorkerError where it failed, or took longer than `timeout` seconds.
-    """
+    """Measure a system in a process of its own; return its two replies as one dict, or raise WorkerError."""
     deadline = time.monotonic() + timeout
     with closing(start_worker(system, workload, threads)) as worker:
         prepared = worker.reply(timeout)
@@ -174,13 +164,12 @@ def run_rounds(
     left out. `run` measures a system, or raises WorkerError; then that system is not run again. `tell` takes a line
     about each process, `after_round` the number of rounds so far and the outcomes.
     """
-    systems = [system for group in groups.values() for system in group]
-    outcomes = {system: Outcome() for system in systems}
+    outcomes = {system: Outcome() for group in groups.values() for system in group}
     draw = random.Random(0)
     for i in range(rounds):
         if i == _TRIAL_ROUNDS:
             _leave_out(groups, outcomes)
-        for system in draw.sample(systems, len(systems)):
+        for system in draw.sample([*outcomes], len(outcomes)):
             outcome = outcomes[system]
             if outcome.stopped:
                 continue
@@ -188,10 +177,8 @@ def run_rounds(
                 outcome.results.append(run(system))
             except WorkerError as error:
                 outcome.stopped = f"failed: {error}"
-                tell(f"round {i + 1} of {rounds}: {system} {outcome.stopped}")
-            else:
-                milliseconds = 1e3 * statistics.median(outcome.seconds[-1])
-                tell(f"round {i + 1} of {rounds}: {system} {milliseconds:.1f} ms")
+            last = outcome.stopped or f"{1e3 * statistics.median(outcome.seconds[-1]):.1f} ms"
+            tell(f"round {i + 1} of {rounds}: {system} {last}")
         after_round(i + 1, outcomes)
     return outcomes
 

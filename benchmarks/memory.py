@@ -52,16 +52,13 @@ def _kilobytes(file: Path) -> dict[str, int]:
     return {words[0].removesuffix(":"): int(words[1]) for words in lines if words[2:] == ["kB"]}
 
 
-def processor_seconds() -> float | None:
-    """Return the seconds that this process and its children have spent on a processor; None where Linux has no count.
-
-    All threads count, from the beginning of each process.
-    """
+def processor_seconds() -> float:
+    """Return the seconds that all threads of this process and its children have had a processor; 0 without Linux."""
     try:
         files = [file for pid in ("self", *_children()) for file in _PROC.glob(f"{pid}/task/*/schedstat")]
-        return 1e-9 * sum(int(file.read_text().split()[0]) for file in files) if files else None
-    except OSError:
-        return None
+        return 1e-9 * sum(int(file.read_text().split()[0]) for file in files)
+    except OSError:  # a thread has just ended
+        return 0.0
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """A Vision Transformer in plain PyTorch, with timm's names and shapes of weights (class token, exact GELU).
 
-`config` has the sizes of `minivit.ViTConfig`; this file needs PyTorch alone, so that start-up can be timed without more.
+`config` has the sizes of `minivit.ViTConfig`. This file imports PyTorch alone, for the sake of `benchmarks.startup`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ LEGEND = (
     "images/s and ms a step: median of the rounds; spread: their range. ratio: the baseline's time over minivit's, of "
     "medians and of the fastest steps; memory: its peak over minivit's; above 1 minivit is faster, or smaller. limit: "
     "the matrix products alone, in the fastest layout; its ratio is the fraction of it that minivit reaches. bar: at "
-    "least (aim); open where the interval contains it; ratio uncertain: the interval is wider than a tenth of the ratio."
+    "least (aim); open where the interval contains it; ratio uncertain: the interval is wider than a tenth of it."
 )
 _BASELINES = BASELINES | ABLATED
 _LARGEST_DIFFERENCE = 0.03  # of what two systems compute, relative
@@ -70,7 +70,7 @@ class Row:
             f"{self.images_per_second:,.1f}",
             f"{self.milliseconds:,.1f}",
             percent(self.spread) if self.spread else "",  # of one round there is none
-            f"{self.peak_bytes / 1e6:,.0f}",
+            f"{self.peak_bytes / 1e6:,.0f}" if self.peak_bytes else "",
             f"{ratio.of_medians:.2f}" if ratio else "",
             ratio.interval_text if ratio else "",
             f"{ratio.of_bests:.2f}" if ratio else "",
@@ -98,7 +98,7 @@ class Comparison:
             if system is None:
                 self.failed.extend([name] * bool(group))
                 continue
-            against = OURS if name == OURS else _BASELINES[name].against
+            against = _BASELINES[name].against if name in _BASELINES else OURS
             ours = outcomes[against] if name != OURS and fastest_of([against], outcomes) else None
             self.rows.append(self._row(name, system, ours))
             if ours is not None:
@@ -114,14 +114,14 @@ class Comparison:
 
     def _row(self, name: str, system: str, ours: Outcome | None) -> Row:
         outcome = self.outcomes[system]
-        title = OURS if name == OURS else _BASELINES[name].title
+        title = _BASELINES[name].title if name in _BASELINES else name
         if len(self.groups[name]) > 1:
             title += f" ({system.partition(':')[2]})"
         own = (self.workload.batch_size / outcome.median, 1e3 * outcome.median, spread(outcome.seconds))
         if ours is None:
             return Row(title, system, *own, outcome.peak_bytes)
         ratio = ratio_of_times(ours.seconds, outcome.seconds)
-        memory = None if name == "limit" else outcome.peak_bytes / ours.peak_bytes
+        memory = outcome.peak_bytes / ours.peak_bytes if name != "limit" and ours.peak_bytes else None
         verdicts = []
         for bar in bars_of(self.workload, name):
             if bar.measure == "time":
@@ -131,12 +131,15 @@ class Comparison:
         return Row(title, system, *own, outcome.peak_bytes, ratio, memory, tuple(verdicts))
 
     def _compare_answers(self, name: str, system: str, ours: Outcome) -> None:
-        mine, other = ours.results[0].get("answer"), self.outcomes[system].results[0].get("answer")
-        if mine is None or other is None or abs(other - mine) <= _LARGEST_DIFFERENCE * abs(mine):
-            return  # which is False where either is NaN
-        what = "loss" if self.workload.trains else "root mean square of the logits"
-        self.notes.append(f"{system}: its first {what} is {other:.4g}, minivit's {mine:.4g}: not the same model")
-        self.failed.append(f"{name} computes something else")
+        mine, other = (outcome.results[0] for outcome in (ours, self.outcomes[system]))
+        x, y = mine.get("answer"), other.get("answer")
+        if x is None or y is None:
+            return
+        same = abs(y - x) <= _LARGEST_DIFFERENCE * abs(x)  # False where either is NaN
+        if not same or mine.get("label") != other.get("label"):
+            answers = (f"{result['answer']:.4g} {result.get('label') or ''}".strip() for result in (other, mine))
+            self.notes.append("{}: its first answer is {}, minivit's {}: not the same model".format(system, *answers))
+            self.failed.append(f"{name} computes something else")
 
     @property
     def versions(self) -> dict[str, str]:
@@ -168,17 +171,21 @@ def percent(share: float) -> str:
 def figures_text(figures: Any, title: str = "") -> str:
     """Return nested figures in Markdown: a table of a list of rows, a line for each number, a title for each part."""
     if isinstance(figures, list):
-        columns = list(dict.fromkeys(name for row in figures for name in row))
-        rows = [[_cell(row.get(name, "")) for name in columns] for row in figures]
-        return markdown_table(columns, rows) if rows else "none"
+        return records_table(figures) if figures else "none"
     plain = [f"- {name}: {_cell(value)}" for name, value in figures.items() if not isinstance(value, (dict, list))]
     parts = [f"**{title}**"] * bool(title) + ["\n".join(plain)] * bool(plain)
     nested = {name: value for name, value in figures.items() if isinstance(value, (dict, list))}
     return "\n\n".join(parts + [figures_text(value, f"{title} {name}".strip()) for name, value in nested.items()])
 
 
+def records_table(rows: Sequence[Mapping[str, Any]], words: int = 1) -> str:
+    """Return a Markdown table of rows by column; a column that a row lacks is empty there."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return markdown_table(columns, [[_cell(row.get(name)) for name in columns] for row in rows], words)
+
+
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
@@ -213,24 +220,23 @@ def surroundings(threads: int | None = None) -> dict[str, Any]:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = dict(line.split(":", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if ":" in line)
-        fields = {key.strip(): value.strip() for key, value in found.items()}
-        if "model name" in fields:
-            return f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']})"
+    lines = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" in fields:
+        return f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']})"
     return platform.processor() or platform.machine()
 
 
 def _commit() -> str:
     """Return the commit of the repository, with ``+changes`` where files differ from it; "unknown" outside of one."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
+    commands = ["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"]
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        commit, changes = (
+            subprocess.check_output(["git", *c], cwd=_ROOT, stderr=subprocess.DEVNULL, text=True) for c in commands
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return commit.strip() + ("+changes" if changes else "")
 
 
 def heading(where: Mapping[str, Any], versions: Mapping[str, str], rounds: int) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import command, harness
 from benchmarks.baselines import BASELINES
 from benchmarks.products import Weights, products
-from benchmarks.report import heading, markdown_table, percent, surroundings
+from benchmarks.report import heading, markdown_table, percent, records_table, surroundings
 from benchmarks.workloads import WORKLOADS, Workload
 from minivit.engine.machine import cores
 
@@ -112,23 +112,23 @@ def rate_table(points: Sequence[Point], axis: str) -> str:
     """Return images/s of all systems along an axis, ours against the other, and the spread of the rounds."""
     parts = []
     for kind, found in curves(points, axis).items():
-        ours, others = found[OURS], {name: own for name, own in found.items() if name != OURS and own}
-        several = any(len(p.images_a_second) > 1 for p in ours.values())  # of one round there is no spread
-        head = [AXES[axis].label, *(f"{name}, images/s" for name in (OURS, *others))]
-        head += [*(f"against {name}" for name in others), *["spread"] * several]
         rows = []
-        for value, point in ours.items():
-            here = [own.get(value) for own in others.values()]
-            rates = [f"{p.best:.0f}" if p else "" for p in (point, *here)]
-            ratios = [f"{point.best / p.best:.2f}x" if p else "" for p in here]
-            spread = max(1 - min(p.images_a_second) / p.best for p in (point, *filter(None, here)))
-            rows.append([str(value), *rates, *ratios, *[percent(spread)] * several])
-        parts.append(f"{kind.capitalize()}:\n\n{markdown_table(head, rows)}")
+        for value, ours in found[OURS].items():
+            here = {system: own[value] for system, own in found.items() if value in own}
+            row = {AXES[axis].label: str(value)} | {
+                f"{system}, images/s": f"{p.best:.0f}" for system, p in here.items()
+            }
+            row |= {f"against {system}": f"{ours.best / p.best:.2f}x" for system, p in here.items() if system != OURS}
+            if len(ours.images_a_second) > 1:  # of one round there is no spread
+                row["spread"] = percent(max(1 - min(p.images_a_second) / p.best for p in here.values()))
+            rows.append(row)
+        parts.append(f"{kind.capitalize()}:\n\n{records_table(rows)}")
     return "\n\n".join(parts)
 
 
 def growth_table(points: Sequence[Point], axes: Iterable[str]) -> str:
     """Return the exponents with which the seconds of an image grow along each axis, and those of the arithmetic."""
+    head = ["axis", "kind", "system", "from, to", "seconds", "arithmetic", "its end", "seconds", "arithmetic"]
     rows = []
     for axis in axes:
         for kind, found in curves(points, axis).items():
@@ -138,16 +138,11 @@ def growth_table(points: Sequence[Point], axes: Iterable[str]) -> str:
                 x = list(own)
                 exponent, error, last = fit_exponent(x, [1 / p.best for p in own.values()])
                 arithmetic, _, last_arithmetic = fit_exponent(x, [p.flops_an_image for p in own.values()])
-                seconds = _signed(exponent) + (f" ± {error:.2f}" if len(x) > 2 else "")
-                span, end = f"{x[0]} to {x[-1]}", f"{x[-2]} to {x[-1]}"
-                numbers = [seconds, _signed(arithmetic), end, _signed(last), _signed(last_arithmetic)]
-                rows.append([axis, kind, system, span, *numbers])
-    head = ["axis", "kind", "system", "from, to", "seconds", "arithmetic", "its end", "seconds", "arithmetic"]
+                numbers = [f"{n:.2f}".replace("-0.00", "0.00") for n in (exponent, arithmetic, last, last_arithmetic)]
+                numbers[0] += f" ± {error:.2f}" if len(x) > 2 else ""
+                spans = f"{x[0]} to {x[-1]}", f"{x[-2]} to {x[-1]}"
+                rows.append([axis, kind, system, spans[0], *numbers[:2], spans[1], *numbers[2:]])
     return markdown_table(head, rows, words=3)
-
-
-def _signed(exponent: float) -> str:
-    return f"{exponent:.2f}".replace("-0.00", "0.00")
 
 
 def memory_table(points: Sequence[Point]) -> str:
@@ -155,15 +150,13 @@ def memory_table(points: Sequence[Point]) -> str:
     parts = []
     for kind, found in curves(points, "batch").items():
         peaks = {name: {value: p.peak_bytes / 1e6 for value, p in own.items()} for name, own in found.items()}
-        values = sorted({value for own in peaks.values() for value in own})
-        rows = [[str(v), *(f"{own[v]:.0f}" if v in own else "" for own in peaks.values())] for v in values]
-        lines = []
-        for name, own in peaks.items():
-            if len(own) > 1:
-                slope, offset = np.polyfit(list(own), list(own.values()), 1)
-                lines.append(f"{name}: {offset:.0f} MB and {slope:.3f} MB for each image.")
-        head = ["images in a batch", *(f"{name}, MB" for name in peaks)]
-        parts.append("\n\n".join([f"{kind.capitalize()}:", markdown_table(head, rows), *lines]))
+        rows = [
+            {"images in a batch": str(v)} | {f"{name}, MB": f"{own[v]:.0f}" for name, own in peaks.items() if v in own}
+            for v in sorted({value for own in peaks.values() for value in own})
+        ]
+        fits = {name: np.polyfit([*own], [*own.values()], 1) for name, own in peaks.items() if len(own) > 1}
+        lines = [f"{name}: {b:.0f} MB and {a:.3f} MB for each image." for name, (a, b) in fits.items()]
+        parts.append("\n\n".join([f"{kind.capitalize()}:", records_table(rows), *lines]))
     return "\n\n".join(parts)
 
 
@@ -217,6 +210,12 @@ def point_of(axis: str, value: int, kind: str, system: str, results: Sequence[Ma
     return Point(axis, kind, system, value, rates, peak, sum(product.flops for product in needed))
 
 
+def _same(one: tuple[str, Workload, int], other: tuple[str, Workload, int]) -> bool:
+    """Return whether two processes measure the same, in whatever fields the sizes of the model are given."""
+    own, others = ((s, w.kind, w.batch_size, w.config, threads) for s, w, threads in (one, other))
+    return own == others
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the folder, and return 1 where something was left out."""
     parser = command.parser_of(__doc__)
@@ -237,12 +236,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     points_at: dict[tuple[str, int, str, str], str] = {}
     for kind, baseline in theirs.items():
         for axis, value in places:
-            workload, threads = AXES[axis].setting(value, kind)
             for name, system in ((OURS, "minivit"), (THEIRS, baseline)):
                 if system:
-                    key = f"{system}, {kind}, {workload.config}, batch {workload.batch_size}, {threads} threads"
-                    processes[key] = system, workload, threads
-                    points_at[axis, value, kind, name] = key
+                    process = system, *AXES[axis].setting(value, kind)
+                    known = [key for key, other in processes.items() if _same(process, other)]
+                    key = points_at[axis, value, kind, name] = [*known, f"{system}, {kind}, {axis} {value}"][0]
+                    processes[key] = process
 
     def run(key: str) -> dict[str, Any]:
         system, workload, threads = processes[key]

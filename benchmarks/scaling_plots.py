@@ -48,18 +48,15 @@ def plot(points: Sequence[Point], axis: str, quantity: str, height: Callable[[Po
 
 
 def _scales(panel: Any, values: Sequence[int], axis: str, log_y: bool) -> None:
-    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import NullLocator, StrMethodFormatter
 
     if axis != "threads":
         panel.set_xscale("log", base=2)
-    panel.xaxis.set_major_locator(FixedLocator(values))
+    panel.set_xticks(values)
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if log_y:
         panel.set_yscale("log")
-        low, high = panel.get_ylim()
-        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 200 else (1.0,)))
-        panel.yaxis.set_minor_locator(NullLocator())
     else:
         panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))

@@ -1,6 +1,6 @@
-"""Classify one image with PyTorch: python -m benchmarks.startup_torch FOLDER IMAGE timm|hurried|alone
+"""Classify one image with PyTorch: python -m benchmarks.startup_torch FOLDER IMAGE documented|hurried|alone
 
-timm        what timm's documentation shows: create_model with the weights of the folder, and its transform
+documented  what timm's documentation shows: create_model with the weights of the folder, and its transform
 hurried     timm's model, but no initial values for weights that are to be replaced, no transform, no autograd
 alone       the plain model in the same way, without timm and torchvision: the least that PyTorch can take
 """
@@ -23,7 +23,7 @@ if way != "alone":
 
     import_torchvision()
     import timm
-if way == "timm":
+if way == "documented":
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
     with torch.no_grad():

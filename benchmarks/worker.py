@@ -1,8 +1,8 @@
 """One process of a measurement: python -m benchmarks.worker SYSTEM WORKLOAD [--threads N]
 
 WORKLOAD is the JSON of a `Workload`. The process prepares its step and says so in a line of JSON. Each line of standard
-input, a number of seconds, is then answered by a line with the times of steps; the end of the input ends it. An error is
-a line too, with the key "error".
+input, a number of seconds, is then answered by a line with the times of steps; the end of the input ends it. An error
+is a line too, with the key "error".
 """
 
 from __future__ import annotations
@@ -94,10 +94,7 @@ def own_output() -> Callable[[Callable[[], Any]], bool]:
 
 
 def use_threads(threads: int) -> None:
-    """Keep this process to `threads` processors, before any library has counted them.
-
-    Where it cannot be kept to some, environment variables ask the libraries.
-    """
+    """Keep this process to `threads` processors, or ask the libraries to, before any of them has counted them."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     if hasattr(os, "sched_setaffinity"):
@@ -107,8 +104,7 @@ def use_threads(threads: int) -> None:
 def prepare(system: str, workload: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
     """Return a system's step after its first run, and what is reported of that.
 
-    The answer is the loss, or the root mean square of the logits, by which systems are compared; None where nothing
-    is computed that has a meaning.
+    The answer is the loss, or the root mean square of the logits, by which systems are compared; the limit has none.
     """
     import numpy as np  # after the processors were chosen, as all below
 
@@ -119,21 +115,15 @@ def prepare(system: str, workload: dict[str, Any]) -> tuple[Step, dict[str, Any]
     task = make_task(Workload(**workload), cores())
     module, variant = find_system(system)
     begun = time.perf_counter()
-    step = module.prepare(task, variant)
+    step: Step = module.prepare(task, variant)
     result = np.asarray(step.to_host(step.run()), np.float64)
     seconds = time.perf_counter() - begun
     if step.on_gpu:
-        step.run()
-        step.run()
-        step.wait()
+        time_sample(step, 2)
         step.release()  # other processes use the same device
-    return step, {
-        "batch_size": task.workload.batch_size,
-        "threads": task.threads,
-        "answer": float(np.sqrt((result * result).mean())) if result.size else None,
-        "seconds_to_first": seconds,
-        "versions": dict(module.versions()),
-    }
+    answer = float(np.sqrt((result * result).mean())) if result.size else None
+    about = {"threads": task.threads, "versions": dict(module.versions())}
+    return step, {"answer": answer, "seconds_to_first": seconds, **about}
 
 
 def main() -> None:

@@ -145,5 +145,5 @@ def versions() -> Mapping[str, str]:
         about = about_backends()["cupy"]
         found |= {"CuPy": about["version"], "CUDA": about["cuda_runtime"], "CUDA driver": about["cuda_driver"]}
         found |= {"ml_dtypes": metadata.version("ml_dtypes")}
-        found |= {"CuPy's device": device["name"] for device in about["devices"][:1]}
+        found["CuPy's device"] = ", ".join(device["name"] for device in about["devices"][:1])
     return found
