@@ -1,7 +1,7 @@
 """Where the time of a step goes, op by op: python -m benchmarks.breakdown [WORKLOAD] [--set field=value] [--json FILE]
 
-The ops of minivit.ops are timed while the engine runs, with one worker and with one for each core, the times of all
-workers added up. Beside each stands the time of the matrix products that its mathematics needs, alone and with as many
+The ops of minivit.ops are timed while the engine runs, with one worker and with one for each core: their processor time,
+added up over the workers. Beside each stands the time of the matrix products that its mathematics needs, alone and with as many
 processes at once: an op near that is bound by products, the others by memory and by calls. The kernel of a whole block
 is off, so that the ops are called one by one; with it, the step is shorter.
 
@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
 import statistics
 import sys
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -38,49 +36,36 @@ from minivit.engine.machine import cores
 
 OPTIMIZER, ELSE, WAITING = "optimiser", "everything else", "waiting"
 OPS = [name for name in ops.__all__ if name.endswith("_backward") or f"{name}_backward" in ops.__all__]
-_MOST = 256  # threads and processes that may ever take part
 
 
 class Clock:
-    """Adds up the seconds and the calls of functions, over all threads and the processes that are forked later."""
+    """Adds up the processor seconds and the calls of functions, over all threads and processes that are forked later."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._columns = {name: i for i, name in enumerate(names)}
-        size = _MOST * len(names)  # a row for each thread and process
-        shared = [np.frombuffer(multiprocessing.RawArray("d", size)) for _ in range(2)]
-        self._seconds, self._calls = (array.reshape(_MOST, -1) for array in shared)
-        self._rows = multiprocessing.Value("i", 0)
-        self._local = threading.local()
-
-    def _own_row(self) -> int:
-        local = self._local
-        if getattr(local, "process", None) != os.getpid():  # a new thread, or a fork that inherited one
-            with self._rows.get_lock():
-                local.process, local.row = os.getpid(), self._rows.value
-                self._rows.value += 1
-        row: int = local.row
-        return row
+        self._sums = np.frombuffer(multiprocessing.RawArray("d", 2 * len(names))).reshape(2, -1)
+        self._lock = multiprocessing.Lock()
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return `function` with its calls timed under `name`."""
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
+            begun = time.thread_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                place = self._own_row(), self._columns[name]
-                self._seconds[place] += time.perf_counter() - begun
-                self._calls[place] += 1
+                seconds = time.thread_time() - begun
+                with self._lock:
+                    self._sums[:, self._columns[name]] += seconds, 1
 
         return wrapper
 
     def take(self) -> dict[str, tuple[float, int]]:
         """Return the seconds and the calls by name since the last time, of what was called, and begin anew."""
-        seconds, calls = self._seconds.sum(axis=0), self._calls.sum(axis=0)
-        self._seconds[...] = self._calls[...] = 0
-        return {name: (float(seconds[i]), int(calls[i])) for name, i in self._columns.items() if calls[i]}
+        found = {name: (float(self._sums[0, i]), int(self._sums[1, i])) for name, i in self._columns.items()}
+        self._sums[...] = 0
+        return {name: own for name, own in found.items() if own[1]}
 
 
 @contextmanager
@@ -175,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(options.json)
     where, versions = surroundings(max(options.threads)), minivit_system.versions()
     about = {"surroundings": where, "versions": versions, "workload": workload.name}
-    print(f"{workload.title}; time of all threads added up, medians of {options.steps} steps\n")
+    print(f"{workload.title}; processor time of all threads, medians of {options.steps} steps\n")
     found = []
     for threads in options.threads:
         found.append(breakdown(make_task(workload, threads), options.steps))

@@ -74,15 +74,13 @@ def card(command: Sequence[str] = _COMMAND) -> dict[str, str]:
     """Return name, driver and limits of the first GPU by the driver's own tool, or raise UserError without one."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        fields = done.stdout.strip().splitlines()[0].split(",")
     except FileNotFoundError:
         raise UserError(f"there is no NVIDIA driver here (no nvidia-smi): {_REHEARSE}") from None
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
         said = " ".join(str(getattr(error, "stdout", "") or error).split())
-        raise UserError(f"nvidia-smi does not answer ({said}): {_REHEARSE}") from None
-    lines = done.stdout.strip().splitlines()
-    if not lines:
-        raise UserError(f"nvidia-smi lists no GPU: {_REHEARSE}")
-    return dict(zip(_FIELDS, (field.strip() for field in lines[0].split(",")), strict=False))
+        raise UserError(f"nvidia-smi names no GPU ({said}): {_REHEARSE}") from None
+    return dict(zip(_FIELDS, map(str.strip, fields), strict=False))
 
 
 def start(system: str, workload: Workload) -> Worker:
@@ -142,10 +140,14 @@ def errors_in(figures: Any, name: str = "") -> list[str]:
     return [error for key, entry in figures.items() for error in errors_in(entry, key)]
 
 
-def measure_part(part: str, precision: str, timeout: float) -> dict[str, Any]:
-    """Return the reply of the process of one of `PARTS`, or raise WorkerError."""
-    with closing(Worker("benchmarks.gpu_parts", part, precision)) as worker:
-        return worker.reply(timeout)
+def measure_part(part: str, precision: str, timeout: float) -> tuple[dict[str, Any], list[str]]:
+    """Return the reply of the process of one of `PARTS`, and what failed."""
+    try:
+        with closing(Worker("benchmarks.gpu_parts", part, precision)) as worker:
+            said = worker.reply(timeout)
+    except WorkerError as error:
+        return {"versions": {}, "figures": {"error": str(error)}}, [f"{part}, {precision}"]
+    return said, [f"{part}, {precision}: {name}" for name in errors_in(said["figures"])]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -189,24 +191,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed += [f"{comparison.workload.name}, {precision}: {what}" for what in comparison.failed]
             save()
         for part, seconds in PARTS.items():
-            what = f"{part}, {precision}"
-            if options.rehearse or part not in options.only or (part == "profile" and not has_torch):
+            once = part in _FIRST_PRECISION_ONLY and precision != precisions[0]
+            if options.rehearse or once or part not in options.only or (part == "profile" and not has_torch):
                 continue
-            if part in _FIRST_PRECISION_ONLY and precision != precisions[0]:
-                continue
-            if not budget.allows(what, seconds):
-                continue
-            try:
-                said = measure_part(part, precision, budget.left)
-            except WorkerError as error:
-                said = {"versions": {}, "figures": {"error": str(error)}}
-                failed.append(what)
-            else:
-                failed += [f"{what}: {name}" for name in errors_in(said["figures"])]
-            report["versions"] |= said["versions"]
-            report[part][precision] = said["figures"]
-            print(f"\n{figures_text(said['figures'], f'{part}, {PRECISIONS[precision]},')}", flush=True)
-            save()
+            if budget.allows(f"{part}, {precision}", seconds):
+                said, errors = measure_part(part, precision, budget.left)
+                failed += errors
+                report["versions"] |= said["versions"]
+                report[part][precision] = said["figures"]
+                print(f"\n{figures_text(said['figures'], f'{part}, {PRECISIONS[precision]},')}", flush=True)
+                save()
     save()
     where = ", ".join(about.values()) or "a rehearsal on the CPU: these figures mean nothing"
     used = ", ".join(f"{name} {version}" for name, version in report["versions"].items())

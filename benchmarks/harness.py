@@ -63,7 +63,7 @@ class Worker:
         self._replies.put("")  # the process has ended
 
     def reply(self, timeout: float) -> dict[str, Any]:
-        """Return the next reply; an error, the end of the process and `timeout` seconds, which kill it, are WorkerErrors."""
+        """Return the next reply, or raise WorkerError: for an error, the end of the process, or after `timeout` seconds."""
         try:
             line = self._replies.get(timeout=max(0.0, timeout))
         except queue.Empty:

@@ -154,13 +154,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        noisy = [{"noisy": row.ratio is not None and row.ratio.noisy} for row in self.rows]
-        return {
-            "workload": asdict(self.workload),
-            "rows": [asdict(row) | extra for row, extra in zip(self.rows, noisy, strict=True)],
-            "notes": self.notes,
-            "systems": {system: asdict(outcome) for system, outcome in self.outcomes.items()},
-        }
+        rows = [asdict(row) | {"noisy": row.ratio is not None and row.ratio.noisy} for row in self.rows]
+        systems = {system: asdict(outcome) for system, outcome in self.outcomes.items()}
+        return {"workload": asdict(self.workload), "rows": rows, "notes": self.notes, "systems": systems}
 
 
 def percent(share: float) -> str:

@@ -12,7 +12,6 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from benchmarks import command, harness
 from benchmarks.baselines import BASELINES
 from benchmarks.products import Weights, products
 from benchmarks.report import heading, markdown_table, percent, records_table, surroundings
+from benchmarks.systems import missing
 from benchmarks.workloads import WORKLOADS, Workload
 from minivit.engine.machine import cores
 
@@ -44,25 +44,33 @@ class Axis(NamedTuple):
 
 
 _THREADS = sorted({1 << i for i in range(cores().bit_length())} | {cores()})
+
+
+def _tokens(count: int) -> Workload:
+    return BASE.changed(img_size=_PATCH * math.isqrt(count - 1))
+
+
+def _width(width: int) -> Workload:
+    return BASE.changed(embed_dim=width, num_heads=width // _HEAD)
+
+
+_BATCHES = (32, 64, 128, 256, 512, 1024)
 AXES = {
-    "batch": Axis(
-        "images in a batch", (32, 64, 128, 256, 512, 1024), (32, 64, 256), lambda v: replace(BASE, batch_size=v)
-    ),
-    "tokens": Axis(
-        "tokens of an image",
-        (17, 37, 65, 145, 257),
-        (17, 65, 257),
-        lambda v: BASE.changed(img_size=_PATCH * math.isqrt(v - 1)),
-    ),
-    "width": Axis(
-        "width of the model",
-        (48, 96, 192, 384),
-        (48, 96, 192),
-        lambda v: BASE.changed(embed_dim=v, num_heads=v // _HEAD),
-    ),
+    "batch": Axis("images in a batch", _BATCHES, (32, 64, 256), lambda v: replace(BASE, batch_size=v)),
+    "tokens": Axis("tokens of an image", (17, 37, 65, 145, 257), (17, 65, 257), _tokens),
+    "width": Axis("width of the model", (48, 96, 192, 384), (48, 96, 192), _width),
     "depth": Axis("blocks of the model", (1, 3, 6, 12), (1, 6, 12), lambda v: BASE.changed(depth=v)),
     "threads": Axis("threads", _THREADS, _THREADS),
 }
+
+
+class Place(NamedTuple):
+    """A point of a curve."""
+
+    axis: str
+    kind: str
+    system: str  # `OURS` or `THEIRS`
+    value: int
 
 
 @dataclass(frozen=True)
@@ -166,11 +174,9 @@ def write(points: list[Point], about: Mapping[str, Any], folder: Path) -> None:
 
     command.write_json(folder / "scaling.json", {**about, "points": [asdict(point) for point in points]})
     drawn = [axis for axis in AXES if any(p.axis == axis for p in points)]
-    variants = ", ".join(f"{system} ({kind})" for kind, system in about["theirs"].items() if system)
     method = (
         f"Along each axis the rest stays at {BASE.title.partition('training step, ')[2]}, heads of {_HEAD}, all cores. "
-        f"{THEIRS} is the faster of its variants there: {variants or 'none is installed'}. A rate is the best of the "
-        "rounds, a round's the median of the steps of one process; the spread is how far below the best round the "
+        f"{THEIRS} is at each point the faster of its variants. A rate is the best of the rounds, a round's the median of the steps of one process; the spread is how far below the best round the "
         "worst one lay, of either system. The arithmetic is the operations of the matrix products that the mathematics "
         "needs, which are, in the last block, those of the class token alone; PyTorch's models do not make use of that."
     )
@@ -189,31 +195,13 @@ def write(points: list[Point], about: Mapping[str, Any], folder: Path) -> None:
         command.tell(f"no figures, for matplotlib is missing ({error}): pip install 'minivit[plots]'")
 
 
-def faster_variant(kind: str, seconds: float) -> tuple[str | None, dict[str, str]]:
-    """Return the faster of PyTorch's eager variants at the base point, and why any failed, by name."""
-    base = replace(BASE, kind=kind)
-    systems = BASELINES["eager"].systems
-    run = partial(harness.run_worker, workload=base, seconds=seconds)
-    outcomes = harness.run_rounds({THEIRS: systems}, 1, run, command.tell)
-    failures = {
-        f"{name}, {kind}": own.stopped.removeprefix("failed: ") for name, own in outcomes.items() if own.stopped
-    }
-    return harness.fastest_of(systems, outcomes), failures
-
-
-def point_of(axis: str, value: int, kind: str, system: str, results: Sequence[Mapping[str, Any]]) -> Point:
+def point_of(place: Place, results: Sequence[Mapping[str, Any]]) -> Point:
     """Return the point of what the processes of a system reported."""
-    workload, _ = AXES[axis].setting(value, kind)
+    workload, _ = AXES[place.axis].setting(place.value, place.kind)
     rates = tuple(workload.batch_size / statistics.median(result["seconds"]) for result in results)
     needed = products(workload.config, Weights(workload.config), 1, workload.trains)
     peak = max(result["peak_bytes"] for result in results)
-    return Point(axis, kind, system, value, rates, peak, sum(product.flops for product in needed))
-
-
-def _same(one: tuple[str, Workload, int], other: tuple[str, Workload, int]) -> bool:
-    """Return whether two processes measure the same, in whatever fields the sizes of the model are given."""
-    own, others = ((s, w.kind, w.batch_size, w.config, threads) for s, w, threads in (one, other))
-    return own == others
+    return Point(*place, rates, peak, sum(product.flops for product in needed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -225,39 +213,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=command.at_least_one, default=2, help="processes of each point (default: 2)")
     parser.add_argument("--seconds", type=command.duration, default=0.5, help="of each process (default: 0.5)")
     options = parser.parse_args(arguments)
-    command.check_writable(options.out / "scaling.json", options.json)
-    where, theirs, failures = surroundings(), dict[str, str | None](), dict[str, str]()
-    for kind in ("training",) if options.quick else ("training", "prediction"):
-        theirs[kind], failed = faster_variant(kind, options.seconds)
-        failures |= failed
-    places = [(axis, v) for axis in options.axes for v in (AXES[axis].quick if options.quick else AXES[axis].values)]
-    # A process for each distinct workload, number of threads and system; the base lies on every axis.
+    command.check_writable(options.out / "scaling.json")
+    where, failures = surroundings(), dict[str, str]()
+    variants = [system for system in BASELINES["eager"].systems if not missing(system)]
     processes: dict[str, tuple[str, Workload, int]] = {}
-    points_at: dict[tuple[str, int, str, str], str] = {}
-    for kind, baseline in theirs.items():
-        for axis, value in places:
-            for name, system in ((OURS, "minivit"), (THEIRS, baseline)):
-                if system:
-                    process = system, *AXES[axis].setting(value, kind)
-                    known = [key for key, other in processes.items() if _same(process, other)]
-                    key = points_at[axis, value, kind, name] = [*known, f"{system}, {kind}, {axis} {value}"][0]
-                    processes[key] = process
+    groups: dict[Place, list[str]] = {}
+    for kind in ("training",) if options.quick else ("training", "prediction"):
+        for axis in options.axes:
+            for value in AXES[axis].quick if options.quick else AXES[axis].values:
+                for name, systems in ((OURS, ["minivit"]), (THEIRS, variants)):
+                    keys = {f"{system}, {kind}, {axis} {value}": system for system in systems}
+                    groups[Place(axis, kind, name, value)] = [*keys]
+                    setting = AXES[axis].setting(value, kind)
+                    processes |= {key: (system, *setting) for key, system in keys.items()}
 
     def run(key: str) -> dict[str, Any]:
         system, workload, threads = processes[key]
         return harness.run_worker(system, workload, options.seconds, threads)
 
     def after_round(rounds: int, outcomes: Mapping[str, harness.Outcome]) -> None:
-        for key, outcome in outcomes.items():
-            if outcome.stopped:
-                failures[key] = outcome.stopped.removeprefix("failed: ")
-        found = [point_of(*place, outcomes[key].results) for place, key in points_at.items() if outcomes[key].results]
+        failed = {key: own.stopped for key, own in outcomes.items() if own.stopped.startswith("failed")}
+        failures.update({key: why.removeprefix("failed: ") for key, why in failed.items()})
+        fastest = {place: harness.fastest_of(keys, outcomes) for place, keys in groups.items()}
+        points = [point_of(place, outcomes[key].results) for place, key in fastest.items() if key]
         results = [result for outcome in outcomes.values() for result in outcome.results]
         versions = {name: version for result in results for name, version in result["versions"].items()}
         about = {"surroundings": where, "versions": versions, "rounds": rounds, "seconds": options.seconds}
-        write(found, {**about, "theirs": theirs, "left_out": failures}, options.out)
+        write(points, {**about, "left_out": failures}, options.out)
 
-    harness.run_rounds({key: [key] for key in processes}, options.rounds, run, command.tell, after_round)
+    harness.run_rounds(
+        {str(place): keys for place, keys in groups.items()}, options.rounds, run, command.tell, after_round
+    )
     return 1 if failures else 0
 
 

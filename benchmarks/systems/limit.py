@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,13 +44,13 @@ def prepare(task: Task, variant: str) -> Step:
     if variant != "threaded":
         return _by_images(task, int(variant.removeprefix("micro-")))
     whole = _products(task, task.workload.batch_size)
+    return Step(lambda: _run(whole))
 
-    def run() -> Any:
-        for product in whole:
-            product.run()
-        return _NOTHING
 
-    return Step(run)
+def _run(products: Iterable[Product]) -> Any:
+    for product in products:
+        product.run()
+    return _NOTHING
 
 
 def _products(task: Task, images: int) -> list[Product]:
@@ -77,8 +78,7 @@ def _by_images(task: Task, size: int) -> Step:
                 taken.value += 1
             if index >= len(sizes):
                 return
-            for product in mine[sizes[index]]:
-                product.run()
+            _run(mine[sizes[index]])
 
     def serve() -> None:
         while True:
