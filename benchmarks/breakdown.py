@@ -1,9 +1,9 @@
-"""Where the time of a step goes, op by op: python -m benchmarks.breakdown [WORKLOAD] [--set field=value] [--json FILE]
+"""Where the time of a step goes, op by op: python -m benchmarks.breakdown [WORKLOAD] [--json FILE]
 
-The ops of minivit.ops are timed while the engine runs, with one worker and with one for each core: their processor time,
-added up over the workers. Beside each stands the time of the matrix products that its mathematics needs, alone and with as many
-processes at once: an op near that is bound by products, the others by memory and by calls. The kernel of a whole block
-is off, so that the ops are called one by one; with it, the step is shorter.
+The ops of minivit.ops are timed while the engine runs, with one worker and with one for each core: their processor
+time, added up over the workers. Beside each stands the time of the matrix products that its mathematics needs, alone
+and with as many processes at once: an op near that is bound by products, the others by memory and by calls. The kernel
+of a whole block is off, so that the ops are called one by one; with it, the step is shorter.
 
 "waiting" is the time that processes did not spend on a processor, where Linux counts that; "everything else" is what
 remains: layers, the sums of gradients, and elsewhere than on Linux waiting.
@@ -28,8 +28,9 @@ import threadpoolctl
 from benchmarks.command import at_least_one, check_writable, ended, parser_of, write_json
 from benchmarks.memory import processor_seconds
 from benchmarks.products import Weights, products
-from benchmarks.report import percent, records_table, surroundings
+from benchmarks.report import heading, percent, records_table, surroundings
 from benchmarks.systems import minivit as minivit_system
+from benchmarks.systems import versions
 from benchmarks.workloads import WORKLOADS, Task, Workload, make_task, workload_named
 from minivit import AdamW, ops
 from minivit.engine.machine import cores
@@ -39,7 +40,7 @@ OPS = [name for name in ops.__all__ if name.endswith("_backward") or f"{name}_ba
 
 
 class Clock:
-    """Adds up the processor seconds and the calls of functions, over all threads and processes that are forked later."""
+    """Adds up the processor seconds and the calls of functions, over threads and processes that are forked later."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._columns = {name: i for i, name in enumerate(names)}
@@ -158,16 +159,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     workload = options.workload
     check_writable(options.json)
-    where, versions = surroundings(max(options.threads)), minivit_system.versions()
-    about = {"surroundings": where, "versions": versions, "workload": workload.name}
+    where, used = surroundings(max(options.threads)), versions()
+    about = {"surroundings": where, "versions": used, "workload": workload.name}
     print(f"{workload.title}; processor time of all threads, medians of {options.steps} steps\n")
     found = []
     for threads in options.threads:
         found.append(breakdown(make_task(workload, threads), options.steps))
         print(records_table(found[-1]) + "\n", flush=True)
         write_json(options.json, about | {"batch_size": workload.batch_size, "breakdowns": found})
-    used = ", ".join(f"{name} {version}" for name, version in versions.items())
-    print(f"{where['processor']}; {used}; commit {where['commit']}, {where['date']}")
+    print(heading(where, used, 1))
 
 
 if __name__ == "__main__":

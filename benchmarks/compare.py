@@ -16,25 +16,16 @@ from benchmarks import command, harness
 from benchmarks.baselines import BASELINES, OURS, Baseline, impossible, systems_of, usual_baselines
 from benchmarks.command import tell
 from benchmarks.report import LEGEND, Comparison, heading, surroundings
-from benchmarks.systems import missing
 from benchmarks.workloads import WORKLOADS, Workload
 from minivit.engine.machine import cores
 
 
-def groups_of(workload: Workload, baselines: Sequence[str], threads: int) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the systems to measure, by baseline, and a note on each baseline or system that cannot be."""
-    groups, notes = {OURS: [OURS]}, []
-    for baseline in baselines:
-        if reason := impossible(baseline, workload):
-            notes.append(f"{BASELINES[baseline].title}: not measured: {reason}")
-            continue
-        groups[baseline] = []
-        for system in systems_of(baseline, workload, threads):
-            if packages := missing(system):
-                notes.append(f"{system}: not measured: {', '.join(packages)} not installed")
-            else:
-                groups[baseline].append(system)
-    return groups, notes
+def groups_of(workload: Workload, baselines: Sequence[str], threads: int) -> tuple[dict[str, Sequence[str]], list[str]]:
+    """Return the systems to measure, by baseline, and a note on each baseline that cannot be."""
+    reasons = {baseline: impossible(baseline, workload) for baseline in baselines}
+    groups = {name: systems_of(name, workload, threads) for name, reason in reasons.items() if not reason}
+    notes = [f"{BASELINES[name].title}: not measured: {reason}" for name, reason in reasons.items() if reason]
+    return {OURS: [OURS], **groups}, notes
 
 
 def compare(workload: Workload, baselines: Sequence[str], options: argparse.Namespace) -> Comparison:

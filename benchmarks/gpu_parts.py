@@ -19,7 +19,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +28,7 @@ from unittest import mock
 import numpy as np
 
 import minivit
-from benchmarks.memory import watched_memory
-from benchmarks.systems import Step
+from benchmarks.systems import Step, versions
 from benchmarks.systems import minivit as minivit_system
 from benchmarks.worker import answered, own_output, time_sample
 from benchmarks.workloads import GPU_WORKLOADS, make_task
@@ -243,6 +242,40 @@ def launches(step: Step) -> dict[str, int]:
     return dict(Counter(call.name for call in calls))
 
 
+@dataclass
+class Traffic:
+    """Arrays that CuPy's pool allocated, blocks that it asked the driver for, and its bytes in use, now and at most."""
+
+    allocations: int = 0
+    driver_allocations: int = 0
+    used: int = 0
+    peak: int = 0
+
+
+@contextmanager
+def watched_memory(cupy: Any) -> Iterator[Traffic]:
+    """Yield the counts of what CuPy, as imported, does with memory in the block, on this thread."""
+    traffic = Traffic(used=cupy.get_default_memory_pool().used_bytes())
+    traffic.peak = traffic.used
+
+    class Hook(cupy.cuda.MemoryHook):  # type: ignore[misc]  # of a class that is not there until CuPy is
+        name = "watched_memory"
+
+        def alloc_preprocess(self, **_: Any) -> None:
+            traffic.driver_allocations += 1
+
+        def malloc_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            traffic.allocations += 1
+            traffic.used += mem_size
+            traffic.peak = max(traffic.peak, traffic.used)
+
+        def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            traffic.used -= mem_size
+
+    with Hook():
+        yield traffic
+
+
 def memory_traffic(step: Step, cupy: Any) -> dict[str, Any]:
     """Return the allocations of a few steps, and how many of them went to the driver: the claim is none."""
     pool = cupy.get_default_memory_pool()
@@ -339,4 +372,4 @@ def measure_part(part: str, precision: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     reply = own_output()
-    reply(lambda: {"figures": measure_part(*sys.argv[1:]), "versions": dict(minivit_system.versions())})
+    reply(lambda: {"figures": measure_part(*sys.argv[1:]), "versions": versions()})

@@ -63,7 +63,7 @@ class Worker:
         self._replies.put("")  # the process has ended
 
     def reply(self, timeout: float) -> dict[str, Any]:
-        """Return the next reply, or raise WorkerError: for an error, the end of the process, or after `timeout` seconds."""
+        """Return the next reply, or raise WorkerError: for an error, the process's end, or after `timeout` seconds."""
         try:
             line = self._replies.get(timeout=max(0.0, timeout))
         except queue.Empty:

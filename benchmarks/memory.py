@@ -1,13 +1,9 @@
-"""Memory: the peak of a process and its children, and what CuPy's pool is asked for; and their processor time."""
+"""The peak memory of a process and its children, and their processor time."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 _PROC = Path("/proc")
 
@@ -59,37 +55,3 @@ def processor_seconds() -> float:
         return 1e-9 * sum(int(file.read_text().split()[0]) for file in files)
     except OSError:  # a thread has just ended
         return 0.0
-
-
-@dataclass
-class Traffic:
-    """Arrays that CuPy's pool allocated, blocks that it asked the driver for, and its bytes in use, now and at most."""
-
-    allocations: int = 0
-    driver_allocations: int = 0
-    used: int = 0
-    peak: int = 0
-
-
-@contextmanager
-def watched_memory(cupy: Any) -> Iterator[Traffic]:
-    """Yield the counts of what CuPy, as imported, does with memory in the block, on this thread."""
-    traffic = Traffic(used=cupy.get_default_memory_pool().used_bytes())
-    traffic.peak = traffic.used
-
-    class Hook(cupy.cuda.MemoryHook):  # type: ignore[misc]  # of a class that is not there until CuPy is
-        name = "watched_memory"
-
-        def alloc_preprocess(self, **_: Any) -> None:
-            traffic.driver_allocations += 1
-
-        def malloc_postprocess(self, *, mem_size: int, **_: Any) -> None:
-            traffic.allocations += 1
-            traffic.used += mem_size
-            traffic.peak = max(traffic.peak, traffic.used)
-
-        def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
-            traffic.used -= mem_size
-
-    with Hook():
-        yield traffic

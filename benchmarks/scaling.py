@@ -21,7 +21,6 @@ from benchmarks import command, harness
 from benchmarks.baselines import BASELINES
 from benchmarks.products import Weights, products
 from benchmarks.report import heading, markdown_table, percent, records_table, surroundings
-from benchmarks.systems import missing
 from benchmarks.workloads import WORKLOADS, Workload
 from minivit.engine.machine import cores
 
@@ -64,13 +63,7 @@ AXES = {
 }
 
 
-class Place(NamedTuple):
-    """A point of a curve."""
-
-    axis: str
-    kind: str
-    system: str  # `OURS` or `THEIRS`
-    value: int
+Place = tuple[str, str, str, int]  # axis, kind, system and value of a point
 
 
 @dataclass(frozen=True)
@@ -176,9 +169,10 @@ def write(points: list[Point], about: Mapping[str, Any], folder: Path) -> None:
     drawn = [axis for axis in AXES if any(p.axis == axis for p in points)]
     method = (
         f"Along each axis the rest stays at {BASE.title.partition('training step, ')[2]}, heads of {_HEAD}, all cores. "
-        f"{THEIRS} is at each point the faster of its variants. A rate is the best of the rounds, a round's the median of the steps of one process; the spread is how far below the best round the "
-        "worst one lay, of either system. The arithmetic is the operations of the matrix products that the mathematics "
-        "needs, which are, in the last block, those of the class token alone; PyTorch's models do not make use of that."
+        f"{THEIRS} is at each point the faster of its variants. A rate is the best of the rounds, a round's the median "
+        "of the steps of one process; the spread is how far below the best round the worst one lay, of either system. "
+        "The arithmetic is the operations of the matrix products that the mathematics needs, which are, in the last "
+        "block, those of the class token alone; PyTorch's models do not make use of that."
     )
     parts = ["# Scaling", method, heading(about["surroundings"], about["versions"], about["rounds"])]
     parts += [f"{name} was left out: {why}." for name, why in about["left_out"].items()]
@@ -197,7 +191,7 @@ def write(points: list[Point], about: Mapping[str, Any], folder: Path) -> None:
 
 def point_of(place: Place, results: Sequence[Mapping[str, Any]]) -> Point:
     """Return the point of what the processes of a system reported."""
-    workload, _ = AXES[place.axis].setting(place.value, place.kind)
+    workload, _ = AXES[place[0]].setting(place[3], place[1])
     rates = tuple(workload.batch_size / statistics.median(result["seconds"]) for result in results)
     needed = products(workload.config, Weights(workload.config), 1, workload.trains)
     peak = max(result["peak_bytes"] for result in results)
@@ -215,15 +209,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     command.check_writable(options.out / "scaling.json")
     where, failures = surroundings(), dict[str, str]()
-    variants = [system for system in BASELINES["eager"].systems if not missing(system)]
     processes: dict[str, tuple[str, Workload, int]] = {}
     groups: dict[Place, list[str]] = {}
     for kind in ("training",) if options.quick else ("training", "prediction"):
         for axis in options.axes:
             for value in AXES[axis].quick if options.quick else AXES[axis].values:
-                for name, systems in ((OURS, ["minivit"]), (THEIRS, variants)):
+                for name, systems in ((OURS, ["minivit"]), (THEIRS, BASELINES["eager"].systems)):
                     keys = {f"{system}, {kind}, {axis} {value}": system for system in systems}
-                    groups[Place(axis, kind, name, value)] = [*keys]
+                    groups[axis, kind, name, value] = [*keys]
                     setting = AXES[axis].setting(value, kind)
                     processes |= {key: (system, *setting) for key, system in keys.items()}
 

@@ -108,7 +108,7 @@ def prepare(system: str, workload: dict[str, Any]) -> tuple[Step, dict[str, Any]
     """
     import numpy as np  # after the processors were chosen, as all below
 
-    from benchmarks.systems import find_system
+    from benchmarks.systems import find_system, versions
     from benchmarks.workloads import Workload, make_task
     from minivit.engine.machine import cores
 
@@ -122,7 +122,7 @@ def prepare(system: str, workload: dict[str, Any]) -> tuple[Step, dict[str, Any]
         time_sample(step, 2)
         step.release()  # other processes use the same device
     answer = float(np.sqrt((result * result).mean())) if result.size else None
-    about = {"threads": task.threads, "versions": dict(module.versions())}
+    about = {"threads": task.threads, "versions": versions()}
     return step, {"answer": answer, "seconds_to_first": seconds, **about}
 
 

@@ -8,29 +8,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
 from benchmarks.memory import peak_bytes
 from minivit.arrays import Array
-
-_TIMM = ("torch", "torchvision", "timm")
-REQUIRES: dict[str, tuple[str, ...]] = {  # packages, by system or by module
-    "minivit": (),
-    "limit": (),
-    "pytorch:plain": ("torch",),
-    "pytorch:timm": _TIMM,
-    "pytorch:compile-plain": ("torch",),
-    "pytorch:compile-timm": _TIMM,
-    "pytorch:bf16": ("torch",),
-    "pytorch:kept": ("torch",),
-    "jax": ("jax", "optax"),
-    "onnx:plain": ("onnxruntime", "torch", "onnx", "onnxscript"),
-    "onnx:timm": ("onnxruntime", *_TIMM, "onnx", "onnxscript"),
-}
 
 
 def host_memory() -> dict[str, int]:
@@ -60,23 +47,18 @@ class Step:
 
 
 def find_system(system: str) -> tuple[Any, str]:
-    """Return the module and the variant of a system; the variant is empty where none is named.
-
-    Raises ValueError where there is no such system, and ImportError where a package that it needs is missing.
-    """
+    """Return the module and the variant of a system; raise ValueError where there is no such system."""
     name, _, variant = system.partition(":")
-    requires(system)
+    if importlib.util.find_spec(f"benchmarks.systems.{name}") is None:
+        raise ValueError(f"there is no system {system!r}")
     return importlib.import_module(f"benchmarks.systems.{name}"), variant
 
 
-def requires(system: str) -> tuple[str, ...]:
-    """Return the packages that a system needs; raise ValueError where there is no such system."""
-    for name in (system, system.partition(":")[0]):
-        if name in REQUIRES:
-            return REQUIRES[name]
-    raise ValueError(f"there is no system {system!r}; there are {', '.join(REQUIRES)}")
-
-
-def missing(system: str) -> list[str]:
-    """Return the packages that a system needs and that are not installed."""
-    return [package for package in requires(system) if importlib.util.find_spec(package) is None]
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that this process has imported, and of NumPy's BLAS."""
+    names = ("minivit", "numpy", "cupy", "torch", "timm", "jax", "jaxlib", "optax", "onnxruntime")
+    found = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
+    blas = threadpoolctl.ThreadpoolController().select(user_api="blas").info()
+    of_numpy = [b for b in blas if "numpy" in b["filepath"]] or blas
+    texts = [" ".join(filter(None, (b["internal_api"], b["version"], b.get("architecture")))) for b in of_numpy]
+    return found | {"BLAS": ", ".join(texts) or "unknown"}

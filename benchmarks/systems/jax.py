@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import optax
 
@@ -82,8 +80,3 @@ def prepare(task: Task, variant: str) -> Step:
         return loss
 
     return Step(run)
-
-
-def versions() -> Mapping[str, str]:
-    """Return the versions of JAX and optax."""
-    return {"JAX": jax.__version__, "jaxlib": jaxlib.__version__, "optax": optax.__version__}

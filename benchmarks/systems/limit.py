@@ -19,10 +19,7 @@ import threadpoolctl
 
 from benchmarks.products import Product, Weights, products
 from benchmarks.systems import Step
-from benchmarks.systems.minivit import versions
 from benchmarks.workloads import Task, Workload
-
-__all__ = ["layouts", "prepare", "versions"]
 
 _NOTHING = np.zeros(0, dtype=np.float32)  # the result: nothing is computed that has a meaning
 

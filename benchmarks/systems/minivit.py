@@ -6,23 +6,17 @@ are compared with "block", where that kernel is off too; it calls attention as a
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, TypeAlias
 from unittest import mock
 
-import numpy as np
-import threadpoolctl
-
 import minivit
-from benchmarks.memory import watched_memory
 from benchmarks.systems import Step, host_memory
 from benchmarks.workloads import BETAS, EPS, LR, WEIGHT_DECAY, Task
 from minivit import ViT, ops
-from minivit.arrays import Array, about_backends, backend, synchronize, to_backend, to_host
+from minivit.arrays import Array, backend, synchronize, to_backend, to_host
 from minivit.engine import engine as engine_module
 from minivit.engine import worker_pool
 from minivit.engine.machine import keep_freed_pages
@@ -103,7 +97,11 @@ def prepare(task: Task, variant: str) -> Step:
 
     if on_host:
         return Step(run, close=changes.close)
-    return _on_gpu(run, xp, changes.close)
+    wait, memory, release = (lambda: synchronize(xp)), host_memory, lambda: None
+    if hasattr(xp, "get_default_memory_pool"):  # the stand-in for CuPy in the tests has none
+        pool = xp.get_default_memory_pool()
+        memory, release = (lambda: {"peak_bytes": pool.total_bytes()}), pool.free_all_blocks
+    return Step(run, to_host, wait, memory, release, changes.close, on_gpu=True)
 
 
 def _whole_batch(model: ViT, task: Task, optimizer: Any) -> Array:
@@ -115,35 +113,3 @@ def _whole_batch(model: ViT, task: Task, optimizer: Any) -> Array:
     model.backward(ops.cross_entropy_backward(1.0, loss_cache), cache, release=True)
     optimizer.step()
     return loss
-
-
-def _on_gpu(run: Callable[[], Array], xp: Any, close: Callable[[], object]) -> Step:
-    if not hasattr(xp, "get_default_memory_pool"):  # the stand-in for a GPU in the tests
-        return Step(run, to_host, lambda: synchronize(xp), host_memory, close=close, on_gpu=True)
-    pool, used = xp.get_default_memory_pool(), list[int]()
-
-    def memory() -> dict[str, int]:
-        if not used:
-            with watched_memory(xp) as traffic:  # of one step, which is like the others
-                run()
-            used.append(traffic.peak)
-        return {"peak_bytes": pool.total_bytes(), "peak_used_bytes": used[0]}
-
-    return Step(run, to_host, lambda: synchronize(xp), memory, pool.free_all_blocks, close, on_gpu=True)
-
-
-def versions() -> Mapping[str, str]:
-    """Return the versions of minivit, NumPy and its BLAS, and of CuPy and CUDA with the device where it is imported."""
-    blas = threadpoolctl.ThreadpoolController().select(user_api="blas").info()
-    names = [" ".join(filter(None, (b["internal_api"], b["version"], b.get("architecture")))) for b in blas]
-    found: dict[str, Any] = {
-        "minivit": minivit.__version__,
-        "NumPy": np.__version__,
-        "BLAS": ", ".join(names) or "unknown",
-    }
-    if "cupy" in sys.modules:
-        about = about_backends()["cupy"]
-        found |= {"CuPy": about["version"], "CUDA": about["cuda_runtime"], "CUDA driver": about["cuda_driver"]}
-        found |= {"ml_dtypes": metadata.version("ml_dtypes")}
-        found["CuPy's device"] = ", ".join(device["name"] for device in about["devices"][:1])
-    return found

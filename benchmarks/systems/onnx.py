@@ -12,8 +12,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +40,6 @@ def prepare(task: Task, variant: str) -> Step:
         session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = {session.get_inputs()[0].name: np.ascontiguousarray(task.images.transpose(0, 3, 1, 2))}
     return Step(lambda: session.run(None, inputs)[0])
-
-
-def versions() -> Mapping[str, str]:
-    """Return the versions of ONNX Runtime and of PyTorch, which exported the graph."""
-    return {"ONNX Runtime": metadata.version("onnxruntime"), "PyTorch (export)": metadata.version("torch")}
 
 
 def export() -> None:

@@ -11,10 +11,7 @@ On a GPU in bfloat16 a model trains under autocast, with float32 parameters, and
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -26,6 +23,8 @@ from benchmarks.workloads import BETAS, EPS, LR, WEIGHT_DECAY, Task
 from minivit import ViTConfig
 from minivit.engine.machine import keep_freed_pages
 from minivit.weights.timm import exported
+
+VARIANTS = ("plain", "timm", "compile-plain", "compile-timm", "bf16", "kept")
 
 
 def timm_vit(config: ViTConfig) -> Any:
@@ -55,6 +54,8 @@ def build(task: Task, variant: str) -> tuple[Any, Any]:
 
 def prepare(task: Task, variant: str) -> Step:
     """Return a training step or a prediction."""
+    if variant not in VARIANTS:
+        raise ValueError(f"PyTorch has no variant {variant!r}; there are {', '.join(VARIANTS)}")
     workload, on_gpu = task.workload, task.workload.device == "cuda"
     torch.set_num_threads(task.threads)
     torch.set_float32_matmul_precision("high" if workload.precision == "tf32" else "highest")
@@ -117,20 +118,9 @@ def _to_host(result: Any) -> Any:
 
 
 def _memory() -> dict[str, int]:
-    return {"peak_bytes": torch.cuda.max_memory_reserved(), "peak_used_bytes": torch.cuda.max_memory_allocated()}
+    return {"peak_bytes": torch.cuda.max_memory_reserved()}
 
 
 def _release() -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()  # compiling may have taken more than the steps do
-
-
-def versions() -> Mapping[str, str]:
-    """Return the versions of PyTorch and timm, and of CUDA and cuDNN with the device's name where there is one."""
-    found = {"PyTorch": torch.__version__}
-    with suppress(metadata.PackageNotFoundError):
-        found["timm"] = metadata.version("timm")
-    if torch.cuda.is_available():
-        found |= {"PyTorch's CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
-        found["PyTorch's device"] = torch.cuda.get_device_name()
-    return found
