@@ -5,8 +5,6 @@ the time without the gain over the time with it: above 1 the gain pays. The kern
 layer norm, so the ablations of these two kernels are compared with the step without that kernel.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

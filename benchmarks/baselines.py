@@ -1,7 +1,5 @@
 """The baselines that minivit is compared with, and the bars: how much faster, or smaller, it is to be."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

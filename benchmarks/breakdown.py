@@ -1,21 +1,18 @@
 """Where the time of a step goes, op by op: python -m benchmarks.breakdown [WORKLOAD] [--json FILE]
 
-The ops of minivit.ops are timed while the engine runs, with one worker and with one for each core: their processor
-time, added up over the workers. Beside each stands the time of the matrix products that its mathematics needs, alone
-and with as many processes at once: an op near that is bound by products, the others by memory and by calls. The kernel
-of a whole block is off, so that the ops are called one by one; with it, the step is shorter.
-
-"waiting" is the time that processes did not spend on a processor, where Linux counts that; "everything else" is what
-remains: layers, the sums of gradients, and elsewhere than on Linux waiting.
+The processor time of the ops while the engine runs, with one worker and with one for each core, added up over the
+workers. Beside each op stands the time of the matrix products that its mathematics needs, alone and in as many
+processes at once. An op near that is bound by products, the others by memory and by calls. The kernel of a whole block
+is off, so that the ops are called one by one; with it, the step is shorter. "waiting" is the time that the workers did
+not have a processor, where Linux counts that; "everything else" is the rest: layers and the sums of gradients.
 """
-
-from __future__ import annotations
 
 import functools
 import multiprocessing
 import statistics
 import sys
 import time
+import timeit
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -108,13 +105,10 @@ def product_times(workload: Workload) -> dict[str, tuple[float, int]]:
     found: defaultdict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         for product in products(workload.config, Weights(workload.config), images, workload.trains):
-            times = []
-            for _ in range(max(5, min(50, int(1e8 / product.flops)))):
-                begun = time.perf_counter()
-                product.run()
-                times.append(time.perf_counter() - begun)
+            repeats = max(5, min(50, int(1e8 / product.flops)))
+            own = statistics.median(timeit.repeat(product.run, number=1, repeat=repeats))
             seconds, flops = found[product.op]
-            found[product.op] = seconds + statistics.median(times), flops + product.flops
+            found[product.op] = seconds + own, flops + product.flops
     return dict(found)
 
 
@@ -122,9 +116,8 @@ def _alone(workload: Workload, processes: int) -> dict[str, tuple[float, int]]:
     """Return `product_times`, the mean of `processes` that do them at once."""
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         measured = pool.map(product_times, [workload] * processes, chunksize=1)
-    return {
-        name: (statistics.mean(times[name][0] for times in measured), flops) for name, (_, flops) in measured[0].items()
-    }
+    means = {name: statistics.mean(times[name][0] for times in measured) for name in measured[0]}
+    return {name: (means[name], flops) for name, (_, flops) in measured[0].items()}
 
 
 def breakdown(task: Task, steps: int) -> list[dict[str, Any]]:

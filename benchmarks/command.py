@@ -1,7 +1,5 @@
 """What the commands share: options that are checked, files that are always whole, and an end in one line."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -39,13 +37,6 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-def duration(text: str) -> float:
-    """Return seconds, finite and at least 0, for an option of argparse."""
-    if not 0 <= (seconds := float(text)) < float("inf"):
-        raise ValueError
-    return seconds
-
-
 def tell(line: str) -> None:
     """Print a line about the progress, on standard error."""
     print(line, file=sys.stderr, flush=True)
@@ -78,15 +69,11 @@ def write_json(path: Path | None, numbers: Any) -> None:
 
 def check_writable(*paths: Path | None) -> None:
     """Make the folders of files that are to be written, or raise UserError, before hours of measuring."""
-    for path in paths:
-        if path is None:
-            continue
-        path = path.resolve()
+    for path in (path.resolve() for path in paths if path is not None):
         if path.exists() and not path.is_file():
             raise UserError(f"cannot write {path}: it exists and is no file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
+            tempfile.TemporaryFile(dir=path.parent).close()
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error

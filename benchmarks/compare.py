@@ -5,12 +5,11 @@ status is 1 where minivit or a baseline failed with all its systems or computed 
 which keeps the workloads measured.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from benchmarks import command, harness
 from benchmarks.baselines import BASELINES, OURS, Baseline, impossible, systems_of, usual_baselines
@@ -37,6 +36,27 @@ def compare(workload: Workload, baselines: Sequence[str], options: argparse.Name
     return Comparison(workload, groups, outcomes, notes)
 
 
+def report_all(workloads: Sequence[Any], measure: Callable[[Any], Comparison], options: argparse.Namespace) -> int:
+    """Measure workloads, print and write the report after each, since all take an hour; return the exit status."""
+    where, versions = surroundings(options.threads), dict[str, str]()
+    print(LEGEND)
+    done: list[Comparison] = []
+    head = ""
+    for workload in workloads:
+        done.append(measure(workload))
+        print(f"\n{done[-1]}", flush=True)
+        versions |= done[-1].versions
+        head = heading(where, versions, options.processes)
+        about = {"surroundings": where, "versions": versions, "processes": options.processes}
+        command.write_json(options.json, about | {"workloads": [comparison.to_dict() for comparison in done]})
+        command.write_text(options.markdown, "\n\n".join([head, LEGEND, *map(str, done)]) + "\n")
+    print(f"\n{head}")
+    failed = [f"{comparison.workload.name}: {name}" for comparison in done for name in comparison.failed]
+    if failed:
+        tell(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
 def _threads(text: str) -> int:
     if (threads := command.at_least_one(text)) > cores():
         raise argparse.ArgumentTypeError(f"{text!r}; this machine lets a process use {cores()}")
@@ -57,30 +77,16 @@ def main(
     parser.add_argument("--against", nargs="+", choices=known, metavar="BASELINE", help=named)
     parser.add_argument("--processes", "--rounds", type=command.at_least_one, default=5, help="a system (default: 5)")
     measured = f"that a process measures (default: {seconds})"
-    parser.add_argument("--seconds", type=command.duration, default=seconds, help=measured)
+    parser.add_argument("--seconds", type=float, default=seconds, help=measured)
     parser.add_argument("--threads", type=_threads, help="processors to use; all by default")
     options = parser.parse_args(arguments)
     command.check_writable(options.json, options.markdown)
+    usual = usual_baselines if known is BASELINES else lambda workload: [*known]
 
-    where, versions = surroundings(options.threads), dict[str, str]()
-    print(LEGEND)
-    done: list[Comparison] = []
-    head = ""
-    for workload in options.workloads:
-        usual = usual_baselines(workload) if known is BASELINES else [*known]
-        done.append(compare(workload, options.against or usual, options))
-        print(f"\n{done[-1]}", flush=True)
-        versions |= done[-1].versions
-        head = heading(where, versions, options.processes)
-        about = {"surroundings": where, "versions": versions, "processes": options.processes}
-        # After each workload, since all take an hour.
-        command.write_json(options.json, about | {"workloads": [comparison.to_dict() for comparison in done]})
-        command.write_text(options.markdown, "\n\n".join([head, LEGEND, *map(str, done)]) + "\n")
-    print(f"\n{head}")
-    failed = [f"{comparison.workload.name}: {name}" for comparison in done for name in comparison.failed]
-    if failed:
-        tell(f"failed: {', '.join(failed)}")
-    return 1 if failed else 0
+    def measure(workload: Workload) -> Comparison:
+        return compare(workload, options.against or usual(workload), options)
+
+    return report_all(options.workloads, measure, options)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ Takes less than eight minutes: what no longer fits is left out and named. After 
 written. The exit status is 1 where something failed, and 130 after Ctrl-C.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import subprocess
 import sys
@@ -181,8 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not has_torch:
         budget.skipped.append("eager, compile, profile: not measured: torch is not installed")
     precisions = ["float32"] if options.rehearse else ["bfloat16"] if options.quick else ["bfloat16", "tf32"]
+    known = REHEARSAL if options.rehearse else GPU_WORKLOADS
     for precision in precisions:
-        known = REHEARSAL if options.rehearse else GPU_WORKLOADS
         workloads = [replace(w, precision=precision) for w in known.values() if w.kind in options.only]
         for comparison in compare_all(workloads, systems, _QUICK if options.quick else _MEASURED, budget):
             print(f"\n{comparison}", flush=True)

@@ -8,18 +8,16 @@ profile     what the device does in a step, as PyTorch's profiler sees it
 Kernels and products are recorded in a real step and then repeated alone. Prints one line of JSON.
 """
 
-from __future__ import annotations
-
 import importlib
 import statistics
 import sys
 import time
 import traceback
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,9 +115,8 @@ class Call(NamedTuple):
     flops: int = 0  # of a product
 
 
-@contextmanager
-def recording() -> Iterator[list[Call]]:
-    """Yield a list of the calls in the block, of kernels that are compiled already and of cuBLAS.
+def recorded(run: Callable[[], object]) -> list[Call]:
+    """Return the calls in a run, of kernels that are compiled already and of cuBLAS.
 
     The arrays of the first kernel of each size are kept; of products only the addresses, which stay in CuPy's pool.
     """
@@ -152,7 +149,8 @@ def recording() -> Iterator[list[Call]]:
         for blas in runtime._blas.values():
             for name in ("gemmEx", "gemmStridedBatchedEx"):
                 stack.enter_context(mock.patch.object(blas.bindings, name, gemm(getattr(blas.bindings, name))))
-        yield calls
+        run()
+    return calls
 
 
 def measure_kernels(calls: list[Call], seconds: Callable[..., list[float]], cupy: Any) -> list[dict[str, Any]]:
@@ -175,8 +173,9 @@ def measure_products(calls: list[Call], seconds: Callable[..., list[float]], bes
 
     def row(call: Call) -> dict[str, Any]:
         (own,) = seconds(call.run)
-        rates = {"flops_a_second": call.flops / own, "of_square": call.flops / own / best}
-        return {"times": times[call.size], "flops": call.flops, "seconds": own, **rates}
+        rate = call.flops / own
+        figures = {"times": times[call.size], "flops": call.flops, "seconds": own}
+        return figures | {"flops_a_second": rate, "of_square": rate / best}
 
     found = {call.size: call for call in calls if call.flops}
     rows = [{"name": size, **answered(partial(row, call))} for size, call in found.items()]
@@ -198,11 +197,9 @@ def other_calls(xp: Any, dtype: Any, count: int = 8192) -> None:
 
 def kernels(step: Step, cupy: Any, precision: str) -> Any:
     """Return the bandwidths of the kernels of a step, and of a few others."""
-    other_calls(cupy, _dtype(precision))
-    with recording() as calls:
-        step.run()
-        other_calls(cupy, _dtype(precision))
-    return measure_kernels(calls, DeviceClock(cupy).seconds, cupy)
+    others = partial(other_calls, cupy, _dtype(precision))
+    others()  # compiles them
+    return measure_kernels(recorded(step.run) + recorded(others), DeviceClock(cupy).seconds, cupy)
 
 
 def products(step: Step, cupy: Any, precision: str) -> Any:
@@ -211,19 +208,17 @@ def products(step: Step, cupy: Any, precision: str) -> Any:
     a, b, out = (cupy.ones((SQUARE, SQUARE), dtype=_dtype(precision)) for _ in range(3))
     with tf32(precision == "tf32"):
         best = 2 * SQUARE**3 / clock.seconds(lambda: product(a, b, out))[0]
-    with recording() as calls:
-        step.run()
-    return measure_products(calls, clock.seconds, best)
+    return measure_products(recorded(step.run), clock.seconds, best)
 
 
 def _dtype(precision: str) -> Any:
     return dtype_named("float32" if precision == "tf32" else precision)
 
 
-def claims(step: Step, cupy: Any) -> dict[str, Any]:
+def claims(step: Step, cupy: Any, precision: str) -> dict[str, Any]:
     """Return the figures of what minivit claims of a step on CuPy, as imported; what fails has its error instead."""
     measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "launches": lambda: launches(step),
+        "launches": lambda: dict(Counter(call.name for call in recorded(step.run))),
         "memory": lambda: memory_traffic(step, cupy),
         "reads": lambda: reads_of_device(step.run),
         "times": lambda: times(step, DeviceClock(cupy)),
@@ -235,77 +230,43 @@ def claims(step: Step, cupy: Any) -> dict[str, Any]:
     return found
 
 
-def launches(step: Step) -> dict[str, int]:
-    """Return how often a step launches each of minivit's kernels, and calls cuBLAS for a "product"."""
-    with recording() as calls:
-        step.run()
-    return dict(Counter(call.name for call in calls))
-
-
-@dataclass
-class Traffic:
-    """Arrays that CuPy's pool allocated, blocks that it asked the driver for, and its bytes in use, now and at most."""
-
-    allocations: int = 0
-    driver_allocations: int = 0
-    used: int = 0
-    peak: int = 0
-
-
-@contextmanager
-def watched_memory(cupy: Any) -> Iterator[Traffic]:
-    """Yield the counts of what CuPy, as imported, does with memory in the block, on this thread."""
-    traffic = Traffic(used=cupy.get_default_memory_pool().used_bytes())
-    traffic.peak = traffic.used
-
-    class Hook(cupy.cuda.MemoryHook):  # type: ignore[misc]  # of a class that is not there until CuPy is
-        name = "watched_memory"
-
-        def alloc_preprocess(self, **_: Any) -> None:
-            traffic.driver_allocations += 1
-
-        def malloc_postprocess(self, *, mem_size: int, **_: Any) -> None:
-            traffic.allocations += 1
-            traffic.used += mem_size
-            traffic.peak = max(traffic.peak, traffic.used)
-
-        def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
-            traffic.used -= mem_size
-
-    with Hook():
-        yield traffic
-
-
 def memory_traffic(step: Step, cupy: Any) -> dict[str, Any]:
     """Return the allocations of a few steps, and how many of them went to the driver: the claim is none."""
     pool = cupy.get_default_memory_pool()
-    before = pool.total_bytes()
-    with watched_memory(cupy) as traffic:
+    before, used, counts = pool.total_bytes(), [pool.used_bytes()], Counter[str]()
+
+    class Hook(cupy.cuda.MemoryHook):  # type: ignore[misc]  # of a class that is not there until CuPy is
+        name = "memory_traffic"
+
+        def alloc_preprocess(self, **_: Any) -> None:
+            counts["driver_allocations"] += 1
+
+        def malloc_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            counts["allocations"] += 1
+            used.append(used[-1] + mem_size)
+
+        def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
+            used.append(used[-1] - mem_size)
+
+    with Hook():
         for _ in range(_STEPS):
             step.run()
     step.wait()
-    return {
-        "steps": _STEPS,
-        "allocations": traffic.allocations,
-        "driver_allocations": traffic.driver_allocations,
-        "pool_growth_bytes": pool.total_bytes() - before,
-        "peak_used_bytes": traffic.peak,
-    }
+    found = {name: counts[name] for name in ("allocations", "driver_allocations")}
+    growth = pool.total_bytes() - before
+    return {"steps": _STEPS, **found, "pool_growth_bytes": growth, "peak_used_bytes": max(used)}
 
 
 def reads_of_device(run: Callable[[], object]) -> dict[str, Any]:
     """Return whether a call reads from the device, as CuPy notices it, and the innermost line of minivit that does."""
     cupyx: Any = importlib.import_module("cupyx")
-    package = Path(minivit.__file__).parent
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it cannot notice all
-        with cupyx.allow_synchronize(False):
-            try:
-                run()
-            except cupyx.DeviceSynchronized as error:
-                frames = traceback.extract_tb(error.__traceback__)
-                places = [f"{f.filename}:{f.lineno}" for f in frames if Path(f.filename).is_relative_to(package)]
-                return {"found": True, "where": places[-1] if places else ""}
+    with warnings.catch_warnings(action="ignore"), cupyx.allow_synchronize(False):  # CuPy warns that it misses some
+        try:
+            run()
+        except cupyx.DeviceSynchronized as error:
+            frames, package = traceback.extract_tb(error.__traceback__), Path(minivit.__file__).parent
+            places = [f"{f.filename}:{f.lineno}" for f in frames if Path(f.filename).is_relative_to(package)]
+            return {"found": True, "where": places[-1] if places else ""}
     return {"found": False, "where": ""}
 
 
@@ -316,15 +277,13 @@ def times(step: Step, clock: DeviceClock) -> dict[str, Any]:
     the device. A step of more launches than the queue holds, about a thousand, waits for a place in it.
     """
     behind = [clock.time(step.run) for _ in range(_STEPS)]
-    host = statistics.median(timing.host for timing in behind)
-    device = statistics.median(timing.seconds for timing in behind)
+    device, host = (statistics.median(own) for own in zip(*(timing[:2] for timing in behind), strict=True))
     together = statistics.median(time_sample(step, 10) for _ in range(3))
     figures = {"host_seconds": host, "device_seconds": device, "seconds": together}
-    ahead = all(timing.ahead for timing in behind)
-    return figures | {"ahead": ahead, "bound_by_launches": host > 0.9 * together}
+    return figures | {"ahead": all(timing.ahead for timing in behind), "bound_by_launches": host > 0.9 * together}
 
 
-def profile(step: Step) -> dict[str, Any]:
+def profile(step: Step, cupy: Any, precision: str) -> dict[str, Any]:
     """Return the kernels and copies of a step, of any library, as PyTorch's profiler sees them."""
     torch: Any = importlib.import_module("torch")
     with torch.profiler.profile() as profiler:
@@ -336,29 +295,21 @@ def profile(step: Step) -> dict[str, Any]:
 
 def summed(events: list[tuple[str, float]]) -> dict[str, Any]:
     """Return the number of launches, their seconds, and both by name, the longest first, of names and seconds."""
-    seconds: defaultdict[str, float] = defaultdict(float)
-    for name, elapsed in events:
-        seconds[name] += elapsed
+    seconds = {name: sum(own for other, own in events if other == name) for name, _ in events}
     calls = Counter(name for name, _ in events)
     longest = sorted(seconds, key=lambda name: -seconds[name])
     found = [{"name": name, "calls": calls[name], "seconds": seconds[name]} for name in longest]
     return {"launches": len(events), "busy_seconds": sum(seconds.values()), "kernels": found}
 
 
-PARTS: dict[str, Callable[[Step, Any, str], Any]] = {
-    "claims": lambda step, cupy, precision: claims(step, cupy),
-    "kernels": kernels,
-    "products": products,
-    "profile": lambda step, cupy, precision: profile(step),
-}
+PARTS = {"claims": claims, "kernels": kernels, "products": products, "profile": profile}
 
 
 def measure_part(part: str, precision: str) -> dict[str, Any]:
     """Return the figures of a part by workload; one that fails has an ``error`` instead."""
 
     def figures(name: str) -> Any:
-        task = make_task(replace(GPU_WORKLOADS[name], precision=precision), cores())
-        step = minivit_system.prepare(task, "")
+        step = minivit_system.prepare(make_task(replace(GPU_WORKLOADS[name], precision=precision), cores()), "")
         time_sample(step, _STEPS)  # compiles all that it needs
         found = PARTS[part](step, cupy, precision)
         step.release()

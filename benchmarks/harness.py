@@ -4,8 +4,6 @@ Each round draws its own order, the same ones every time, so that no system alwa
 caches it would inherit.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue
@@ -40,23 +38,15 @@ class Worker:
 
     def __init__(self, *command: str, environment: Mapping[str, str] | None = None) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=_ROOT,
-            env={**(environment or {}), **os.environ},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-        )
-        assert self._process.stdin is not None
-        self._stdin = self._process.stdin
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._stderr}
+        variables = {**(environment or {}), **os.environ}
+        whole = [sys.executable, "-m", *command]
+        self._process: Any = subprocess.Popen(whole, cwd=_ROOT, env=variables, text=True, **pipes)
         self._replies: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
                 self._replies.put(line)
@@ -79,7 +69,7 @@ class Worker:
     def measure(self, seconds: float, timeout: float) -> dict[str, Any]:
         """Let it measure for about `seconds`, and return its reply as `reply` does."""
         try:
-            print(seconds, file=self._stdin, flush=True)
+            print(seconds, file=self._process.stdin, flush=True)
         except OSError:
             raise WorkerError(self._end()) from None
         return self.reply(timeout)
@@ -87,7 +77,7 @@ class Worker:
     def close(self) -> None:
         """End the process: by the end of its input, or by force where it does not end soon."""
         with suppress(OSError):
-            self._stdin.close()
+            self._process.stdin.close()
         try:
             self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -141,11 +131,6 @@ class Outcome:
         return statistics.median(statistics.median(seconds) for seconds in self.seconds)
 
     @property
-    def best(self) -> float:
-        """The seconds of the fastest step."""
-        return min(min(seconds) for seconds in self.seconds)
-
-    @property
     def peak_bytes(self) -> float:
         """The median over the rounds of the peak memory."""
         return statistics.median(result["peak_bytes"] for result in self.results)
@@ -185,10 +170,9 @@ def run_rounds(
 
 def _leave_out(groups: Mapping[str, Sequence[str]], outcomes: Mapping[str, Outcome]) -> None:
     for group in groups.values():
-        running = {system: outcomes[system] for system in group if not outcomes[system].stopped}
-        fastest = min(running, key=lambda system: running[system].median, default="")
-        for outcome in running.values():
-            slower = outcome.median / running[fastest].median
+        fastest = fastest_of(group, outcomes) or ""
+        for outcome in (outcomes[system] for system in group if not outcomes[system].stopped):
+            slower = outcome.median / outcomes[fastest].median
             if slower > _CLEARLY:
                 outcome.stopped = f"left out after {_TRIAL_ROUNDS} rounds: {slower:.2f} times as long as {fastest}"
 

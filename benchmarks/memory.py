@@ -1,7 +1,5 @@
 """The peak memory of a process and its children, and their processor time."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -11,12 +9,10 @@ _PROC = Path("/proc")
 def peak_bytes() -> int:
     """Return the largest resident memory so far of this process and of its children that still run.
 
-    On Linux that is the sum of each one's own peak (VmHWM), with three corrections, so that what they share counts
-    once. Of the anonymous and of the shared memory that a process holds now, the part that others hold with it is
-    taken off: the kernel counts a page that n processes hold as one nth for each. The files that a child maps, its
-    libraries, are left out; those of this process count whole. Memory that was freed counts for each that had it.
-    Elsewhere it is the peak of this process alone. On Linux ru_maxrss would begin with what the parent held when it
-    started this process.
+    On Linux that is the sum of each one's own peak (VmHWM), corrected so that what they share counts once. Of the
+    anonymous and shared memory that a process holds now, the part that others hold too is taken off: the kernel counts
+    a page that n processes hold as one nth for each. The files that a child maps, its libraries, are left out. Elsewhere
+    it is the peak of this process alone. (On Linux ru_maxrss would begin with what the parent held at the start.)
     """
     if (_PROC / "self/smaps_rollup").exists():
         return _own_peak("self") + sum(map(_own_peak, _children()))

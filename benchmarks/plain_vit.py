@@ -3,8 +3,6 @@
 `config` has the sizes of `minivit.ViTConfig`. This file imports PyTorch alone, for the sake of `benchmarks.startup`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

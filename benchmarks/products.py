@@ -4,16 +4,13 @@
     backward    dweight = x.T @ dy and dx = dy @ weight.T of each of those with a weight (no dx of the patch embedding);
                 dv = weights.T @ dheads, dweights = dheads @ v.T, dq = dscores @ k, dk = dscores.T @ q
 
-Where the head reads the class token alone, the last block has keys and values of all tokens, and the rest for that
-token. Operands have the layouts of a step: q, k and v are views of (B, N, 3, H, K), heads one of (B, M, H, K), for M
-queries. k.T and v.T are laid out by rows, for which BLAS takes up to half the time: one array for all blocks, since a
-step makes such a copy just before it multiplies. In training each block has arrays of its own for what its backward
-pass reads, as it must. Each product names the op of `minivit.ops` that it belongs to.
+Where the head reads the class token alone, the last block has M = 1 query. Operands have the layouts of a step: q, k
+and v are views of (B, N, 3, H, K), heads one of (B, M, H, K). k.T and v.T are laid out by rows, for which BLAS takes up
+to half the time: one array for all blocks, since a step makes such a copy just before it multiplies. In training each
+block has arrays of its own for what its backward pass reads, as it must.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -24,7 +21,7 @@ from minivit.arrays import Array
 class Product(NamedTuple):
     """One call of matmul: a (..., m, k) times b (..., k, n) into out (..., m, n)."""
 
-    op: str
+    op: str  # of `minivit.ops`
     a: Array
     b: Array
     out: Array
@@ -39,7 +36,7 @@ class Product(NamedTuple):
         """Floating-point operations: a multiplication and an addition for each term."""
         return 2 * self.out.size * self.a.shape[-1]
 
-    def share(self, part: int, parts: int) -> Product:
+    def share(self, part: int, parts: int) -> Self:
         """Return the product of one of `parts` nearly equal shares of the rows; the first are the larger ones."""
         first, stop = (-(-self.out.shape[-2] * i // parts) for i in (part, part + 1))
         return self._replace(a=self.a[..., first:stop, :], out=self.out[..., first:stop, :])
@@ -66,11 +63,8 @@ def products(config: ViTConfig, weights: Weights, B: int, training: bool) -> lis
         (_Tokens(config, B, M) if training else values[M], gradients.get(M), matrices)
         for M, matrices in zip(queries, weights.blocks, strict=True)
     ]
-    pixels, patches = (
-        _random(B * config.num_patches, len(weights.patch_embed)),
-        _random(B * config.num_patches, config.embed_dim),
-    )
-    pooled, logits = _random(B, config.embed_dim), _random(B, config.num_classes)
+    pixels, patches = (_random(B * config.num_patches, width) for width in weights.patch_embed.shape)
+    pooled, logits = (_random(B, width) for width in weights.head.shape)
     by_rows = _random(B, config.num_heads, config.embed_dim // config.num_heads, config.num_tokens)  # k.T or v.T
 
     found = [Product("linear", pixels, weights.patch_embed, np.empty_like(patches), gathers=True)]

@@ -1,13 +1,10 @@
 """How much faster one system is than another, from interleaved rounds, and whether the machine was too noisy to tell.
 
-A round runs each system once, in a process of its own; the time of a round is the median of its steps. The ratio of
-medians is the median of the other system's rounds over the median of ours: above 1 where ours is faster. Its 95 percent
-interval comes from a bootstrap over the rounds; both systems' times of the same round stay together, since a spell in
-which the machine is slow often lasts for both. The machine was too noisy to tell where the interval is wider than 10
-percent of the ratio.
+The time of a round is the median of its steps. The ratio of medians is the median of the other system's rounds over the
+median of ours: above 1 where ours is faster. Its 95 percent interval comes from a bootstrap over the rounds; both
+systems' times of the same round stay together, since a spell in which the machine is slow often lasts for both. The
+machine was too noisy to tell where the interval is wider than 10 percent of the ratio.
 """
-
-from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The report of a comparison: a row for minivit and for each baseline, notes, and where all was measured."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
@@ -17,7 +15,6 @@ from benchmarks.ratios import FEWEST_ROUNDS, Ratio, ratio_of_times, spread
 from benchmarks.workloads import Workload
 from minivit.engine.machine import cores
 
-COLUMNS = "system", "images/s", "ms a step", "spread", "peak MB", "ratio", "95 % interval", "of bests", "memory", "bar"
 LEGEND = (
     "images/s and ms a step: median of the rounds; spread: their range. ratio: the baseline's time over minivit's, of "
     "medians and of the fastest steps; memory: its peak over minivit's; above 1 minivit is faster, or smaller. limit: "
@@ -28,21 +25,6 @@ _BASELINES = BASELINES | ABLATED
 _LARGEST_DIFFERENCE = 0.03  # of what two systems compute, relative
 _ROOT = Path(__file__).parent.parent
 _VARIABLES = ("BLIS_", "DNNL_", "GOTO_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TORCH", "XLA_")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A bar, and whether it and its aim were reached; None where the rounds do not tell."""
-
-    bar: Bar
-    reached: bool | None
-    aim_reached: bool | None
-
-    def __str__(self) -> str:
-        """Return the bar, the aim in brackets, and the verdict."""
-        word = "aim reached" if self.aim_reached else {True: "reached", False: "missed", None: "open"}[self.reached]
-        what = "memory " if self.bar.measure == "memory" else ""
-        return f"{what}{self.bar.at_least:g} ({self.bar.aim:g}): {word}"
 
 
 @dataclass(frozen=True)
@@ -57,26 +39,24 @@ class Row:
     peak_bytes: float  # the median over the rounds
     ratio: Ratio | None = None  # the baseline's time over minivit's
     memory_ratio: float | None = None  # its memory over minivit's; the limit, which is no program, has none
-    verdicts: tuple[Verdict, ...] = ()  # one for each bar
+    verdicts: tuple[str, ...] = ()  # one for each bar: the bar, the aim in brackets, and whether they were reached
 
     @property
-    def cells(self) -> list[str]:
-        """The cells of the table, by `COLUMNS`."""
-        ratio = self.ratio
-        few = " (too few rounds)" if ratio and ratio.interval is None else ""
-        verdicts = [f"{verdict}{few if verdict.reached is None else ''}" for verdict in self.verdicts]
-        return [
-            self.title,
-            f"{self.images_per_second:,.1f}",
-            f"{self.milliseconds:,.1f}",
-            percent(self.spread) if self.spread else "",  # of one round there is none
-            f"{self.peak_bytes / 1e6:,.0f}" if self.peak_bytes else "",
-            f"{ratio.of_medians:.2f}" if ratio else "",
-            ratio.interval_text if ratio else "",
-            f"{ratio.of_bests:.2f}" if ratio else "",
-            f"{self.memory_ratio:.1f}" if self.memory_ratio is not None else "",
-            "; ".join([*verdicts, *(["ratio uncertain"] if ratio and ratio.noisy else [])]),
-        ]
+    def cells(self) -> dict[str, str]:
+        """The cells of the table by column."""
+        ratio, memory = self.ratio, self.memory_ratio
+        return {
+            "system": self.title,
+            "images/s": f"{self.images_per_second:,.1f}",
+            "ms a step": f"{self.milliseconds:,.1f}",
+            "spread": percent(self.spread) if self.spread else "",  # of one round there is none
+            "peak MB": f"{self.peak_bytes / 1e6:,.0f}" if self.peak_bytes else "",
+            "ratio": f"{ratio.of_medians:.2f}" if ratio else "",
+            "95 % interval": ratio.interval_text if ratio else "",
+            "of bests": f"{ratio.of_bests:.2f}" if ratio else "",
+            "memory": f"{memory:.1f}" if memory is not None else "",
+            "bar": "; ".join([*self.verdicts, *["ratio uncertain"] * bool(ratio and ratio.noisy)]),
+        }
 
 
 @dataclass(frozen=True)
@@ -123,12 +103,11 @@ class Comparison:
             return Row(title, system, *own, outcome.peak_bytes)
         ratio = ratio_of_times(ours.seconds, outcome.seconds)
         memory = outcome.peak_bytes / ours.peak_bytes if name != "limit" and ours.peak_bytes else None
-        verdicts = []
-        for bar in bars_of(self.workload, name):
-            if bar.measure == "time":
-                verdicts.append(Verdict(bar, ratio.reaches(bar.at_least), ratio.reaches(bar.aim)))
-            elif memory is not None:
-                verdicts.append(Verdict(bar, memory >= bar.at_least, memory >= bar.aim))
+        bars = bars_of(self.workload, name)
+        verdicts = [_verdict(bar, ratio) for bar in bars if bar.measure == "time"]
+        if memory:
+            exact = Ratio(memory, memory, (memory, memory))
+            verdicts += [f"memory {_verdict(bar, exact)}" for bar in bars if bar.measure == "memory"]
         return Row(title, system, *own, outcome.peak_bytes, ratio, memory, tuple(verdicts))
 
     def _compare_answers(self, name: str, system: str, ours: Outcome) -> None:
@@ -150,7 +129,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """Return title, table and notes in Markdown."""
-        parts = [f"**{self.workload.title}**", markdown_table(COLUMNS, [row.cells for row in self.rows])]
+        parts = [f"**{self.workload.title}**", records_table([row.cells for row in self.rows])]
         return "\n\n".join([*parts, *(["\n".join(f"- {note}" for note in self.notes)] if self.notes else [])])
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,6 +137,13 @@ class Comparison:
         rows = [asdict(row) | {"noisy": row.ratio is not None and row.ratio.noisy} for row in self.rows]
         systems = {system: asdict(outcome) for system, outcome in self.outcomes.items()}
         return {"workload": asdict(self.workload), "rows": rows, "notes": self.notes, "systems": systems}
+
+
+def _verdict(bar: Bar, ratio: Ratio) -> str:
+    """Return the bar, the aim in brackets, and whether they were reached: open where the interval contains the bar."""
+    words = {True: "reached", False: "missed", None: "open" if ratio.interval else "open (too few rounds)"}
+    word = "aim reached" if ratio.reaches(bar.aim) else words[ratio.reaches(bar.at_least)]
+    return f"{bar.at_least:g} ({bar.aim:g}): {word}"
 
 
 def percent(share: float) -> str:
@@ -206,7 +192,7 @@ def surroundings(threads: int | None = None) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": min(threads or cores(), cores()),
-        "load": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
         "commit": _commit(),
@@ -238,10 +224,10 @@ def _commit() -> str:
 
 def heading(where: Mapping[str, Any], versions: Mapping[str, str], rounds: int) -> str:
     """Return where, when and with what the figures were measured."""
-    used = f"{where['cores']} core{'s' * (where['cores'] > 1)} used"
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     variables = ", ".join(f"{name}={value}" for name, value in where["environment"].items())
-    python = f"Python {where['python']}, {found}" + (f"; with {variables}" if variables else "")
-    when = f"commit {where['commit']}, {where['date']}"
-    rounds_text = f"{rounds} process{'es' * (rounds > 1)} a system, in turn."
-    return f"{where['processor']}, {used}, {where['system']}; {python}; {when}; {rounds_text}"
+    return (
+        f"{where['processor']}, {where['cores']} core{'s' * (where['cores'] > 1)} used, {where['system']}; Python "
+        f"{where['python']}, {found}{'; with ' * bool(variables)}{variables}; commit {where['commit']}, "
+        f"{where['date']}; {rounds} process{'es' * (rounds > 1)} a system, in turn."
+    )

@@ -5,8 +5,6 @@ after each round, tables (scaling.md), figures (SVG and PNG, with matplotlib) an
 rate is the best of its rounds, a round's the median of its steps. The exit status is 1 where a system failed somewhere.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import sys
@@ -97,16 +95,14 @@ def fit_exponent(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, 
     return float(exponent), error, float(last)
 
 
-def curve(points: Iterable[Point], axis: str, kind: str, system: str) -> dict[int, Point]:
-    """Return the points of one curve by value, from left to right."""
-    found = {p.value: p for p in points if (p.axis, p.kind, p.system) == (axis, kind, system)}
-    return dict(sorted(found.items()))
-
-
 def curves(points: Sequence[Point], axis: str) -> dict[str, dict[str, dict[int, Point]]]:
-    """Return the curves of an axis by kind and system."""
+    """Return the points of an axis by kind, system and value, from left to right."""
+    own = sorted((p for p in points if p.axis == axis), key=lambda p: p.value)
     kinds, systems = (dict.fromkeys(getattr(p, name) for p in points) for name in ("kind", "system"))
-    return {kind: {system: curve(points, axis, kind, system) for system in systems} for kind in kinds}
+    return {
+        kind: {system: {p.value: p for p in own if (p.kind, p.system) == (kind, system)} for system in systems}
+        for kind in kinds
+    }
 
 
 def rate_table(points: Sequence[Point], axis: str) -> str:
@@ -205,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="training alone, at fewer points")
     parser.add_argument("--axes", nargs="+", choices=AXES, default=[*AXES], help="what is varied; all by default")
     parser.add_argument("--rounds", type=command.at_least_one, default=2, help="processes of each point (default: 2)")
-    parser.add_argument("--seconds", type=command.duration, default=0.5, help="of each process (default: 0.5)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each process (default: 0.5)")
     options = parser.parse_args(arguments)
     command.check_writable(options.out / "scaling.json")
     where, failures = surroundings(), dict[str, str]()

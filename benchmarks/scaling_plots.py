@@ -1,7 +1,5 @@
 """The scaling curves as SVG and PNG: colours that colour-blind readers tell apart, marks and strokes for all others."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,17 +46,13 @@ def plot(points: Sequence[Point], axis: str, quantity: str, height: Callable[[Po
 
 
 def _scales(panel: Any, values: Sequence[int], axis: str, log_y: bool) -> None:
-    from matplotlib.ticker import NullLocator, StrMethodFormatter
-
     if axis != "threads":
         panel.set_xscale("log", base=2)
-    panel.set_xticks(values)
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.set_xticks(values, labels=[*map(str, values)], minor=False)
+    panel.minorticks_off()
     if log_y:
         panel.set_yscale("log")
     else:
         panel.set_ylim(bottom=0)
-    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     panel.grid(color="#DDDDDD", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)

@@ -1,12 +1,9 @@
 """Time from a command typed to its answer for one image: python -m benchmarks.startup [--repeats N] [--json FILE]
 
-Whole processes in rounds, as `benchmarks.compare` measures steps: `minivit predict`, and the same model file and image
-through timm and through PyTorch alone. Beside them, the time of Python for nothing and for the import of NumPy. All
-must give the same answer. The first process of each command, whose files may still be on the disk, is not counted. The
-exit status is 1 where a command failed, or the answers differ.
+Whole processes in rounds: `minivit predict`, and the same model file and image through timm and through PyTorch alone;
+beside them Python with nothing and with the import of NumPy. The first process of each, whose files may still be on the
+disk, is not counted. The exit status is 1 where a command failed, or the answers differ.
 """
-
-from __future__ import annotations
 
 import os
 import re
@@ -27,9 +24,10 @@ from PIL import Image
 
 import minivit
 from benchmarks.baselines import OURS
-from benchmarks.command import at_least_one, check_writable, ended, parser_of, tell, write_json
+from benchmarks.command import at_least_one, check_writable, ended, parser_of, tell
+from benchmarks.compare import report_all
 from benchmarks.harness import WorkerError, run_rounds
-from benchmarks.report import Comparison, heading, surroundings
+from benchmarks.report import Comparison
 from benchmarks.workloads import Workload
 
 ROOT = Path(__file__).parent.parent
@@ -88,46 +86,41 @@ def run_command(commands: Mapping[str, Sequence[str]], name: str) -> dict[str, A
     if not found and not name.startswith("python"):
         raise WorkerError("it printed no answer")
     answer, label = (float(found[1]), found[2]) if found else (None, None)
-    return {"seconds": [seconds], "answer": answer, "label": label, "peak_bytes": 0, "versions": {}}
+    return {"seconds": [seconds], "answer": answer, "label": label, "peak_bytes": 0, "versions": versions()}
 
 
-def compare(model: str, commands: Mapping[str, Sequence[str]], repeats: int) -> Comparison:
+def versions() -> dict[str, str]:
+    """Return the versions of what the commands use, as far as it is installed."""
+    found = {"minivit": minivit.__version__}
+    for name in ("numpy", "pillow", "torch", "torchvision", "timm"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def measure(model: str, rounds: int) -> Comparison:
     """Run all commands once, and then in rounds; the first seconds stand in a note."""
-    run = partial(run_command, commands)
-    first = run_rounds(GROUPS, 1, run, tell)
-    seconds = ", ".join(f"{name} {own.best:.3f} s" for name, own in first.items() if own.results)
-    outcomes = run_rounds(GROUPS, repeats, run, tell)
-    return Comparison(
-        Workload("start-up", "prediction", model), GROUPS, outcomes, [f"first processes, not counted: {seconds}"]
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = partial(run_command, commands_for(*prepare(Path(folder), minivit.get_config(model))))
+        first = run_rounds(GROUPS, 1, run, tell)
+        outcomes = run_rounds(GROUPS, rounds, run, tell)
+    seconds = ", ".join(f"{name} {own.median:.3f} s" for name, own in first.items() if own.results)
+    workload = Workload("start-up", "prediction", model)
+    return Comparison(workload, GROUPS, outcomes, [f"{model}; first processes, not counted: {seconds}"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure each model, print the tables, write all numbers where --json says, and return the exit status."""
+    """Measure each model, report, and return the exit status."""
     parser = parser_of(__doc__)
     default = f"default: {' '.join(MODELS)}"
-    presets = sorted(minivit.PRESETS)
-    parser.add_argument("models", nargs="*", default="", choices=["", *presets], metavar="MODEL", help=default)
-    parser.add_argument("--repeats", type=at_least_one, default=7, help="processes a command that count (default: 7)")
+    choices = [*minivit.PRESETS, [*MODELS]]  # argparse checks the default as a whole
+    parser.add_argument("models", nargs="*", default=[*MODELS], choices=choices, metavar="MODEL", help=default)
+    repeats = "processes a command that count (default: 7)"
+    parser.add_argument("--repeats", type=at_least_one, default=7, dest="processes", help=repeats)
+    parser.set_defaults(threads=None, markdown=None)
     options = parser.parse_args(arguments)
     check_writable(options.json)
-    where, versions = surroundings(), {"minivit": minivit.__version__}
-    for name in ("numpy", "pillow", "torch", "torchvision", "timm"):
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    done: list[Comparison] = []
-    for model in options.models or MODELS:
-        with tempfile.TemporaryDirectory() as folder:
-            commands = commands_for(*prepare(Path(folder), minivit.get_config(model)))
-            done.append(compare(model, commands, options.repeats))
-        print(f"{model}\n\n{done[-1]}\n", flush=True)
-        about = {"surroundings": where, "versions": versions, "processes": options.repeats}
-        write_json(options.json, about | {"models": [comparison.to_dict() for comparison in done]})
-    print(heading(where, versions, options.repeats))
-    failed = [name for comparison in done for name in comparison.failed]
-    if failed:
-        tell(f"failed: {', '.join(failed)}")
-    return 1 if failed else 0
+    return report_all(options.models, partial(measure, rounds=options.processes), options)
 
 
 if __name__ == "__main__":

@@ -57,10 +57,7 @@ def time_sample(step: Step, count: int) -> float:
 
 
 def time_samples(step: Step, seconds: float) -> list[float]:
-    """Return the seconds of a step in each of several samples that last `seconds` together, after a warm-up.
-
-    A sample is as many steps as take `_SAMPLE` seconds.
-    """
+    """Return the seconds of a step in samples of `_SAMPLE` seconds that last `seconds` together, after a warm-up."""
     time_sample(step, _WARM_UP)
     count = max(1, math.ceil(_SAMPLE / time_sample(step, 1)))
     samples: list[float] = []
@@ -78,12 +75,9 @@ def answered(figures: Callable[[], Any]) -> Any:
 
 
 def own_output() -> Callable[[Callable[[], Any]], bool]:
-    """Return a function that prints `answered` of a call as a line of JSON, and returns whether it was no error.
-
-    From now on what libraries print goes to standard error.
-    """
+    """Return a function that prints `answered` of a call as a line of JSON, and returns whether it was no error."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    os.dup2(2, 1)  # what libraries print goes to standard error
 
     def reply(figures: Callable[[], Any]) -> bool:
         said = answered(figures)
@@ -104,25 +98,24 @@ def use_threads(threads: int) -> None:
 def prepare(system: str, workload: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
     """Return a system's step after its first run, and what is reported of that.
 
-    The answer is the loss, or the root mean square of the logits, by which systems are compared; the limit has none.
+    Systems are compared by the answer: the loss, or the root mean square of the logits.
     """
     import numpy as np  # after the processors were chosen, as all below
 
-    from benchmarks.systems import find_system, versions
+    from benchmarks import systems
     from benchmarks.workloads import Workload, make_task
     from minivit.engine.machine import cores
 
     task = make_task(Workload(**workload), cores())
-    module, variant = find_system(system)
     begun = time.perf_counter()
-    step: Step = module.prepare(task, variant)
+    step = systems.prepare(system, task)
     result = np.asarray(step.to_host(step.run()), np.float64)
     seconds = time.perf_counter() - begun
     if step.on_gpu:
         time_sample(step, 2)
         step.release()  # other processes use the same device
     answer = float(np.sqrt((result * result).mean())) if result.size else None
-    about = {"threads": task.threads, "versions": versions()}
+    about = {"threads": task.threads, "versions": systems.versions()}
     return step, {"answer": answer, "seconds_to_first": seconds, **about}
 
 
@@ -144,9 +137,8 @@ def main() -> None:
         return said
 
     def measure(seconds: float) -> dict[str, Any]:
-        (step,) = steps
-        times = time_samples(step, seconds) if step.on_gpu else time_steps(step.run, seconds)
-        return {"seconds": times, **step.memory()}
+        times = time_samples(steps[0], seconds) if steps[0].on_gpu else time_steps(steps[0].run, seconds)
+        return {"seconds": times, **steps[0].memory()}
 
     if reply(begin):
         for line in sys.stdin:

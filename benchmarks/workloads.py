@@ -1,11 +1,9 @@
 """The workloads: which model, training or prediction, how many images in a step; and the same data for every system."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -48,7 +46,7 @@ class Workload:
         what = "training step" if self.trains else "prediction"
         return f"{self.name}: {what}, {sizes}, batch {self.batch_size}, {PRECISIONS[self.precision]}"
 
-    def changed(self, **overrides: Any) -> Workload:
+    def changed(self, **overrides: Any) -> Self:
         """Return this workload with fields of its model replaced."""
         return replace(self, overrides={**self.overrides, **overrides})
 

@@ -1,13 +1,9 @@
 """The systems that are measured, one file each; a system is called ``module`` or ``module:variant``.
 
-prepare(task, variant)    returns a `Step`: a training step or a prediction, ready to be timed
-versions()                returns the versions of what the system uses, by name
+Each has a function ``prepare(task, variant)``, which returns a `Step`: a training step or a prediction.
 """
 
-from __future__ import annotations
-
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,16 +13,8 @@ import numpy as np
 import threadpoolctl
 
 from benchmarks.memory import peak_bytes
+from benchmarks.workloads import Task
 from minivit.arrays import Array
-
-
-def host_memory() -> dict[str, int]:
-    """Return the peak memory of this process and its children."""
-    return {"peak_bytes": peak_bytes()}
-
-
-def _nothing() -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -39,19 +27,21 @@ class Step:
 
     run: Callable[[], Any]
     to_host: Callable[[Any], Array] = np.asarray  # makes a NumPy array of what `run` returned
-    wait: Callable[[], object] = _nothing  # for the device
-    memory: Callable[[], dict[str, int]] = host_memory  # `peak_bytes`; on a GPU the most that was taken from the driver
-    release: Callable[[], object] = _nothing  # gives unused memory back to the driver
-    close: Callable[[], object] = _nothing  # undoes what `prepare` changed in this process
+    wait: Callable[[], object] = lambda: None  # for the device
+    memory: Callable[[], dict[str, int]] = lambda: {
+        "peak_bytes": peak_bytes()
+    }  # on a GPU the most taken from the driver
+    release: Callable[[], object] = lambda: None  # gives unused memory back to the driver
+    close: Callable[[], object] = lambda: None  # undoes what `prepare` changed in this process
     on_gpu: bool = False
 
 
-def find_system(system: str) -> tuple[Any, str]:
-    """Return the module and the variant of a system; raise ValueError where there is no such system."""
+def prepare(system: str, task: Task) -> Step:
+    """Return the step of a system."""
     name, _, variant = system.partition(":")
-    if importlib.util.find_spec(f"benchmarks.systems.{name}") is None:
-        raise ValueError(f"there is no system {system!r}")
-    return importlib.import_module(f"benchmarks.systems.{name}"), variant
+    module: Any = importlib.import_module(f"benchmarks.systems.{name}")
+    step: Step = module.prepare(task, variant)
+    return step
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,5 @@
 """JAX: the whole step under one jit, its parameters and optimiser state donated; AdamW of optax."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

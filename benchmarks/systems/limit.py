@@ -5,8 +5,6 @@ micro-16    processes that take 16 images at a time through all products, with s
 rows        for one image: each product's rows shared by threads, which wait for each other where they must
 """
 
-from __future__ import annotations
-
 import functools
 import multiprocessing
 import threading
@@ -61,36 +59,24 @@ def _by_images(task: Task, size: int) -> Step:
     sizes = [min(size, B - start) for start in range(0, B, size)]
     processes = min(task.threads, len(sizes))
     fork = multiprocessing.get_context("fork")
-    barrier, taken = fork.Barrier(processes), fork.Value("q", 0)
+    barrier = fork.Barrier(processes)
 
     @functools.cache
     def own() -> dict[int, list[Product]]:  # made in the first step by each process, in its own memory
         return {count: _products(task, count) for count in set(sizes)}
 
-    def take_micro_batches() -> None:
-        mine = own()
-        while True:
-            with taken.get_lock():
-                index = taken.value
-                taken.value += 1
-            if index >= len(sizes):
-                return
-            _run(mine[sizes[index]])
-
-    def serve() -> None:
-        while True:
-            barrier.wait()
-            take_micro_batches()
-            barrier.wait()
-
-    def run() -> Any:
-        taken.value = 0
+    def take_share(number: int) -> Any:
         barrier.wait()
-        take_micro_batches()
+        for count in sizes[number::processes]:
+            _run(own()[count])
         barrier.wait()
         return _NOTHING
 
-    others = [fork.Process(target=serve, daemon=True) for _ in range(processes - 1)]
+    def serve(number: int) -> None:
+        while True:
+            take_share(number)
+
+    others = [fork.Process(target=serve, args=(number,), daemon=True) for number in range(1, processes)]
 
     def close() -> None:
         for other in others:
@@ -99,7 +85,7 @@ def _by_images(task: Task, size: int) -> Step:
 
     for other in others:
         other.start()
-    return Step(run, close=close)
+    return Step(lambda: take_share(0), close=close)
 
 
 def _by_rows(task: Task) -> Step:

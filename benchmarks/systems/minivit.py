@@ -4,16 +4,14 @@
 are compared with "block", where that kernel is off too; it calls attention as an op.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from unittest import mock
 
 import minivit
-from benchmarks.systems import Step, host_memory
+from benchmarks.systems import Step
 from benchmarks.workloads import BETAS, EPS, LR, WEIGHT_DECAY, Task
 from minivit import ViT, ops
 from minivit.arrays import Array, backend, synchronize, to_backend, to_host
@@ -97,11 +95,11 @@ def prepare(task: Task, variant: str) -> Step:
 
     if on_host:
         return Step(run, close=changes.close)
-    wait, memory, release = (lambda: synchronize(xp)), host_memory, lambda: None
+    step = Step(run, to_host, lambda: synchronize(xp), close=changes.close, on_gpu=True)
     if hasattr(xp, "get_default_memory_pool"):  # the stand-in for CuPy in the tests has none
         pool = xp.get_default_memory_pool()
-        memory, release = (lambda: {"peak_bytes": pool.total_bytes()}), pool.free_all_blocks
-    return Step(run, to_host, wait, memory, release, changes.close, on_gpu=True)
+        step = replace(step, memory=lambda: {"peak_bytes": pool.total_bytes()}, release=pool.free_all_blocks)
+    return step
 
 
 def _whole_batch(model: ViT, task: Task, optimizer: Any) -> Array:

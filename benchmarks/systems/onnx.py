@@ -5,8 +5,6 @@
 The export runs in a process of its own, so that PyTorch's threads and memory are not in the one that is measured.
 """
 
-from __future__ import annotations
-
 import pickle
 import subprocess
 import sys

@@ -8,8 +8,6 @@ kept                            the plain model in a process that keeps freed pa
 On a GPU in bfloat16 a model trains under autocast, with float32 parameters, and predicts with parameters of 16 bits.
 """
 
-from __future__ import annotations
-
 import warnings
 from functools import partial
 from typing import Any
