@@ -28,7 +28,7 @@ from benchmarks.products import Weights, products
 from benchmarks.report import heading, percent, records_table, surroundings
 from benchmarks.systems import minivit as minivit_system
 from benchmarks.systems import versions
-from benchmarks.workloads import WORKLOADS, Task, Workload, make_task, workload_named
+from benchmarks.workloads import Task, Workload, make_task, workload_named
 from minivit import AdamW, ops
 from minivit.engine.machine import cores
 
@@ -112,32 +112,26 @@ def product_times(workload: Workload) -> dict[str, tuple[float, int]]:
     return dict(found)
 
 
-def _alone(workload: Workload, processes: int) -> dict[str, tuple[float, int]]:
-    """Return `product_times`, the mean of `processes` that do them at once."""
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        measured = pool.map(product_times, [workload] * processes, chunksize=1)
-    means = {name: statistics.mean(times[name][0] for times in measured) for name in measured[0]}
-    return {name: (means[name], flops) for name, (_, flops) in measured[0].items()}
-
-
 def breakdown(task: Task, steps: int) -> list[dict[str, Any]]:
     """Return the rows of a task, the longest first and then the sum, from the medians of several steps."""
     workload = task.workload
     images, micro_batch = workload.batch_size, min(workload.batch_size, workload.config.micro_batch)
-    alone = {name: (own / micro_batch, flops / own) for name, (own, flops) in _alone(workload, task.threads).items()}
+    with multiprocessing.get_context("spawn").Pool(task.threads) as pool:
+        times = pool.map(product_times, [workload] * task.threads, chunksize=1)
+    flops = {name: count for name, (_, count) in times[0].items()}
+    alone = {name: statistics.mean(own[name][0] for own in times) / micro_batch for name in flops}
     seconds, calls = timed_steps(task, steps)
     total = sum(seconds.values())
     seconds = {**dict(sorted(seconds.items(), key=lambda item: -item[1])), "all": total}
-    alone["all"] = sum(own for own, _ in alone.values()), 0.0
+    alone["all"] = sum(alone.values())
     rows = []
     for name, own in seconds.items():
         row: dict[str, Any] = {f"{task.threads} thread{'s' * (task.threads > 1)}": name}
         row["calls"] = calls.get(name) if name in OPS else None
         row |= {"ms an image": 1e3 * own / images, "share": percent(own / total)}
         if name in alone:
-            product, rate = alone[name]
-            row |= {"products alone, ms": 1e3 * product, "part of the op": percent(product * images / own)}
-            row["GFLOP/s"] = f"{rate / 1e9:.0f}" if rate else ""
+            row |= {"products alone, ms": 1e3 * alone[name], "part of the op": percent(alone[name] * images / own)}
+            row["GFLOP/s"] = f"{flops[name] / micro_batch / alone[name] / 1e9:.0f}" if name in flops else ""
         rows.append(row)
     return rows
 
@@ -145,21 +139,19 @@ def breakdown(task: Task, steps: int) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for one thread and one for all, and write all numbers where --json says."""
     parser = parser_of(__doc__)
-    named = f"of {', '.join(WORKLOADS)} (default: train-tiny)"
-    parser.add_argument("workload", nargs="?", default="train-tiny", type=workload_named, help=named)
+    parser.add_argument("workload", nargs="?", default="train-tiny", type=workload_named, help="default: train-tiny")
     parser.add_argument("--threads", type=at_least_one, nargs="+", default=sorted({1, cores()}), help="default: 1, all")
     parser.add_argument("--steps", type=at_least_one, default=5, help="how many are measured (default: 5)")
     options = parser.parse_args(arguments)
-    workload = options.workload
     check_writable(options.json)
     where, used = surroundings(max(options.threads)), versions()
-    about = {"surroundings": where, "versions": used, "workload": workload.name}
-    print(f"{workload.title}; processor time of all threads, medians of {options.steps} steps\n")
+    about = {"surroundings": where, "versions": used, "workload": options.workload.name}
+    print(f"{options.workload.title}; processor time of all threads, medians of {options.steps} steps\n")
     found = []
     for threads in options.threads:
-        found.append(breakdown(make_task(workload, threads), options.steps))
+        found.append(breakdown(make_task(options.workload, threads), options.steps))
         print(records_table(found[-1]) + "\n", flush=True)
-        write_json(options.json, about | {"batch_size": workload.batch_size, "breakdowns": found})
+        write_json(options.json, about | {"breakdowns": found})
     print(heading(where, used, 1))
 
 

@@ -19,18 +19,13 @@ from benchmarks.workloads import WORKLOADS, Workload
 from minivit.engine.machine import cores
 
 
-def groups_of(workload: Workload, baselines: Sequence[str], threads: int) -> tuple[dict[str, Sequence[str]], list[str]]:
-    """Return the systems to measure, by baseline, and a note on each baseline that cannot be."""
+def compare(workload: Workload, baselines: Sequence[str], options: argparse.Namespace) -> Comparison:
+    """Measure a workload on minivit and the baselines that can run it."""
+    threads = options.threads or cores()
     reasons = {baseline: impossible(baseline, workload) for baseline in baselines}
     groups = {name: systems_of(name, workload, threads) for name, reason in reasons.items() if not reason}
     notes = [f"{BASELINES[name].title}: not measured: {reason}" for name, reason in reasons.items() if reason]
-    return {OURS: [OURS], **groups}, notes
-
-
-def compare(workload: Workload, baselines: Sequence[str], options: argparse.Namespace) -> Comparison:
-    """Measure a workload."""
-    threads = options.threads or cores()
-    groups, notes = groups_of(workload, baselines, threads)
+    groups = {OURS: [OURS], **groups}
     run = partial(harness.run_worker, workload=workload, seconds=options.seconds, threads=threads)
     outcomes = harness.run_rounds(groups, options.processes, run, lambda line: tell(f"{workload.name}: {line}"))
     return Comparison(workload, groups, outcomes, notes)

@@ -81,9 +81,7 @@ def card(command: Sequence[str] = _COMMAND) -> dict[str, str]:
     return dict(zip(_FIELDS, map(str.strip, fields), strict=False))
 
 
-def start(system: str, workload: Workload) -> Worker:
-    """Return a process that prepares a system; several compile at once, each with a few threads."""
-    return start_worker(system, workload, TORCHINDUCTOR_COMPILE_THREADS=str(max(1, cores() // 4)))
+_start = partial(start_worker, TORCHINDUCTOR_COMPILE_THREADS=str(max(1, cores() // 4)))  # several compile at once
 
 
 def compare_all(
@@ -91,7 +89,7 @@ def compare_all(
     systems: Mapping[str, str],
     seconds: float,
     budget: Budget,
-    start: Callable[[str, Workload], Any] = start,
+    start: Callable[[str, Workload], Any] = _start,
 ) -> Iterator[Comparison]:
     """Measure as many workloads as the budget allows, `seconds` a turn; `systems` are by baseline.
 

@@ -173,9 +173,8 @@ def measure_products(calls: list[Call], seconds: Callable[..., list[float]], bes
 
     def row(call: Call) -> dict[str, Any]:
         (own,) = seconds(call.run)
-        rate = call.flops / own
-        figures = {"times": times[call.size], "flops": call.flops, "seconds": own}
-        return figures | {"flops_a_second": rate, "of_square": rate / best}
+        rates = {"flops_a_second": call.flops / own, "of_square": call.flops / own / best}
+        return {"times": times[call.size], "flops": call.flops, "seconds": own, **rates}
 
     found = {call.size: call for call in calls if call.flops}
     rows = [{"name": size, **answered(partial(row, call))} for size, call in found.items()]

@@ -1,7 +1,6 @@
 """Processes that measure, and rounds: each system once a round, one after the other, never two at once.
 
-Each round draws its own order, the same ones every time, so that no system always follows the same one, whose heat and
-caches it would inherit.
+Each round draws its own order, the same ones every time, so that no system always inherits the caches of the same one.
 """
 
 import json

@@ -11,8 +11,8 @@ def peak_bytes() -> int:
 
     On Linux that is the sum of each one's own peak (VmHWM), corrected so that what they share counts once. Of the
     anonymous and shared memory that a process holds now, the part that others hold too is taken off: the kernel counts
-    a page that n processes hold as one nth for each. The files that a child maps, its libraries, are left out. Elsewhere
-    it is the peak of this process alone. (On Linux ru_maxrss would begin with what the parent held at the start.)
+    a page that n processes hold as one nth for each. The files that a child maps, its libraries, are left out.
+    Elsewhere it is the peak of this process alone, since there ru_maxrss does not begin with that of the parent.
     """
     if (_PROC / "self/smaps_rollup").exists():
         return _own_peak("self") + sum(map(_own_peak, _children()))

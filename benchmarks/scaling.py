@@ -230,9 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about = {"surroundings": where, "versions": versions, "rounds": rounds, "seconds": options.seconds}
         write(points, {**about, "left_out": failures}, options.out)
 
-    harness.run_rounds(
-        {str(place): keys for place, keys in groups.items()}, options.rounds, run, command.tell, after_round
-    )
+    named = {str(place): keys for place, keys in groups.items()}
+    harness.run_rounds(named, options.rounds, run, command.tell, after_round)
     return 1 if failures else 0
 
 

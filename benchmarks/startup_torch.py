@@ -40,8 +40,7 @@ else:
             sizes = about["model_args"]
             (height, width), (P, Q) = sizes["img_size"], sizes["patch_size"]
             config = SimpleNamespace(**{"num_classes": about["num_classes"], **sizes}, norm_eps=1e-6)
-            config.patch_height, config.patch_width = P, Q
-            config.num_tokens = (height // P) * (width // Q) + 1
+            config.patch_height, config.patch_width, config.num_tokens = P, Q, (height // P) * (width // Q) + 1
             config.hidden_dim = int(config.embed_dim * config.mlp_ratio)
             model = PlainViT(config)
     model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)

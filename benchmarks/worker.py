@@ -24,7 +24,6 @@ STEPS = 6  # that are timed at least on a CPU, unless they are slow
 _LONG = 14.0  # seconds of steps that are enough, however few they are
 _SAMPLE = 0.1  # seconds between two waits for a GPU
 FEWEST_SAMPLES = 3
-_WARM_UP = 3  # steps on a GPU
 
 
 def time_steps(step: Callable[[], object], seconds: float) -> list[float]:
@@ -58,7 +57,7 @@ def time_sample(step: Step, count: int) -> float:
 
 def time_samples(step: Step, seconds: float) -> list[float]:
     """Return the seconds of a step in samples of `_SAMPLE` seconds that last `seconds` together, after a warm-up."""
-    time_sample(step, _WARM_UP)
+    time_sample(step, 3)
     count = max(1, math.ceil(_SAMPLE / time_sample(step, 1)))
     samples: list[float] = []
     while len(samples) < FEWEST_SAMPLES or count * sum(samples) < seconds:

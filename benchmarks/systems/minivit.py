@@ -20,8 +20,7 @@ from minivit.engine import worker_pool
 from minivit.engine.machine import keep_freed_pages
 from minivit.ops.attention import ALL
 
-# While the context lasts, the gain is missing.
-Change: TypeAlias = Callable[[], AbstractContextManager[Any]]
+Change: TypeAlias = Callable[[], AbstractContextManager[Any]]  # while the context lasts, the gain is missing
 
 
 @dataclass(frozen=True)
