@@ -16,10 +16,10 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -143,12 +143,13 @@ def recorded(run: Callable[[], object]) -> list[Call]:
 
         return call
 
-    with ExitStack() as stack:
-        kernels = {key: kernel(key[-1], function) for key, function in runtime._functions.items()}
-        stack.enter_context(mock.patch.dict(runtime._functions, kernels))
-        for blas in runtime._blas.values():
-            for name in ("gemmEx", "gemmStridedBatchedEx"):
-                stack.enter_context(mock.patch.object(blas.bindings, name, gemm(getattr(blas.bindings, name))))
+    def counted(blas: runtime.Blas) -> runtime.Blas:
+        gemms = {name: gemm(getattr(blas.bindings, name)) for name in ("gemmEx", "gemmStridedBatchedEx")}
+        return blas._replace(bindings=SimpleNamespace(**gemms))
+
+    kernels = {key: kernel(key[-1], function) for key, function in runtime._functions.items()}
+    products = {library: counted(blas) for library, blas in runtime._blas.items()}
+    with mock.patch.dict(runtime._functions, kernels), mock.patch.dict(runtime._blas, products):
         run()
     return calls
 

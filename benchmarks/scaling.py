@@ -98,10 +98,12 @@ def fit_exponent(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, 
 def curves(points: Sequence[Point], axis: str) -> dict[str, dict[str, dict[int, Point]]]:
     """Return the points of an axis by kind, system and value, from left to right."""
     own = sorted((p for p in points if p.axis == axis), key=lambda p: p.value)
-    kinds, systems = (dict.fromkeys(getattr(p, name) for p in points) for name in ("kind", "system"))
+
+    def curve(kind: str, system: str) -> dict[int, Point]:
+        return {p.value: p for p in own if (p.kind, p.system) == (kind, system)}
+
     return {
-        kind: {system: {p.value: p for p in own if (p.kind, p.system) == (kind, system)} for system in systems}
-        for kind in kinds
+        kind: {name: curve(kind, name) for name in (OURS, THEIRS)} for kind in dict.fromkeys(p.kind for p in points)
     }
 
 
