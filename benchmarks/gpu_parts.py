@@ -190,7 +190,7 @@ def other_calls(xp: Any, dtype: Any, count: int = 8192) -> None:
     key = Key(0, 0, xp.arange(count, dtype=np.int64))
     images, x = xp.zeros((count, 32, 32, 3), dtype=np.uint8), xp.ones((count, 32, 192), dtype=dtype)
     scale, shift = ops.augment.channel_scale((0.5,) * 3, (0.25,) * 3, runtime.acc_dtype(dtype), xp)
-    ops.dropout(x, key.keep_mask(x.shape, 0.1, x.dtype))
+    ops.dropout(x, ops.keep_mask(key, x.shape, 0.1, x.dtype))
     ops.augment.training_images(images, key, crop_padding=4, flip=True, scale=scale, shift=shift, dtype=dtype)
     ops.update_rules.gradient_norm(xp.ones(count * 1024, dtype=np.float32))
 

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_runs import fake_run
+from fake_runs import fake_run, made_up, scripted, squeezed
 
 import minivit
-from benchmarks import ablations, breakdown, compare, harness, scaling, startup
+from benchmarks import ablations, breakdown, compare, gpu, harness, scaling, startup
 from benchmarks.baselines import ABLATED
 from benchmarks.command import ended
 from benchmarks.harness import WorkerError
 from benchmarks.report import records_table, surroundings
-from benchmarks.scaling import AXES, Point, fit_exponent, growth_table, memory_table, rate_table
+from benchmarks.scaling import fit_exponent, growth_table, memory_table, rate_table
 from benchmarks.systems.limit import layouts
 from benchmarks.workloads import WORKLOADS, Workload, make_task
 from minivit import ops
 
 MICRO = Workload("micro", "training", "vit_micro_patch4_8", {"depth": 2}, batch_size=150)
-
-
-def squeezed(text: str) -> str:
-    return re.sub(" +", " ", text)
 
 
 def test_a_comparison_of_fake_systems(
@@ -165,45 +159,25 @@ def test_ablations_are_compared_with_the_step_as_it_is_or_without_the_block(
     [
         (compare.main, ["train-huge"], "no workload 'train-huge'"),
         (compare.main, ["--processes", "0"], "at least 1"),
-        (compare.main, ["--threads", "0"], "at least 1"),
         (compare.main, ["--threads", "99999"], "lets a process use"),
         (compare.main, ["train-w64", "--json", "{folder}"], "cannot write"),
         (compare.main, ["train-w64", "--markdown", "{folder}/file/table.md"], "cannot write"),
-        (ablations.main, ["train-huge"], "no workload 'train-huge'"),
         (startup.main, ["nosuch"], "nosuch"),
         (startup.main, ["--repeats", "0"], "at least 1"),
-        (breakdown.main, ["--steps", "0"], "at least 1"),
         (breakdown.main, ["--json", "{folder}/file/deep"], "cannot write"),
         (scaling.main, ["--out", "{folder}/file"], "cannot write"),
+        (gpu.main, ["--rehearse", "--only", "everything"], "everything"),
     ],
 )
 def test_a_wrong_option_ends_a_command_before_anything_is_measured(
-    main: Callable[[list[str]], Any],
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    main: Any, arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").touch()
     monkeypatch.setattr(harness, "run_rounds", lambda *arguments: pytest.fail("something was measured"))
-    given = [text.format(folder=tmp_path) for text in arguments]
-    try:
-        status: Any = ended(lambda: main(given))
-    except SystemExit as stop:
-        status = stop.code
-    assert status == 2
+    with pytest.raises(SystemExit) as stop:
+        sys.exit(ended(lambda: main([text.format(folder=tmp_path) for text in arguments])))
+    assert stop.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def made_up(kinds: tuple[str, ...] = ("training", "prediction")) -> list[Point]:
-    return [
-        Point(axis, kind, system, value, (900.0 * k / value, 1000.0 * k / value), 10**8 + value * 10**5, value**2)
-        for axis, of in AXES.items()
-        for kind in kinds
-        for system, k in ((scaling.OURS, 2), (scaling.THEIRS, 1))
-        for value in of.values
-    ]
 
 
 def test_the_exponent_of_a_power_is_found_and_its_error_is_that_of_the_line() -> None:
@@ -311,13 +285,6 @@ def test_the_table_of_a_breakdown_ends_with_the_sum() -> None:
     assert linear["calls"] == 10 * math.ceil(150 / MICRO.config.micro_batch)
     assert linear["products alone, ms"] > 0
     assert f"| linear | {linear['calls']} | " in squeezed(records_table(rows))
-
-
-def scripted(answers: dict[str, str]) -> dict[str, list[str]]:
-    """Return commands that print an answer each, and fail where it is empty."""
-    code = "import sys; sys.exit('broken') if not sys.argv[1] else print(sys.argv[1])"
-    systems = [system for group in startup.GROUPS.values() for system in group]
-    return {system: [sys.executable, "-c", code, answers.get(system, "50.0 %  class1")] for system in systems}
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,19 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from devices import needs_kernels
+from fake_gpu import DeviceSynchronizedError, FakeDevice, FakeHook, FakePart, FakeWorker, fake_cupyx
 from strict import strict
 
 from benchmarks import gpu, gpu_parts, worker
 from benchmarks.command import ended
-from benchmarks.harness import WorkerError
 from benchmarks.systems import Step
 from benchmarks.systems import minivit as minivit_system
 from benchmarks.workloads import GPU_WORKLOADS, Workload, make_task
@@ -49,26 +48,6 @@ def test_the_card_is_described_by_the_drivers_tool(command: tuple[str, ...], mes
             gpu.card(command)
     else:
         assert list(gpu.card(command).values()) == ["NVIDIA H200", "580.159.03", "143771 MiB"]
-
-
-class FakeWorker:
-    """A process with a time of its own, or with an error."""
-
-    def __init__(self, milliseconds: float | str) -> None:
-        self._milliseconds = milliseconds
-        self.closed = False
-
-    def reply(self, seconds: float) -> dict[str, Any]:
-        if isinstance(self._milliseconds, str):
-            raise WorkerError(self._milliseconds)
-        return {"answer": 2.3, "seconds_to_first": 1.0, "versions": {"PyTorch": "2"}}
-
-    def measure(self, duration: float, seconds: float) -> dict[str, Any]:
-        assert isinstance(self._milliseconds, float)
-        return {"seconds": [1e-3 * self._milliseconds] * 3, "peak_bytes": 1e9}
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def test_systems_are_compared_as_long_as_there_is_time_and_one_that_fails_is_named() -> None:
@@ -123,28 +102,6 @@ def test_without_a_gpu_the_command_says_so(monkeypatch: pytest.MonkeyPatch, caps
         gpu_parts.measure_part("kernels", "bfloat16")
 
 
-FIGURES: dict[str, Any] = {
-    "kernels": {"tiny": [{"name": "gelu", "of_copy": 0.6, "bar": "below"}, {"name": "embed", "error": "MemoryError"}]},
-    "products": {"tiny": {"square_flops_a_second": 7e14, "rows": [{"name": "1 x (8, 8) @ (8, 8)", "times": 12}]}},
-    "claims": {"tiny": {"launches": {"adam": 1, "product": 60}, "reads": {"found": False, "where": ""}}},
-}
-
-
-class FakePart:
-    """The process of a part."""
-
-    def __init__(self, module: str, part: str, precision: str) -> None:
-        self.part, self.precision = part, precision
-
-    def reply(self, timeout: float) -> dict[str, Any]:
-        if (self.part, self.precision) == ("products", "tf32"):
-            raise WorkerError("RuntimeError: no cuBLAS")
-        return {"figures": FIGURES[self.part], "versions": {"cupy": "14.2"}}
-
-    def close(self) -> None:
-        """End."""
-
-
 @pytest.mark.usefixtures("without_torch")
 def test_parts_are_shown_and_written_and_their_failures_end_in_status_1(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -167,47 +124,6 @@ def test_parts_are_shown_and_written_and_their_failures_end_in_status_1(
     assert skipped[-1] == "kernels, bfloat16: skipped: 1 of 1 s left, 35 needed"
 
 
-class FakeDevice:
-    """A CuPy whose device works one call after the other, in a time of its own."""
-
-    def __init__(self) -> None:
-        self.host = self.device = 0.0
-        self.cuda = SimpleNamespace(Event=functools.partial(FakeEvent, self), get_elapsed_time=self.elapsed)
-        self.spins: list[float] = []
-
-    def RawKernel(self, code: str, name: str) -> Callable[..., None]:  # noqa: N802 - as in CuPy
-        def spin(grid: object, block: object, args: tuple[int]) -> None:
-            self.spins.append(1e-9 * args[0])
-            self.work(1e-9 * args[0])
-
-        return spin
-
-    def work(self, seconds: float, host: float = 0.0) -> None:
-        """Queue work, which takes the host and the device their time."""
-        self.host += host
-        self.device = max(self.device, self.host) + seconds
-
-    @staticmethod
-    def elapsed(first: FakeEvent, last: FakeEvent) -> float:
-        return 1e3 * (last.at - first.at)
-
-
-class FakeEvent:
-    def __init__(self, device: FakeDevice) -> None:
-        self._device = device
-        self.at = 0.0
-
-    def record(self) -> None:
-        self.at = self._device.device
-
-    def synchronize(self) -> None:
-        self._device.host = max(self._device.host, self.at)
-
-    @property
-    def done(self) -> bool:
-        return self.at <= self._device.host
-
-
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
     fake = FakeDevice()
@@ -217,7 +133,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
 
 def test_the_clock_sees_the_device_alone_however_slow_the_host(device: FakeDevice) -> None:
     timing = gpu_parts.DeviceClock(device).time(lambda: device.work(1e-4, host=5e-3), 10)
-    assert timing == pytest.approx((1e-3, 50e-3, True))
+    assert [timing.seconds, timing.host, timing.ahead] == pytest.approx([1e-3, 50e-3, True])
     assert device.spins[-1] > 50e-3
 
     def waiting() -> None:
@@ -228,19 +144,12 @@ def test_the_clock_sees_the_device_alone_however_slow_the_host(device: FakeDevic
     assert max(device.spins) <= 0.5
 
 
-def test_the_clock_takes_turns_and_makes_samples_long_enough(device: FakeDevice) -> None:
+def test_the_clock_takes_turns_and_steps_are_timed_from_idle_to_idle_in_long_samples(device: FakeDevice) -> None:
     order: list[str] = []
+    fast, slow = ((lambda s=s: (order.append(f"{s:.0e}"), device.work(s))) for s in (1e-3, 9e-3))
+    assert gpu_parts.DeviceClock(device).seconds(fast, slow) == pytest.approx([1e-3, 9e-3])
+    assert order[-10:] == ["1e-03"] * 4 + ["9e-03"] + ["1e-03"] * 4 + ["9e-03"]
 
-    def call(name: str, seconds: float) -> None:
-        order.append(name)
-        device.work(seconds)
-
-    found = gpu_parts.DeviceClock(device).seconds(lambda: call("fast", 1e-3), lambda: call("slow", 9e-3))
-    assert found == pytest.approx([1e-3, 9e-3])
-    assert "".join(name[0] for name in order[-10:]) == "ffffsffffs"
-
-
-def test_steps_are_timed_from_idle_to_idle_in_samples(device: FakeDevice) -> None:
     def wait() -> None:
         device.host = max(device.host, device.device)
 
@@ -249,34 +158,10 @@ def test_steps_are_timed_from_idle_to_idle_in_samples(device: FakeDevice) -> Non
     assert statistics.median(times) == pytest.approx(0.03, rel=0.02)
 
 
-class FakeHook:
-    current: Any = None
-
-    def __enter__(self) -> None:
-        FakeHook.current = self
-
-    def __exit__(self, *_: object) -> None:
-        FakeHook.current = None
-
-
-class DeviceSynchronizedError(RuntimeError):
-    """As in CuPy."""
-
-
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a CuPy that has a memory pool alone, beside a cupyx that can refuse to wait."""
-    module: Any = ModuleType("cupyx")
-    module.allowed = [True]
-
-    @contextmanager
-    def allow_synchronize(allow: bool) -> Iterator[None]:
-        module.allowed[:] = [allow]
-        yield
-        module.allowed[:] = [True]
-
-    module.allow_synchronize, module.DeviceSynchronized = allow_synchronize, DeviceSynchronizedError
-    monkeypatch.setitem(sys.modules, "cupyx", module)
+    monkeypatch.setitem(sys.modules, "cupyx", fake_cupyx())
     pool = SimpleNamespace(used_bytes=lambda: 100, total_bytes=lambda: 512)
     return SimpleNamespace(cuda=SimpleNamespace(MemoryHook=FakeHook), get_default_memory_pool=lambda: pool)
 
@@ -338,12 +223,9 @@ def test_kernels_are_compared_with_a_copy_and_one_that_fails_does_not_hide_the_o
 
     def seconds(*runs: Callable[[], object]) -> list[float]:
         runs[0]()
-        return [1e-3 * (i + 1) for i in range(len(runs))]
+        return [1e-3, 2e-3]
 
-    def refuse() -> None:
-        raise MemoryError("no more memory")
-
-    broken = gpu_parts.Call("gelu", "(2, 2)", refuse, bytes=10**6)
+    broken = gpu_parts.Call("gelu", "(2, 2)", lambda: exec("raise MemoryError('no more memory')"), bytes=10**6)
     *rows, last = gpu_parts.measure_kernels([*calls, broken], seconds, strict)
     assert last == {"name": "gelu (2, 2)", "error": "MemoryError: no more memory"}
     assert len({row["name"] for row in rows}) == len(rows) > 2
@@ -373,18 +255,13 @@ def test_the_work_of_a_device_is_summed_by_name() -> None:
 
 
 def test_a_part_goes_on_with_the_next_workload(monkeypatch: pytest.MonkeyPatch) -> None:
-    def prepare(task: Any, variant: str) -> Any:
-        if task.workload.batch_size == 1:
-            raise MemoryError("none left")
-        return Step(lambda: None)
-
     def claims(step: Step, cupy: Any, precision: str) -> Any:
         return {"precision": precision, "strict": cupy is strict}
 
-    monkeypatch.setattr(gpu_parts, "GPU_WORKLOADS", {"one": replace(SMALL, batch_size=1), "two": SMALL})
+    monkeypatch.setattr(gpu_parts, "GPU_WORKLOADS", {"one": SMALL.changed(depth=-1), "two": SMALL})
     monkeypatch.setattr(gpu_parts, "WORKLOADS", ("one", "two"))
-    monkeypatch.setattr(minivit_system, "prepare", prepare)
     monkeypatch.setattr(gpu_parts, "backend", lambda name: strict)
     monkeypatch.setitem(gpu_parts.PARTS, "claims", claims)
     found = gpu_parts.measure_part("claims", "tf32")
-    assert found == {"one": {"error": "MemoryError: none left"}, "two": {"precision": "tf32", "strict": True}}
+    assert found["one"]["error"].startswith("UserError: ")
+    assert found["two"] == {"precision": "tf32", "strict": True}
