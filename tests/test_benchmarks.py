@@ -1,14 +1,12 @@
 """The benchmarks: workloads, baselines, the products of the limit, minivit and its ablations."""
 
-from __future__ import annotations
-
-import functools
 import os
 import sys
 from contextlib import closing
 from dataclasses import replace
 from multiprocessing import RawArray
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,10 +23,6 @@ from benchmarks.systems.minivit import ABLATIONS
 from benchmarks.workloads import GPU_WORKLOADS, WORKLOADS, Workload, make_task
 from minivit import ViTConfig, ops
 from minivit.engine import engine, worker_pool
-from minivit.kernels.numpy.attention import FastAttentionCache
-from minivit.kernels.numpy.encoder_block import FastBlockCache
-from minivit.kernels.numpy.gelu import FastGELUCache
-from minivit.kernels.numpy.layer_norm import FastLayerNormCache
 from minivit.nn.summary import summarize
 from minivit.nn.vit import ViT
 from minivit.ops.attention import ALL
@@ -38,7 +32,6 @@ TRAIN = replace(WORKLOADS["train-w64"].changed(**SMALL), batch_size=4)
 PREDICT = WORKLOADS["predict-one"].changed(**SMALL, patch_size=4)
 MICRO = Workload("micro", "training", "vit_micro_patch4_8", {"depth": 2}, batch_size=150)  # micro-batches of 64
 LONG = Workload("long", "prediction", "vit_micro_patch4_8", {"depth": 2, "img_size": 32}, batch_size=3)  # 65 tokens
-KERNELS = {FastBlockCache, FastAttentionCache, FastGELUCache, FastLayerNormCache}
 
 
 def test_the_workloads_are_those_of_the_bars() -> None:
@@ -55,13 +48,7 @@ def test_the_workloads_are_those_of_the_bars() -> None:
         "predict-224": (192, 12, 3, 768, 197, 32),
         "predict-one": (192, 12, 3, 768, 197, 1),
     }
-    on_gpu = {name: (w.preset, w.kind, w.batch_size) for name, w in GPU_WORKLOADS.items()}
-    assert on_gpu == {
-        "gpu-train-tiny": ("vit_tiny_patch4_32", "training", 1024),
-        "gpu-train-base": ("vit_base_patch16_224", "training", 128),
-        "gpu-predict-224": ("vit_tiny_patch16_224", "prediction", 256),
-        "gpu-predict-32": ("vit_tiny_patch4_32", "prediction", 1024),
-    }
+    assert [w.batch_size for w in GPU_WORKLOADS.values()] == [1024, 128, 256, 1024]
     for name, workload in (WORKLOADS | GPU_WORKLOADS).items():
         config = workload.config  # of a model that every baseline has
         assert workload.kind == ("training" if "train" in name else "prediction")
@@ -78,7 +65,6 @@ def test_a_changed_workload_has_no_bars() -> None:
     assert bars_of(replace(training, precision="tf32"), "compile") == []
     assert replace(training, precision="tf32").title.endswith("65 tokens, batch 1024, float32 (TF32)")
     assert bars_of(WORKLOADS["train-tiny"].changed(depth=1), "eager") == []
-    assert WORKLOADS["train-tiny"].config.depth == 12
 
 
 def test_a_task_is_the_same_every_time() -> None:
@@ -87,15 +73,13 @@ def test_a_task_is_the_same_every_time() -> None:
     assert first.state.keys() == second.state.keys()
     assert all(np.array_equal(value, second.state[name]) for name, value in first.state.items())
     assert all(value.any() for value in first.state.values())
-    assert "blocks.0.mlp.fc1.weight" in first.decay
-    assert "blocks.0.mlp.fc1.bias" not in first.decay
+    assert {name for name in first.decay if "blocks.0.mlp.fc1" in name} == {"blocks.0.mlp.fc1.weight"}
 
 
 def test_the_baselines_that_are_measured_by_default() -> None:
     assert usual_baselines(WORKLOADS["train-tiny-1024"]) == ["eager", "eager-kept", "limit"]
     assert {"eager", "compile", "jax", "limit"} <= set(usual_baselines(WORKLOADS["train-tiny"]))
-    assert "onnx" in usual_baselines(WORKLOADS["predict-one"])
-    assert "onnx" not in usual_baselines(WORKLOADS["train-tiny"])
+    assert ["onnx" in usual_baselines(WORKLOADS[name]) for name in ("predict-one", "train-tiny")] == [True, False]
     assert impossible("onnx", WORKLOADS["train-tiny"]) == "it does not train"
     assert systems_of("gelu", TRAIN, 2) == ("minivit:gelu",)
     assert (ABLATED["gelu"].against, ABLATED["kernels"].against) == ("minivit:block", "minivit")
@@ -167,14 +151,12 @@ def test_the_shares_of_a_product_are_the_product(rows: int) -> None:
 def test_the_layouts_keep_every_thread_busy() -> None:
     assert layouts(WORKLOADS["train-tiny"], 2) == ["threaded", "micro-8", "micro-16", "micro-32"]
     assert layouts(WORKLOADS["predict-224"], 2) == ["threaded", "micro-4", "micro-8", "micro-16"]
-    assert layouts(replace(WORKLOADS["train-tiny"], batch_size=4), 2) == ["threaded", "micro-2"]
-    assert layouts(WORKLOADS["predict-one"], 2) == ["threaded", "rows"]
+    assert layouts(TRAIN, 2) == ["threaded", "micro-2"]
     assert systems_of("limit", WORKLOADS["predict-one"], 2) == ["limit:threaded", "limit:rows"]
 
 
-@pytest.mark.parametrize(
-    "layout", ["threaded", pytest.param("micro-2", marks=needs_fork), pytest.param("micro-1", marks=needs_fork), "rows"]
-)
+@needs_fork
+@pytest.mark.parametrize("layout", ["threaded", "micro-2", "micro-1", "rows"])
 def test_every_layout_computes_all_products(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     workload = PREDICT if layout == "rows" else replace(TRAIN, batch_size=5)
     done = np.frombuffer(RawArray("q", 2), np.int64)  # by this process, and by the other one
@@ -196,16 +178,10 @@ def test_every_layout_computes_all_products(layout: str, monkeypatch: pytest.Mon
     assert list(done) == [count * of_one for count in shares]
 
 
-def caches_in(cache: Any) -> set[type]:
-    """Return the classes of a cache and of all that it holds."""
-    return {type(cache)}.union(*map(caches_in, cache)) if isinstance(cache, (tuple, list)) else set()
-
-
-@functools.cache
-def as_it_is(name: str) -> Any:
-    workload = {workload.name: workload for workload in (MICRO, LONG)}[name]
-    with closing(minivit_system.prepare(make_task(workload, 2), "")) as step:
-        return step.run()
+def kernels_in(cache: Any) -> set[str]:
+    """Return the names of the kernels' classes in a cache and in all that it holds."""
+    names = {type(cache).__name__}.union(*map(kernels_in, cache if isinstance(cache, (tuple, list)) else ()))
+    return {name for name in names if name.startswith("Fast")}
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -213,8 +189,11 @@ def as_it_is(name: str) -> Any:
 def test_an_ablation_computes_the_same_and_leaves_everything_as_it_was(name: str, workload: Workload) -> None:
     places = [(ViT, "queries"), (worker_pool, "can_fork"), (engine, "keep_freed_pages")]
     before = [getattr(*place) for place in places]
-    with closing(minivit_system.prepare(make_task(workload, 2), name)) as step:
-        np.testing.assert_allclose(step.run(), as_it_is(workload.name), rtol=1e-4, atol=1e-5)
+    results: list[Any] = []
+    for variant in ("", name):
+        with closing(minivit_system.prepare(make_task(workload, 2), variant)) as step:
+            results.append(step.run())
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-5)
     assert [getattr(*place) for place in places] == before
     assert not ops.registry.set_aside()
 
@@ -223,25 +202,25 @@ def test_an_ablation_computes_the_same_and_leaves_everything_as_it_was(name: str
     ("name", "missing"),
     [
         ("", set()),
-        ("block", {FastBlockCache}),
-        ("attention", {FastAttentionCache}),
-        ("gelu", {FastGELUCache}),
-        ("layer-norm", {FastLayerNormCache}),
+        ("block", {"FastBlockCache"}),
+        ("attention", {"FastAttentionCache"}),
+        ("gelu", {"FastGELUCache"}),
+        ("layer-norm", {"FastLayerNormCache"}),
     ],
 )
-def test_without_a_kernel_it_runs_nowhere_and_what_it_is_compared_with_has_it(name: str, missing: set[type]) -> None:
+def test_without_a_kernel_it_runs_nowhere_and_what_it_is_compared_with_has_it(name: str, missing: set[str]) -> None:
     model = minivit.create_model("vit_micro_patch4_8", depth=1)
     x = np.random.default_rng(0).standard_normal((2, 5, 64), dtype=np.float32)
 
-    def ran(name: str) -> set[type]:
+    def ran(name: str) -> set[str]:
         with ABLATIONS[name].change():
-            return caches_in((model.blocks[0].forward(x)[1], model.norm.forward(x)[1])) & KERNELS
+            return kernels_in((model.blocks[0].forward(x)[1], model.norm.forward(x)[1]))
 
     assert ran(ABLATIONS[name].against) - ran(name) == missing
     assert not ran("kernels")
 
 
-def test_each_other_gain_is_missing_in_its_ablation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_other_gain_is_missing_in_its_ablation() -> None:
     model = ViT(MICRO.config)
     assert (worker_pool.can_fork(), model.queries(1)) == (sys.platform == "linux", slice(0, 1))
     with ABLATIONS["processes"].change():
@@ -250,14 +229,8 @@ def test_each_other_gain_is_missing_in_its_ablation(monkeypatch: pytest.MonkeyPa
         assert vars(engine)["keep_freed_pages"]() is False
     with ABLATIONS["class-token"].change():
         assert model.queries(1) == ALL
-    made: list[tuple[int, int]] = []
-
-    class Noted(minivit.Engine):
-        def __init__(self, model: ViT, threads: int, micro_batch: int, precision: None) -> None:
-            made.append((threads, micro_batch))
-            super().__init__(model, threads, micro_batch, precision)
-
-    monkeypatch.setattr(minivit, "Engine", Noted)
-    for name in ("", "half", "twice", "workers", "whole-batch"):
-        minivit_system.prepare(make_task(MICRO, 2), name).close()
-    assert made == [(2, 64), (2, 32), (2, 128), (1, 64)], "the whole batch is the model's own, without an engine"
+    with mock.patch.object(minivit, "Engine", wraps=minivit.Engine) as made:
+        for name in ("", "half", "twice", "workers", "whole-batch"):
+            minivit_system.prepare(make_task(MICRO, 2), name).close()
+    sizes = [call.args[1:3] for call in made.call_args_list]
+    assert sizes == [(2, 64), (2, 32), (2, 128), (1, 64)], "the whole batch is the model's own, without an engine"
