@@ -71,8 +71,7 @@ def main(
     named = f"of {', '.join(known)}; all that can be by default"
     parser.add_argument("--against", nargs="+", choices=known, metavar="BASELINE", help=named)
     parser.add_argument("--processes", "--rounds", type=command.at_least_one, default=5, help="a system (default: 5)")
-    measured = f"that a process measures (default: {seconds})"
-    parser.add_argument("--seconds", type=float, default=seconds, help=measured)
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"of each process (default: {seconds})")
     parser.add_argument("--threads", type=_threads, help="processors to use; all by default")
     options = parser.parse_args(arguments)
     command.check_writable(options.json, options.markdown)

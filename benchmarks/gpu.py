@@ -32,7 +32,6 @@ from minivit.errors import UserError
 
 ROUNDS = 5
 SECONDS = 450  # of which the last processes may need some more
-STEPS = ("training", "prediction")
 PARTS = {"claims": 30.0, "kernels": 35.0, "products": 20.0, "profile": 30.0}  # and about the seconds of each
 _FIRST_PRECISION_ONLY = ("claims", "profile")
 _MEASURED, _QUICK = 0.6, 0.3  # seconds of a turn
@@ -149,7 +148,7 @@ def measure_part(part: str, precision: str, timeout: float) -> tuple[dict[str, A
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, report, and return 1 where something failed."""
     parser = parser_of(__doc__)
-    everything = (*STEPS, *PARTS)
+    everything = ("training", "prediction", *PARTS)
     named = f"of {', '.join(everything)}"
     parser.add_argument("--quick", action="store_true", help="bf16 alone, without torch.compile: about two minutes")
     parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="WHAT", help=named)

@@ -87,11 +87,9 @@ class Comparison:
         ratios = {row.title: row.ratio for row in self.rows if row.ratio is not None}
         for title, ratio in ratios.items():
             if ratio.noisy:
-                text = f"the machine was too noisy to tell the ratio, which lies in {ratio.interval_text}"
-                self.notes.append(f"{title}: {text}")
+                self.notes.append(f"{title}: too noisy to tell the ratio, which lies in {ratio.interval_text}")
         if any(ratio.interval is None for ratio in ratios.values()):
-            text = f"fewer than {FEWEST_ROUNDS} rounds cannot tell how noisy the machine was, nor whether bars are"
-            self.notes.append(f"{text} reached")
+            self.notes.append(f"fewer than {FEWEST_ROUNDS} rounds cannot tell noise, nor whether bars are reached")
 
     def _row(self, name: str, system: str, ours: Outcome | None) -> Row:
         outcome = self.outcomes[system]

@@ -232,8 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about = {"surroundings": where, "versions": versions, "rounds": rounds, "seconds": options.seconds}
         write(points, {**about, "left_out": failures}, options.out)
 
-    named = {str(place): keys for place, keys in groups.items()}
-    harness.run_rounds(named, options.rounds, run, command.tell, after_round)
+    harness.run_rounds({str(p): keys for p, keys in groups.items()}, options.rounds, run, command.tell, after_round)
     return 1 if failures else 0
 
 

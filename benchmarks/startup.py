@@ -115,8 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = f"default: {' '.join(MODELS)}"
     choices = [*minivit.PRESETS, [*MODELS]]  # argparse checks the default as a whole
     parser.add_argument("models", nargs="*", default=[*MODELS], choices=choices, metavar="MODEL", help=default)
-    repeats = "processes a command that count (default: 7)"
-    parser.add_argument("--repeats", type=at_least_one, default=7, dest="processes", help=repeats)
+    parser.add_argument("--repeats", type=at_least_one, default=7, dest="processes", help="that count (default: 7)")
     parser.set_defaults(threads=None, markdown=None)
     options = parser.parse_args(arguments)
     check_writable(options.json)

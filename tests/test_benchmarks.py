@@ -96,7 +96,6 @@ def test_every_workload_runs_on_what_needs_no_other_library(name: str, system: s
     if system == "minivit":
         assert results[0].shape == (() if workload.trains else (workload.batch_size, 3))
         assert results[-1] < results[0] if workload.trains else np.isfinite(results).all()
-    assert {"minivit", "numpy", "BLAS"} <= set(systems.versions())
 
 
 def test_the_products_of_train_tiny_are_those_of_the_mathematics() -> None:

@@ -133,7 +133,7 @@ def test_what_processes_share_counts_once(tmp_path: Path, monkeypatch: pytest.Mo
         ("minivit", SMALL.changed(num_heads=7), 60, r"UserError: .*embed_dim 8 cannot be split"),
         ("minivit", SMALL, 0.0, "longer than 0 s"),
         ("minivit", GPU_WORKLOADS["gpu-predict-32"], 60, "UserError: backend 'cupy'"),
-        ("nobody", SMALL, 60, "ModuleNotFoundError: No module named 'benchmarks.systems.nobody'"),
+        ("nosuch", SMALL, 60, "ModuleNotFoundError: No module named 'benchmarks.systems.nosuch'"),
     ],
 )
 def test_a_process_that_fails_says_why(

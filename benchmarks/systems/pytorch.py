@@ -5,7 +5,7 @@ compile-plain, compile-timm     under torch.compile, on a CPU's prediction with 
 bf16                            the plain model under autocast on a CPU
 kept                            the plain model in a process that keeps freed pages, as minivit tells glibc to
 
-On a GPU in bfloat16 a model trains under autocast, with float32 parameters, and predicts with parameters of 16 bits.
+In bfloat16 a model trains under autocast, with float32 parameters, and predicts with parameters of 16 bits.
 """
 
 import warnings
@@ -62,7 +62,7 @@ def prepare(task: Task, variant: str) -> Step:
     model, images = build(task, variant)
     model, images = model.to(workload.device), images.to(workload.device)
     sixteen_bits = variant == "bf16" or workload.precision == "bfloat16"
-    if sixteen_bits and on_gpu:
+    if workload.precision == "bfloat16":
         images = images.bfloat16()
         model = model if workload.trains else model.bfloat16()
     autocast = partial(torch.autocast, workload.device, torch.bfloat16, enabled=sixteen_bits)
