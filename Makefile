@@ -32,7 +32,7 @@ mutants:
 cifar10:
 	minivit train cifar10
 
-# Needs the extra peers; about an hour. A peer that is not installed is left out, and named.
+# Needs the extra peers; about an hour. A baseline that is not installed is left out, and named.
 bench:
 	$(PYTHON) -m benchmarks.compare --json build/benchmarks.json --markdown build/benchmarks.md
 

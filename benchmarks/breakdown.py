@@ -1,197 +1,158 @@
-"""Where the time of a step goes, op by op: python -m benchmarks.breakdown [WORK] [--set field=value] [--json FILE]
+"""Where the time of a step goes, op by op: python -m benchmarks.breakdown [WORKLOAD] [--json FILE]
 
-The ops of minivit.ops are timed while the step engine runs, with one worker and with one for each core, the times of
-all workers added up. Beside each stands what its matrix products take alone, in the layouts that the op has them in and
-with as many workers at once: an op near that is bound by products, the others by memory and by calls. The kernel that
-takes a whole block in one piece is set aside, so that there are ops to be seen; with it, the step is shorter.
+The processor time of the ops while the engine runs, with one worker and with one for each core, added up over the
+workers. Beside each op stands the time of the matrix products that its mathematics needs, alone and in as many
+processes at once. An op near that is bound by products, the others by memory and by calls. The kernel of a whole block
+is off, so that the ops are called one by one; with it, the step is shorter. "waiting" is the time that the workers did
+not have a processor, where Linux counts that; "everything else" is the rest: layers and the sums of gradients.
 """
 
-from __future__ import annotations
-
-import argparse
-import dataclasses
+import functools
+import multiprocessing
 import statistics
 import sys
 import time
-from collections import Counter, defaultdict
+import timeit
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
+from unittest import mock
 
-from benchmarks.clock import Clock
-from benchmarks.command import at_least_one, ended, refused_by
-from benchmarks.output import check_writable, markdown_table, write_json
-from benchmarks.recorded_products import Notes, Product, plain, seconds_alone
-from benchmarks.sides import minivit as minivit_side
-from benchmarks.surroundings import surroundings
-from benchmarks.tables import title_of
-from benchmarks.task import Task, make_task
-from benchmarks.works import WORKS, get_work
-from minivit import AdamW, Parameter, ops
-from minivit.cli.reporters import percent
-from minivit.engine import engine, parallel
+import numpy as np
+import threadpoolctl
+
+from benchmarks.command import at_least_one, check_writable, ended, parser_of, write_json
+from benchmarks.memory import processor_seconds
+from benchmarks.products import Weights, products
+from benchmarks.report import heading, percent, records_table, surroundings
+from benchmarks.systems import minivit as minivit_system
+from benchmarks.systems import versions
+from benchmarks.workloads import Task, Workload, make_task, workload_named
+from minivit import AdamW, ops
 from minivit.engine.machine import cores
-from minivit.engine.worker_pool import WorkerPool
 
-ADDING, OPTIMISER, ELSE, WAITING = "adding gradients", "optimiser", "everything else", "waiting"
+OPTIMIZER, ELSE, WAITING = "optimiser", "everything else", "waiting"
 OPS = [name for name in ops.__all__ if name.endswith("_backward") or f"{name}_backward" in ops.__all__]
 
 
-@contextmanager
-def replaced(owner: Any, names: list[str], change: Callable[[str, Any], Any]) -> Iterator[None]:
-    """Let the attributes `names` of `owner` be what `change` makes of them, while the block lasts."""
-    before = {name: getattr(owner, name) for name in names}
-    try:
-        for name, value in before.items():
-            setattr(owner, name, change(name, value))
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
+class Clock:
+    """Adds up the processor seconds and the calls of functions, over threads and processes that are forked later."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._columns = {name: i for i, name in enumerate(names)}
+        self._sums = np.frombuffer(multiprocessing.RawArray("d", 2 * len(names))).reshape(2, -1)
+        self._lock = multiprocessing.Lock()
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` with its calls timed under `name`."""
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            begun = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds = time.thread_time() - begun
+                with self._lock:
+                    self._sums[:, self._columns[name]] += seconds, 1
+
+        return wrapper
+
+    def take(self) -> dict[str, tuple[float, int]]:
+        """Return the seconds and the calls by name since the last time, of what was called, and begin anew."""
+        found = {name: (float(self._sums[0, i]), int(self._sums[1, i])) for name, i in self._columns.items()}
+        self._sums[...] = 0
+        return {name: own for name, own in found.items() if own[1]}
 
 
 @contextmanager
 def timing(clock: Clock) -> Iterator[None]:
-    """Let `clock` time the ops, the optimiser, the sums of gradients and what each worker does; forks inherit that."""
-
-    def under(name: str) -> Callable[[str, Any], Any]:
-        return lambda _, function: clock.timed(name, function)
-
-    def turns(turn: Callable[[int, int], AbstractContextManager[None]]) -> Callable[..., AbstractContextManager[None]]:
-        @contextmanager
-        def timed_turn(index: int, count: int) -> Iterator[None]:
-            with ExitStack() as stack:
-                with clock.section(WAITING):
-                    stack.enter_context(turn(index, count))
-                with clock.section(ADDING):
-                    yield
-
-        return timed_turn
-
-    def share(name: str, function: Callable[..., None]) -> Callable[..., None]:
-        """Time a worker's share of a step; the last argument of two of them waits for the others."""
-        if name == "train":
-            return clock.timed(ELSE, lambda *args: function(*args[:-1], turns(args[-1])))
-        if name == "predict_by_tokens":
-            return clock.timed(ELSE, lambda *args: function(*args[:-1], clock.timed(WAITING, args[-1])))
-        return clock.timed(ELSE, function)
-
+    """Let `clock` time the ops and the optimiser, in processes forked from now on too."""
     with ExitStack() as stack:
         stack.enter_context(ops.reference_only("EncoderBlock"))
-        stack.enter_context(replaced(ops, OPS, clock.timed))
-        stack.enter_context(replaced(Parameter, ["add_grad"], under(ADDING)))
-        stack.enter_context(replaced(AdamW, ["step"], under(OPTIMISER)))
-        stack.enter_context(replaced(WorkerPool, ["run"], under(WAITING)))
-        for module in (engine, parallel):
-            stack.enter_context(replaced(module, ["train", "predict", "predict_by_tokens"], share))
+        for name in OPS:
+            stack.enter_context(mock.patch.object(ops, name, clock.timed(name, getattr(ops, name))))
+        stack.enter_context(mock.patch.object(AdamW, "step", clock.timed(OPTIMIZER, AdamW.step)))
         yield
 
 
-def timed_steps(task: Task, steps: int) -> list[tuple[dict[str, float], dict[str, int]]]:
-    """Return the seconds of each step by name, which sum to its time on all workers, and the calls."""
-    clock = Clock([*OPS, ADDING, OPTIMISER, ELSE, WAITING])
-    found = []
-    with timing(clock):
-        step = clock.timed(ELSE, minivit_side.prepare(task, ""))
-        step()  # the first one starts the workers and allocates
+def timed_steps(task: Task, steps: int) -> tuple[dict[str, float], dict[str, int]]:
+    """Return the median seconds of a step by name, which sum to its time on all workers, and the calls."""
+    clock = Clock([*OPS, OPTIMIZER])
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    taken: dict[str, tuple[float, int]] = {}
+    with timing(clock), closing(minivit_system.prepare(task, "")) as step:
+        step.run()  # the first one starts the workers and allocates
         clock.take()
         for _ in range(steps):
-            begun = time.perf_counter()
-            step()
+            busy, begun = processor_seconds(), time.perf_counter()
+            step.run()
             total = task.threads * (time.perf_counter() - begun)
-            seconds, calls = clock.take()
-            seconds[WAITING] = total - sum(own for name, own in seconds.items() if name != WAITING)
-            found.append((seconds, calls))
-    return found
+            taken = clock.take()
+            waiting = max(0.0, total - (processor_seconds() - busy)) if busy else 0.0
+            for name, (seconds, _) in taken.items():
+                found[name].append(seconds)
+            found[WAITING].append(waiting)
+            found[ELSE].append(total - waiting - sum(seconds for seconds, _ in taken.values()))
+    calls = {name: count for name, (_, count) in taken.items()}
+    return {name: statistics.median(seconds) for name, seconds in found.items()}, calls
 
 
-def products_of(task: Task) -> dict[str, Counter[Product]]:
-    """Return the matrix products of each op in a step; on one worker, since each of several would note its own."""
-    found: defaultdict[str, Counter[Product]] = defaultdict(Counter)
-
-    def noted(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            notes = Notes()
-            result = op(*map(notes.noting, args), **{key: notes.noting(value) for key, value in kwargs.items()})
-            found[name].update(notes.products)
-            return plain(result)
-
-        return wrapper
-
-    step = minivit_side.prepare(dataclasses.replace(task, threads=1), "")
-    with ops.reference_only("EncoderBlock"), replaced(ops, OPS, noted):
-        step()
-    return {name: products for name, products in found.items() if products}
+def product_times(workload: Workload) -> dict[str, tuple[float, int]]:
+    """Return the seconds and the operations of one micro-batch's products by op, with single-threaded BLAS."""
+    images = min(workload.batch_size, workload.config.micro_batch)
+    found: defaultdict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        for product in products(workload.config, Weights(workload.config), images, workload.trains):
+            repeats = max(5, min(50, int(1e8 / product.flops)))
+            own = statistics.median(timeit.repeat(product.run, number=1, repeat=repeats))
+            seconds, flops = found[product.op]
+            found[product.op] = seconds + own, flops + product.flops
+    return dict(found)
 
 
-def breakdown(task: Task, steps: int) -> dict[str, Any]:
-    """Return the rows of a task, the longest first, from the medians of several steps."""
-    products = products_of(task)
-    alone = seconds_alone(sorted(set().union(*products.values())), task.threads)
-    measured = timed_steps(task, steps)
-    calls = measured[0][1]
-    images = task.work.batch_size
-    seconds = {name: statistics.median(own[name] for own, _ in measured) for name in measured[0][0]}
+def breakdown(task: Task, steps: int) -> list[dict[str, Any]]:
+    """Return the rows of a task, the longest first and then the sum, from the medians of several steps."""
+    workload = task.workload
+    images, micro_batch = workload.batch_size, min(workload.batch_size, workload.config.micro_batch)
+    with multiprocessing.get_context("spawn").Pool(task.threads) as pool:
+        times = pool.map(product_times, [workload] * task.threads, chunksize=1)
+    flops = {name: count for name, (_, count) in times[0].items()}
+    alone = {name: statistics.mean(own[name][0] for own in times) / micro_batch for name in flops}
+    seconds, calls = timed_steps(task, steps)
     total = sum(seconds.values())
+    seconds = {**dict(sorted(seconds.items(), key=lambda item: -item[1])), "all": total}
+    alone["all"] = sum(alone.values())
     rows = []
-    for name in sorted(seconds, key=lambda name: -seconds[name]):
-        counted = products.get(name, Counter()).items()
-        product_seconds = sum(count * alone[product] for product, count in counted)
-        flops = sum(count * product.flops for product, count in counted)
-        rows.append(
-            {
-                "name": name,
-                "calls": calls[name] if name in OPS else None,
-                "ms_an_image": 1e3 * seconds[name] / images,
-                "share": seconds[name] / total,
-                "products_ms_an_image": 1e3 * product_seconds / images,
-                "products_gflops": flops / product_seconds / 1e9 if product_seconds else None,
-            }
-        )
-    return {"threads": task.threads, "steps": steps, "ms_an_image": 1e3 * total / images, "rows": rows}
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Return a Markdown table of the rows of `breakdown`."""
-    threads = "1 thread" if figures["threads"] == 1 else f"{figures['threads']} threads"
-    head = [threads, "calls", "ms an image", "share", "products alone, ms", "part of the op", "GFLOP/s"]
-    rows = []
-    for row in figures["rows"]:
-        products = ["", "", ""]
-        if row["products_gflops"]:
-            part = percent(row["products_ms_an_image"] / row["ms_an_image"])
-            products = [f"{row['products_ms_an_image']:.3f}", part, f"{row['products_gflops']:.0f}"]
-        calls = str(row["calls"] or "")
-        rows.append([row["name"], calls, f"{row['ms_an_image']:.3f}", percent(row["share"]), *products])
-    alone = sum(row["products_ms_an_image"] for row in figures["rows"])
-    whole = figures["ms_an_image"]
-    rows.append(["all", "", f"{whole:.3f}", percent(1.0), f"{alone:.3f}", percent(alone / whole), ""])
-    return markdown_table(head, rows)
+    for name, own in seconds.items():
+        row: dict[str, Any] = {f"{task.threads} thread{'s' * (task.threads > 1)}": name}
+        row["calls"] = calls.get(name) if name in OPS else None
+        row |= {"ms an image": 1e3 * own / images, "share": percent(own / total)}
+        if name in alone:
+            row |= {"products alone, ms": 1e3 * alone[name], "part of the op": percent(alone[name] * images / own)}
+            row["GFLOP/s"] = f"{flops[name] / micro_batch / alone[name] / 1e9:.0f}" if name in flops else ""
+        rows.append(row)
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for one thread and one for all, and write all numbers where --json says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", nargs="?", default="train-tiny", help=f"of {', '.join(WORKS)} (default: train-tiny)")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the work")
+    parser = parser_of(__doc__)
+    parser.add_argument("workload", nargs="?", default="train-tiny", type=workload_named, help="default: train-tiny")
     parser.add_argument("--threads", type=at_least_one, nargs="+", default=sorted({1, cores()}), help="default: 1, all")
     parser.add_argument("--steps", type=at_least_one, default=5, help="how many are measured (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args(arguments)
-    with refused_by(parser):
-        work = get_work(options.work, options.set)
-        check_writable(options.json)
-    where, versions = surroundings(max(options.threads)), minivit_side.versions()
-    about = {"surroundings": where, "versions": versions, "work": work.name, "changes": options.set}
-    print(f"{title_of(work)}; time of all threads added up, medians of {options.steps} steps\n")
+    check_writable(options.json)
+    where, used = surroundings(max(options.threads)), versions()
+    about = {"surroundings": where, "versions": used, "workload": options.workload.name}
+    print(f"{options.workload.title}; processor time of all threads, medians of {options.steps} steps\n")
     found = []
     for threads in options.threads:
-        found.append(breakdown(make_task(work, threads), options.steps))
-        print(table(found[-1]) + "\n", flush=True)
-        write_json(options.json, about | {"batch_size": work.batch_size, "breakdowns": found})
-    used = ", ".join(f"{name} {version}" for name, version in versions.items())
-    print(f"{where['processor']}; {used}; commit {where['commit']}, {where['date']}")
+        found.append(breakdown(make_task(options.workload, threads), options.steps))
+        print(records_table(found[-1]) + "\n", flush=True)
+        write_json(options.json, about | {"breakdowns": found})
+    print(heading(where, used, 1))
 
 
 if __name__ == "__main__":

@@ -1,122 +1,87 @@
-"""minivit beside its peers: python -m benchmarks.compare [WORK ...] [--against PEER ...] [--json FILE]
+"""minivit beside its baselines: python -m benchmarks.compare [WORKLOAD ...] [--against BASELINE ...] [--json FILE]
 
 Each round runs every system once, in an order of its own, each in a process of its own and never two at once. The exit
-status is 1 where minivit or a peer failed with all its systems, and 130 after Ctrl-C, which keeps the works measured.
+status is 1 where minivit or a baseline failed with all its systems or computed something else, and 130 after Ctrl-C,
+which keeps the workloads measured.
 """
 
-from __future__ import annotations
-
 import argparse
-import functools
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from benchmarks.bars import PEERS, impossible, systems_of, usual_peers
-from benchmarks.command import at_least_one, duration, ended, refused_by
-from benchmarks.output import check_writable, write_json, write_text
-from benchmarks.rounds import Outcome, fastest_of, run_rounds, run_worker
-from benchmarks.rows import OURS, Row, notes_of, rows_of
-from benchmarks.sides import missing
-from benchmarks.surroundings import surroundings
-from benchmarks.tables import COLUMNS, LEGEND, cells, heading, markdown, title_of
-from benchmarks.works import WORKS, Work, get_work
-from minivit.cli.terminal import Terminal
+from benchmarks import command, harness
+from benchmarks.baselines import BASELINES, OURS, Baseline, impossible, systems_of, usual_baselines
+from benchmarks.command import tell
+from benchmarks.report import LEGEND, Comparison, heading, surroundings
+from benchmarks.workloads import WORKLOADS, Workload
 from minivit.engine.machine import cores
 
 
-def groups_of(work: Work, peers: Sequence[str], threads: int) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the systems to measure, by peer, and a note on each peer or system that cannot be."""
-    groups, notes = {OURS: [OURS]}, []
-    for peer in peers:
-        if reason := impossible(peer, work):
-            notes.append(f"{PEERS[peer].title}: not measured: {reason}")
-            continue
-        lacking = {system: missing(system) for system in systems_of(peer, work, threads)}
-        notes += [
-            f"{system}: not measured: {', '.join(what)} not installed" for system, what in lacking.items() if what
-        ]
-        groups[peer] = [system for system, what in lacking.items() if not what]
-    return groups, notes
-
-
-def compare(
-    work: Work, options: argparse.Namespace, terminal: Terminal
-) -> tuple[list[Row], list[str], dict[str, Outcome], list[str]]:
-    """Measure a work; show its table; return its rows, its notes, each system's outcome, and who failed altogether."""
+def compare(workload: Workload, baselines: Sequence[str], options: argparse.Namespace) -> Comparison:
+    """Measure a workload on minivit and the baselines that can run it."""
     threads = options.threads or cores()
-    groups, notes = groups_of(work, options.against or usual_peers(work), threads)
-    arguments = ["--threads", str(threads), "--seconds", str(options.seconds)]
-    arguments += [argument for assignment in options.set for argument in ("--set", assignment)]
-    run = functools.partial(run_worker, work=work.name, options=arguments)
-    tell = functools.partial(print, file=sys.stderr, flush=True)
-    outcomes = run_rounds(groups, options.processes, run, lambda line: tell(f"{work.name}: {line}"))
-    rows = rows_of(work, groups, outcomes)
-    notes += notes_of(groups, outcomes, rows)
-    terminal.say(f"\n{title_of(work)}", style="bold")
-    terminal.table([COLUMNS[0], *(f">{name}" for name in COLUMNS[1:-1]), COLUMNS[-1]], [cells(row) for row in rows])
-    for note in notes:
-        terminal.say(note)
-    return rows, notes, outcomes, [name for name, group in groups.items() if group and not fastest_of(group, outcomes)]
+    reasons = {baseline: impossible(baseline, workload) for baseline in baselines}
+    groups = {name: systems_of(name, workload, threads) for name, reason in reasons.items() if not reason}
+    notes = [f"{BASELINES[name].title}: not measured: {reason}" for name, reason in reasons.items() if reason]
+    groups = {OURS: [OURS], **groups}
+    run = partial(harness.run_worker, workload=workload, seconds=options.seconds, threads=threads)
+    outcomes = harness.run_rounds(groups, options.processes, run, lambda line: tell(f"{workload.name}: {line}"))
+    return Comparison(workload, groups, outcomes, notes)
+
+
+def report_all(workloads: Sequence[Any], measure: Callable[[Any], Comparison], options: argparse.Namespace) -> int:
+    """Measure workloads, print and write the report after each, since all take an hour; return the exit status."""
+    where, versions = surroundings(options.threads), dict[str, str]()
+    print(LEGEND)
+    done: list[Comparison] = []
+    head = ""
+    for workload in workloads:
+        done.append(measure(workload))
+        print(f"\n{done[-1]}", flush=True)
+        versions |= done[-1].versions
+        head = heading(where, versions, options.processes)
+        about = {"surroundings": where, "versions": versions, "processes": options.processes}
+        command.write_json(options.json, about | {"workloads": [comparison.to_dict() for comparison in done]})
+        command.write_text(options.markdown, "\n\n".join([head, LEGEND, *map(str, done)]) + "\n")
+    print(f"\n{head}")
+    failed = [f"{comparison.workload.name}: {name}" for comparison in done for name in comparison.failed]
+    if failed:
+        tell(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 def _threads(text: str) -> int:
-    if (threads := at_least_one(text)) > cores():
+    if (threads := command.at_least_one(text)) > cores():
         raise argparse.ArgumentTypeError(f"{text!r}; this machine lets a process use {cores()}")
     return threads
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, report, and return 1 where minivit or a peer failed with all its systems."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {', '.join(WORKS)}; all by default")
-    parser.add_argument("--against", nargs="+", choices=PEERS, metavar="PEER", help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--processes", type=at_least_one, default=5, help="of each system (default: 5)")
-    parser.add_argument("--seconds", type=duration, default=2.5, help="that a process measures (default: 2.5)")
+def main(
+    arguments: Sequence[str] | None = None,
+    description: str | None = __doc__,
+    known: Mapping[str, Baseline] = BASELINES,
+    workloads: Sequence[str] = tuple(WORKLOADS),
+    seconds: float = 2.5,
+) -> int:
+    """Compare, report, and return the exit status; the rest are the defaults of a command."""
+    parser = command.parser_of(description)
+    command.add_workloads(parser, workloads)
+    named = f"of {', '.join(known)}; all that can be by default"
+    parser.add_argument("--against", nargs="+", choices=known, metavar="BASELINE", help=named)
+    parser.add_argument("--processes", "--rounds", type=command.at_least_one, default=5, help="a system (default: 5)")
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"of each process (default: {seconds})")
     parser.add_argument("--threads", type=_threads, help="processors to use; all by default")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change the works: no bars then"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     options = parser.parse_args(arguments)
-    with refused_by(parser):
-        works = [get_work(name, options.set) for name in options.works or WORKS]
-        check_writable(options.json, options.markdown)
+    command.check_writable(options.json, options.markdown)
+    usual = usual_baselines if known is BASELINES else lambda workload: [*known]
 
-    terminal, where = Terminal(), surroundings(options.threads)
-    terminal.say(LEGEND)
-    versions: dict[str, str] = {}
-    parts, report, failed = [], [], []
-    head = ""
-    for work in works:
-        rows, notes, outcomes, without = compare(work, options, terminal)
-        failed += [f"{work.name}: {name}" for name in without]
-        for outcome in outcomes.values():
-            for result in outcome.results:
-                versions |= result["versions"]
-        parts.append((work, rows, notes))
-        report.append(_plain(work, rows, notes, outcomes))
-        head = heading(where, versions, options.processes)
-        whole = {"surroundings": where, "versions": versions, "processes": options.processes, "works": report}
-        write_json(options.json, whole)  # after each work, since all take an hour
-        write_text(options.markdown, markdown(head, parts))
-    terminal.say(f"\n{head}")
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    def measure(workload: Workload) -> Comparison:
+        return compare(workload, options.against or usual(workload), options)
 
-
-def _plain(work: Work, rows: Sequence[Row], notes: Sequence[str], outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    return {
-        "work": asdict(work) | {"overrides": dict(work.overrides)},
-        "rows": [row.to_dict() for row in rows],
-        "notes": list(notes),
-        "systems": {system: vars(outcome) for system, outcome in outcomes.items()},
-    }
+    return report_all(options.workloads, measure, options)
 
 
 if __name__ == "__main__":
-    sys.exit(ended(main))
+    sys.exit(command.ended(main))

@@ -1,4 +1,4 @@
-"""minivit on an NVIDIA GPU: python -m benchmarks.gpu [--quick] [--out FILE.json]
+"""minivit on an NVIDIA GPU: python -m benchmarks.gpu [--quick] [--json FILE]
 
     training, prediction    beside PyTorch eager and torch.compile, in bf16 and in float32 by TF32
     kernels                 the bandwidth of each, beside a copy on the device
@@ -10,165 +10,202 @@ Takes less than eight minutes: what no longer fits is left out and named. After 
 written. The exit status is 1 where something failed, and 130 after Ctrl-C.
 """
 
-from __future__ import annotations
-
-import argparse
-import functools
 import importlib.util
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import at_least_one, ended
-from benchmarks.gpu_parts.budget import Budget
-from benchmarks.gpu_parts.card import card
-from benchmarks.gpu_parts.compare import compare_all
-from benchmarks.gpu_parts.errors import errors_in
-from benchmarks.gpu_parts.tables import LEGEND, show_comparison, show_part
-from benchmarks.gpu_parts.works import MEASURED, REHEARSED, WORKS, Job
-from benchmarks.output import check_writable, write_json
-from benchmarks.rounds import WorkerError, run_worker
-from benchmarks.rows import OURS
-from benchmarks.surroundings import surroundings
-from minivit.cli.terminal import Terminal
+from benchmarks.baselines import OURS
+from benchmarks.command import at_least_one, check_writable, ended, parser_of, tell, write_json
+from benchmarks.harness import Worker, WorkerError, run_rounds, start_worker
+from benchmarks.report import LEGEND, Comparison, figures_text, surroundings
+from benchmarks.workloads import GPU_WORKLOADS, PRECISIONS, REHEARSAL, Workload
+from minivit.engine.machine import cores
+from minivit.errors import UserError
 
+ROUNDS = 5
 SECONDS = 450  # of which the last processes may need some more
-_TURN, _QUICK_TURN = 0.6, 0.3  # seconds
-_PARTS = {"claims": 30.0, "kernels": 35.0, "products": 20.0, "profile": 30.0}  # and the seconds of each, about
-_ONCE = ("claims", "profile")  # in the first precision alone
-STEPS = ("training", "prediction")
-_NEEDS = {"eager": "torch", "compile": "torch", "profile": "torch"}
+PARTS = {"claims": 30.0, "kernels": 35.0, "products": 20.0, "profile": 30.0}  # and about the seconds of each
+_FIRST_PRECISION_ONLY = ("claims", "profile")
+_MEASURED, _QUICK = 0.6, 0.3  # seconds of a turn
+_TURN, _TURN_AT_MOST = 1.5, 60.0  # seconds that a turn takes beside what it measures, and at most
+_FEWEST_SECONDS, _MOST_SECONDS = 20.0, 150.0  # to prepare
+_SYSTEMS = {OURS: "minivit", "eager": "pytorch:plain", "compile": "pytorch:compile-plain"}
+GPU_LEGEND = (
+    "On a GPU, peak MB is the most taken from the driver, and bars are for an H200 in bf16. of_copy: the bandwidth, by "
+    "the bytes of a kernel's arrays, over that of a copy on the device that moves as many. of_square: the rate of "
+    "products over that of a large square one."
+)
+_FIELDS = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm")
+_COMMAND = ("nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader")
+_REHEARSE = "benchmarks.gpu needs an NVIDIA GPU; with --rehearse it runs tiny models on the CPU"
 
 
-class Measurement:
-    """What was measured so far: shown and written as it comes.
+class Budget:
+    """The seconds that the command may take; `skipped` says what was left out."""
 
-    Parameters
-    ----------
-    options : argparse.Namespace
-        Of the command.
-    about : dict
-        The card; empty in a rehearsal.
+    def __init__(self, seconds: float) -> None:
+        self.skipped: list[str] = []
+        self._begun, self._seconds = time.monotonic(), seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that remain, at least 0."""
+        return max(0.0, self._begun + self._seconds - time.monotonic())
+
+    def allows(self, what: str, seconds: float) -> bool:
+        """Return whether about `seconds` remain for `what`; else note that it was skipped."""
+        if seconds > (left := self.left):
+            self.skipped.append(f"{what}: skipped: {left:.0f} of {self._seconds:.0f} s left, {seconds:.0f} needed")
+        return seconds <= left
+
+
+def card(command: Sequence[str] = _COMMAND) -> dict[str, str]:
+    """Return name, driver and limits of the first GPU by the driver's own tool, or raise UserError without one."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        fields = done.stdout.strip().splitlines()[0].split(",")
+    except FileNotFoundError:
+        raise UserError(f"there is no NVIDIA driver here (no nvidia-smi): {_REHEARSE}") from None
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        said = " ".join(str(getattr(error, "stdout", "") or error).split())
+        raise UserError(f"nvidia-smi names no GPU ({said}): {_REHEARSE}") from None
+    return dict(zip(_FIELDS, map(str.strip, fields), strict=False))
+
+
+_start = partial(start_worker, TORCHINDUCTOR_COMPILE_THREADS=str(max(1, cores() // 4)))  # several compile at once
+
+
+def compare_all(
+    workloads: Sequence[Workload],
+    systems: Mapping[str, str],
+    seconds: float,
+    budget: Budget,
+    start: Callable[[str, Workload], Any] = _start,
+) -> Iterator[Comparison]:
+    """Measure as many workloads as the budget allows, `seconds` a turn; `systems` are by baseline.
+
+    Compiling takes most of the time and little of the GPU, so that all systems of all workloads do it together. After
+    that one process works at a time, while the others wait with little more than their parameters.
     """
-
-    def __init__(self, options: argparse.Namespace, about: dict[str, str]) -> None:
-        self._options = options
-        self.terminal = Terminal()
-        self.tell = functools.partial(print, file=sys.stderr, flush=True)
-        self.budget = Budget(options.seconds)
-        self.failed: list[str] = []
-        self.report: dict[str, Any] = {
-            "card": about,
-            "surroundings": surroundings(),
-            "versions": {},
-            "rehearsal": options.rehearse,
-            "quick": options.quick,
-            "steps": [],
-            **{part: {} for part in _PARTS},
-            "not_measured": [],
-        }
-
-    def steps(self, precision: str) -> None:
-        """Measure training and prediction."""
-        names = REHEARSED if self._options.rehearse else MEASURED
-        jobs = [Job(WORKS[name], precision) for name in names if WORKS[name].kind in self._options.only]
-        turn = _QUICK_TURN if self._options.quick else _TURN
-        for comparison in compare_all(jobs, self._systems(), turn, self.budget, self.tell):
-            for said in comparison.prepared.values():
-                self.report["versions"] |= said["versions"]
-            self.report["steps"].append(comparison.to_dict())
-            self.failed += [f"{comparison.job.work.name}, {precision}: {what}" for what in comparison.failed]
-            show_comparison(self.terminal, comparison)
-            self.save()
-
-    def _systems(self) -> dict[str, str]:
-        """Return the systems by peer, without those whose library is missing."""
-        prefix = "rehearsed-" if self._options.rehearse else ""
-        systems = {OURS: f"{prefix}{OURS}", "eager": f"{prefix}eager"}
-        if not self._options.quick:
-            systems["compile"] = f"{prefix}compile"
-        return {peer: system for peer, system in systems.items() if peer == OURS or self._has_what_it_needs(peer)}
-
-    def _has_what_it_needs(self, name: str) -> bool:
-        package = _NEEDS.get(name)
-        if package is None or importlib.util.find_spec(package):
-            return True
-        line = f"{name}: not measured: {package} is not installed"
-        if line not in self.report["not_measured"]:
-            self.report["not_measured"].append(line)
-        return False
-
-    def part(self, part: str, precision: str) -> None:
-        """Measure one of `_PARTS`."""
-        what = f"{part}, {precision}"
-        if part not in self._options.only or not self._has_what_it_needs(part):
-            return
-        if not self.budget.allows(what, _PARTS[part]):
-            return
-        try:
-            said = run_worker(part, precision, timeout=self.budget.left, command=("benchmarks.gpu_parts.part",))
-        except WorkerError as error:
-            self.report[part][precision] = {"error": str(error)}
-            self.failed.append(what)
-            self.tell(f"{what} failed: {error}")
-        else:
-            self.report["versions"] |= said["versions"]
-            self.report[part][precision] = said["figures"]
-            self.failed += [f"{what}: {name}" for name in errors_in(said["figures"])]
-            show_part(self.terminal, part, precision, said["figures"])
-        self.save()
-
-    def save(self) -> None:
-        """Write what there is."""
-        taken = {"seconds": self.budget.spent, "skipped": self.budget.skipped, "failed": self.failed}
-        write_json(self._options.out, self.report | taken)
+    needed = ROUNDS * len(systems) * (seconds + _TURN)
+    chosen = [w for i, w in enumerate(workloads) if budget.allows(w.title, _FEWEST_SECONDS + (i + 1) * needed)]
+    with ExitStack() as stack:
+        workers = [{s: stack.enter_context(closing(start(s, w))) for s in systems.values()} for w in chosen]
+        deadline = time.monotonic() + min(_MOST_SECONDS, max(_FEWEST_SECONDS, budget.left - len(chosen) * needed))
+        prepared = [{system: _prepared(worker, deadline) for system, worker in own.items()} for own in workers]
+        for workload, own, said in zip(chosen, workers, prepared, strict=True):
+            if budget.allows(workload.title, needed):
+                groups = {name: [system] for name, system in systems.items()}
+                outcomes = run_rounds(groups, ROUNDS, partial(_turn, own, said, seconds), tell)
+                yield Comparison(workload, groups, outcomes)
+            for worker in own.values():
+                worker.close()
 
 
-def measure(measurement: Measurement, precisions: Sequence[str], rehearsal: bool) -> None:
-    """Measure everything, what matters most first."""
-    for precision in precisions:
-        measurement.steps(precision)
-        for part in () if rehearsal else _PARTS:
-            if precision == precisions[0] or part not in _ONCE:
-                measurement.part(part, precision)
+def _prepared(worker: Worker, deadline: float) -> dict[str, Any] | WorkerError:
+    try:
+        return worker.reply(deadline - time.monotonic())
+    except WorkerError as error:
+        return error
+
+
+def _turn(workers: Mapping[str, Worker], prepared: Mapping[str, Any], seconds: float, system: str) -> dict[str, Any]:
+    said = prepared[system]
+    if isinstance(said, WorkerError):
+        raise said
+    return said | workers[system].measure(seconds, _TURN_AT_MOST)
+
+
+def errors_in(figures: Any, name: str = "") -> list[str]:
+    """Return the names of what has an ``error`` in place of its figures, at any depth."""
+    if isinstance(figures, list):
+        return [error for entry in figures for error in errors_in(entry, name)]
+    if not isinstance(figures, dict):
+        return []
+    if "error" in figures:
+        return [figures.get("name", name)]
+    return [error for key, entry in figures.items() for error in errors_in(entry, key)]
+
+
+def measure_part(part: str, precision: str, timeout: float) -> tuple[dict[str, Any], list[str]]:
+    """Return the reply of the process of one of `PARTS`, and what failed."""
+    try:
+        with closing(Worker("benchmarks.gpu_parts", part, precision)) as worker:
+            said = worker.reply(timeout)
+    except WorkerError as error:
+        return {"versions": {}, "figures": {"error": str(error)}}, [f"{part}, {precision}"]
+    return said, [f"{part}, {precision}: {name}" for name in errors_in(said["figures"])]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, report, and return 1 where something failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    everything = (*STEPS, *_PARTS)
+    parser = parser_of(__doc__)
+    everything = ("training", "prediction", *PARTS)
+    named = f"of {', '.join(everything)}"
     parser.add_argument("--quick", action="store_true", help="bf16 alone, without torch.compile: about two minutes")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="for all figures (default: build/gpu-DATE.json)")
-    named = ", ".join(everything)
-    parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="WHAT", help=f"of {named}")
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything, metavar="WHAT", help=named)
+    parser.add_argument("--out", type=Path, dest="json", metavar="FILE", help="the same as --json")
     parser.add_argument("--seconds", type=at_least_one, default=SECONDS, help=f"for everything (default: {SECONDS})")
-    parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU: the figures say nothing")
+    parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU: the figures mean nothing")
     options = parser.parse_args(arguments)
     about = {} if options.rehearse else card()
-    if options.out is None and not options.rehearse:
-        options.out = Path("build", f"gpu-{datetime.now(UTC):%Y-%m-%d}.json")
-    check_writable(options.out)
-    measurement = Measurement(options, about)
-    terminal = measurement.terminal
-    terminal.say(LEGEND)
-    precisions = ["float32"] if options.rehearse else ["bfloat16"] if options.quick else ["bfloat16", "tf32"]
-    measure(measurement, precisions, options.rehearse)
-    measurement.save()
+    if options.json is None and not options.rehearse:
+        options.json = Path("build", f"gpu-{datetime.now(UTC):%Y-%m-%d}.json")
+    check_writable(options.json)
+    budget = Budget(options.seconds)
+    report: dict[str, Any] = {"card": about, "surroundings": surroundings(), "versions": {}, "steps": []}
+    report |= {"rehearsal": options.rehearse, "quick": options.quick, **{part: {} for part in PARTS}}
+    failed: list[str] = []
+    has_torch = importlib.util.find_spec("torch") is not None
 
-    report = measurement.report
+    def save() -> None:
+        write_json(options.json, report | {"skipped": budget.skipped, "failed": failed})
+
+    print(LEGEND, GPU_LEGEND, sep="\n")
+    systems = _SYSTEMS if has_torch else {OURS: _SYSTEMS[OURS]}
+    if options.quick:
+        systems = {name: system for name, system in systems.items() if name != "compile"}
+    if not has_torch:
+        budget.skipped.append("eager, compile, profile: not measured: torch is not installed")
+    precisions = ["float32"] if options.rehearse else ["bfloat16"] if options.quick else ["bfloat16", "tf32"]
+    known = REHEARSAL if options.rehearse else GPU_WORKLOADS
+    for precision in precisions:
+        workloads = [replace(w, precision=precision) for w in known.values() if w.kind in options.only]
+        for comparison in compare_all(workloads, systems, _QUICK if options.quick else _MEASURED, budget):
+            print(f"\n{comparison}", flush=True)
+            report["versions"] |= comparison.versions
+            report["steps"].append(comparison.to_dict())
+            failed += [f"{comparison.workload.name}, {precision}: {what}" for what in comparison.failed]
+            save()
+        for part, seconds in PARTS.items():
+            once = part in _FIRST_PRECISION_ONLY and precision != precisions[0]
+            if options.rehearse or once or part not in options.only or (part == "profile" and not has_torch):
+                continue
+            if budget.allows(f"{part}, {precision}", seconds):
+                said, errors = measure_part(part, precision, budget.left)
+                failed += errors
+                report["versions"] |= said["versions"]
+                report[part][precision] = said["figures"]
+                print(f"\n{figures_text(said['figures'], f'{part}, {PRECISIONS[precision]},')}", flush=True)
+                save()
+    save()
+    where = ", ".join(about.values()) or "a rehearsal on the CPU: these figures mean nothing"
     used = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    where = ", ".join(report["card"].values()) or "a rehearsal on the CPU: these figures say nothing"
     when = f"commit {report['surroundings']['commit']}, {report['surroundings']['date']}"
-    terminal.say(f"\n{where}; {used}; {when}; {measurement.budget.spent:.0f} s.")
-    for line in (*report["not_measured"], *measurement.budget.skipped):
-        terminal.say(line)
-    if options.out:
-        terminal.say(f"All figures are in {options.out}.")
-    if measurement.failed:
-        print(f"failed: {', '.join(measurement.failed)}", file=sys.stderr)
-    return 1 if measurement.failed else 0
+    print(f"\n{where}; {used}; {when}.", *budget.skipped, sep="\n")
+    if options.json:
+        print(f"All figures are in {options.json}.")
+    if failed:
+        tell(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

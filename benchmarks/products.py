@@ -4,26 +4,24 @@
     backward    dweight = x.T @ dy and dx = dy @ weight.T of each of those with a weight (no dx of the patch embedding);
                 dv = weights.T @ dheads, dweights = dheads @ v.T, dq = dscores @ k, dk = dscores.T @ q
 
-Where the head reads the class token alone, the last block has keys and values of all tokens, and the rest for that
-token. Operands have the layouts of a step: q, k and v are views of (B, N, 3, H, K), heads one of (B, M, H, K), for M
-queries. k.T and v.T are laid out by rows, for which BLAS takes up to half the time: one array for all blocks, since a
-step makes such a copy just before it multiplies. In training each block has arrays of its own for what its backward
-pass reads, as it must; `near` lets all blocks share those of one, which no step can, so that they stay in cache.
+Where the head reads the class token alone, the last block has M = 1 query. Operands have the layouts of a step: q, k
+and v are views of (B, N, 3, H, K), heads one of (B, M, H, K). k.T and v.T are laid out by rows, for which BLAS takes up
+to half the time: one array for all blocks, since a step makes such a copy just before it multiplies. In training each
+block has arrays of its own for what its backward pass reads, as it must.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from minivit import ViTConfig
 from minivit.arrays import Array
-from minivit.nn.config import ViTConfig
 
 
 class Product(NamedTuple):
     """One call of matmul: a (..., m, k) times b (..., k, n) into out (..., m, n)."""
 
+    op: str  # of `minivit.ops`
     a: Array
     b: Array
     out: Array
@@ -38,7 +36,7 @@ class Product(NamedTuple):
         """Floating-point operations: a multiplication and an addition for each term."""
         return 2 * self.out.size * self.a.shape[-1]
 
-    def share(self, part: int, parts: int) -> Product:
+    def share(self, part: int, parts: int) -> Self:
         """Return the product of one of `parts` nearly equal shares of the rows; the first are the larger ones."""
         first, stop = (-(-self.out.shape[-2] * i // parts) for i in (part, part + 1))
         return self._replace(a=self.a[..., first:stop, :], out=self.out[..., first:stop, :])
@@ -54,29 +52,25 @@ class Weights:
         self.head = _random(D, config.num_classes)
 
 
-def products(config: ViTConfig, weights: Weights, B: int, training: bool, near: bool = False) -> list[Product]:
+def products(config: ViTConfig, weights: Weights, B: int, training: bool) -> list[Product]:
     """Return the products of a prediction of B images, or of a step of training, in their order."""
     queries = [config.num_tokens] * config.depth
     if config.global_pool == "token":
         queries[-1] = 1
     values = {M: _Tokens(config, B, M) for M in set(queries)}
     gradients = {M: _Tokens(config, B, M) for M in set(queries)} if training else {}
-    own = training and not near
     blocks = [
-        (_Tokens(config, B, M) if own else values[M], gradients.get(M), matrices)
+        (_Tokens(config, B, M) if training else values[M], gradients.get(M), matrices)
         for M, matrices in zip(queries, weights.blocks, strict=True)
     ]
-    pixels, patches = (
-        _random(B * config.num_patches, len(weights.patch_embed)),
-        _random(B * config.num_patches, config.embed_dim),
-    )
-    pooled, logits = _random(B, config.embed_dim), _random(B, config.num_classes)
+    pixels, patches = (_random(B * config.num_patches, width) for width in weights.patch_embed.shape)
+    pooled, logits = (_random(B, width) for width in weights.head.shape)
     by_rows = _random(B, config.num_heads, config.embed_dim // config.num_heads, config.num_tokens)  # k.T or v.T
 
-    found = [Product(pixels, weights.patch_embed, np.empty_like(patches), gathers=True)]
+    found = [Product("linear", pixels, weights.patch_embed, np.empty_like(patches), gathers=True)]
     for tokens, _, matrices in blocks:
         found += _forward(tokens, by_rows, *matrices)
-    found.append(Product(pooled, weights.head, np.empty_like(logits)))
+    found.append(Product("linear", pooled, weights.head, np.empty_like(logits)))
     if training:
         found += _linear_backward(pooled, weights.head, logits, np.empty_like(pooled))
         for tokens, gradient, matrices in reversed(blocks):
@@ -86,7 +80,7 @@ def products(config: ViTConfig, weights: Weights, B: int, training: bool, near: 
 
 
 class _Tokens:
-    """What a block makes of N tokens an image with M queries, or the gradients of that."""
+    """The arrays of a block for N tokens an image and M queries, or their gradients."""
 
     def __init__(self, config: ViTConfig, B: int, M: int) -> None:
         D, F, N, H = config.embed_dim, config.hidden_dim, config.num_tokens, config.num_heads
@@ -116,12 +110,12 @@ class _Tokens:
 
 def _forward(t: _Tokens, k_t: Array, qkv: Array, proj: Array, fc1: Array, fc2: Array) -> list[Product]:
     return [
-        *(Product(x, qkv[:, columns], y.reshape(len(x), -1), gathers=True) for x, columns, y in t.maps),
-        Product(t.q, k_t, t.weights),
-        Product(t.weights, t.v, t.heads),
-        Product(t.joined, proj, t.y),
-        Product(t.mlp_in, fc1, t.hidden),
-        Product(t.hidden, fc2, t.y),
+        *(Product("linear", x, qkv[:, columns], y.reshape(len(x), -1), gathers=True) for x, columns, y in t.maps),
+        Product("attention", t.q, k_t, t.weights),
+        Product("attention", t.weights, t.v, t.heads),
+        Product("linear", t.joined, proj, t.y),
+        Product("linear", t.mlp_in, fc1, t.hidden),
+        Product("linear", t.hidden, fc2, t.y),
     ]
 
 
@@ -130,10 +124,10 @@ def _backward(t: _Tokens, d: _Tokens, v_t: Array, qkv: Array, proj: Array, fc1: 
         *_linear_backward(t.hidden, fc2, d.y, d.hidden),
         *_linear_backward(t.mlp_in, fc1, d.hidden, d.mlp_in),
         *_linear_backward(t.joined, proj, d.y, d.joined),
-        Product(t.weights.swapaxes(-1, -2), d.heads, d.v),
-        Product(d.heads, v_t, d.weights),
-        Product(d.weights, t.k, d.q),
-        Product(d.weights.swapaxes(-1, -2), t.q, d.k),
+        Product("attention_backward", t.weights.swapaxes(-1, -2), d.heads, d.v),
+        Product("attention_backward", d.heads, v_t, d.weights),
+        Product("attention_backward", d.weights, t.k, d.q),
+        Product("attention_backward", d.weights.swapaxes(-1, -2), t.q, d.k),
     ]
     for (x, columns, _), (dx, _, dy) in zip(t.maps, d.maps, strict=True):
         found += _linear_backward(x, qkv[:, columns], dy.reshape(len(x), -1), dx)
@@ -141,8 +135,8 @@ def _backward(t: _Tokens, d: _Tokens, v_t: Array, qkv: Array, proj: Array, fc1: 
 
 
 def _linear_backward(x: Array, weight: Array, dy: Array, dx: Array | None = None) -> list[Product]:
-    dweight = Product(x.T, dy, np.empty(weight.shape, dtype=weight.dtype))
-    return [dweight] if dx is None else [dweight, Product(dy, weight.T, dx)]
+    dweight = Product("linear_backward", x.T, dy, np.empty(weight.shape, dtype=weight.dtype))
+    return [dweight] if dx is None else [dweight, Product("linear_backward", dy, weight.T, dx)]
 
 
 def _random(*shape: int) -> Array:

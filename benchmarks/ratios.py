@@ -1,13 +1,10 @@
-"""How much faster one system is than another, from interleaved rounds, and whether the machine let that be told.
+"""How much faster one system is than another, from interleaved rounds, and whether the machine was too noisy to tell.
 
-A round runs each system once, in a process of its own; the time of a round is the median of its steps. The ratio of
-medians is the median of the peer's rounds over the median of ours: above 1 where ours is faster. Its 95 percent
-interval comes from a bootstrap over the rounds; ours and the peer's of the same round stay together, since a spell in
-which the machine is slow often lasts for both. The machine was too noisy to tell where the interval is wider than 10
-percent of the ratio.
+The time of a round is the median of its steps. The ratio of medians is the median of the other system's rounds over the
+median of ours: above 1 where ours is faster. Its 95 percent interval comes from a bootstrap over the rounds; both
+systems' times of the same round stay together, since a spell in which the machine is slow often lasts for both. The
+machine was too noisy to tell where the interval is wider than 10 percent of the ratio.
 """
-
-from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
@@ -22,24 +19,21 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Ratio:
-    """The peer's time over ours.
+    """The other system's time over ours."""
 
-    Parameters
-    ----------
-    of_medians, of_bests : float
-        Of the medians of the rounds, and of the fastest steps of all.
-    interval : tuple of float, optional
-        In which the ratio of medians lies with 95 percent; None where the rounds are too few.
-    """
-
-    of_medians: float
-    of_bests: float
-    interval: tuple[float, float] | None
+    of_medians: float  # of the rounds
+    of_bests: float  # of the fastest steps of all
+    interval: tuple[float, float] | None  # of the ratio of medians, 95 percent; None where the rounds are too few
 
     @property
     def noisy(self) -> bool:
         """Whether the interval is too wide."""
         return self.interval is not None and self.interval[1] - self.interval[0] > WIDEST * self.of_medians
+
+    @property
+    def interval_text(self) -> str:
+        """The interval in words, or nothing."""
+        return f"{self.interval[0]:.2f} to {self.interval[1]:.2f}" if self.interval else ""
 
     def reaches(self, bar: float) -> bool | None:
         """Return whether the ratio of medians is at least `bar`; None where the interval contains it, or is missing."""
@@ -50,13 +44,7 @@ class Ratio:
 
 
 def ratio_of_times(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Ratio:
-    """Return the ratio for the seconds of each step of each round.
-
-    Raises
-    ------
-    ValueError
-        There are not as many rounds of one as of the other.
-    """
+    """Return the ratio for the seconds of each step of each round, of which both have as many."""
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} rounds of ours and {len(theirs)} of theirs cannot be compared")
     medians = np.array([[statistics.median(seconds) for seconds in rounds] for rounds in (ours, theirs)])

@@ -1,129 +1,147 @@
-"""One process of a measurement: python -m benchmarks.worker SYSTEM WORK [--set FIELD=VALUE ...] [--threads N]
+"""One process of a measurement: python -m benchmarks.worker SYSTEM WORKLOAD [--threads N]
 
-Builds the model, does the first steps, which do not count, times steps, and prints one line of JSON.
+WORKLOAD is the JSON of a `Workload`. The process prepares its step and says so in a line of JSON. Each line of standard
+input, a number of seconds, is then answered by a line with the times of steps; the end of the input ends it. An error
+is a line too, with the key "error".
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-_LONG = 14.0  # seconds of steps that do, however few they are
+if TYPE_CHECKING:
+    from benchmarks.systems import Step
 
-
-def timed(step: Callable[[], object], seconds: float, steps: int) -> list[float]:
-    """Return the seconds of each call of `step`: at least `steps` calls, and at least `seconds` in all."""
-    times: list[float] = []
-    while len(times) < steps or sum(times) < seconds:
-        begun = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - begun)
-    return times
+STEPS = 6  # that are timed at least on a CPU, unless they are slow
+_LONG = 14.0  # seconds of steps that are enough, however few they are
+_SAMPLE = 0.1  # seconds between two waits for a GPU
+FEWEST_SAMPLES = 3
 
 
-def measured(step: Callable[[], object], seconds: float, steps: int) -> list[float]:
+def time_steps(step: Callable[[], object], seconds: float) -> list[float]:
     """Return the seconds of each call of `step`, after one that does not count unless it is slow.
 
-    There are at least `steps` calls, and at least `seconds` in all; where calls are slow, fewer: 2 at least. Their
+    There are at least `STEPS` calls, and at least `seconds` in all; where calls are slow, fewer: 2 at least. Their
     number is even, so that the median of calls that are slow and fast by turns is the mean of both kinds.
     """
-    times = timed(step, 0, 1)
-    if times[0] < _LONG / 2:
-        times = []
-    while len(times) < 2 or (sum(times) < _LONG and (len(times) < steps or sum(times) < seconds)):
-        times += timed(step, 0, 2 - len(times) % 2)
+
+    def timed() -> float:
+        begun = time.perf_counter()
+        step()
+        return time.perf_counter() - begun
+
+    first = timed()
+    times = [first] if first >= _LONG / 2 else []
+    while len(times) < 2 or (sum(times) < _LONG and (len(times) < STEPS or sum(times) < seconds)):
+        times += [timed() for _ in range(2 - len(times) % 2)]
     return times
 
 
-def peak_bytes() -> int:
-    """Return the largest resident memory so far of this process and of those that it has started and that still run.
-
-    On Linux that is the sum of each one's own peak (VmHWM), with three corrections, so that what they share counts
-    once. Of the anonymous and of the shared memory that a process holds now, the part is taken off that others hold
-    with it: the kernel counts a page that n hold as one nth for each. The files that a started process maps, its
-    libraries, are left out; those of this process count whole. Memory that was freed counts for each that had it.
-    Elsewhere it is the peak of this process alone. On Linux ru_maxrss would begin with what the parent held when it
-    started this process.
-    """
-    if Path("/proc/self/smaps_rollup").exists():
-        started = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
-        return _own_peak("self") + sum(map(_own_peak, started))
-    import resource  # which Windows lacks
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def time_sample(step: Step, count: int) -> float:
+    """Return the seconds of one of `count` steps, from an idle device to an idle device."""
+    step.wait()
+    begun = time.perf_counter()
+    for _ in range(count):
+        step.run()
+    step.wait()
+    return (time.perf_counter() - begun) / count
 
 
-def _own_peak(process: str) -> int:
+def time_samples(step: Step, seconds: float) -> list[float]:
+    """Return the seconds of a step in samples of `_SAMPLE` seconds that last `seconds` together, after a warm-up."""
+    time_sample(step, 3)
+    count = max(1, math.ceil(_SAMPLE / time_sample(step, 1)))
+    samples: list[float] = []
+    while len(samples) < FEWEST_SAMPLES or count * sum(samples) < seconds:
+        samples.append(time_sample(step, count))
+    return samples
+
+
+def answered(figures: Callable[[], Any]) -> Any:
+    """Return what a call returns, or the kind and the text of its error as an ``error``, so that others go on."""
     try:
-        status, maps = (_kilobytes(Path("/proc", process, name)) for name in ("status", "smaps_rollup"))
-    except (FileNotFoundError, ProcessLookupError):  # it has just ended
-        return 0
-    # Each difference of two figures that change together comes from one reading: a process may free gigabytes between
-    # two. Only of shared memory there is none with both, but that of this process and its workers stays as it is.
-    others = maps["Anonymous"] - maps["Pss_Anon"] + status["RssShmem"] - maps["Pss_Shmem"]
-    files = 0 if process == "self" else status["RssFile"]
-    return 1024 * (status["VmHWM"] - others - files)
+        return figures()
+    except Exception as error:  # of any library
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
 
-def _kilobytes(file: Path) -> dict[str, int]:
-    """Return the figures of a file of the kernel's with lines such as ``VmHWM:  1024 kB``."""
-    lines = [line.split() for line in file.read_text().splitlines()]
-    return {words[0].removesuffix(":"): int(words[1]) for words in lines if words[2:] == ["kB"]}
+def own_output() -> Callable[[Callable[[], Any]], bool]:
+    """Return a function that prints `answered` of a call as a line of JSON, and returns whether it was no error."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to standard error
+
+    def reply(figures: Callable[[], Any]) -> bool:
+        said = answered(figures)
+        print(json.dumps(said), file=replies, flush=True)
+        return "error" not in said
+
+    return reply
 
 
 def use_threads(threads: int) -> None:
-    """Keep this process to `threads` processors, before any library has counted them.
-
-    Where it cannot be kept to some, environment variables ask the libraries.
-    """
+    """Keep this process to `threads` processors, or ask the libraries to, before any of them has counted them."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
+def prepare(system: str, workload: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
+    """Return a system's step after its first run, and what is reported of that.
+
+    Systems are compared by the answer: the loss, or the root mean square of the logits.
+    """
+    import numpy as np  # after the processors were chosen, as all below
+
+    from benchmarks import systems
+    from benchmarks.workloads import Workload, make_task
+    from minivit.engine.machine import cores
+
+    task = make_task(Workload(**workload), cores())
+    begun = time.perf_counter()
+    step = systems.prepare(system, task)
+    result = np.asarray(step.to_host(step.run()), np.float64)
+    seconds = time.perf_counter() - begun
+    if step.on_gpu:
+        time_sample(step, 2)
+        step.release()  # other processes use the same device
+    answer = float(np.sqrt((result * result).mean())) if result.size else None
+    about = {"threads": task.threads, "versions": systems.versions()}
+    return step, {"answer": answer, "seconds_to_first": seconds, **about}
+
+
 def main() -> None:
-    """Measure one system on one work."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("system", help="side or side:variant, such as minivit or pytorch:timm")
-    parser.add_argument("work", help="its name, such as train-tiny")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the work")
-    parser.add_argument("--threads", type=int, help="the processors that this process may use by default")
-    parser.add_argument("--seconds", type=float, default=2.5, help="how long to measure, at least")
-    parser.add_argument("--steps", type=int, default=6, help="how many at least, unless they are slow")
+    """Answer until the input ends."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", help="module or module:variant, such as minivit or pytorch:timm")
+    parser.add_argument("workload", type=json.loads, help="a workload as JSON")
+    parser.add_argument("--threads", type=int, help="the processors that this process may use")
     options = parser.parse_args()
     if options.threads is not None:
         use_threads(options.threads)
+    reply = own_output()
+    steps: list[Step] = []
 
-    from benchmarks.sides import find_side  # after the processors are chosen
-    from benchmarks.task import make_task
-    from benchmarks.works import get_work
-    from minivit.engine.machine import cores
+    def begin() -> dict[str, Any]:
+        step, said = prepare(options.system, options.workload)
+        steps.append(step)
+        return said
 
-    work = get_work(options.work, options.set)
-    threads = options.threads or cores()
-    side, variant = find_side(options.system)
-    begun = time.perf_counter()
-    step = side.prepare(make_task(work, threads), variant)
-    step()
-    first = time.perf_counter() - begun
-    result = {
-        "system": options.system,
-        "work": work.name,
-        "batch_size": work.batch_size,
-        "threads": threads,
-        "seconds": measured(step, options.seconds, options.steps),
-        "seconds_to_first": first,
-        "peak_bytes": peak_bytes(),
-        "versions": dict(side.versions()),
-    }
-    print(json.dumps(result), flush=True)
+    def measure(seconds: float) -> dict[str, Any]:
+        times = time_samples(steps[0], seconds) if steps[0].on_gpu else time_steps(steps[0].run, seconds)
+        return {"seconds": times, **steps[0].memory()}
+
+    if reply(begin):
+        for line in sys.stdin:
+            reply(partial(measure, float(line)))
 
 
 if __name__ == "__main__":

@@ -9,45 +9,39 @@ small enough to distinguish GELU from its tanh form, and weight decay from none.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from benchmarks.bars import PEERS
-from benchmarks.sides import find_side, missing
-from benchmarks.task import make_task
-from benchmarks.works import Work, get_work
+from benchmarks import systems
+from benchmarks.baselines import BASELINES
+from benchmarks.workloads import REHEARSAL, WORKLOADS, Workload, make_task
 from minivit.arrays import Array
 
 # The warnings are those of the other systems.
 pytestmark = [pytest.mark.conformance, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
-SMALL = ["img_size=(8,12)", "embed_dim=12", "depth=2", "num_heads=3", "num_classes=5", "batch_size=6"]
-SYSTEMS = [(system, peer.trains) for peer in PEERS.values() for system in peer.systems]
+SMALL = {"img_size": (8, 12), "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 5}
+SYSTEMS = [(system, baseline.trains) for baseline in BASELINES.values() for system in baseline.systems]
 
 
-@functools.cache
-def work_of(kind: str) -> Work:
-    return get_work("train-w64", [*SMALL, f"kind={kind}"])
+def workload_of(kind: str) -> Workload:
+    return replace(WORKLOADS["train-w64"].changed(**SMALL), kind=kind, batch_size=6)
 
 
-def results(system: str, work: Work, steps: int) -> Sequence[Array]:
-    """Return what each of the first steps gives, in float64."""
-    side, variant = find_side(system)
-    task = make_task(work, threads=1)
+def results(system: str, workload: Workload, steps: int) -> Sequence[Array]:
+    """Return the result of each of the first steps, in float64."""
+    task = make_task(workload, threads=1)
     larger = {name: np.float32(3.0) * value for name, value in task.state.items()}  # so that GELU is no straight line
-    step = side.prepare(replace(task, state=larger), variant)
-    return [np.asarray(step(), dtype=np.float64).copy() for _ in range(steps)]
+    step = systems.prepare(system, replace(task, state=larger))
+    return [np.asarray(step.to_host(step.run()), dtype=np.float64).copy() for _ in range(steps)]
 
 
 def assert_like_ours(system: str, kind: str, steps: int) -> None:
-    if packages := missing(system):
-        pytest.fail(f"{system} needs {', '.join(packages)}: pip install 'minivit[test,peers]'")
     bound = 2e-2 if system == "pytorch:bf16" else 2e-5
-    ours, theirs = (results(name, work_of(kind), steps) for name in ("minivit", system))
+    ours, theirs = (results(name, workload_of(kind), steps) for name in ("minivit", system))
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.shape == other.shape
         assert np.linalg.norm(other - mine) <= bound * np.linalg.norm(mine)
@@ -63,3 +57,15 @@ def test_the_losses_of_training_are_ours(system: str) -> None:
 @pytest.mark.parametrize("system", [system for system, _ in SYSTEMS])
 def test_the_logits_of_prediction_are_ours(system: str) -> None:
     assert_like_ours(system, "prediction", 1)
+
+
+@pytest.mark.parametrize("name", REHEARSAL)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_pytorch_computes_on_a_gpu_what_minivit_computes(name: str, precision: str) -> None:
+    """As benchmarks/gpu.py runs it, here on the CPU."""
+    task = make_task(replace(REHEARSAL[name], precision=precision), 1)
+    ours, theirs = systems.prepare("minivit", task), systems.prepare("pytorch:plain", task)
+    bound = 1e-4 if precision == "float32" else 0.02
+    for _ in range(3):
+        mine, other = (np.asarray(step.to_host(step.run()), np.float64) for step in (ours, theirs))
+        assert np.linalg.norm(other - mine) <= bound * np.linalg.norm(mine)

@@ -64,7 +64,7 @@ def timm_model(model: ViT, folder: Path) -> Any:
     """Return timm's model with the weights of `model`, loaded strictly from the file that minivit writes."""
     from safetensors.torch import load_file
 
-    from benchmarks.sides.timm_vit import timm_vit
+    from benchmarks.systems.pytorch import timm_vit
 
     save_model(model, folder)
     theirs = timm_vit(model.config).double()
