@@ -38,13 +38,10 @@ def name_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-def imports_of(path: Path, for_types: bool = True) -> set[str]:
-    """Return the modules of minivit that a file imports, anywhere in it, or all but those for type hints alone."""
+def imports_of(path: Path) -> set[str]:
+    """Return the modules of minivit that a file imports, anywhere in it."""
     found: set[str] = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    if not for_types:
-        tree.body = [node for node in tree.body if not ast.unparse(node).startswith("if TYPE_CHECKING:")]
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minivit"):
             base = node.module.removeprefix("minivit").strip(".")
             inside = [f"{base}.{alias.name}".strip(".") for alias in node.names]
@@ -80,7 +77,7 @@ def test_no_import_runs_upward(path: Path) -> None:
 
 def test_no_two_modules_import_each_other() -> None:
     """A circle would show as modules that are left once those that import nothing more are taken away, and again."""
-    imports = {name_of(path): imports_of(path, for_types=False) - {name_of(path)} for path in FILES}
+    imports = {name_of(path): imports_of(path) - {name_of(path)} for path in FILES}
     while free := {name for name, needs in imports.items() if not needs & imports.keys()}:
         imports = {name: needs for name, needs in imports.items() if name not in free}
     assert imports == {}

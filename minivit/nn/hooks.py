@@ -16,13 +16,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 from minivit.arrays import Array
 from minivit.ops.registry import current_layer, is_observed, reference_only
-
-if TYPE_CHECKING:
-    from minivit.nn.layer import Layer
 
 Hook: TypeAlias = Callable[[Any, Array, Array], Array | None]
 
@@ -60,16 +57,37 @@ class HookHandle:
         self.remove()
 
 
+class Hookable(Protocol):
+    """What is read of a layer here; `Layer` has it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
+        """Run the forward pass."""
+
+    def backward(self, *args: Any, **kwargs: Any) -> Array:
+        """Run the backward pass."""
+
+    @property
+    def hooks(self) -> LayerHooks:
+        """The hooks of the layer."""
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether the layer itself has hooks."""
+
+    def named_layers(self) -> Iterator[tuple[str, Hookable]]:
+        """Yield the layer and every layer in it, by name."""
+
+
 class LayerHooks:
     """The hooks of one layer; its replicas share them."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Hookable) -> None:
         self.layer = layer
         self.forward: list[HookHandle] = []
         self.backward: list[HookHandle] = []
 
 
-def is_watched(layer: Layer) -> bool:
+def is_watched(layer: Hookable) -> bool:
     """Return whether `layer` or a layer in it has hooks, or an observer is active."""
     return is_observed() or bool(_count and any(each.has_hooks for _, each in layer.named_layers()))
 
@@ -79,7 +97,7 @@ _names: ContextVar[dict[int, str] | None] = ContextVar("names", default=None)
 
 
 @contextmanager
-def _watched_pass(layer: Layer, x: Any) -> Iterator[None]:
+def _watched_pass(layer: Hookable, x: Any) -> Iterator[None]:
     """Name the layers in `layer` while the block lasts, and run references."""
     # There is no reference for arrays of 16 bits: the kernels of single ops run, that of a whole block does not.
     names = ("EncoderBlock",) if x.dtype.itemsize == 2 else ()
@@ -92,7 +110,7 @@ def _watched_pass(layer: Layer, x: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _named(layer: Layer, names: dict[int, str]) -> Iterator[None]:
+def _named(layer: Hookable, names: dict[int, str]) -> Iterator[None]:
     token = current_layer.set(names.get(id(layer), type(layer).__name__))
     try:
         yield
@@ -100,7 +118,7 @@ def _named(layer: Layer, names: dict[int, str]) -> Iterator[None]:
         current_layer.reset(token)
 
 
-def _replaced(handles: list[HookHandle], layer: Layer, first: Array, second: Array, which: int) -> Array:
+def _replaced(handles: list[HookHandle], layer: Hookable, first: Array, second: Array, which: int) -> Array:
     """Call hooks with `layer` and two arrays, of which a hook may replace the one numbered `which`; return that.
 
     A copy is returned: the caller may change it in place, and a hook may have kept it.
@@ -117,7 +135,7 @@ def with_forward_hooks(inner: Callable[..., tuple[Array, Any]]) -> Callable[...,
     """Return the forward function `inner` of a class of layers, followed by the hooks of the layer."""
 
     @functools.wraps(inner)
-    def forward(self: Layer, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
+    def forward(self: Hookable, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
         # A subclass that calls the function of its base class passes here twice; its own pass counts.
         if not (_count or is_observed()) or type(self).forward is not forward:
             return inner(self, *args, **kwargs)
@@ -141,7 +159,7 @@ def with_backward_hooks(inner: Callable[..., Array]) -> Callable[..., Array]:
     """Return the backward function `inner` of a class of layers, followed by the hooks of the layer."""
 
     @functools.wraps(inner)
-    def backward(self: Layer, *args: Any, **kwargs: Any) -> Array:
+    def backward(self: Hookable, *args: Any, **kwargs: Any) -> Array:
         dx = inner(self, *args, **kwargs)
         if _count and type(self).backward is backward and self.has_hooks:
             dy = args[0] if args else next(iter(kwargs.values()))
