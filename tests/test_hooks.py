@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from small_vit import batch, model
 from minivit import Key, Layer, ViT, gradcheck_layer, layers, ops
 from minivit.arrays import Array
 from minivit.nn import hooks
-from minivit.ops import OpCall
+from minivit.ops import OpCall, registry
 
 
 class Calls(list[tuple[str, Layer, Array, Array]]):
@@ -273,9 +274,75 @@ def test_an_observer_sees_an_engine_at_work() -> None:
         assert_same_bits([engine.predict(images)], [expected])
 
 
-def test_a_layer_without_hooks_pickles_as_before() -> None:
+def test_a_pickled_layer_has_no_hooks() -> None:
     layer = layers.Dropout(0.5)
     with layer.register_forward_hook(lambda layer, x, y: None):
         other = pickle.loads(pickle.dumps(layer))
     assert other.rate == 0.5
     assert not other.has_hooks
+
+
+@pytest.mark.parametrize("returned", [np.zeros((2, 5, 7)), np.zeros((2, 5, 6), np.float32), 3.0], ids=str)
+def test_a_hook_returns_an_array_like_the_one_it_replaces(returned: Any) -> None:
+    layer = mlp()
+    layer.register_forward_hook(lambda layer, x, y: returned)
+    with pytest.raises(TypeError, match=r"a hook of a MLP returned .*; expected None or float64"):
+        layer(X)
+
+
+def test_after_a_hook_that_raises_everything_is_as_before() -> None:
+    images, _, key = batch()
+    vit = model()
+    expected = vit.forward(images, key)[0]
+
+    def failing(layer: Layer, x: Array, y: Array) -> None:
+        raise RuntimeError("stop here")
+
+    with vit.blocks[1].register_forward_hook(failing), pytest.raises(RuntimeError, match="stop here"):
+        vit.forward(images, key)
+    assert_same_bits([vit.forward(images, key)[0]], [expected])
+
+
+def test_a_hooked_pass_leaves_the_kernels_of_other_threads_alone() -> None:
+    images, _, key = batch()
+    vit, other = model(), model()
+    expected = vit.forward(images, key)[0]
+    results: list[Array] = []
+
+    def meanwhile(layer: Layer, x: Array, y: Array) -> None:
+        thread = threading.Thread(target=lambda: results.append(vit.forward(images, key)[0]))
+        thread.start()
+        thread.join()
+
+    with other.blocks[0].register_forward_hook(meanwhile):
+        other.forward(images, key)
+    assert_same_bits(results, [expected])
+
+
+def test_blocks_of_reference_only_may_end_in_any_order() -> None:
+    """As those of two threads do."""
+    first, second = ops.reference_only("gelu"), ops.reference_only("softmax")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert registry.set_aside() == {"softmax"}
+    second.__exit__(None, None, None)
+    assert registry.set_aside() == frozenset()
+
+
+def test_the_passes_of_a_mixin_have_hooks_too() -> None:
+    class Doubling:
+        def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+            return 2 * x, () if keep else None
+
+        def backward(self, dy: Array, cache: Any) -> Array:
+            return 2 * dy
+
+    class Doubled(Doubling, Layer):
+        pass
+
+    layer, calls = Doubled(), Calls()
+    layer.register_forward_hook(calls.forward)
+    layer.register_backward_hook(calls.backward)
+    layer.backward(*layer.forward(X))
+    assert [call[0] for call in calls] == ["forward", "backward"]

@@ -20,7 +20,10 @@ def shared_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     if not FORKS:
         return np.zeros(shape, dtype)
     count = int(np.prod(shape, dtype=np.int64))
-    memory = mmap(-1, max(1, count * np.dtype(dtype).itemsize))
+    try:
+        memory = mmap(-1, max(1, count * np.dtype(dtype).itemsize))
+    except OSError as error:
+        raise MemoryError(f"no shared memory for an array of shape {shape} and dtype {np.dtype(dtype)}") from error
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 

@@ -32,7 +32,7 @@ from minivit.engine.reduction import reduction_plan, vectors_needed
 from minivit.errors import RunError, UserError
 from minivit.nn.hooks import is_watched
 from minivit.nn.vit import ViT
-from minivit.ops.registry import reference_only
+from minivit.ops.registry import reference_only_here
 from minivit.random import Key
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Engine:
             self._busy = True
             watched = is_watched(self._replica)
             # For arrays of 16 bits there are kernels alone.
-            references = reference_only() if watched and self.dtype.itemsize > 2 else nullcontext()
+            references = reference_only_here() if watched and self.dtype.itemsize > 2 else nullcontext()
             try:
                 with references:
                     yield watched

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, Self, TypeAlias
 
 from minivit.arrays import Array
-from minivit.ops.registry import current_layer, is_observed, reference_only
+from minivit.ops.registry import current_layer, is_observed, reference_only_here
 
 Hook: TypeAlias = Callable[[Any, Array, Array], Array | None]
 
@@ -103,7 +103,7 @@ def _watched_pass(layer: Hookable, x: Any) -> Iterator[None]:
     names = ("EncoderBlock",) if x.dtype.itemsize == 2 else ()
     token = _names.set({id(each): name for name, each in reversed(list(layer.named_layers()))})
     try:
-        with reference_only(*names):
+        with reference_only_here(*names):
             yield
     finally:
         _names.reset(token)
@@ -125,10 +125,23 @@ def _replaced(handles: list[HookHandle], layer: Hookable, first: Array, second: 
     """
     arrays = [first, second]
     for handle in list(handles):
-        other = handle.hook(layer, *arrays)
-        if other is not None:
-            arrays[which] = other
+        other: Any = handle.hook(layer, *arrays)
+        if other is None:
+            continue
+        shape, dtype = arrays[which].shape, arrays[which].dtype
+        if getattr(other, "shape", None) != shape or getattr(other, "dtype", None) != dtype:
+            what = f"{other.dtype} {other.shape}" if hasattr(other, "dtype") else type(other).__name__
+            raise TypeError(f"a hook of a {type(layer).__name__} returned {what}; expected None or {dtype} {shape}")
+        arrays[which] = other
     return arrays[which].copy() if handles else arrays[which]
+
+
+_calls_hooks: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
+
+
+def calls_hooks(function: Callable[..., Any]) -> bool:
+    """Return whether `with_forward_hooks` or `with_backward_hooks` returned `function`."""
+    return function in _calls_hooks
 
 
 def with_forward_hooks(inner: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[Array, Any]]:
@@ -139,7 +152,7 @@ def with_forward_hooks(inner: Callable[..., tuple[Array, Any]]) -> Callable[...,
         # A subclass that calls the function of its base class passes here twice; its own pass counts.
         if not (_count or is_observed()) or type(self).forward is not forward:
             return inner(self, *args, **kwargs)
-        x = args[0] if args else next(iter(kwargs.values()))
+        x = args[0] if args else kwargs.get("x", next(iter(kwargs.values())))
         names = _names.get()
         if names is None:
             if not is_watched(self):
@@ -152,6 +165,7 @@ def with_forward_hooks(inner: Callable[..., tuple[Array, Any]]) -> Callable[...,
             y = _replaced(self.hooks.forward, self.hooks.layer, x, y, 1)
         return y, cache
 
+    _calls_hooks.add(forward)
     return forward
 
 
@@ -162,8 +176,9 @@ def with_backward_hooks(inner: Callable[..., Array]) -> Callable[..., Array]:
     def backward(self: Hookable, *args: Any, **kwargs: Any) -> Array:
         dx = inner(self, *args, **kwargs)
         if _count and type(self).backward is backward and self.has_hooks:
-            dy = args[0] if args else next(iter(kwargs.values()))
+            dy = args[0] if args else kwargs.get("dy", next(iter(kwargs.values())))
             dx = _replaced(self.hooks.backward, self.hooks.layer, dx, dy, 0)
         return dx
 
+    _calls_hooks.add(backward)
     return backward

@@ -29,7 +29,7 @@ import numpy as np
 from minivit import arrays
 from minivit.arrays import Array, dtype_named, library_name, namespace, on_device_of, to_backend, to_host
 from minivit.errors import UserError, counted
-from minivit.nn.hooks import Hook, HookHandle, LayerHooks, with_backward_hooks, with_forward_hooks
+from minivit.nn.hooks import Hook, HookHandle, LayerHooks, calls_hooks, with_backward_hooks, with_forward_hooks
 from minivit.nn.parameters import FlatStore, Parameter, Parameters, first_value, plan, zeros
 from minivit.random import Key
 
@@ -65,9 +65,10 @@ class Layer:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "forward" in vars(cls):
+        # Its own, or those of a class beside Layer that it inherits from too.
+        if not calls_hooks(cls.forward):
             cls.forward = with_forward_hooks(cls.forward)  # type: ignore[method-assign]
-        if "backward" in vars(cls):
+        if not calls_hooks(cls.backward):
             cls.backward = with_backward_hooks(cls.backward)  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -128,7 +129,8 @@ class Layer:
         Parameters
         ----------
         hook : callable
-            Takes the layer, what it was given and its result; returns None, or what goes on in place of the result.
+            Takes the layer, what it was given and its result; returns None, or what goes on in place of the result,
+            an array of the same shape and dtype.
 
         Returns
         -------

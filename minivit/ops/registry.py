@@ -52,7 +52,10 @@ class Kernel:
 
 
 _kernels: dict[str, list[Kernel]] = {}  # by the names that were declared
-_set_aside: frozenset[str] = frozenset()  # names that run as their reference
+# The names that run as their reference: of each block of `reference_only` that is active in any thread, and in this
+# thread alone. Blocks of several threads may overlap and end in any order.
+_blocks: list[frozenset[str]] = []
+_here: ContextVar[frozenset[str]] = ContextVar("here", default=frozenset())
 
 
 def declare(name: str) -> None:
@@ -89,7 +92,7 @@ def kernels_of(name: str) -> tuple[Kernel, ...]:
 def find_kernel(name: str, *args: Any, **kwargs: Any) -> Kernel | None:
     """Return the kernel of `name` that covers the arguments, of which the first is an array, or None."""
     kernels = _kernels[name]
-    if not kernels or name in _set_aside:
+    if not kernels or name in _here.get() or (_blocks and any(name in block for block in list(_blocks))):
         return None
     library = library_name(namespace(args[0] if args else next(iter(kwargs.values()))))
     for kernel in kernels:
@@ -142,19 +145,20 @@ def op_backward(reference: Callable[[Dy, Cache], R]) -> Callable[[Dy, Cache | No
 
 
 def set_aside() -> frozenset[str]:
-    """Return the names whose kernels do not run now."""
-    return _set_aside
+    """Return the names whose kernels do not run now in this thread."""
+    return _here.get().union(*_blocks)
 
 
 def set_aside_these(names: frozenset[str]) -> None:
-    """Set the kernels of `names` and no others aside, in a process that follows another one."""
-    global _set_aside
-    _set_aside = names
+    """Set the kernels of `names` and no others aside, without observers, in a process that follows another one."""
+    _blocks[:] = [names]
+    _here.set(frozenset())
+    _observations.clear()
 
 
 def runs_references_only() -> bool:
     """Return whether no kernel runs now, as under `reference_only` without names."""
-    return len(_set_aside) == len(_kernels)
+    return len(set_aside()) == len(_kernels)
 
 
 @contextmanager
@@ -164,12 +168,22 @@ def reference_only(*names: str) -> Iterator[None]:
     The name of the layer that has kernels, "EncoderBlock", stands for its wiring of other layers. Without names, the
     last block of a model computes all of its tokens too, not the class token alone (`ViT.queries`).
     """
-    global _set_aside
-    before, _set_aside = _set_aside, _set_aside | frozenset(names or _kernels)
+    block = frozenset(names or _kernels)
+    _blocks.append(block)
     try:
         yield
     finally:
-        _set_aside = before
+        _blocks.remove(block)
+
+
+@contextmanager
+def reference_only_here(*names: str) -> Iterator[None]:
+    """Do what `reference_only` does in this thread alone: a hook in one thread leaves the bits of others alone."""
+    token = _here.set(_here.get() | frozenset(names or _kernels))
+    try:
+        yield
+    finally:
+        _here.reset(token)
 
 
 class OpCall(NamedTuple):
