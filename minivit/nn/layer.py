@@ -30,7 +30,7 @@ from minivit import arrays
 from minivit.arrays import Array, dtype_named, library_name, namespace, on_device_of, to_backend, to_host
 from minivit.errors import UserError, counted
 from minivit.nn.hooks import Hook, HookHandle, LayerHooks, calls_hooks, with_backward_hooks, with_forward_hooks
-from minivit.nn.parameters import FlatStore, Parameter, Parameters, first_value, plan, zeros
+from minivit.nn.parameters import FlatStore, Parameter, Parameters, first_value, plan, zero_vector
 from minivit.random import Key
 
 
@@ -221,7 +221,7 @@ class Layer:
         xp = arrays.backend(backend)
         declared = self.declared()
         starts, length = plan({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
-        store = FlatStore(zeros(length, dtype, xp))
+        store = FlatStore(zero_vector(length, dtype, xp))
         if seed is not None:
             for name, parameter in declared.items():
                 span = slice(starts[name], starts[name] + parameter.size)

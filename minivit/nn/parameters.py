@@ -33,7 +33,7 @@ class FlatStore:
     Parameters
     ----------
     values : Array
-        The flat vector of values, which the store uses as it is; `zeros` makes one.
+        The flat vector of values, which the store uses as it is; `zero_vector` makes one.
     """
 
     def __init__(self, values: Array) -> None:
@@ -43,7 +43,7 @@ class FlatStore:
         _stores.add(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FlatStore:
-        """Return a store of copies, in the memory that `zeros` chooses; stores that shared a vector share its copy."""
+        """Return a store of copies, in memory as `zero_vector` gives; stores that shared a vector share its copy."""
         store = FlatStore(_copied(self._values, memo))
         if self._gradients is not None:
             store._gradients = _copied(self._gradients, memo)
@@ -51,7 +51,7 @@ class FlatStore:
         return store
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the vectors of a pickled store into the memory that `zeros` chooses."""
+        """Take the vectors of a pickled store into the memory that `zero_vector` chooses."""
         vectors = {name: state[name] for name in ("_values", "_gradients") if state[name] is not None}
         vars(self).update(state | {name: _copied(vector, {}) for name, vector in vectors.items()})
         _stores.add(self)
@@ -73,7 +73,7 @@ class FlatStore:
         """The flat gradient vector, allocated as zeros on first use; of 16-bit values it is float32."""
         if self._gradients is None:
             xp, dtype = namespace(self._values), self._values.dtype
-            self._gradients = zeros(len(self._values), xp.float32 if dtype.itemsize == 2 else dtype, xp)
+            self._gradients = zero_vector(len(self._values), xp.float32 if dtype.itemsize == 2 else dtype, xp)
         return self._gradients
 
     def share_gradients(self, store: FlatStore) -> None:
@@ -255,7 +255,7 @@ class Parameters(Mapping[str, Parameter]):
         return sum(parameter.size for parameter in self.values())
 
 
-def zeros(length: int, dtype: Any, xp: Any) -> Array:
+def zero_vector(length: int, dtype: Any, xp: Any) -> Array:
     """Return a vector of zeros for a `FlatStore`: on the host in shared memory."""
     vector: Array = shared_zeros((length,), dtype) if xp is np else xp.zeros(length, dtype=dtype)
     return vector
@@ -265,7 +265,7 @@ def _copied(vector: Array, memo: dict[int, Any]) -> Array:
     """Return a copy of `vector` for a `FlatStore`, the same one for every call with one `memo`."""
     if id(vector) not in memo:
         with on_device_of(vector):
-            memo[id(vector)] = zeros(len(vector), vector.dtype, namespace(vector))
+            memo[id(vector)] = zero_vector(len(vector), vector.dtype, namespace(vector))
             memo[id(vector)][...] = vector
     copied: Array = memo[id(vector)]
     return copied
