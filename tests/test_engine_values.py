@@ -216,3 +216,15 @@ def test_strided_images_give_the_same_bits_for_any_number_of_threads() -> None:
             loss = engine.loss_and_gradients(wide[..., ::2], np.arange(6))
             results.append([loss, vit.parameters.store.gradients.copy(), engine.predict(wide[..., ::2])])
     assert_same_bits(*results)
+
+
+def test_a_copy_of_an_engine_starts_workers_of_its_own() -> None:
+    images, labels, key = batch()
+    with Engine(model(), 2, 2) as engine:
+        loss = engine.loss_and_gradients(images, labels, key)
+        with copy.deepcopy(engine) as other:
+            assert_same_bits([other.loss_and_gradients(images, labels, key)], [loss])
+            other.model.head.bias.value[...] += 1.0
+            assert (other.predict(images) != engine.predict(images)).any()
+        del other
+        assert_same_bits([engine.loss_and_gradients(images, labels, key)], [loss])

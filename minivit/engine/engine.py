@@ -109,6 +109,10 @@ class Engine:
         if on_host:
             keep_freed_pages()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the worker pool out of a copy, which starts its own."""
+        return {**vars(self), "_parallel": None, "_busy": False}
+
     def close(self) -> None:
         """End the other workers when the call that they work for has returned; a later call starts new ones."""
         with one_at_a_time():
