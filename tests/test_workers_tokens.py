@@ -50,6 +50,18 @@ def test_who_shares_tokens_depends_on_the_whole_batch_alone() -> None:
             assert_same_bits([engine.predict(images)], [expected])
 
 
+def test_hooks_give_the_bits_of_the_references_for_few_images() -> None:
+    """Workers share no tokens where the references run, since pieces of other sizes round in another way."""
+    image = np.random.default_rng(0).standard_normal((1, 24, 33, 3), dtype=np.float32)
+    vit = wide_model()
+    for threads in (1, 2):
+        with Engine(vit, threads, 2) as engine:
+            with ops.reference_only():
+                reference = engine.predict(image)
+            with vit.blocks[0].register_forward_hook(lambda layer, x, y: None):
+                assert_same_bits([engine.predict(image)], [reference])
+
+
 class Halved(EncoderBlock):
     """A block of another author."""
 

@@ -32,7 +32,7 @@ from minivit.engine.reduction import reduction_plan, vectors_needed
 from minivit.errors import RunError, UserError
 from minivit.nn.hooks import is_watched
 from minivit.nn.vit import ViT
-from minivit.ops.registry import reference_only_here
+from minivit.ops.registry import reference_only_here, runs_references_only
 from minivit.random import Key
 
 if TYPE_CHECKING:
@@ -236,7 +236,8 @@ class Engine:
     def _predict(self, images: Array, logits: Array, micro_batch: int, most: int) -> None:
         B, config = len(images), self.model.config
         N, D = config.num_tokens, config.embed_dim
-        few = micro_batch >= most and N >= _SHARED_TOKENS and self._replica.is_standard() and namespace(images) is np
+        few = micro_batch >= most and N >= _SHARED_TOKENS and namespace(images) is np
+        few = few and self._replica.is_standard() and not runs_references_only()
         pieces = micro_batch_slices(N, -(-N // 2)) if few else []
         if self.threads > 1 and (pieces or micro_batch < B):
             self._parallel_for(most).predict(images, logits, pieces)
