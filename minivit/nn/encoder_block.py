@@ -19,10 +19,6 @@ from minivit.random import Key, fold
 class EncoderBlock(Layer):
     """A pre-norm Transformer block: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))`` (equations 2 and 3)."""
 
-    _standard: bool
-    _random: bool
-    _version = -1  # of the structure, when these two were set
-
     def __init__(
         self,
         dim: int,
@@ -43,6 +39,8 @@ class EncoderBlock(Layer):
         self.mlp = MLP(dim, hidden_dim, approximate, proj_drop_rate, init)
         self.drop_path2 = DropPath(drop_path_rate)
         self._made_of = self._classes()
+        self._standard = self._random = False
+        self._version = -1  # of the structure, when these two were set
 
     def forward(
         self,
@@ -101,12 +99,14 @@ class EncoderBlock(Layer):
 
     def _look(self) -> None:
         """Set what follows from the layers in the block, once after each change of a layer."""
-        if self._version == structure_version():
+        version = structure_version()
+        if self._version == version:
             return
         layers = [layer for _, layer in self.named_layers()]
         standard = type(self) is EncoderBlock and self._classes() == self._made_of
         random = any(isinstance(layer, Dropout) and layer.rate > 0 for layer in layers)
-        vars(self).update(_standard=standard, _random=random, _version=structure_version())
+        # The version last: another thread that sees it sees the others too.
+        vars(self).update(_standard=standard, _random=random, _version=version)
 
     def _classes(self) -> list[tuple[str, type[Layer]]]:
         return [(name, type(layer)) for name, layer in self.named_layers()]

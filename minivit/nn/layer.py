@@ -154,7 +154,7 @@ class Layer:
         return HookHandle(self.hooks.backward, hook)
 
     def _members(self) -> Iterator[tuple[str, Parameter | Layer]]:
-        for name, value in vars(self).items():
+        for name, value in list(vars(self).items()):  # another thread may register a hook meanwhile
             if name not in ("_parameters", "_hooks"):
                 yield from _leaves(name, value)
 
