@@ -4,8 +4,8 @@
     dy/dx  = Phi(x) + x exp(-x² / 2) / sqrt(2 pi)
 
 g is a polynomial of degree 6, fitted by minimax so that the error of Phi is at most 2.9e-8, half an ulp of float32 just
-below 1 (benchmarks/fit_erf.py computes the coefficients). Its leading coefficient is positive, so it grows outside of
-the fitted range, where tanh rounds to 1.
+below 1 (docs/derivations/fit_erf.py computes the coefficients). Its leading coefficient is positive, so it grows
+outside of the fitted range, where tanh rounds to 1.
 """
 
 from __future__ import annotations
