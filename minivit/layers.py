@@ -1,4 +1,4 @@
-"""The layers of a Vision Transformer, for users' imports: each stands in a file of its own in `minivit.nn`."""
+"""The layers of a Vision Transformer, for users' imports; each is defined in a file of its own in `minivit.nn`."""
 
 from minivit.nn.attention import Attention
 from minivit.nn.dropout import Dropout, DropPath

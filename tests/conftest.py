@@ -35,15 +35,15 @@ devices.register_kernels()
 
 @pytest.hookimpl(tryfirst=True)  # before any is deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a test for a GPU that would be skipped there, for want of what only the emulation needs, say."""
+    """Refuse a GPU test with a skip condition, which would skip it on a GPU too."""
     for item in items:
         if item.get_closest_marker("gpu") and item.get_closest_marker("skipif"):
             raise pytest.UsageError(f"{item.nodeid} is for a GPU and must not be skipped there")
 
 
 @pytest.fixture(params=[pytest.param("processes", marks=needs_fork), "threads"])
-def members(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What an engine's workers beside the caller are; threads where a system cannot fork."""
+def worker_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kind of workers that an engine starts; threads are used where a system cannot fork."""
     if request.param == "threads":
         monkeypatch.setattr(worker_pool, "can_fork", lambda: False)
     return str(request.param)
@@ -51,20 +51,20 @@ def members(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(params=[pytest.param("kernels", marks=devices.needs_kernels), "references"])
 def computed(request: pytest.FixtureRequest) -> Iterator[str]:
-    """By what: the CUDA kernels, or the ops' own source."""
+    """Run a test with the CUDA kernels and with the references of the ops."""
     with ops.reference_only() if request.param == "references" else nullcontext():
         yield request.param
 
 
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the picture, which takes longer than such a run."""
+    """Save no figure, which would take longer than a small run."""
     monkeypatch.setattr(curves, "save_curves", lambda metrics, path: None)
 
 
 @pytest.fixture
 def reads_every_third_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device, read the metrics of steps that often."""
+    """On a device, read the metrics after every third step."""
     monkeypatch.setattr(step, "_READ_EVERY", 3)
 
 

@@ -1,4 +1,4 @@
-"""Small training runs on the strict stand-in, and what they are compared by."""
+"""Small training runs on the strict stand-in, and their comparison."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def trainer(path: Path, recipe: Recipe = RECIPE, **options: Any) -> Trainer:
 
 
 def assert_same_course(run: RunFolder, other: RunFolder, tolerance: float = 1e-4) -> None:
-    """Assert that two runs measured and learned the same up to rounding."""
+    """Assert that two runs have the same metrics and parameters up to rounding."""
     assert len(run.metrics()) == len(other.metrics()) == 3
     for one, two in zip(run.metrics(), other.metrics(), strict=True):
         numbers = [name for name in one if "second" not in name and isinstance(one[name], int | float)]

@@ -36,7 +36,7 @@ RECIPE = Recipe(
 
 
 def make_dataset(count: int = 35, test: int = 13) -> Dataset:
-    """Noise with a bright half, left or right: 28 images are trained on and 7 choose the best epoch."""
+    """Return noise with a bright half, left or right: 28 training images and 7 validation images."""
     generator = np.random.default_rng(0)
 
     def part(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +50,7 @@ def make_dataset(count: int = 35, test: int = 13) -> Dataset:
 
 
 class Listener:
-    """A reporter that remembers, and does something after some step."""
+    """A reporter that records its calls, and calls `then` after step `at`."""
 
     def __init__(self, at: int = 0, then: Callable[[], None] = lambda: None) -> None:
         self.at, self.then = at, then
@@ -71,7 +71,7 @@ class Listener:
 
 
 class Killed(Exception):  # noqa: N818 - it is no error
-    """Stands for a kill: nothing is saved on the way out."""
+    """Simulates a killed process: nothing is saved after it."""
 
 
 def kill() -> None:
@@ -127,5 +127,5 @@ def read(file: Path) -> list[tuple[str, np.ndarray]]:
 
 
 def bits(run: RunFolder) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """Return what must not depend on interruptions, threads and time."""
+    """Return the results that must not depend on interruptions, threads and time."""
     return tensors(run), [{k: v for k, v in line.items() if "second" not in k} for line in run.metrics()]

@@ -1,4 +1,4 @@
-"""A small model with every kind of dropout, a batch for it, and a step of the engine on both."""
+"""A small model with every kind of dropout, a batch for it, and a step of an engine with them."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def test_an_ablation_computes_the_same_and_leaves_everything_as_it_was(name: str
             results.append(step.run())
     np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-5)
     assert [getattr(*place) for place in places] == before
-    assert not ops.registry.set_aside()
+    assert not ops.registry.disabled_kernels()
 
 
 @pytest.mark.parametrize(

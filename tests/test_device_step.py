@@ -1,4 +1,4 @@
-"""A whole step on a device: the host's results in every precision, nothing that crosses, and the same memory again."""
+"""A whole step on a device: the host's results in every precision, no transfers, and no growth of memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DROPS = dict.fromkeys(("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_dro
 B = 5
 IMAGES = np.random.default_rng(0).standard_normal((B, 8, 8, 3)).astype("float32")
 LABELS = np.array([6, 0, 3, 3, 1])
-# Of the norm of the gradients; what 16 bits and TF32 leave of a step of many products.
+# Tolerances relative to the norm of the gradients, for the rounding of a step in 16 bits and in TF32.
 NEAR = {None: 1e-5, "float32": 1e-5, "tf32": 5e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
@@ -69,7 +69,7 @@ def test_a_step_computes_what_the_host_does(
 
 
 @on_devices
-def test_a_precision_of_fewer_bits_is_really_used(device: str) -> None:
+def test_a_lower_precision_is_used(device: str) -> None:
     exact, *others = (step(device, precision=precision)[3] for precision in ("float32", "tf32", "float16", "bfloat16"))
     distances = [float(np.linalg.norm(other - exact) / np.linalg.norm(exact)) for other in others]
     assert 1e-5 < distances[0] < distances[2]
@@ -103,7 +103,7 @@ def test_nothing_crosses_or_waits_in_a_step(device: str, precision: str | None) 
         loss, _ = engine.training_step(images, labels, key, 0.1, guard.loss_scale)
         optimizer.step(guard.factor(loss, vit.parameters.store.gradients))
 
-    one()  # kernels are compiled, and tables of the optimiser made
+    one()  # compiles kernels, and makes the tables of the optimiser
     before = to_host(vit.parameters.store.values)
     with nothing_crosses(device):
         one()
@@ -155,7 +155,7 @@ def test_memory_does_not_grow_with_how_many_are_predicted(precision: str | None)
         ("strict", "float32", "int8", "precision is 'int8'; expected one of float32, tf32, bfloat16, float16"),
     ],
 )
-def test_a_precision_that_cannot_be_is_refused(device: str, dtype: str, precision: str, message: str) -> None:
+def test_an_unsupported_precision_is_refused(device: str, dtype: str, precision: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Engine(ViT(CONFIG, dtype=dtype, backend=device), precision=precision)
 
@@ -171,7 +171,7 @@ def test_images_of_the_host_or_another_dtype_are_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", [None, "tf32", "bfloat16", "float16"])
 def test_a_hundred_steps_follow_the_losses_of_the_host(precision: str | None) -> None:
-    """On a device of another kind the rounding differs, and training lets it grow."""
+    """Rounding differs between devices, and its effect grows during training."""
 
     def losses(device: str, precision: str | None) -> Array:
         vit = model(device)

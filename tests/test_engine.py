@@ -1,4 +1,4 @@
-"""The step engine: the same bits whatever the threads, the whole batch's gradient, and errors that leave it usable."""
+"""The step engine: the same bits for any number of threads, the gradient of the whole batch, and its errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_dropout_is_the_same_for_any_micro_batch() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_gradients_are_set_not_added(threads: int) -> None:
-    """In every step, and between the parameters, where the flat vector has gaps, as well."""
+    """In every step, also in the gaps between the parameters of the flat vector."""
     images, labels, key = batch()
     vit = model()
     gradients = vit.parameters.store.gradients
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_batch_that_cannot_be_is_refused(name: str, threads: int) -> None:
+def test_an_invalid_batch_is_refused(name: str, threads: int) -> None:
     given, error, message = REFUSED[name]
     with Engine(model(), threads, 4) as engine, pytest.raises(error, match=message):
         engine.loss_and_gradients(**{"images": IMAGES, "labels": LABELS, "rng": KEY, **given})
@@ -185,7 +185,7 @@ def test_an_engine_needs_a_thread_and_an_image(threads: int) -> None:
         Engine(model(), reduction_groups=threads)
 
 
-def test_the_micro_batch_is_the_models() -> None:
+def test_the_default_micro_batch_is_the_models() -> None:
     vit = model()
     with Engine(vit) as engine:
         assert engine.micro_batch == vit.config.micro_batch
@@ -195,7 +195,7 @@ def test_the_micro_batch_is_the_models() -> None:
 
 
 def test_memory_does_not_grow_with_the_batch() -> None:
-    """What one micro-batch keeps for its backward pass is freed before the next."""
+    """The cache of a micro-batch is freed before the next one."""
     import tracemalloc
 
     peaks = []

@@ -1,4 +1,4 @@
-"""An engine computes with the values that its model has at each call, and sets the gradients of no other."""
+"""An engine computes with the values that its model has at each call, and changes the gradients of no other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WRITERS: dict[str, Callable[[ViT, ViT], None]] = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("on", ["the model", "a replica"])
-def test_values_written_between_two_calls_reach_all_workers(writer: str, on: str, members: str) -> None:
+def test_values_written_between_two_calls_reach_all_workers(writer: str, on: str, worker_kind: str) -> None:
     vit, (images, _, _) = model(), batch()
     with_replica = "replica" in writer or on == "a replica"
     replica = vit.replica() if with_replica else vit
@@ -50,7 +50,7 @@ def test_values_written_between_two_calls_reach_all_workers(writer: str, on: str
             before = after
 
 
-def test_a_view_that_was_held_from_the_beginning_can_be_written_to() -> None:
+def test_values_can_be_written_through_a_view_from_before_the_first_step() -> None:
     """A step by hand on the flat vectors reaches all workers, at every step."""
     images, labels, key = batch()
     results = []
@@ -71,7 +71,7 @@ def test_a_prediction_leaves_the_gradients_alone() -> None:
         engine.loss_and_gradients(images[:4], labels[:4], key[:4])
         gradients = vit.parameters.store.gradients.copy()
         assert gradients.any()
-        engine.predict(images)  # for more images than before, so by a new worker pool
+        engine.predict(images)  # more images than before need a new worker pool
         assert_same_bits([vit.parameters.store.gradients], [gradients])
 
 
@@ -132,7 +132,7 @@ def test_a_hook_changes_what_an_engine_computes(threads: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_engine_does_not_compute_two_things_at_once(threads: int) -> None:
-    """Its arrays are those of one call, which a hook or the handler of a signal interrupts."""
+    """A hook or a signal handler may call the engine during a call, whose arrays must not be overwritten."""
     images, _, _ = batch()
     vit = model()
     engine = Engine(vit, threads, 2)
@@ -148,7 +148,7 @@ def test_an_engine_does_not_compute_two_things_at_once(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_an_engine_has_the_layers_of_its_beginning(threads: int) -> None:
+def test_an_engine_keeps_the_layers_that_it_was_made_with(threads: int) -> None:
     images, _, _ = batch()
     vit = model()
     with Engine(vit, threads, 2) as engine:
@@ -169,17 +169,17 @@ def test_a_layer_put_in_after_initialisation_is_refused() -> None:
 
 
 def test_a_deep_copy_is_a_model_of_its_own() -> None:
-    """Its layers look at its own flat vectors."""
+    """Its layers view its own flat vectors."""
     images, _, _ = batch()
     vit = model()
     expected = step(vit, 2, 3)
-    twin = copy.deepcopy(vit)
-    assert_same_bits(step(twin, 2, 3), expected)
-    twin.parameters.store.values[...] = 0
-    assert not twin(images).any()
-    assert not twin.head.weight.value.any()
+    copied = copy.deepcopy(vit)
+    assert_same_bits(step(copied, 2, 3), expected)
+    copied.parameters.store.values[...] = 0
+    assert not copied(images).any()
+    assert not copied.head.weight.value.any()
     assert_same_bits(step(vit, 2, 3), expected)
-    assert np.shares_memory(twin.head.weight.grad, twin.parameters.store.gradients)
+    assert np.shares_memory(copied.head.weight.grad, copied.parameters.store.gradients)
 
 
 def test_values_outside_of_shared_memory_reach_all_workers() -> None:
@@ -194,7 +194,7 @@ def test_values_outside_of_shared_memory_reach_all_workers() -> None:
         assert_same_bits([engine.predict(images)], [Engine(replica, 1, 2).predict(images)])
 
 
-def test_gradients_forgotten_before_a_step_do_not_take_its_own_along() -> None:
+def test_forgetting_gradients_before_a_step_does_not_clear_those_of_the_step() -> None:
     images, labels, key = batch()
     vit = model()
     with Engine(vit, 2, 3) as engine:
@@ -207,7 +207,7 @@ def test_gradients_forgotten_before_a_step_do_not_take_its_own_along() -> None:
 
 
 def test_strided_images_give_the_same_bits_for_any_number_of_threads() -> None:
-    """Where the whole image is one patch, it reaches the first product as it lies in memory."""
+    """If the whole image is one patch, the first product reads it without a copy, with its strides."""
     wide = np.random.default_rng(0).standard_normal((6, 9, 9, 6), dtype=np.float32)
     vit = ViT(ViTConfig(img_size=9, patch_size=9, embed_dim=12, depth=1, num_heads=3, num_classes=7))
     results = []

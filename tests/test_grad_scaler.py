@@ -19,7 +19,7 @@ BIG = float("inf")
 
 
 class Steps:
-    """A grad scaler and the gradients that it is given: two numbers, of norm 5 times `size`."""
+    """A grad scaler and its input: gradients of two elements with the norm ``5 * size``."""
 
     def __init__(self, backend: str, clip_norm: float = 0.0, scaled: bool = False) -> None:
         self.backend = backend
@@ -141,10 +141,10 @@ def test_records_are_read_together(backend: str) -> None:
     assert buffer.read() == []
 
 
-def test_the_time_of_steps_counts_from_the_first_that_is_not_read(
+def test_the_time_of_steps_begins_with_the_first_that_is_not_read(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And is divided among them by their images."""
+    """It is divided among them by their numbers of images."""
     now = iter([10.0, 16.0, 100.0, 101.0])
     monkeypatch.setattr("minivit.train.step.time.perf_counter", lambda: next(now))
     zero = to_backend(np.float32(0.0), backend)

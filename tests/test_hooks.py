@@ -1,4 +1,4 @@
-"""Hooks see and replace what passes through a layer; an observer sees every call of an op."""
+"""Hooks read and replace the result of a layer and the gradient of its input; an observer sees every call of an op."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from minivit.ops import OpCall, registry
 
 
 class Calls(list[tuple[str, Layer, Array, Array]]):
-    """Keeps what the hooks were called with."""
+    """Records the arguments of hooks."""
 
     def forward(self, layer: Layer, x: Array, y: Array) -> None:
         self.append(("forward", layer, x, y))
@@ -36,7 +36,7 @@ def mlp() -> layers.MLP:
 X = normal(np.zeros((2, 5, 6)))
 
 
-def test_hooks_see_what_passes() -> None:
+def test_hooks_receive_inputs_results_and_gradients() -> None:
     layer, calls = mlp(), Calls()
     layer.fc2.register_forward_hook(calls.forward)
     layer.fc2.register_backward_hook(calls.backward)
@@ -54,7 +54,7 @@ def test_hooks_see_what_passes() -> None:
         assert_same_bits([backward[2]], [normal(y) @ plain.fc2.weight.value.T])
 
 
-def test_hooks_replace_what_passes() -> None:
+def test_hooks_replace_results_and_gradients() -> None:
     """The hooks of one layer are called in the order of their registration, each with what the one before returned."""
     layer = mlp()
     layer.fc1.register_forward_hook(lambda layer, x, y: y + 1)
@@ -89,8 +89,8 @@ def test_a_removed_hook_is_not_called() -> None:
     assert len(calls) == 3
 
 
-def test_hooks_count_as_long_as_their_layers_live() -> None:
-    """A layer that is dropped with its hooks leaves nothing that others pay for."""
+def test_hooks_are_freed_with_their_layers() -> None:
+    """Hooks of a layer that no longer exists cost other layers nothing."""
     gc.collect()
     before = hooks._count
     layer = mlp()
@@ -122,12 +122,12 @@ def test_the_hook_of_a_subclass_is_called_once() -> None:
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_a_pass_cannot_be_replaced_on_the_object(name: str) -> None:
     layer = mlp()
-    with pytest.raises(TypeError, match=f"register_{name}_hook sees what passes, and may replace it; a subclass"):
+    with pytest.raises(TypeError, match=f"use register_{name}_hook to read or replace its result, or write a subclass"):
         setattr(layer, name, lambda *args: None)
 
 
 def test_a_hook_in_a_block_gives_the_bits_of_the_references() -> None:
-    """Afterwards the bits are those of before."""
+    """Without the hook, the bits are those of before."""
     images, _, key = batch()
     vit = model()
 
@@ -148,7 +148,7 @@ def test_a_hook_in_a_block_gives_the_bits_of_the_references() -> None:
     assert not np.array_equal(before[2], reference[2]), "the kernels round as the references do, so this shows nothing"
 
 
-def test_hooks_of_others_change_nothing() -> None:
+def test_hooks_of_another_model_change_nothing() -> None:
     """A model without hooks runs its kernels while another one has hooks."""
     images, _, key = batch()
     vit, other = model(), model()
@@ -173,7 +173,7 @@ def test_copies_have_no_hooks_and_replicas_share_them() -> None:
     assert [call[1] for call in calls] == [layer.fc1, layer.act]
 
 
-def test_a_gradient_check_leaves_hooks_alone() -> None:
+def test_a_gradient_check_calls_no_hooks() -> None:
     layer, calls = mlp(), Calls()
     layer.fc1.register_forward_hook(calls.forward)
     assert gradcheck_layer(layer, X).passed
@@ -200,7 +200,7 @@ def test_an_observer_sees_every_op_and_the_layer_that_called_it() -> None:
     expected += [(f"blocks.{i}.{name}", op) for i in range(3) for name, op in block]
     expected += [("", "pool"), ("norm", "layer_norm"), ("head", "linear")]
     assert [(call.layer, call.op) for call in calls] == expected
-    # An op inside an op ends first on both ways.
+    # An op inside an op ends first, in the forward and the backward pass.
     backward = [(call.layer, call.op) for call, _, _ in gradients]
     assert sorted(map(str, backward)) == sorted(map(str, expected))
     assert [name for name in backward if name[1] not in ("softmax", "attention")] == [
@@ -259,7 +259,7 @@ def test_an_observer_sees_ops_outside_of_layers_and_those_without_a_backward_fun
     assert_same_bits([gradients[1][1]], [2 * normal(y)])
 
 
-def test_an_observer_sees_an_engine_at_work() -> None:
+def test_an_observer_sees_the_ops_of_an_engine() -> None:
     from minivit import Engine
 
     images, labels, key = batch()
@@ -283,7 +283,7 @@ def test_a_pickled_layer_has_no_hooks() -> None:
 
 
 @pytest.mark.parametrize("returned", [np.zeros((2, 5, 7)), np.zeros((2, 5, 6), np.float32), 3.0], ids=str)
-def test_a_hook_returns_an_array_like_the_one_it_replaces(returned: Any) -> None:
+def test_a_hook_that_returns_another_shape_or_dtype_is_refused(returned: Any) -> None:
     layer = mlp()
     layer.register_forward_hook(lambda layer, x, y: returned)
     with pytest.raises(TypeError, match=r"a hook of a MLP returned .*; expected None or float64"):
@@ -320,14 +320,14 @@ def test_a_hooked_pass_leaves_the_kernels_of_other_threads_alone() -> None:
 
 
 def test_blocks_of_reference_only_may_end_in_any_order() -> None:
-    """As those of two threads do."""
+    """Blocks of two threads may overlap."""
     first, second = ops.reference_only("gelu"), ops.reference_only("softmax")
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert registry.set_aside() == {"softmax"}
+    assert registry.disabled_kernels() == {"softmax"}
     second.__exit__(None, None, None)
-    assert registry.set_aside() == frozenset()
+    assert registry.disabled_kernels() == frozenset()
 
 
 def test_the_passes_of_a_mixin_have_hooks_too() -> None:

@@ -1,4 +1,4 @@
-"""Every layer keeps the contract, with whatever runs its ops; its gradient is right with the references alone too."""
+"""Every layer keeps the contract, with kernels and with references, and its gradient is right in both cases."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_backward_without_a_cache_says_why(layer: Layer, shape: tuple[int, ...])
 
 
 @composite
-def test_a_replica_goes_backward_through_what_another_kept(layer: Layer, shape: tuple[int, ...]) -> None:
-    """Nothing is held between the two passes, so the gradients are those of the layer whose backward pass it is."""
+def test_a_replica_can_read_the_cache_of_another(layer: Layer, shape: tuple[int, ...]) -> None:
+    """A layer keeps nothing between the passes; the gradients are added to the layer whose backward pass runs."""
     layer = layer.initialize()
     replica = layer.replica()
     y, cache = layer.forward(normal(np.zeros(shape, "float32")))
@@ -122,7 +122,7 @@ def test_a_block_calls_the_layers_in_it_that_were_changed(
 
 
 def test_a_dropout_rate_that_is_set_later_counts() -> None:
-    """What a block has decided about its kernels follows every change of a layer in it."""
+    """A block decides anew whether its kernel runs after each change of a layer in it."""
     x = normal(np.zeros((2, 5, 6)))
     key = Key(0, 1, np.arange(2))
     block = small_block()

@@ -29,7 +29,7 @@ ORDER = (
     "files",
     "errors",
 )
-# What users import; nothing in the package does.
+# Modules that users import and the package does not.
 PUBLIC = ("__main__", "layers", "testing")
 
 
@@ -76,7 +76,7 @@ def test_no_import_runs_upward(path: Path) -> None:
 
 
 def test_no_two_modules_import_each_other() -> None:
-    """A circle would show as modules that are left once those that import nothing more are taken away, and again."""
+    """Modules whose imports are all removed are removed, repeatedly; a circle would remain."""
     imports = {name_of(path): imports_of(path) - {name_of(path)} for path in FILES}
     while free := {name for name, needs in imports.items() if not needs & imports.keys()}:
         imports = {name: needs for name, needs in imports.items() if name not in free}
@@ -84,7 +84,7 @@ def test_no_two_modules_import_each_other() -> None:
 
 
 def test_only_one_file_of_arrays_and_the_kernels_import_cupy() -> None:
-    """A name in a text, such as the choice of a backend, is no import."""
+    """The name in a string, such as the choice of a backend, is not an import."""
     found = set()
     for path in FILES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -107,11 +107,13 @@ def test_no_op_raises_an_array_to_a_whole_power() -> None:
     for path in (PACKAGE / "ops").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-                assert ast.unparse(node.right) in ("-0.5", "steps"), f"{path.name}: {ast.unparse(node)}"  # of numbers
+                assert ast.unparse(node.right) in ("-0.5", "steps"), (
+                    f"{path.name}: {ast.unparse(node)}"
+                )  # powers of scalars
 
 
 def test_importing_minivit_needs_numpy_and_threadpoolctl_alone() -> None:
-    """Whatever else is imported would be missing where only these two are installed."""
+    """Other libraries are imported only when they are used."""
     code = (
         "import sys\n"
         "import numpy.random, threadpoolctl\n"

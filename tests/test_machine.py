@@ -1,4 +1,4 @@
-"""Settings of the machine are restored."""
+"""The BLAS thread count is restored, and the lock of the engine after a fork is free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def blas_threads() -> set[int]:
 
 
 def test_blas_has_its_threads_again_when_blocks_in_several_threads_have_ended() -> None:
-    """Each of them has one thread inside the block, in any order of the blocks."""
+    """BLAS has one thread inside each block, in any order of the blocks."""
     seen: list[set[int]] = []
 
     def compute(_: int) -> None:
@@ -40,7 +40,7 @@ def test_blas_has_its_threads_again_when_blocks_in_several_threads_have_ended() 
 
 @needs_fork
 def test_a_fork_while_another_thread_computes_does_not_wait_for_it() -> None:
-    """The lock that the thread holds is not held by anybody in the child."""
+    """The lock that the thread holds in the parent is free in the child."""
     here, there = multiprocessing.Pipe()
 
     def fork() -> int:

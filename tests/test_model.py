@@ -1,4 +1,4 @@
-"""The model: its configuration, what it computes, and what its gradients reach."""
+"""The model: its configuration, its result and its gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def dropping(rate: float, *names: str) -> dict[str, Any]:
 
 
 def count_by_arithmetic(config: ViTConfig) -> int:
-    """Parameters of a Vision Transformer, from its sizes alone."""
+    """Return the number of parameters of a Vision Transformer, from its sizes alone."""
     D, F = config.embed_dim, config.hidden_dim
     block = 4 * D + (D * 3 * D + 3 * D) + (D * D + D) + (D * F + F) + (F * D + D)
     patches = config.patch_height * config.patch_width * config.in_chans * D + D
@@ -100,12 +100,12 @@ def test_a_model_has_the_parameters_that_its_sizes_say(name: str) -> None:
         ),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_an_invalid_configuration_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         dataclasses.replace(SMALL, **fields)
 
 
-def test_a_configuration_survives_a_file() -> None:
+def test_a_configuration_is_the_same_after_a_file() -> None:
     config = dataclasses.replace(SMALL, drop_path_rate=0.1, act_layer="gelu_tanh")
     assert ViTConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UserError, match="unknown fields of a model: colour"):
@@ -117,7 +117,7 @@ def test_one_number_is_a_square() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bool", "complex64", "float128", None, ">f4", "floatx", ""])
-def test_a_dtype_that_no_model_has_is_refused(dtype: Any) -> None:
+def test_an_unsupported_dtype_is_refused(dtype: Any) -> None:
     with pytest.raises(UserError, match=r"a model's dtype is .*; expected 'float32'|unknown dtype"):
         ViT(SMALL, dtype=dtype)
 
@@ -170,7 +170,7 @@ def test_backward_adds_and_zero_grad_starts_again() -> None:
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
 @pytest.mark.parametrize("act_layer", ["gelu", "gelu_tanh"])
-def test_all_gradients_of_a_model_with_every_dropout_are_proved(pool: str, act_layer: str) -> None:
+def test_all_gradients_of_a_model_with_every_dropout_are_verified(pool: str, act_layer: str) -> None:
     vit = shaken(model(**dropping(0.3), global_pool=pool, act_layer=act_layer, depth=2))
     report = gradcheck_model(vit, images(3), np.array([6, 0, 3]), Key(1, 2, np.arange(3)))
     report.raise_if_failed()
@@ -208,7 +208,7 @@ def test_each_dropout_acts_in_training_and_none_in_evaluation(rate: str) -> None
 
 
 def test_each_place_draws_its_own_dropout() -> None:
-    """Blocks, branches and samples that shared a mask would be copies of one another."""
+    """Blocks, branches and samples must not share a mask."""
     vit = model(**dropping(0.5), depth=4)
     key = Key(0, 0, np.arange(64))
     seen: dict[str, bytes] = {}
@@ -303,7 +303,7 @@ def test_the_epsilon_is_that_of_published_weights() -> None:
     assert ViTConfig().norm_eps == layers.LayerNorm(3).eps == layers.EncoderBlock(4, 2, 4).norm1.eps == 1e-6
 
 
-def test_a_dropout_without_a_cache_is_no_identity() -> None:
+def test_the_backward_pass_of_a_dropout_without_a_cache_is_refused() -> None:
     dropout = layers.Dropout(0.5)
     x = np.ones((2, 3))
     _, cache = dropout.forward(x, Key(0, 0, np.arange(2)), keep=False)

@@ -110,7 +110,7 @@ def test_defaults_are_those_of_the_papers() -> None:
 
 @pytest.mark.parametrize("make", [SGD, Adam, AdamW])
 def test_only_matrices_decay(make: Callable[..., Optimizer]) -> None:
-    """With no gradient, biases, norms, tokens and positions stay where they are to the bit, and matrices shrink."""
+    """With zero gradients, biases, norms, tokens and positions keep their bits, and matrices shrink."""
     vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7))
     for seed, parameter in enumerate(vit.parameters.values()):
         parameter.value[...] = normal(parameter.value, seed)
@@ -158,7 +158,7 @@ def test_merged_groups_are_long_spans_with_a_decay_each() -> None:
 
 
 def test_only_neighbours_of_one_rate_and_decay_are_merged() -> None:
-    """And only behind a whole parameter, where nothing but padding follows."""
+    """They are merged only after a whole parameter, which only padding follows."""
     one, two, three = (
         Group(slice(0, 40), 0.1, 0.5, "w"),
         Group(slice(64, 70), 0.1, 0.5),
@@ -192,7 +192,7 @@ def test_a_rule_for_matrices_receives_one_group_for_each_parameter() -> None:
 
 @pytest.mark.parametrize("make", [SGD, Adam, AdamW])
 def test_groups_that_are_given_one_by_one_update_the_same_bits(make: Callable[..., Optimizer]) -> None:
-    """Merged or not, with or without names."""
+    """The bits are the same for merged groups and for groups with or without names."""
 
     def stepped(**changes: Any) -> Array:
         vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7))
@@ -286,7 +286,7 @@ def test_parameters_of_16_bits_have_no_optimiser() -> None:
 
 @pytest.mark.parametrize("device", ["numpy", "strict"])
 @pytest.mark.parametrize("factor", [np.ones(1, "float32"), np.ones((), "float64"), np.float64(1)])
-def test_a_factor_that_is_none_is_refused(device: str, factor: Any) -> None:
+def test_an_invalid_factor_is_refused(device: str, factor: Any) -> None:
     optimizer = AdamW(Pair().initialize(backend=device))
     with pytest.raises(TypeError, match="expected a 0-d array of float32"):
         optimizer.step(to_backend(np.asarray(factor), device))
@@ -301,7 +301,7 @@ def test_groups_can_be_keys() -> None:
 
 
 @pytest.mark.parametrize("make", [SGD, Adam, AdamW])
-def test_a_state_that_was_kept_continues_with_the_same_bits(make: Callable[..., Optimizer]) -> None:
+def test_a_saved_state_continues_with_the_same_bits(make: Callable[..., Optimizer]) -> None:
     def run(layer: Layer, optimizer: Optimizer, steps: range) -> None:
         for step in steps:
             set_gradients(layer, step)
@@ -322,7 +322,7 @@ def test_a_state_that_was_kept_continues_with_the_same_bits(make: Callable[..., 
     assert_same_bits([second.parameters.store.values], [whole.parameters.store.values])
 
 
-def test_a_foreign_state_is_refused() -> None:
+def test_the_state_of_another_optimiser_or_model_is_refused() -> None:
     optimizer = AdamW(pair())
     with pytest.raises(UserError, match=r"this optimiser's state is \['m', 'v'\]; the file has \['momentum'\]"):
         optimizer.load_state(SGD(pair()).state(), 1)

@@ -1,4 +1,4 @@
-"""Parameters of a model: their names, how they start, where they lie, and how they are kept, shared and copied."""
+"""Parameters of a model: names, initial values, memory layout, and how they are saved, shared and copied."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minivit.arrays.shared import FORKS, is_shared
 from minivit.nn.parameters import ALIGNMENT, FlatStore
 
 
-def test_parameter_names_and_their_order_are_those_of_the_field() -> None:
+def test_parameter_names_and_their_order_are_those_of_timm() -> None:
     parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     blocks = [f"blocks.{i}.{part}" for i in range(3) for part in parts]
 
@@ -49,7 +49,7 @@ def test_layers_never_start_as_copies_of_one_another(init: str) -> None:
     assert not any(np.isclose(one, other).any() for one, other in ((q, k), (k, v), (q, v)))
 
 
-def test_first_values_depend_on_the_seed_and_the_name_alone() -> None:
+def test_initial_values_depend_on_the_seed_and_the_name_alone() -> None:
     one, deeper = model().state_dict(), model(depth=5).state_dict()
     assert all((deeper[name] == value).all() for name, value in one.items())
     other = ViT(SMALL, seed=4, dtype="float64").state_dict()
@@ -183,7 +183,7 @@ def test_a_state_dict_makes_the_same_model_and_is_a_copy() -> None:
     assert not (other.parameters["head.bias"].value == 9.0).any()
 
 
-def test_a_foreign_state_is_refused_and_changes_nothing() -> None:
+def test_the_state_of_another_model_is_refused_and_changes_nothing() -> None:
     vit = model()
     before = vit.state_dict()
     state = shaken(model()).state_dict()
@@ -225,7 +225,7 @@ def test_a_store_without_parameters_is_allowed() -> None:
 
 
 class Holder(Layer):
-    """Holds whatever it is given."""
+    """A layer with one attribute of any type."""
 
     def __init__(self, held: Any) -> None:
         self.held = held
@@ -238,9 +238,9 @@ def test_layers_are_found_in_lists_tuples_and_dicts() -> None:
     holder = Holder([linear(), (linear(), {"a": linear()})]).initialize(dtype="float64")
     weights = ["held.0.weight", "held.1.0.weight", "held.1.1.a.weight"]
     assert [name for name in holder.parameters if name.endswith("weight")] == weights
-    twin = holder.replica()
-    assert twin.held[1][1]["a"] is not holder.held[1][1]["a"]
-    assert np.shares_memory(twin.held[1][1]["a"].weight.value, holder.held[1][1]["a"].weight.value)
+    replica = holder.replica()
+    assert replica.held[1][1]["a"] is not holder.held[1][1]["a"]
+    assert np.shares_memory(replica.held[1][1]["a"].weight.value, holder.held[1][1]["a"].weight.value)
 
 
 def test_layers_that_were_initialised_one_by_one_are_refused_together() -> None:
@@ -250,12 +250,12 @@ def test_layers_that_were_initialised_one_by_one_are_refused_together() -> None:
     assert len(holder.initialize().parameters) == 4
 
 
-def test_a_replica_does_not_remember_what_a_part_of_the_model_was_asked() -> None:
+def test_a_replica_does_not_inherit_the_cached_parameters_of_a_part() -> None:
     vit = model()
     asked = vit.blocks[0].parameters
-    for twin in (vit.replica(), vit.astype("float32")):
-        part = twin.blocks[0].parameters
-        assert part.store is twin.parameters.store
+    for copied in (vit.replica(), vit.astype("float32")):
+        part = copied.blocks[0].parameters
+        assert part.store is copied.parameters.store
         assert part.store is not asked.store
 
 
@@ -276,7 +276,7 @@ def test_the_vectors_of_a_host_model_are_shared_and_those_of_its_copies_too() ->
 
 @needs_fork
 def test_a_forked_process_has_a_model_of_its_own() -> None:
-    """It starts with the values of its parent, and neither writes to the other's vectors."""
+    """It starts with the values of its parent, and neither process writes to the vectors of the other."""
     vit = model()
     vit.head.bias.grad[...] = 1.0
     replica = vit.replica()

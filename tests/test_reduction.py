@@ -96,7 +96,7 @@ def test_any_number_of_workers_gives_the_same_bits(size: int, micro_batch: int, 
 
 
 @pytest.mark.parametrize("groups", [1, 3, 4])
-def test_any_number_of_groups_gives_the_same_bits_for_any_number_of_workers(groups: int, members: str) -> None:
+def test_any_number_of_groups_gives_the_same_bits_for_any_number_of_workers(groups: int, worker_kind: str) -> None:
     expected = results(1, groups, 13, 1, "dropout")
     for workers in (2, 5):
         assert_same_bits(results(workers, groups, 13, 1, "dropout"), expected)

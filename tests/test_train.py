@@ -1,4 +1,4 @@
-"""The training loop and its run folder: what is trained on, what is measured, what is kept, and how a run goes on."""
+"""Training runs and run folders: training images, evaluation, checkpoints, and how a run is resumed."""
 
 import json
 from dataclasses import replace
@@ -33,13 +33,13 @@ pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
-    run = run_at(tmp_path_factory.mktemp("runs") / "undisturbed")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
+    run = run_at(tmp_path_factory.mktemp("runs") / "uninterrupted")
     return run, train(run, make_dataset(), Listener())
 
 
-def test_a_run_folder_holds_what_it_says(undisturbed: tuple[RunFolder, dict[str, Any]]) -> None:
-    run, result = undisturbed
+def test_a_run_folder_holds_the_documented_files(uninterrupted: tuple[RunFolder, dict[str, Any]]) -> None:
+    run, result = uninterrupted
     files = {str(file.relative_to(run.path)) for file in run.path.rglob("*") if file.is_file()}
     assert files == {
         "recipe.json",
@@ -56,8 +56,8 @@ def test_a_run_folder_holds_what_it_says(undisturbed: tuple[RunFolder, dict[str,
     assert json.loads((run.path / "result.json").read_text()) == result
 
 
-def test_every_epoch_has_one_line_of_metrics(undisturbed: tuple[RunFolder, dict[str, Any]]) -> None:
-    run, _ = undisturbed
+def test_every_epoch_has_one_line_of_metrics(uninterrupted: tuple[RunFolder, dict[str, Any]]) -> None:
+    run, _ = uninterrupted
     assert [line["epoch"] for line in run.metrics()] == [1, 2, 3]
     assert [line["step"] for line in run.metrics()] == [4, 8, 12]
     for line in run.metrics():
@@ -65,8 +65,8 @@ def test_every_epoch_has_one_line_of_metrics(undisturbed: tuple[RunFolder, dict[
         assert line["train_loss"] > 0
 
 
-def test_the_best_model_is_that_of_the_best_epoch(undisturbed: tuple[RunFolder, dict[str, Any]]) -> None:
-    run, result = undisturbed
+def test_the_best_model_is_that_of_the_best_epoch(uninterrupted: tuple[RunFolder, dict[str, Any]]) -> None:
+    run, result = uninterrupted
     accuracies = [line["val_accuracy"] for line in run.metrics()]
     assert result["best_val_accuracy"] == max(accuracies)
     assert accuracies[result["best_epoch"] - 1] == max(accuracies)
@@ -93,7 +93,7 @@ def test_step_0_is_saved_before_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 11, 12])
 @pytest.mark.parametrize("seconds_between", [0.0, 1e9], ids=["every step", "every epoch"])
 def test_a_killed_run_ends_in_the_same_bits(
-    tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]], step: int, seconds_between: float
+    tmp_path: Path, uninterrupted: tuple[RunFolder, dict[str, Any]], step: int, seconds_between: float
 ) -> None:
     run = run_at(tmp_path / "run")
     with pytest.raises(Killed):
@@ -101,13 +101,13 @@ def test_a_killed_run_ends_in_the_same_bits(
     listener = Listener()
     result = train(run, make_dataset(), listener, resume=True)
     assert listener.started_with[0] == (step - 1 if seconds_between == 0 else 4 * ((step - 1) // 4))
-    assert bits(run) == bits(undisturbed[0])
-    assert result["test_accuracy"] == undisturbed[1]["test_accuracy"]
+    assert bits(run) == bits(uninterrupted[0])
+    assert result["test_accuracy"] == uninterrupted[1]["test_accuracy"]
 
 
 @pytest.mark.parametrize("step", [1, 4, 7])
 def test_a_run_that_is_asked_to_stop_saves_this_step(
-    tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]], step: int
+    tmp_path: Path, uninterrupted: tuple[RunFolder, dict[str, Any]], step: int
 ) -> None:
     run = run_at(tmp_path / "run")
     with pytest.raises(Interrupted, match=f"step {step}"):
@@ -115,7 +115,7 @@ def test_a_run_that_is_asked_to_stop_saves_this_step(
     listener = Listener()
     train(run, make_dataset(), listener, resume=True)
     assert listener.started_with == [step, 12, 4]
-    assert bits(run) == bits(undisturbed[0])
+    assert bits(run) == bits(uninterrupted[0])
 
 
 def test_a_run_asked_to_stop_in_its_last_step_is_finished(tmp_path: Path) -> None:
@@ -123,16 +123,16 @@ def test_a_run_asked_to_stop_in_its_last_step_is_finished(tmp_path: Path) -> Non
     assert train(run, make_dataset(), Listener(12, ask_to_stop)) == run.result()
 
 
-def test_stopping_again_and_again(tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]]) -> None:
+def test_a_run_can_be_stopped_after_every_step(tmp_path: Path, uninterrupted: tuple[RunFolder, dict[str, Any]]) -> None:
     run = run_at(tmp_path / "run")
     for step in range(1, 12):
         with pytest.raises(Interrupted):
             train(run, make_dataset(), Listener(step, ask_to_stop), resume=step > 1)
     train(run, make_dataset(), Listener(), resume=True)
-    assert bits(run) == bits(undisturbed[0])
+    assert bits(run) == bits(uninterrupted[0])
 
 
-def test_resuming_a_finished_run_prints_its_result_again(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_returns_its_result_again(tmp_path: Path) -> None:
     run = run_at(tmp_path / "run", replace(RECIPE, epochs=1))
     result = train(run, make_dataset(), Listener())
     listener = Listener()
@@ -141,12 +141,12 @@ def test_resuming_a_finished_run_prints_its_result_again(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_no_bit(tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]], threads: int) -> None:
+def test_threads_change_no_bit(tmp_path: Path, uninterrupted: tuple[RunFolder, dict[str, Any]], threads: int) -> None:
     run = run_at(tmp_path / "run")
     train(run, make_dataset(), Listener(), threads=threads)
     one = run_at(tmp_path / "one")
     train(one, make_dataset(), Listener(), threads=1)
-    assert bits(run) == bits(one) == bits(undisturbed[0])
+    assert bits(run) == bits(one) == bits(uninterrupted[0])
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ def test_threads_change_no_bit(tmp_path: Path, undisturbed: tuple[RunFolder, dic
     [{"seed": 1}, {"micro_batch": 5}, {"micro_batch": 1, "reduction_groups": 2}, {"flip": False}, {"optimizer": "sgd"}],
     ids=str,
 )
-def test_what_stands_in_the_recipe_changes_bits(
-    tmp_path: Path, undisturbed: tuple[RunFolder, dict[str, Any]], change: dict[str, Any]
+def test_fields_of_the_recipe_change_the_bits(
+    tmp_path: Path, uninterrupted: tuple[RunFolder, dict[str, Any]], change: dict[str, Any]
 ) -> None:
     run = run_at(tmp_path / "run", replace(RECIPE, **change))
     train(run, make_dataset(), Listener())
-    assert bits(run) != bits(undisturbed[0])
+    assert bits(run) != bits(uninterrupted[0])
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -196,7 +196,7 @@ def test_each_training_image_is_seen_once_an_epoch_and_no_other(
     assert not np.array_equal(np.concatenate(steps[:4]), np.concatenate(steps[4:8]))
 
 
-def test_the_test_set_is_touched_once_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_set_is_evaluated_once_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, measured = make_dataset(), []
 
     def spy(engine: Any, images: np.ndarray, *rest: Any) -> Evaluation:

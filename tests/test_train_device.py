@@ -1,4 +1,4 @@
-"""Training on a device, shown on the strict stand-in: nothing crosses in a step, and the run is that of the host."""
+"""Training on a device, with the strict stand-in: no transfers in a step, and the same run as on the host."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
 def crossings(of: Trainer, count: int) -> tuple[int, int, int]:
     """Return the transfers and synchronisations in `count` steps of the second epoch."""
     first, second = (list(batches(of.data_loader.order(epoch), of.recipe.batch_size)) for epoch in (0, 1))
-    of._step(first[0])  # what is made once, such as tables of a kernel, is made here
+    of._step(first[0])  # the first step also makes what is made once, such as tables of a kernel
     with watch() as counts:
         for samples in second[:count]:
             of._step(samples)
@@ -73,7 +73,7 @@ def reads_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GradScaler, "factor", wrong)
 
 
-def brings_numbers_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def copies_numbers_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = DataLoader.batch
 
     def wrong(self: DataLoader, *args: Any) -> Any:
@@ -83,8 +83,10 @@ def brings_numbers_along(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DataLoader, "batch", wrong)
 
 
-@pytest.mark.parametrize(("fault", "expected"), [(reads_the_loss, (0, 2, 2)), (brings_numbers_along, (4, 0, 0))])
-def test_a_planted_crossing_is_noticed(
+@pytest.mark.parametrize(
+    ("fault", "expected"), [(reads_the_loss, (0, 2, 2)), (copies_numbers_to_the_device, (4, 0, 0))]
+)
+def test_an_added_transfer_or_synchronisation_is_detected(
     tmp_path: Path, fault: Callable[[pytest.MonkeyPatch], None], expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault(monkeypatch)
@@ -107,7 +109,7 @@ def test_a_run_on_a_device_is_that_of_the_host_up_to_rounding(
 
 
 @pytest.mark.parametrize("every", [1, 2, 100])
-def test_how_often_is_read_changes_no_bit(tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interval_between_reads_changes_no_bit(tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [run_at(tmp_path / name) for name in ("three", "other")]
     train(runs[0], make_dataset(), Listener(), backend="strict")
     monkeypatch.setattr(step, "_READ_EVERY", every)
@@ -115,26 +117,26 @@ def test_how_often_is_read_changes_no_bit(tmp_path: Path, every: int, monkeypatc
     assert bits(runs[0]) == bits(runs[1])
 
 
-def test_reports_come_when_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four steps an epoch three are read together, the fourth at the epoch's end."""
-    listener, told = Listener(), []
+def test_steps_are_reported_when_their_metrics_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch has four steps. The metrics of three are read together, those of the fourth at its end."""
+    listener, reported = Listener(), []
     of = trainer(tmp_path / "run")
     take = of.train_step.run
 
     def spy(number: int, samples: Any, lr: float) -> None:
-        told.append(len(listener.reports))
+        reported.append(len(listener.reports))
         take(number, samples, lr)
 
     monkeypatch.setattr(of.train_step, "run", spy)
     of.fit(listener, False, 1e9)
-    assert told == [0, 0, 0, 3, 4, 4, 4, 7, 8, 8, 8, 11]
+    assert reported == [0, 0, 0, 3, 4, 4, 4, 7, 8, 8, 8, 11]
     assert sum(report.step for report in listener.reports) == 78
     assert listener.reports[-1].seconds_left == 0
 
 
 @pytest.mark.parametrize(("first", "then"), [("strict", "numpy"), ("numpy", "strict"), ("strict", "strict")])
 @pytest.mark.parametrize("at", [3, 7])
-def test_a_run_goes_on_elsewhere(tmp_path: Path, on_host: RunFolder, first: str, then: str, at: int) -> None:
+def test_a_run_resumes_on_another_backend(tmp_path: Path, on_host: RunFolder, first: str, then: str, at: int) -> None:
     run = run_at(tmp_path / "run")
     with pytest.raises(Interrupted, match=f"step {at}"):
         train(run, make_dataset(), Listener(at, ask_to_stop), backend=first)
@@ -159,12 +161,12 @@ def test_a_killed_run_on_a_device_ends_in_the_same_bits(tmp_path: Path) -> None:
         ({}, {"backend": "numpy", "precision": "bfloat16"}, "precision bfloat16 needs a GPU"),
         ({"dtype": "float64"}, {"precision": "tf32"}, "is for models of float32"),
         ({}, {"precision": "float8"}, "precision is 'float8'; expected one of float32, tf32, bfloat16, float16"),
-        ({}, {"backend": "numpy", "micro_batch": 4}, "the recipe's"),
+        ({}, {"backend": "numpy", "micro_batch": 4}, "the recipe sets the micro-batch"),
         ({}, {"micro_batch": 0}, "micro_batch is 0"),
     ],
     ids=str,
 )
-def test_options_that_do_not_go_together_are_refused(
+def test_incompatible_options_are_refused(
     tmp_path: Path, recipe: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -178,7 +180,7 @@ def test_labels_are_checked_before_they_go_to_the_device(tmp_path: Path) -> None
         Trainer(run_at(tmp_path / "run"), dataset, backend="strict")
 
 
-def test_a_checkpoint_of_before_loss_scales_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_loss_scale_is_read(tmp_path: Path) -> None:
     run = stopped_run(tmp_path / "run")
     edit_state(run, lambda state: state.pop("scaling"))
     listener = Listener()
@@ -202,7 +204,7 @@ def test_the_loss_scale_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", SIXTEEN_BITS)
 def test_sixteen_bits_follow_the_host(tmp_path: Path, on_host: RunFolder, precision: str) -> None:
-    """And go on there: the parameters of a checkpoint are float32."""
+    """The run is resumed on the host: the parameters of a checkpoint are float32."""
     run = run_at(tmp_path / "run")
     with pytest.raises(Interrupted):
         train(run, make_dataset(), Listener(6, ask_to_stop), backend="strict", precision=precision)

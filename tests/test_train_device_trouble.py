@@ -1,4 +1,4 @@
-"""Training on a device that goes wrong: a loss that is not finite, too little memory; and how each run goes on."""
+"""Errors of training on a device, a loss that is not finite or too little memory, and how each run is resumed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_no_checkpoint_follows_a_step_that_is_not_finite(tmp_path: Path, monkeyp
     assert of.run.load_state(of.model, of.optimizer, of.fingerprint).step == 5
 
 
-def test_a_gradient_that_is_not_finite_is_named_though_later_steps_had_others(
+def test_the_first_gradient_that_is_not_finite_is_named_although_later_steps_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = trainer(tmp_path / "run")
@@ -96,16 +96,16 @@ def test_a_gradient_that_is_not_finite_is_named_though_later_steps_had_others(
 
 
 def test_too_little_memory_for_the_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minivit.train.trainer.DataLoader", full)
+    monkeypatch.setattr("minivit.train.trainer.DataLoader", out_of_memory)
     monkeypatch.setattr("minivit.train.memory.free_memory", lambda library: 3 << 20)
     with pytest.raises(OutOfMemoryError, match=r"before the first step; 3 MiB are free\. Take a smaller --model"):
         trainer(tmp_path / "run")
 
 
-def test_out_of_memory_says_what_fits_and_that_works(
+def test_out_of_memory_says_what_fits_and_the_advice_works(
     tmp_path: Path, on_host: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device of this test holds the activations of five images, and lets go of those that were too many."""
+    """This device holds the activations of five images; those of a failed step must be freed before the advice."""
     of = trainer(tmp_path / "run")
     held: list[Any] = []
 
@@ -115,14 +115,14 @@ def test_out_of_memory_says_what_fits_and_that_works(
 
     monkeypatch.setattr("minivit.train.memory.free_memory", free_memory)
 
-    def hungry(replica: Any, batch: Any, step: Any, parts: Any, index: int) -> None:
-        if step.rng.step >= 5 and parts[index].stop - parts[index].start > 5:
-            activations = step.rng.bits((8, 3))
+    def limited(replica: Any, batch: Any, options: Any, parts: Any, index: int) -> None:
+        if options.rng.step >= 5 and parts[index].stop - parts[index].start > 5:
+            activations = options.rng.bits((8, 3))
             held.append(weakref.ref(activations))
             raise MemoryError("Out of memory allocating 1,024 bytes")
-        forward_backward(replica, batch, step, parts, index)
+        forward_backward(replica, batch, options, parts, index)
 
-    monkeypatch.setattr("minivit.engine.micro_batches.forward_backward", hungry)
+    monkeypatch.setattr("minivit.engine.micro_batches.forward_backward", limited)
     with pytest.raises(OutOfMemoryError) as raised:
         of.fit(Listener(), False, 1e9)
     assert raised.value.micro_batch == 4
@@ -136,15 +136,15 @@ def test_out_of_memory_says_what_fits_and_that_works(
     assert_same_course(of.run, on_host)
 
 
-def test_out_of_memory_with_one_image_has_another_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_with_one_image_gives_other_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = trainer(tmp_path / "run", micro_batch=1)
-    monkeypatch.setattr(of.engine, "training_step", full)
+    monkeypatch.setattr(of.engine, "training_step", out_of_memory)
     with pytest.raises(OutOfMemoryError, match=r"at step 1, .* or with --backend numpy; a new run can") as raised:
         of.fit(Listener(), False, 1e9)
     assert raised.value.micro_batch is None
 
 
-def full(*_: Any, **__: Any) -> Any:
+def out_of_memory(*_: Any, **__: Any) -> Any:
     raise MemoryError("Out of memory allocating 1,024 bytes")
 
 
@@ -165,7 +165,7 @@ def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
         of.fit(Listener(2, ask_to_stop), False, 1e9)
     of = Trainer(of.run, make_dataset(), backend="strict")
     with monkeypatch.context() as patch:
-        patch.setattr(f"minivit.{place}", full)
+        patch.setattr(f"minivit.{place}", out_of_memory)
         with pytest.raises(OutOfMemoryError, match=r"outside of a step.*run/last, and --resume goes on") as raised:
             of.fit(Listener(), True, 1e9)
     assert raised.value.micro_batch is None
@@ -173,9 +173,9 @@ def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
     assert_same_course(of.run, on_host)
 
 
-def test_too_little_memory_for_a_run_that_was_begun_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_for_a_run_from_another_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped_run(tmp_path / "run")
-    monkeypatch.setattr("minivit.train.trainer.DataLoader", full)
+    monkeypatch.setattr("minivit.train.trainer.DataLoader", out_of_memory)
     with pytest.raises(
         OutOfMemoryError, match=r"before the first step\. .* --resume goes on .* --backend numpy"
     ) as raised:
@@ -183,10 +183,8 @@ def test_too_little_memory_for_a_run_that_was_begun_elsewhere(tmp_path: Path, mo
     assert "Take a smaller" not in str(raised.value)
 
 
-def test_too_little_memory_to_evaluate_as_many_as_are_taken_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("minivit.train.trainer.evaluate", full)
+def test_too_little_memory_for_an_evaluation_says_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minivit.train.trainer.evaluate", out_of_memory)
     monkeypatch.setattr("minivit.train.trainer.DEVICE_BATCH", 5)
     for micro_batch, words in ((None, "taking 5 images at a time. About 2"), (4, "taking 4 images at a time. About 2")):
         of = trainer(tmp_path / f"run{micro_batch}", micro_batch=micro_batch)
@@ -197,13 +195,13 @@ def test_too_little_memory_to_evaluate_as_many_as_are_taken_at_a_time(
 
 
 class SmallDevice:
-    """Holds the activations of three images, and with `none` cannot predict at all."""
+    """A device with memory for the activations of three images; with ``predicts=False`` prediction fails."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, none: bool = False) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, predicts: bool = True) -> None:
         forward = ViT.forward
 
         def checked(model: ViT, x: Any, rng: Any = None, keep: bool = True) -> Any:
-            return full() if len(x) > 3 or (none and not keep) else forward(model, x, rng, keep)
+            return out_of_memory() if len(x) > 3 or (not predicts and not keep) else forward(model, x, rng, keep)
 
         monkeypatch.setattr(ViT, "forward", checked)
 
@@ -226,9 +224,11 @@ def test_a_device_that_needs_micro_batches_says_where_a_loss_is_not_finite(
 def test_too_little_memory_does_not_hide_that_a_loss_is_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    SmallDevice(monkeypatch, none=True)
+    SmallDevice(monkeypatch, predicts=False)
     of = trainer(tmp_path / "run", DIVERGING, micro_batch=3)
-    with pytest.raises(RunError, match=r"not finite at step \d+: there is too little memory to see where\. The last"):
+    with pytest.raises(
+        RunError, match=r"not finite at step \d+: there is too little memory to find out where\. The last"
+    ):
         of.fit(Listener(), False, 1e9)
 
 
@@ -288,7 +288,7 @@ def test_other_errors_of_a_step_stay_what_they_are(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("tried", "per_image", "free", "expected"),
     [
-        (256, 10, 10_000, 128),  # it did not fit, whatever the estimate says
+        (256, 10, 10_000, 128),  # half of what did not fit, although more would fit by the estimate
         (256, 10, 1000, 64),
         (256, 10, 640, 64),
         (256, 10, 639, 32),

@@ -1,4 +1,4 @@
-"""The training loop where something goes wrong: numbers that are not finite, files that do not fit, a full disk."""
+"""Errors of a training run: numbers that are not finite, files that do not match, a full disk."""
 
 import errno
 import json
@@ -54,7 +54,7 @@ def test_a_disk_that_fills_up_at_any_write(tmp_path: Path, on_host: RunFolder, m
         try:
             train(run, make_dataset(), Listener())
         except RunError as error:
-            assert "No space left" in str(error)  # noqa: PT017 - some of these runs have room enough
+            assert "No space left" in str(error)  # noqa: PT017 - some of these runs raise no error
             assert not list(run.path.rglob("*.tmp"))  # nothing half-written is left
             refused += 1
         writes = -1
@@ -115,7 +115,7 @@ def edit_recipes(run: RunFolder, edit: Callable[[dict[str, Any]], object]) -> No
 
 @pytest.mark.parametrize("field", ["momentum", "micro_batch"])
 def test_a_field_that_an_older_version_did_not_have_counts_as_its_default(tmp_path: Path, field: str) -> None:
-    """`momentum` has a value of its own there, and `micro_batch` that of the model."""
+    """`momentum` has its own default, and the default of `micro_batch` is that of the model."""
     run = run_at(tmp_path / "run", replace(RECIPE, micro_batch=0))
     with pytest.raises(Killed):
         train(run, make_dataset(), Listener(5, kill))
@@ -182,7 +182,7 @@ def test_a_checkpoint_with_other_vectors_is_refused(tmp_path: Path, backend: str
     ],
     ids=str,
 )
-def test_a_checkpoint_with_an_impossible_place_is_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+def test_a_checkpoint_with_an_impossible_state_is_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     run = stopped_run(tmp_path / "run")
     edit_state(run, lambda state: state.update(changed))
     with pytest.raises(UserError, match=rf"training\.safetensors is damaged: {words}.*; bring it back, or begin a new"):
@@ -221,7 +221,7 @@ def test_parameters_that_overflow_reach_no_checkpoint(tmp_path: Path, validation
     assert all(np.isfinite(value).all() for value in load_model(run.path / "last").state_dict().values())
 
 
-def test_other_images_behind_the_same_name_are_noticed(tmp_path: Path) -> None:
+def test_other_images_under_the_same_name_are_refused(tmp_path: Path) -> None:
     run = run_at(tmp_path / "run")
     with pytest.raises(Killed):
         train(run, make_dataset(), Listener(5, kill))

@@ -1,4 +1,4 @@
-"""The engine's workers: processes and threads alike, their errors, and interruptions."""
+"""The engine's workers, as processes and as threads: results, errors and interruptions."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from minivit.arrays import Array
 from minivit.engine import worker_pool
 
 
-def test_processes_and_threads_give_the_same_bits(members: str) -> None:
+def test_processes_and_threads_give_the_same_bits(worker_kind: str) -> None:
     assert_same_bits(step(model(), 3, 2), step(model(), 1, 2))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("index", [0, 2, 3])
-def test_an_error_in_a_worker_surfaces_and_the_engine_works_afterwards(
-    threads: int, index: int, members: str, monkeypatch: pytest.MonkeyPatch
+def test_an_error_in_a_worker_is_raised_and_the_engine_works_afterwards(
+    threads: int, index: int, worker_kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error is that of a certain micro-batch, so of the caller or of another worker."""
+    """The error occurs in one micro-batch, which the caller or another worker computes."""
     images, labels, key = batch()
     vit = model()
     original = ViT.backward
@@ -83,7 +83,7 @@ def test_a_worker_that_dies_is_an_error_and_the_engine_works_afterwards(monkeypa
         assert_same_bits([loss], [step(model(), 1, 2, smoothing=0.0)[0]])
 
 
-def test_calls_from_two_threads_do_not_mix() -> None:
+def test_calls_from_several_threads_do_not_interfere() -> None:
     images = np.random.default_rng(1).standard_normal((8, len(batch()[0]), 4, 9, 3), dtype=np.float32)
     vit = model()
     with Engine(vit, 2, 2) as engine, ThreadPoolExecutor(4) as pool:
@@ -92,8 +92,8 @@ def test_calls_from_two_threads_do_not_mix() -> None:
             assert_same_bits(list(pool.map(engine.predict, images)), expected)
 
 
-def test_workers_set_aside_what_the_caller_does() -> None:
-    """And no more than that, when they were begun while something was."""
+def test_workers_disable_the_kernels_that_the_caller_disables() -> None:
+    """Kernels that were disabled when the workers started are enabled again afterwards."""
     images, _, _ = batch()
     vit = model()
     with Engine(vit, 1, 2) as alone, Engine(vit, 3, 2) as together:
@@ -107,14 +107,16 @@ def test_workers_set_aside_what_the_caller_does() -> None:
             assert_same_bits([together.predict(images)], [alone.predict(images)])
 
 
-class Odd(Exception):  # noqa: N818 - errors of other people have such names
-    """It can be pickled and not unpickled."""
+class Odd(Exception):  # noqa: N818 - users' errors may have such names
+    """An error that can be pickled but not unpickled."""
 
     def __init__(self, what: str, where: str) -> None:
         super().__init__(f"{what} {where}")
 
 
-def test_an_error_that_cannot_be_pickled_surfaces_as_its_words(members: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_cannot_be_pickled_becomes_one_with_its_message(
+    worker_kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, labels, key = batch()
     caller, forward = (os.getpid(), threading.get_ident()), ViT.forward
 
@@ -164,7 +166,7 @@ def test_closing_waits_for_a_call_from_another_thread(monkeypatch: pytest.Monkey
         assert_same_bits([running.result()], [expected])
 
 
-def test_no_more_workers_than_parts() -> None:
+def test_no_more_workers_than_micro_batches() -> None:
     images, _, _ = batch()
     with Engine(model(), 9, 5) as engine:
         engine.predict(images)
@@ -172,7 +174,7 @@ def test_no_more_workers_than_parts() -> None:
 
 
 def test_complex_values_take_soft_targets() -> None:
-    """For the complex step, on several workers as on one."""
+    """The complex step needs them, on one worker and on several."""
     images, labels, _ = batch(dtype="float64")
     targets = np.eye(7)[labels]
     results = []
@@ -186,7 +188,7 @@ def test_complex_values_take_soft_targets() -> None:
 
 @pytest.mark.parametrize("moment", ["in its own part", "while it waits"])
 def test_an_interrupted_step_does_not_spoil_the_next(
-    moment: str, members: str, monkeypatch: pytest.MonkeyPatch
+    moment: str, worker_kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vit = model()
     images, labels, key = batch()

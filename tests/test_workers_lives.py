@@ -1,4 +1,4 @@
-"""How the engine's workers begin and end, beside forks, signals and the end of the program."""
+"""Start and end of the engine's workers, with forks, signals and the end of the program."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from minivit.engine import worker_pool
 
 @needs_fork
 def test_workers_end_with_an_engine_that_was_not_closed() -> None:
-    """Without the garbage collector, which large arrays do not wake; and at the end of the program, without a word."""
+    """They end without the garbage collector, which large arrays do not trigger, and silently with the program."""
     images, _, _ = batch()
     gc.collect()
     gc.disable()
@@ -49,7 +49,7 @@ print(engine.predict(np.ones((2, 32, 32, 3), np.float32)).shape)
 
 
 @needs_fork
-def test_a_polite_kill_of_all_processes_is_the_callers_alone() -> None:
+def test_workers_ignore_sigterm() -> None:
     images, labels, key = batch()
     with Engine(model(), 2, 2) as engine:
         expected = engine.loss_and_gradients(images, labels, key)
@@ -96,8 +96,8 @@ def test_a_process_forked_by_the_user_uses_workers_of_its_own() -> None:
 
 
 @needs_fork
-def test_a_library_that_warns_of_every_fork_is_not_heard() -> None:
-    """JAX does so once it has started; it cannot be taken back, so a process of its own says it."""
+def test_warnings_about_forks_are_suppressed() -> None:
+    """JAX registers such a warning. It cannot be unregistered, so the test runs a process of its own."""
     program = """
 import os, warnings, numpy as np, minivit
 os.register_at_fork(before=lambda: warnings.warn("os.fork() may deadlock", RuntimeWarning, stacklevel=2))
@@ -112,7 +112,7 @@ with minivit.Engine(model, threads=2, micro_batch=1) as engine:
 @needs_fork
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_process_of_multiprocessing_ends_with_the_engine_it_holds(method: str, tmp_path: Path) -> None:
-    """It asks its children to end by SIGTERM and waits, after it has run what was registered with it alone."""
+    """Multiprocessing sends SIGTERM to children and waits for them, after it has run its own finalizers alone."""
     program = f"""
 import multiprocessing, numpy as np, minivit
 from concurrent.futures import ProcessPoolExecutor
@@ -135,8 +135,8 @@ if __name__ == "__main__":
 
 
 @needs_fork
-def test_a_daemon_thread_that_goes_on_computing_does_not_keep_the_program() -> None:
-    """Four at once, for it is a matter of the moment whether one forks workers when the others have ended."""
+def test_a_daemon_thread_that_goes_on_computing_does_not_block_the_end_of_the_program() -> None:
+    """Four programs run at once, since the order of a fork and the end of other workers depends on timing."""
     program = """
 import threading, time, numpy as np, minivit
 engine = minivit.Engine(minivit.create_model("vit_tiny_patch4_32", embed_dim=12, depth=1, num_heads=3), 2, 1)
@@ -164,8 +164,8 @@ time.sleep(0.3)
 
 
 @needs_fork
-def test_workers_of_one_engine_do_not_keep_those_of_another() -> None:
-    """They have no ends of its pipes, so that its workers see them closed and end by themselves."""
+def test_workers_of_one_engine_do_not_keep_those_of_another_alive() -> None:
+    """They hold no ends of its pipes, so its workers see the pipes close and end by themselves."""
     images, _, _ = batch()
     first, second = Engine(model(), 2, 2), Engine(model(), 2, 2)
     first.predict(images)
@@ -178,7 +178,7 @@ def test_workers_of_one_engine_do_not_keep_those_of_another() -> None:
 
 @needs_fork
 def test_workers_view_the_models_own_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No copy is made for them, neither when they start nor when the values change."""
+    """No copy is made, neither when workers start nor when values change."""
     images, labels, key = batch()
     vit = model()
     caller, forward = (os.getpid(), threading.get_ident()), ViT.forward
@@ -196,8 +196,8 @@ def test_workers_view_the_models_own_values(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(vit.head.bias.value) == list(range(7))
 
 
-def test_a_closed_engine_leaves_its_arrays(members: str) -> None:
-    """Without the garbage collector, which large arrays do not wake."""
+def test_a_closed_engine_frees_its_arrays(worker_kind: str) -> None:
+    """They are freed without the garbage collector, which large arrays do not trigger."""
     images, _, _ = batch()
     engine = Engine(model(), 2, 2)
     engine.predict(images)
@@ -207,7 +207,7 @@ def test_a_closed_engine_leaves_its_arrays(members: str) -> None:
     gc.disable()
     try:
         engine.close()
-        for _ in range(100):  # a thread is at its last statement
+        for _ in range(100):  # a thread may still be at its last statement
             if arrays() is None:
                 break
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Few images: workers share the tokens."""
+"""Prediction of a few images, whose tokens the workers share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDE = ViTConfig(img_size=(24, 33), patch_size=3, embed_dim=12, depth=3, num_hea
 
 
 @pytest.mark.parametrize("fields", [{}, {"global_pool": "avg"}, {"global_pool": "avg", "class_token": False}], ids=str)
-def test_workers_share_the_tokens_of_few_images(fields: dict[str, Any], members: str) -> None:
+def test_workers_share_the_tokens_of_few_images(fields: dict[str, Any], worker_kind: str) -> None:
     """The result is the model's up to rounding, with the same bits for any number of workers."""
     vit = ViT(dataclasses.replace(WIDE, **fields), seed=3)
     images = np.random.default_rng(0).standard_normal((3, 24, 33, 3), dtype=np.float32)
@@ -40,7 +40,7 @@ def wide_model() -> ViT:
     return vit
 
 
-def test_who_shares_tokens_depends_on_the_whole_batch_alone() -> None:
+def test_whether_tokens_are_shared_depends_on_the_whole_batch_alone() -> None:
     """The last few images of a batch are computed in the same way for any number of workers."""
     images = np.random.default_rng(0).standard_normal((17, 24, 33, 3), dtype=np.float32)
     vit = wide_model()
@@ -63,7 +63,7 @@ def test_hooks_give_the_bits_of_the_references_for_few_images() -> None:
 
 
 class Halved(EncoderBlock):
-    """A block of another author."""
+    """A block that a user wrote."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         y, cache = super().forward(*args, **kwargs)
@@ -71,7 +71,7 @@ class Halved(EncoderBlock):
 
 
 class Doubled(Dropout):
-    """A layer of another author."""
+    """A layer that a user wrote."""
 
     def forward(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         return 2.0 * x, None
@@ -98,8 +98,8 @@ def test_workers_share_no_tokens_of_a_model_that_was_changed(place: str) -> None
 
 @pytest.mark.parametrize("error", [MemoryError, OSError])
 @pytest.mark.parametrize("who", ["the caller", "another"])
-def test_an_error_while_tokens_are_shared_surfaces(
-    who: str, error: type[Exception], members: str, monkeypatch: pytest.MonkeyPatch
+def test_an_error_while_tokens_are_shared_is_raised(
+    who: str, error: type[Exception], worker_kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = np.random.default_rng(0).standard_normal((1, 24, 33, 3), dtype=np.float32)
     caller, attention = (os.getpid(), threading.get_ident()), ops.attention

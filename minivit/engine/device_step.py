@@ -1,7 +1,7 @@
 """A step on a device: whole batches, or micro-batches one after another, in the requested precision.
 
-With 16 bits the model computes with a copy of the parameters, which is rounded anew before each step. The gradients are
-added to the model's own float32 vector. Nothing in this file waits for the device.
+With 16 bits the model computes with a rounded copy of the parameters, which is renewed before each step. The gradients
+are added to the model's own float32 vector. Nothing in this file waits for the device.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 from minivit.arrays import Array, check_dtype, dtype_named, namespace, on_device_of
 from minivit.arrays.precision import PRECISIONS, tf32
-from minivit.engine.micro_batches import Batch, Step, accumulate, micro_batch_slices, predict
+from minivit.engine.micro_batches import Batch, StepOptions, accumulate, micro_batch_slices, predict
 from minivit.errors import UserError
 from minivit.nn.vit import ViT
-from minivit.ops.registry import set_aside
+from minivit.ops.registry import disabled_kernels
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
-DEVICE_BATCH = 256  # images that are predicted at a time, so that memory does not grow with their number
+DEVICE_BATCH = 256  # images per prediction pass, so that memory does not grow with their number
 
 
 def check_precision(precision: str | None, dtype: Any, on_host: bool) -> None:
@@ -67,17 +67,17 @@ class DeviceStep:
     def _computing(self) -> Iterator[None]:
         values = self._store.values
         if self._rounded is not None:
-            if set_aside():
-                raise UserError("16 bits need the kernels, which reference_only sets aside; use precision='float32'")
+            if disabled_kernels():
+                raise UserError("16 bits need the kernels, which reference_only disables; use precision='float32'")
             namespace(values).copyto(self._rounded, values, casting="unsafe")
         with tf32(self._tf32):
             yield
 
-    def train(self, batch: Batch, step: Step, slices: list[slice]) -> None:
+    def train(self, batch: Batch, options: StepOptions, slices: list[slice]) -> None:
         """Set the model's gradients to the sum over all micro-batches, added in index order."""
         self.replica.parameters.store.share_gradients(self._store)
         with self._computing():
-            accumulate(self.replica, batch, step, slices, range(len(slices)))
+            accumulate(self.replica, batch, options, slices, range(len(slices)))
 
     def predict(self, images: Array, logits: Array, micro_batch: int | None) -> None:
         """Set `logits` (B, classes) to those of `images`, which are converted micro-batch by micro-batch."""

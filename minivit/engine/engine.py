@@ -1,9 +1,9 @@
 """The step engine: a batch in; a loss and gradients, or logits, out.
 
 A batch is cut into micro-batches that fit in cache. Each worker takes its own through the whole forward and backward
-pass with single-threaded BLAS, on a replica of the model: the same values, other gradients. The gradients are added in
-a fixed reduction order (`minivit.engine.reduction`), so that the sum has the same bits for any number of workers. What
-the layers keep for their backward passes does not grow with the batch.
+pass with single-threaded BLAS, on a replica of the model: the same values, its own gradients. The gradients are added
+in a fixed reduction order (`minivit.engine.reduction`), so that the sum has the same bits for any number of workers.
+The memory of the caches does not grow with the batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minivit.engine.device_step import DeviceStep, check_precision
 from minivit.engine.machine import cores, keep_freed_pages, one_at_a_time, single_threaded_blas
 from minivit.engine.micro_batches import (
     Batch,
-    Step,
+    StepOptions,
     Tokens,
     micro_batch_slices,
     predict,
@@ -38,15 +38,15 @@ from minivit.random import Key
 if TYPE_CHECKING:
     from minivit.engine.parallel import ParallelEngine
 
-_ROUND = 8  # micro-batches that a worker predicts in one job
-_SHARED_TOKENS = 64  # from this number of tokens on, two workers share the tokens of a single micro-batch
+_MICRO_BATCHES_PER_JOB = 8  # that a worker predicts
+_SHARED_TOKENS = 64  # from this number of tokens on, two workers share the tokens of a micro-batch
 
 
 class Engine:
     """Runs a model over batches of any size.
 
-    On the host, values are checked here: labels in range, images finite. Calls from several threads wait for each
-    other, also those of different engines.
+    On the host, the engine checks that labels are in range and images finite. Calls from several threads run one after
+    another, even those of different engines.
 
     Parameters
     ----------
@@ -55,29 +55,29 @@ class Engine:
     threads : int, optional
         Workers, each for one core; the machine's cores by default. On a device there is one.
     micro_batch : int, optional
-        Images that a worker takes at a time; by default what the model says (`ViTConfig.micro_batch`). On a device, all
-        images of a training step, and 256 in prediction.
+        Images that a worker takes at a time; by default `ViTConfig.micro_batch`. On a device the default is all images
+        of a training step, and 256 in prediction.
     precision : str, optional
         On a device, how a float32 model computes: "float32" (the default), "tf32", "bfloat16" or "float16"; see
         `minivit.arrays.precision`. Parameters, gradients and logits are float32 in each case.
     reduction_groups : int, optional
-        Groups of micro-batches whose gradients are added apart, and the most workers that can train at a time; by
-        default what the model says (`ViTConfig.reduction_groups`). Without effect on a device.
+        Number of groups in which the gradients of micro-batches are added, and the most workers that can train; by
+        default `ViTConfig.reduction_groups`. It has no effect on a device.
 
     Attributes
     ----------
     dtype : dtype
-        Of the images in the computation; images of the model's dtype are converted to it.
+        The dtype of the computation; images of the model's dtype are converted to it.
 
     Notes
     -----
-    The layers are those that the model has when the engine is made, the values those that it has at each call.
+    The engine uses the layers that the model has when the engine is made, and the values that it has at each call.
 
     While a layer of the model has hooks, or ops are observed, the engine computes in the caller's process alone, one
     micro-batch after another in the order of their index, with the references of all ops: hooks see every micro-batch,
-    and the bits are those of `ops.reference_only`. A step then takes as long as on one worker without kernels, some 2
-    to 3 times as long as on two workers. Hooks are called with the model's own layers; the gradients of these layers
-    are complete when the step has ended.
+    and the bits are those of `ops.reference_only`. A step then takes as long as on one worker without kernels, about 2
+    to 3 times as long as on two workers. Hooks are called with the model's own layers, whose gradients are complete
+    when the step has ended.
     """
 
     def __init__(
@@ -103,18 +103,18 @@ class Engine:
         self._device = None if on_host else DeviceStep(model, precision)
         self._replica = self._device.replica if self._device else model.replica()
         self.dtype: Any = self._replica.parameters.store.values.dtype
-        self._replicas: list[ViT] = []  # those of a training step, each with a gradient vector of its own
+        self._replicas: list[ViT] = []  # for a training step, one for each gradient vector
         self._parallel: ParallelEngine | None = None
         self._busy = False
         if on_host:
             keep_freed_pages()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the worker pool out of a copy, which starts its own."""
+        """Leave out the worker pool: a copy starts its own."""
         return {**vars(self), "_parallel": None, "_busy": False}
 
     def close(self) -> None:
-        """End the other workers when the call that they work for has returned; a later call starts new ones."""
+        """End the other workers, after any call that is still running; a later call starts new ones."""
         with one_at_a_time():
             if self._parallel is not None:
                 self._parallel.close()
@@ -123,13 +123,13 @@ class Engine:
 
     @contextmanager
     def _computing(self) -> Iterator[bool]:
-        """Keep other threads out while the block lasts; yield whether hooks or an observer watch the model."""
+        """Let one thread at a time into the block; yield whether the model has hooks or an observer is active."""
         with one_at_a_time() if self._device else single_threaded_blas():
-            if self._busy:  # this thread may enter again, and would overwrite what it computes with
+            if self._busy:  # the lock is reentrant, and a second call would overwrite the arrays of the first
                 raise RunError("this engine was called while it computes, by a signal handler or a hook")
             self._busy = True
             watched = is_watched(self._replica)
-            # For arrays of 16 bits there are kernels alone.
+            # Arrays of 16 bits have no references.
             references = reference_only_here() if watched and self.dtype.itemsize > 2 else nullcontext()
             try:
                 with references:
@@ -198,15 +198,15 @@ class Engine:
         logits = xp.empty((B, self.model.config.num_classes), dtype=dtype)
         losses = xp.empty(len(slices), dtype=dtype)
         batch = Batch(ready(images, self.dtype), labels, logits, losses)
-        step = Step(rng, label_smoothing, loss_scale)
+        options = StepOptions(rng, label_smoothing, loss_scale)
         with self._computing() as watched:
             if self._device:
-                self._device.train(batch, step, slices)
+                self._device.train(batch, options, slices)
             elif self.threads == 1 or len(slices) == 1 or watched:
                 groups = min(self.reduction_groups, len(slices))
-                train(self._replicas_for(groups, 1), batch, step, slices, reduction_plan(groups, 1))
+                train(self._replicas_for(groups, 1), batch, options, slices, reduction_plan(groups, 1))
             else:
-                self._parallel_for(B, trains=True).train(batch, step, self.reduction_groups)
+                self._parallel_for(B, trains=True).train(batch, options, self.reduction_groups)
         return xp.asarray(losses.sum()), logits
 
     def predict(self, images: Array) -> Array:
@@ -227,10 +227,10 @@ class Engine:
                 predict(self._replica, images, logits, slices, range(len(slices)))
             else:
                 assert self.micro_batch is not None
-                step = self.micro_batch * self.threads * _ROUND
-                for part in micro_batch_slices(B, step):
+                most = min(B, self.micro_batch * self.threads * _MICRO_BATCHES_PER_JOB)
+                for part in micro_batch_slices(B, most):
                     some = xp.ascontiguousarray(images[part])
-                    self._predict(some, logits[part], self.micro_batch, min(B, step))
+                    self._predict(some, logits[part], self.micro_batch, most)
         return logits
 
     def _predict(self, images: Array, logits: Array, micro_batch: int, most: int) -> None:
@@ -254,7 +254,7 @@ class Engine:
 
     def _parallel_for(self, B: int, trains: bool = False) -> ParallelEngine:
         if self._parallel is None or not self._parallel.fits(B, trains):
-            # This import takes as long as a small prediction, and one worker does not need it.
+            # Imported here because one worker does not need it, and it takes as long as a small prediction.
             from minivit.engine.parallel import ParallelEngine
 
             trains = trains or (self._parallel is not None and self._parallel.trains)
@@ -267,7 +267,7 @@ class Engine:
         return self._parallel
 
     def _replicas_for(self, groups: int, workers: int) -> list[ViT]:
-        """Return replicas for the gradient vectors of a training step; the gradients of the first are the model's."""
+        """Return a replica for each gradient vector of a training step; the first has the model's own vector."""
         if not self._replicas:
             self._replica.parameters.store.share_gradients(self._store)
             self._replicas.append(self._replica)

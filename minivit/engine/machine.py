@@ -56,7 +56,7 @@ _computing = threading.RLock()
 
 
 def _new_lock() -> None:
-    """Make a new lock in a forked process, where the inherited one may be held by a thread that does not exist."""
+    """Make a new lock in a forked process, since a thread that exists only in the parent may hold the old one."""
     global _computing
     _computing = threading.RLock()
 
@@ -72,9 +72,9 @@ def one_at_a_time() -> AbstractContextManager[Any]:
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Let every matrix product in the block run on the calling thread.
+    """Run every matrix product in the block on the calling thread.
 
-    One thread of the process can be in the block at a time, because BLAS has one number of threads for the process.
+    One thread of the process can be in the block at a time, because BLAS has one thread count for the whole process.
     """
     with one_at_a_time(), _blas().limit(limits=1):
         yield

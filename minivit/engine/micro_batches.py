@@ -1,4 +1,4 @@
-"""What one worker does of a step or a prediction: its micro-batches, or its share of the tokens of few images."""
+"""The work of one worker in a step or a prediction: its micro-batches, or its share of the tokens of a few images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from minivit.random import Key
 
 
 class Batch(NamedTuple):
-    """The arrays of a training step: its input, and its results beside the gradients."""
+    """The arrays of a training step: its input, and its results except for the gradients."""
 
     images: Array  # (B, height, width, C)
     labels: Array  # (B,) or (B, classes)
     logits: Array  # (B, classes)
-    losses: Array  # of each micro-batch, in proportion to its size
+    losses: Array  # of each micro-batch, weighted by its share of the batch
 
 
-class Step(NamedTuple):
+class StepOptions(NamedTuple):
     """The options of a training step."""
 
     rng: Key | None
     label_smoothing: float
-    loss_scale: Array | None = None  # 0-d, by which the gradients are multiplied
+    loss_scale: Array | None = None  # 0-d; multiplies the gradients
 
 
 def micro_batch_slices(B: int, size: int) -> list[slice]:
@@ -44,7 +44,7 @@ def ready(images: Array, dtype: Any) -> Array:
 def train(
     replicas: Sequence[ViT],
     batch: Batch,
-    step: Step,
+    options: StepOptions,
     slices: list[slice],
     plan: Sequence[Round],
     number: int = 0,
@@ -63,34 +63,34 @@ def train(
         Returns when all workers have called it.
     """
     vectors = [replica.parameters.store.gradients for replica in replicas]
-    replicas[0].parameters.clear_gaps()  # the caller of the engine may have written there
+    replicas[0].parameters.clear_gaps()  # the user may have written there
     groups = plan[-1].groups.stop
-    for turn in plan:
-        if number < len(turn.groups):
-            indices = members(turn.groups[number], groups, len(slices))
-            accumulate(replicas[turn.vectors[number]], batch, step, slices, indices)
-        if turn.sums:
+    for round_ in plan:
+        if number < len(round_.groups):
+            indices = members(round_.groups[number], groups, len(slices))
+            accumulate(replicas[round_.vectors[number]], batch, options, slices, indices)
+        if round_.sums:
             wait()
-            add_vectors(vectors, turn.sums, number, workers)
-            if turn is not plan[-1]:
-                wait()  # before a vector that was added is written to again
+            add_vectors(vectors, round_.sums, number, workers)
+            if round_ is not plan[-1]:
+                wait()  # until every worker has read the vectors that the next round overwrites
 
 
-def accumulate(replica: ViT, batch: Batch, step: Step, slices: list[slice], indices: Iterable[int]) -> None:
+def accumulate(replica: ViT, batch: Batch, options: StepOptions, slices: list[slice], indices: Iterable[int]) -> None:
     """Set the gradients of `replica` to the sum over the micro-batches numbered `indices`, added in this order."""
     replica.parameters.store.forget_gradients()
     for index in indices:
-        forward_backward(replica, batch, step, slices, index)
+        forward_backward(replica, batch, options, slices, index)
     replica.parameters.complete_gradients()
 
 
-def forward_backward(replica: ViT, batch: Batch, step: Step, slices: list[slice], index: int) -> None:
-    """Take one micro-batch through the forward and backward pass, and add to the gradients of `replica`."""
+def forward_backward(replica: ViT, batch: Batch, options: StepOptions, slices: list[slice], index: int) -> None:
+    """Run the forward and backward pass of one micro-batch, and add to the gradients of `replica`."""
     part = slices[index]
     share = (part.stop - part.start) / slices[-1].stop
-    logits, cache = replica.forward(batch.images[part], None if step.rng is None else step.rng[part])
-    loss, loss_cache = ops.cross_entropy(logits, batch.labels[part], step.label_smoothing)
-    dloss = share if step.loss_scale is None else step.loss_scale * share
+    logits, cache = replica.forward(batch.images[part], None if options.rng is None else options.rng[part])
+    loss, loss_cache = ops.cross_entropy(logits, batch.labels[part], options.label_smoothing)
+    dloss = share if options.loss_scale is None else options.loss_scale * share
     replica.backward(ops.cross_entropy_backward(dloss, loss_cache), cache, release=True)
     batch.logits[part] = logits.astype(batch.logits.dtype, copy=False)
     batch.losses[index] = loss * share
@@ -105,9 +105,9 @@ def predict(replica: ViT, images: Array, logits: Array, slices: list[slice], ind
 
 
 class Tokens(NamedTuple):
-    """The arrays by which workers share the tokens of a few images."""
+    """The shared arrays of workers that each compute some of the tokens of a few images."""
 
-    x: Array  # (B, N, D): what the last block makes of them
+    x: Array  # (B, N, D): the result of the last block
     qkv: Array  # (2, B, N, 3 D): of even and of odd blocks
 
 
@@ -120,10 +120,10 @@ def predict_by_tokens(
     number: int,
     wait: Callable[[], None],
 ) -> None:
-    """Take one piece of the tokens through the model in evaluation; the worker of the first piece sets `logits`.
+    """Run the model in evaluation on one piece of the tokens; the worker of the first piece sets `logits`.
 
-    `wait` is the barrier of all workers. They wait once a block, until the queries, keys and values of all tokens are
-    there, and once at the end. A worker without a piece waits with them.
+    `wait` is the barrier of all workers. They wait once in each block, for the queries, keys and values of all tokens,
+    and once at the end. A worker without a piece only waits.
     """
     config = replica.config
     if number >= len(pieces):
@@ -143,7 +143,7 @@ def predict_by_tokens(
             start, stop, _ = queries.indices(qkv.shape[1])
             return shared, slice(piece.start + start, piece.start + stop)
 
-        # The class token, of which the last block may compute the result alone, is the first of the first piece.
+        # The class token, which may be the only result of the last block, is the first token of the first piece.
         x, _ = block.forward(x, keep=False, queries=replica.queries(i), gather=gather)
     tokens.x[:, piece.start : piece.start + x.shape[1]] = x
     wait()
@@ -155,7 +155,7 @@ def predict_by_tokens(
 def take_turns(work: Callable[[int, Callable[[], None]], None], count: int) -> None:
     """Call ``work(number, wait)`` for `count` numbers on threads of which one runs at a time.
 
-    They change over where they wait for each other, so that one core does what several workers would do.
+    Another thread runs when one waits for the others, so that one core does the work of several workers.
     """
     running, barrier = threading.Lock(), threading.Barrier(count)
     errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Training and prediction by a worker pool: the arrays that the workers share, and the share of each worker."""
+"""Training and prediction with a worker pool: the arrays that the workers share, and the work of each worker."""
 
 from __future__ import annotations
 
@@ -10,33 +10,41 @@ import numpy as np
 
 from minivit.arrays import Array, real_dtype
 from minivit.arrays.shared import is_shared, shared_zeros
-from minivit.engine.micro_batches import Batch, Step, Tokens, micro_batch_slices, predict, predict_by_tokens, train
+from minivit.engine.micro_batches import (
+    Batch,
+    StepOptions,
+    Tokens,
+    micro_batch_slices,
+    predict,
+    predict_by_tokens,
+    train,
+)
 from minivit.engine.reduction import reduction_plan
 from minivit.engine.worker_pool import Barrier, WorkerPool
 from minivit.nn.vit import ViT
-from minivit.ops.registry import set_aside, set_aside_these
+from minivit.ops.registry import disabled_kernels, follow_caller
 
 
 class _Job(NamedTuple):
     """What is sent to the workers; images, labels and results are in the shared arrays."""
 
     B: int
-    step: Step | None  # None to predict
-    groups: int  # of the reduction order, at most
+    options: StepOptions | None  # None to predict
+    groups: int  # the most groups of the reduction order
     soft_labels: bool
-    pieces: list[slice]  # of the tokens, or none where each worker takes whole images
-    set_aside: frozenset[str]
+    pieces: list[slice]  # of the tokens; empty if each worker takes whole images
+    disabled_kernels: frozenset[str]
 
 
 class _SharedArrays:
-    """The arrays that the workers share, with room for `most` images, and the share of each worker."""
+    """The arrays that the workers share, with room for `most` images, and the work of each worker."""
 
     def __init__(self, model: ViT, replicas: Sequence[ViT], workers: int, micro_batch: int, most: int) -> None:
         config, dtype = model.config, model.parameters.store.values.dtype
         self.model = model
         self.replicas = list(replicas)
         for replica in replicas:
-            _ = replica.parameters.store.gradients  # to be allocated before the fork
+            _ = replica.parameters.store.gradients  # allocates it, before the fork
         self.process = os.getpid()
         self.workers = workers
         self.micro_batch = micro_batch
@@ -51,7 +59,7 @@ class _SharedArrays:
     def work(self, number: int, job: _Job, barrier: Barrier) -> None:
         """Do the share of worker `number`."""
         if os.getpid() != self.process:
-            set_aside_these(job.set_aside)
+            follow_caller(job.disabled_kernels)
         B, workers = job.B, self.workers
         images, logits = self.images[:B], self.logits[:B]
         if job.pieces:
@@ -59,13 +67,13 @@ class _SharedArrays:
             predict_by_tokens(self.model, images, logits, tokens, job.pieces, number, barrier.wait)
             return
         slices = micro_batch_slices(B, self.micro_batch)
-        if job.step is None:
+        if job.options is None:
             predict(self.model, images, logits, slices, range(number, len(slices), workers))
             return
         labels: Any = self.soft_labels if job.soft_labels else self.labels
         batch = Batch(images, labels[:B], logits, self.losses)
         plan = reduction_plan(min(job.groups, len(slices)), workers)
-        train(self.replicas, batch, job.step, slices, plan, number, workers, barrier.wait)
+        train(self.replicas, batch, job.options, slices, plan, number, workers, barrier.wait)
 
 
 class ParallelEngine:
@@ -74,16 +82,16 @@ class ParallelEngine:
     Parameters
     ----------
     model : ViT
-        On the host. The workers view its values as they are at every call.
+        A model on the host. The workers see the values that it has at each call.
     replicas : sequence of ViT
-        One for each gradient vector of a training step, the first with the gradients that receive the total; none for
-        a pool that only predicts.
+        One for each gradient vector of a training step; the gradients of the first receive the total. Empty for a pool
+        that only predicts.
     workers : int
         At least 2.
     micro_batch : int
         Images that a worker takes at a time.
     most : int
-        Images for which the shared arrays have room.
+        The number of images for which the shared arrays have room.
     """
 
     def __init__(self, model: ViT, replicas: Sequence[ViT], workers: int, micro_batch: int, most: int) -> None:
@@ -100,18 +108,18 @@ class ParallelEngine:
         """End all workers but the caller."""
         self._pool.close()
 
-    def train(self, batch: Batch, step: Step, groups: int) -> None:
+    def train(self, batch: Batch, options: StepOptions, groups: int) -> None:
         """Set the gradients of the first replica, and `logits` and `losses` of `batch`, in at most `groups` groups."""
         B, arrays = len(batch.images), self._arrays
         soft = batch.labels.dtype.kind == "f"
         (arrays.soft_labels if soft else arrays.labels)[:B] = batch.labels
-        self._run(batch.images, _Job(B, step, groups, soft, [], set_aside()))
+        self._run(batch.images, _Job(B, options, groups, soft, [], disabled_kernels()))
         batch.logits[...] = arrays.logits[:B]
         batch.losses[...] = arrays.losses[: len(batch.losses)]
 
     def predict(self, images: Array, logits: Array, pieces: list[slice]) -> None:
-        """Set `logits` (B, classes); with `pieces`, the workers share the tokens of each image and not the images."""
-        self._run(images, _Job(len(images), None, 0, False, pieces, set_aside()))
+        """Set `logits` (B, classes); with `pieces`, the workers share the tokens of each image, not the images."""
+        self._run(images, _Job(len(images), None, 0, False, pieces, disabled_kernels()))
         logits[...] = self._arrays.logits[: len(images)]
 
     def _run(self, images: Array, job: _Job) -> None:

@@ -6,9 +6,9 @@ bits whichever worker computes which group. Groups differ by at most one micro-b
 that workers that compute neighbouring groups at the same time rarely wait for each other. One worker computes the
 micro-batches in index order.
 
-The groups are computed in rounds, one group for each worker. Two groups are added as soon as both are there, by all
-workers together, each on a part of the vectors. The vector of the second is then free for a later group, so that
-`workers` workers need about ``workers + log2(groups / workers)`` gradient vectors and not one for each group.
+The groups are computed in rounds, one group for each worker. Two groups are added as soon as both are complete: each
+worker adds a part of the vectors. The vector of the second group is then free for a later one, so that `workers`
+workers need about ``workers + log2(groups / workers)`` gradient vectors instead of one for each group.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 from minivit.arrays import Array
 
-_BLOCK = 1 << 15  # numbers of each vector that are added at a time, so that they stay in cache between two sums
+_BLOCK = 1 << 15  # elements of each vector that are added at a time, so that they stay in cache between two sums
 
 
 class Round(NamedTuple):
-    """A group for each worker, in its own vector, and the sums that are due when all of them are there."""
+    """A group for each worker, in its own vector, and the sums to compute when all of these groups are complete."""
 
     groups: range
-    vectors: list[int]  # where the gradients of each group go
+    vectors: list[int]  # the index of each group's gradient vector
     sums: list[tuple[int, int]]  # the second vector is added to the first
 
 
@@ -61,11 +61,11 @@ def reduction_plan(groups: int, workers: int) -> list[Round]:
 
 def vectors_needed(groups: int, workers: int) -> int:
     """Return how many gradient vectors the plan for at most `groups` groups uses."""
-    return 1 + max(max(turn.vectors) for turn in reduction_plan(groups, workers))
+    return 1 + max(max(each.vectors) for each in reduction_plan(groups, workers))
 
 
 def add_vectors(vectors: Sequence[Array], sums: Iterable[tuple[int, int]], number: int = 0, workers: int = 1) -> None:
-    """Do the share of worker `number` of some `sums` of flat `vectors`: all of them, on a part of the elements."""
+    """Do the share of worker `number` in `sums` of flat `vectors`: all sums, on a part of the elements."""
     length = len(vectors[0])
     start, stop = (length * n // workers for n in (number, number + 1))
     for begin in range(start, stop, _BLOCK):

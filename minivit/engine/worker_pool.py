@@ -1,7 +1,7 @@
-"""A worker pool: workers that do their shares of one job at the same time, each on a core of its own.
+"""A worker pool: workers that do one job together, each on a core of its own.
 
-The caller is worker 0. The others are forked processes, because threads of one interpreter wait for its lock between
-any two array operations. Where the system cannot fork, they are threads. All workers read and write the same arrays
+The caller is worker 0. The others are forked processes, because threads of one interpreter compete for its lock between
+array operations. Where the system cannot fork, they are threads. All workers read and write the same arrays
 (`minivit.arrays.shared`). The caller sends each job through a pipe to every worker, and each worker sends a reply.
 """
 
@@ -29,7 +29,7 @@ from minivit.errors import RunError
 Work: TypeAlias = Callable[[int, Any, "Barrier"], None]
 
 _ARRIVED = b"arrived"
-_ENDED = "a worker process was ended from outside; was memory short?"
+_ENDED = "a worker process was ended from outside; the machine may have too little memory"
 
 
 def can_fork() -> bool:
@@ -46,7 +46,7 @@ def _broken_pipe_is_an_ended_worker() -> Iterator[None]:
 
 
 class Barrier:
-    """Where the workers of a pool wait for each other. Each worker has a `Barrier` with its own connections.
+    """A barrier of the workers of a pool. Each worker has a `Barrier` with its own connections.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Barrier:
                 connection.send_bytes(_ARRIVED)
 
     def close(self) -> None:
-        """Close the connections; what reads or writes at their other ends gets an error."""
+        """Close the connections; reads and writes at their other ends then fail."""
         for connection in self.connections:
             connection.close()
 
@@ -84,15 +84,15 @@ class Barrier:
 class WorkerPool:
     """`size` workers, at least 2, that call ``work(number, job, barrier)`` at the same time; worker 0 is the caller.
 
-    An error closes the pool: it is no longer `usable`, and a new one can replace it. The end of the program closes it
-    too, and so does the end of a process of multiprocessing, which would otherwise wait for the workers for ever.
+    An error closes the pool: it is no longer `usable`, and a new one can replace it. The pool is also closed at the end
+    of the program, and at the end of a process of multiprocessing, which would otherwise wait for the workers forever.
 
     Parameters
     ----------
     size : int
-        Workers, the caller included.
+        The number of workers, including the caller.
     work : callable
-        Does a worker's share of a job. It must not refer to the pool, which could then not be freed.
+        Does a worker's share of a job. It must not refer to the pool; otherwise the pool could not be freed.
     processes : bool
         With False the workers are threads, even where the system can fork.
     """
@@ -117,8 +117,8 @@ class WorkerPool:
             else:
                 worker = threading.Thread(target=_serve, args=(work, number, barrier), daemon=True)
             with quiet, starting_a_worker():
-                # Python 3.12 and JAX warn of a fork beside threads, which may hold locks that the child waits for. The
-                # child uses only NumPy and its pipe, and the threads of NumPy's BLAS are idle here.
+                # Python 3.12 and JAX warn about a fork in a process with threads, which may hold locks that the child
+                # needs. The child uses only NumPy and its pipe, and the threads of NumPy's BLAS are idle here.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 warnings.simplefilter("ignore", RuntimeWarning)
                 worker.start()
@@ -128,14 +128,14 @@ class WorkerPool:
                 end.close()
 
     def run(self, job: Any) -> None:
-        """Let all workers do `job`, which can be pickled, and return when all have finished.
+        """Let all workers do `job`, which must be picklable, and return when all have finished.
 
         Raises
         ------
         RunError
             A worker process was ended from outside.
         Exception
-            What `work` raised, in any worker.
+            The error that `work` raised in any worker.
         """
         connections = self._barrier.connections
         try:
@@ -162,7 +162,7 @@ class WorkerPool:
 
 
 def _end(barrier: Barrier, workers: list[Any]) -> None:
-    """Close the caller's connections, on which the workers end; kill a process that does not."""
+    """Close the caller's connections, which ends the workers; kill a process that does not end."""
     barrier.close()
     for worker in workers:
         worker.join(timeout=0.2)
@@ -175,7 +175,7 @@ _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 
 def _leave_pools() -> None:
-    """Close the caller's connections in a forked process: workers end when their last holder has closed them."""
+    """Close the inherited connections in a forked process: workers end when every process has closed them."""
     for pool in list(_pools):
         pool._barrier.close()
 
@@ -187,13 +187,13 @@ if hasattr(os, "register_at_fork"):
 def _forked(
     work: Work, number: int, barrier: Barrier, others: list[Connection], quiet: warnings.catch_warnings[None]
 ) -> None:
-    """Be a worker in a process of its own, without the connections of the others."""
-    # A terminal sends Ctrl-C to all processes, and `timeout` sends SIGTERM. The caller handles both; when it ends, so
-    # does its end of the pipe.
+    """Run a worker in this forked process, after closing the connections of the others."""
+    # A terminal sends Ctrl-C to all processes, and `timeout` sends SIGTERM. The caller handles both; when it ends, its
+    # end of the pipe closes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     quiet.__exit__(None, None, None)  # the fork is over
-    gc.freeze()  # a collection would write to the caller's objects and so copy their pages
+    gc.freeze()  # a collection would write to inherited objects and so copy their pages
     for connection in others:
         connection.close()
     _serve(work, number, barrier)
@@ -217,7 +217,7 @@ def _serve(work: Work, number: int, barrier: Barrier) -> None:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return `error` with its traceback as a note, or where it cannot be pickled a RunError with its message."""
+    """Return `error`, or a RunError with its message if it cannot be pickled; its traceback is added as a note."""
     note = "".join(traceback.format_exception(error))
     try:
         pickle.loads(pickle.dumps(error))

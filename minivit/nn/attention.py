@@ -9,12 +9,12 @@ from minivit import ops
 from minivit.arrays import Array
 from minivit.nn.dropout import Dropout
 from minivit.nn.initializers import SCHEMES
-from minivit.nn.layer import Cost, Layer, total
+from minivit.nn.layer import Cost, Layer, total_cost
 from minivit.nn.linear import Linear
 from minivit.ops.attention import ALL
 from minivit.random import Key, fold
 
-# ``qkv, queries = gather(qkv, queries)``: from some tokens to all of an image.
+# ``qkv, queries = gather(qkv, queries)``: from some tokens of an image to all of them.
 Gather: TypeAlias = Callable[[Array, slice], tuple[Array, slice]]
 
 
@@ -76,4 +76,4 @@ class Attention(Layer):
         # qkv and the exponentials of the scores with the inverse of their sums; or the weights and their mask.
         kept = 3 * N * D + H * M * N + (H * N * N if self.attn_drop.rate else H * M)
         parts = [self.qkv.cost(shape), Cost(4 * N * N * D, kept)]
-        return total([*parts, Cost(self.proj.cost(shape).flops, M * D), self.proj_drop.cost((M, D))])
+        return total_cost([*parts, Cost(self.proj.cost(shape).flops, M * D), self.proj_drop.cost((M, D))])

@@ -139,10 +139,10 @@ class ViTConfig:
 
     @property
     def reduction_groups(self) -> int:
-        """In how many groups the gradients of micro-batches are added, and how many workers can train: 8 or 4.
+        """Number of groups in which the gradients of micro-batches are added, and the most workers that can train.
 
         Eight groups occupy eight cores. They need up to four gradient vectors on one or two workers, and four groups
-        need three. From 100 million weights on, a vector of 400 MB, the memory counts more.
+        need three. A model of 100 million weights or more has four groups: each of its gradient vectors takes 400 MB.
         """
         weights = self.depth * self.embed_dim * (4 * self.embed_dim + 2 * self.hidden_dim)
         return 8 if weights < 100_000_000 else 4

@@ -1,4 +1,4 @@
-"""A Transformer block: attention and MLP, each behind a layer norm and beside a residual path."""
+"""A Transformer block: attention and MLP, each after a layer norm and with a residual connection."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EncoderBlock(Layer):
         self.drop_path2 = DropPath(drop_path_rate)
         self._made_of = self._classes()
         self._standard = self._random = False
-        self._version = -1  # of the structure, when these two were set
+        self._version = -1  # the `structure_version` for which these two were set
 
     def forward(
         self,
@@ -55,7 +55,7 @@ class EncoderBlock(Layer):
         Parameters
         ----------
         queries : slice
-            The M tokens whose result (B, M, D) is computed. The others are keys and values alone.
+            The M tokens whose result (B, M, D) is computed. The others serve only as keys and values.
         gather : callable, optional
             See `Attention.forward`.
         """
@@ -71,7 +71,7 @@ class EncoderBlock(Layer):
         return x + h, (cache1, cache2, cache3, cache4, cache5, cache6, queries) if keep else None
 
     def backward(self, dy: Array, cache: Any) -> Array:
-        """Return ``dx`` (B, N, D) for `dy` (B, M, D): through each branch, and past it."""
+        """Return ``dx`` (B, N, D) for `dy` (B, M, D): through each branch and its residual connection."""
         if (kernel := kernel_of_cache("EncoderBlock", cache)) is not None:
             return kernel.backward(dy, cache, self)
         cache1, cache2, cache3, cache4, cache5, cache6, queries = self.kept(cache)
@@ -87,44 +87,44 @@ class EncoderBlock(Layer):
 
     def is_standard(self) -> bool:
         """Return whether the block consists of the layers that `__init__` made, so that a kernel can compute it."""
-        self._look()
+        self._refresh()
         return self._standard
 
     def _kernel(self, x: Array, rng: Key | None, queries: slice) -> Kernel | None:
-        self._look()
+        self._refresh()
         if not self._standard or (self._random and rng is not None):
             return None
         block: BlockLike = self
         return find_kernel("EncoderBlock", x, block, queries)
 
-    def _look(self) -> None:
-        """Set what follows from the layers in the block, once after each change of a layer."""
+    def _refresh(self) -> None:
+        """Set `_standard` and `_random` from the layers in the block, once after each change of any layer."""
         version = structure_version()
         if self._version == version:
             return
         layers = [layer for _, layer in self.named_layers()]
         standard = type(self) is EncoderBlock and self._classes() == self._made_of
         random = any(isinstance(layer, Dropout) and layer.rate > 0 for layer in layers)
-        # The version last: another thread that sees it sees the others too.
+        # The version is set last: a thread that sees it sees the other two.
         vars(self).update(_standard=standard, _random=random, _version=version)
 
     def _classes(self) -> list[tuple[str, type[Layer]]]:
         return [(name, type(layer)) for name, layer in self.named_layers()]
 
     def costs(self, shape: tuple[int, int], queries: slice = ALL) -> dict[str, Cost]:
-        """Return the cost of each part for an image's tokens (N, D): a norm, or a branch with the drop path behind it.
+        """Return the cost of each part for an image's tokens (N, D): a norm, or a branch with its drop path.
 
         FLOPs are those of all tokens, as papers count them.
         """
         N, D = shape
-        asked = len(range(N)[queries]), D
-        self._look()
+        results = len(range(N)[queries]), D
+        self._refresh()
         # A kernel does not keep what the norms return; it computes the block where nothing in it is random.
-        x1, x2 = (0, 0) if self._random else (N * D, asked[0] * D)
-        attn, mlp = self.attn.cost(shape, queries), self.mlp.cost(asked)
+        x1, x2 = (0, 0) if self._random else (N * D, results[0] * D)
+        attn, mlp = self.attn.cost(shape, queries), self.mlp.cost(results)
         return {
             "norm1": self.norm1.cost(shape),
-            "attn": Cost(attn.flops, attn.kept - x1 + self.drop_path1.cost(asked).kept),
-            "norm2": self.norm2.cost(asked),
-            "mlp": Cost(self.mlp.cost(shape).flops, mlp.kept - x2 + self.drop_path2.cost(asked).kept),
+            "attn": Cost(attn.flops, attn.kept - x1 + self.drop_path1.cost(results).kept),
+            "norm2": self.norm2.cost(results),
+            "mlp": Cost(self.mlp.cost(shape).flops, mlp.kept - x2 + self.drop_path2.cost(results).kept),
         }

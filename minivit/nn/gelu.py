@@ -12,7 +12,7 @@ from minivit.random import Key
 
 
 class GELU(Layer):
-    """GELU, exact or by tanh."""
+    """GELU, exact or with the tanh approximation."""
 
     def __init__(self, approximate: str = "none") -> None:
         self.approximate = approximate
@@ -26,5 +26,5 @@ class GELU(Layer):
         return ops.gelu_backward(dy, cache)
 
     def cost(self, shape: tuple[int, ...]) -> Cost:
-        """Return the cost for one image's array of `shape`: the slope is kept."""
+        """Return the cost for one image's array of `shape`: the derivative is kept."""
         return Cost(0, math.prod(shape))

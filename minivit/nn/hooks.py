@@ -23,7 +23,7 @@ from minivit.ops.registry import current_layer, is_observed, reference_only_here
 
 Hook: TypeAlias = Callable[[Any, Array, Array], Array | None]
 
-_count = 0  # of the hooks of all layers
+_count = 0  # the number of hooks of all layers
 
 
 def _count_down() -> None:
@@ -58,7 +58,7 @@ class HookHandle:
 
 
 class Hookable(Protocol):
-    """What is read of a layer here; `Layer` has it."""
+    """The part of `Layer` that this module uses."""
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
         """Run the forward pass."""
@@ -92,14 +92,14 @@ def is_watched(layer: Hookable) -> bool:
     return is_observed() or bool(_count and any(each.has_hooks for _, each in layer.named_layers()))
 
 
-# The names of the layers in the pass that runs, by id; None where no pass runs that is watched.
+# The names of the layers in the current watched pass, by the layers' ids; None outside of such a pass.
 _names: ContextVar[dict[int, str] | None] = ContextVar("names", default=None)
 
 
 @contextmanager
 def _watched_pass(layer: Hookable, x: Any) -> Iterator[None]:
     """Name the layers in `layer` while the block lasts, and run references."""
-    # There is no reference for arrays of 16 bits: the kernels of single ops run, that of a whole block does not.
+    # Arrays of 16 bits have no references: the kernels of single ops run, and only the kernel of a block does not.
     names = ("EncoderBlock",) if x.dtype.itemsize == 2 else ()
     token = _names.set({id(each): name for name, each in reversed(list(layer.named_layers()))})
     try:
@@ -119,9 +119,9 @@ def _named(layer: Hookable, names: dict[int, str]) -> Iterator[None]:
 
 
 def _replaced(handles: list[HookHandle], layer: Hookable, first: Array, second: Array, which: int) -> Array:
-    """Call hooks with `layer` and two arrays, of which a hook may replace the one numbered `which`; return that.
+    """Call the hooks with `layer` and two arrays; return array number `which`, which each hook may replace.
 
-    A copy is returned: the caller may change it in place, and a hook may have kept it.
+    If there are hooks, a copy is returned: the caller may change it in place, and a hook may have kept the array.
     """
     arrays = [first, second]
     for handle in list(handles):
@@ -145,11 +145,11 @@ def calls_hooks(function: Callable[..., Any]) -> bool:
 
 
 def with_forward_hooks(inner: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[Array, Any]]:
-    """Return the forward function `inner` of a class of layers, followed by the hooks of the layer."""
+    """Return a function that calls `inner`, the forward function of a layer class, and then the layer's hooks."""
 
     @functools.wraps(inner)
     def forward(self: Hookable, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
-        # A subclass that calls the function of its base class passes here twice; its own pass counts.
+        # Where a subclass calls the function of its base class, only the outer call runs the hooks.
         if not (_count or is_observed()) or type(self).forward is not forward:
             return inner(self, *args, **kwargs)
         x = args[0] if args else kwargs.get("x", next(iter(kwargs.values())))
@@ -170,7 +170,7 @@ def with_forward_hooks(inner: Callable[..., tuple[Array, Any]]) -> Callable[...,
 
 
 def with_backward_hooks(inner: Callable[..., Array]) -> Callable[..., Array]:
-    """Return the backward function `inner` of a class of layers, followed by the hooks of the layer."""
+    """Return a function that calls `inner`, the backward function of a layer class, and then the layer's hooks."""
 
     @functools.wraps(inner)
     def backward(self: Hookable, *args: Any, **kwargs: Any) -> Array:

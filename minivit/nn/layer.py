@@ -1,4 +1,4 @@
-"""`Layer`: what every layer and the whole model are: parameters, a forward pass and a backward pass.
+"""`Layer`: the base class of every layer and of the model: parameters, a forward pass and a backward pass.
 
 A layer of your own declares its parameters as attributes and wires ops (docs/your_own_layer.md):
 
@@ -15,7 +15,7 @@ A layer of your own declares its parameters as attributes and wires ops (docs/yo
 
     layer = Scale(7).initialize(seed=0, dtype="float64")
 
-Nothing is kept in the layer between the two passes: the cache holds it all.
+The layer keeps nothing between the two passes: the cache holds all that `backward` reads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minivit import arrays
 from minivit.arrays import Array, dtype_named, library_name, namespace, on_device_of, to_backend, to_host
 from minivit.errors import UserError, counted
 from minivit.nn.hooks import Hook, HookHandle, LayerHooks, calls_hooks, with_backward_hooks, with_forward_hooks
-from minivit.nn.parameters import FlatStore, Parameter, Parameters, first_value, plan, zero_vector
+from minivit.nn.parameters import FlatStore, Parameter, Parameters, flat_layout, initial_value, zero_vector
 from minivit.random import Key
 
 
@@ -49,12 +49,12 @@ class Cost(NamedTuple):
     kept: int = 0
 
 
-def total(costs: Iterable[Cost]) -> Cost:
+def total_cost(costs: Iterable[Cost]) -> Cost:
     """Return the sum of `costs`."""
     return Cost(*map(sum, zip(*costs, strict=True)))
 
 
-_changes = 0  # of any attribute of any layer
+_changes = 0  # how often an attribute of any layer was set
 
 
 class Layer:
@@ -65,7 +65,7 @@ class Layer:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        # Its own, or those of a class beside Layer that it inherits from too.
+        # These are the class's own functions, or those of a mixin.
         if not calls_hooks(cls.forward):
             cls.forward = with_forward_hooks(cls.forward)  # type: ignore[method-assign]
         if not calls_hooks(cls.backward):
@@ -75,8 +75,8 @@ class Layer:
         global _changes
         if name in ("forward", "backward"):
             raise TypeError(
-                f"{name} of a {type(self).__name__} cannot be replaced on the object: register_{name}_hook sees what "
-                "passes, and may replace it; a subclass computes something else"
+                f"{name} of a {type(self).__name__} cannot be replaced on an object: use register_{name}_hook to read "
+                "or replace its result, or write a subclass"
             )
         _changes += 1
         object.__setattr__(self, name, value)
@@ -88,7 +88,7 @@ class Layer:
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Return the layer's result for `x`, and the cache that `backward` reads, or None with ``keep=False``.
 
-        ``rng=None`` means evaluation: nothing random happens.
+        ``rng=None`` means evaluation, without dropout.
         """
         raise NotImplementedError
 
@@ -107,7 +107,7 @@ class Layer:
         return self.forward(x, keep=False)[0]
 
     def cost(self, shape: tuple[int, ...]) -> Cost:
-        """Return what a forward pass costs for one image, of which the layer takes an array of `shape`."""
+        """Return the cost of a forward pass for one image, which enters this layer as an array of `shape`."""
         return Cost()
 
     @property
@@ -129,8 +129,8 @@ class Layer:
         Parameters
         ----------
         hook : callable
-            Takes the layer, what it was given and its result; returns None, or what goes on in place of the result,
-            an array of the same shape and dtype.
+            Takes the layer, its input and its result; returns None, or an array of the same shape and dtype that
+            replaces the result.
 
         Returns
         -------
@@ -139,22 +139,22 @@ class Layer:
 
         Notes
         -----
-        A forward pass over a layer with hooks in it runs the references of all ops and no kernels, and all tokens of
-        the last block of a model: the bits are those of `ops.reference_only`.
+        A forward pass over a layer with hooks in it runs the references of all ops and no kernels, and the last block
+        of a model computes all tokens: the bits are those of `ops.reference_only`.
         """
         return HookHandle(self.hooks.forward, hook)
 
     def register_backward_hook(self, hook: Hook) -> HookHandle:
         """Call ``hook(layer, dx, dy)`` after each backward pass of this layer.
 
-        `dx` is the gradient of what the layer was given, `dy` that of its result; the hook returns None, or what goes
-        on in place of `dx`. It is called where the forward pass ran with the hook registered. See
-        `register_forward_hook`.
+        `dx` is the gradient of the layer's input, `dy` that of its result. The hook returns None, or an array that
+        replaces `dx`. Register it before the forward pass: kernels that ran without hooks call none in their
+        backward pass. See `register_forward_hook`.
         """
         return HookHandle(self.hooks.backward, hook)
 
     def _members(self) -> Iterator[tuple[str, Parameter | Layer]]:
-        for name, value in list(vars(self).items()):  # another thread may register a hook meanwhile
+        for name, value in list(vars(self).items()):  # a copy, since another thread may register a hook
             if name not in ("_parameters", "_hooks"):
                 yield from _leaves(name, value)
 
@@ -175,7 +175,7 @@ class Layer:
         return named
 
     def _copied(self, parameters: Mapping[int, Parameter], share_hooks: bool = False) -> Self:
-        """Return a copy of the tree of layers, with the parameters of `parameters`, by the id of what they replace."""
+        """Return a copy of the tree of layers, with `parameters` in place of its own, by the ids of those replaced."""
         known: dict[int, Any] = dict(parameters)
 
         def copied(member: Any) -> Any:
@@ -198,7 +198,7 @@ class Layer:
         return other
 
     def _bind(self, declared: Mapping[str, Parameter], starts: Mapping[str, int], store: FlatStore) -> None:
-        """Let the parameters `declared`, all that there are, view `store`."""
+        """Make all parameters, `declared`, views of `store`."""
         for name, parameter in declared.items():
             parameter.bind(store, name, starts[name])
         for _, layer in self.named_layers():
@@ -206,26 +206,26 @@ class Layer:
         object.__setattr__(self, "_parameters", Parameters(declared, store))
 
     def initialize(self, seed: int | None = 0, dtype: Any = "float32", backend: str = "numpy") -> Self:
-        """Give all parameters their first values, functions of `seed` and their names alone; return the layer.
+        """Give all parameters their initial values, functions of `seed` and their names alone; return the layer.
 
         Parameters
         ----------
         seed : int or None
-            Not negative; None leaves all values at zero, to be loaded.
+            At least 0; None leaves all values at zero, to be loaded.
         dtype : dtype
-            Of all parameters, and so of what the layer takes and returns.
+            The dtype of all parameters, and so of the layer's input and result.
         backend : str
             "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
         """
         dtype = _checked(dtype)
         xp = arrays.backend(backend)
         declared = self.declared()
-        starts, length = plan({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
+        starts, length = flat_layout({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
         store = FlatStore(zero_vector(length, dtype, xp))
         if seed is not None:
             for name, parameter in declared.items():
                 span = slice(starts[name], starts[name] + parameter.size)
-                store.values[span] = first_value(parameter, name, seed, dtype, xp).reshape(-1)
+                store.values[span] = initial_value(parameter, name, seed, dtype, xp).reshape(-1)
         self._bind(declared, starts, store)
         return self
 
@@ -315,11 +315,11 @@ class Layer:
                 value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), namespace(store))
 
 
-_DTYPES = ("float32", "float64", "complex128", "float16", "bfloat16")  # those of 16 bits have no optimiser
+_DTYPES = ("float32", "float64", "complex128", "float16", "bfloat16")  # optimisers refuse those of 16 bits
 
 
 def structure_version() -> int:
-    """Return a number that changes when an attribute of any layer is set, for what is derived from them and kept."""
+    """Return a number that changes when an attribute of any layer is set: values derived from layers are then stale."""
     return _changes
 
 
@@ -341,7 +341,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Parameter | Layer]]:
 
 
 def _checked(dtype: Any) -> np.dtype[Any]:
-    """Return the dtype that parameters can have, or raise UserError."""
+    """Return `dtype` as a NumPy dtype, or raise UserError if parameters cannot have it."""
     known = dtype_named(dtype) if isinstance(dtype, str) else None if dtype is None else np.dtype(dtype)
     if known is None or known.name not in _DTYPES or not known.isnative:
         raise UserError(

@@ -8,7 +8,7 @@ from minivit.arrays import Array
 from minivit.nn.dropout import Dropout
 from minivit.nn.gelu import GELU
 from minivit.nn.initializers import SCHEMES
-from minivit.nn.layer import Cost, Layer, total
+from minivit.nn.layer import Cost, Layer, total_cost
 from minivit.nn.linear import Linear
 from minivit.random import Key, fold
 
@@ -27,7 +27,7 @@ class MLP(Layer):
         self.drop2 = Dropout(drop_rate)
 
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
-        """Map each token by itself."""
+        """Map each token independently of the others."""
         h, cache1 = self.fc1.forward(x, keep=keep)
         h, cache2 = self.act.forward(h, keep=keep)
         h, cache3 = self.drop1.forward(h, fold(rng, "drop1"), keep)
@@ -48,4 +48,4 @@ class MLP(Layer):
         """Return the cost for one image's array of `shape` (..., D)."""
         hidden = (*shape[:-1], self.fc1.weight.shape[1])
         parts = [self.fc1.cost(shape), self.act.cost(hidden), self.drop1.cost(hidden)]
-        return total([*parts, self.fc2.cost(hidden), self.drop2.cost(shape)])
+        return total_cost([*parts, self.fc2.cost(hidden), self.drop2.cost(shape)])

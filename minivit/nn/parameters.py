@@ -6,7 +6,7 @@ between them are zero in both vectors and stay so. Two stores may share one valu
 own: the replicas of a model have such stores.
 
 On a host whose processes can fork, both vectors are in shared memory: worker processes view the model's own vectors,
-and read each value that is written at any time, through any view. Any other process that is forked gets its own copies.
+and see every value that is written to them, through whichever view. Any other forked process gets its own copies.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ALIGNMENT = 256  # bytes
 
 
 class FlatStore:
-    """A vector of values and, once asked for, a vector of gradients of the same size.
+    """A vector of values and, from its first use on, a vector of gradients of the same size.
 
     Parameters
     ----------
     values : Array
-        The flat vector of values, which the store uses as it is; `zero_vector` makes one.
+        The flat vector of values, which the store uses without a copy; `zero_vector` makes one.
     """
 
     def __init__(self, values: Array) -> None:
@@ -43,7 +43,7 @@ class FlatStore:
         _stores.add(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FlatStore:
-        """Return a store of copies, in memory as `zero_vector` gives; stores that shared a vector share its copy."""
+        """Return a store of copies, allocated by `zero_vector`; stores that share a vector share its copy."""
         store = FlatStore(_copied(self._values, memo))
         if self._gradients is not None:
             store._gradients = _copied(self._gradients, memo)
@@ -51,13 +51,13 @@ class FlatStore:
         return store
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the vectors of a pickled store into the memory that `zero_vector` chooses."""
+        """Copy the vectors of a pickled store into memory that `zero_vector` allocates."""
         vectors = {name: state[name] for name in ("_values", "_gradients") if state[name] is not None}
         vars(self).update(state | {name: _copied(vector, {}) for name, vector in vectors.items()})
         _stores.add(self)
 
     def unshare(self, memo: dict[int, Any]) -> None:
-        """Replace vectors in shared memory by copies; stores that share a vector share its copy by one `memo`."""
+        """Replace vectors in shared memory by copies; with one `memo`, stores that share a vector share its copy."""
         if is_shared(self._values):
             self._values = _copied(self._values, memo)
         if self._gradients is not None and is_shared(self._gradients):
@@ -97,7 +97,7 @@ _stores: WeakSet[FlatStore] = WeakSet()
 
 
 def _unshare_in_child() -> None:
-    """Give the models of a forked process, if it is no worker, copies of their vectors."""
+    """In a forked process that is not a worker, replace the shared vectors of all models by copies."""
     if not is_worker_starting():
         memo: dict[int, Any] = {}
         for store in list(_stores):
@@ -109,16 +109,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class Parameter:
-    """A named tensor that is trained.
+    """A named trainable tensor.
 
     Parameters
     ----------
     shape : tuple of int
-        Its shape.
+        The shape of the tensor.
     init : callable
-        ``init(generator, shape)`` returns its first value, a host array of any floating dtype.
+        ``init(generator, shape)`` returns its initial value, a host array of any floating dtype.
     decay : bool
-        Whether weight decay acts on it: yes for matrices, no for biases, norms, tokens and positions.
+        Whether weight decay applies to it: True for matrices, False for biases, norms, tokens and positions.
     parts : tuple of str
         Names of equal parts along the last axis, such as ``("q", "k", "v")``, for checks and reports.
     """
@@ -135,10 +135,10 @@ class Parameter:
         self._store: FlatStore | None = None
         self._value: tuple[Array | None, Array | None] = None, None  # the flat vector, and the view of it
         self._grad: tuple[Array | None, Array | None] = None, None
-        self._generation = 0  # of the store, when something was last added
+        self._generation = 0  # the store's, when something was last added
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the views out of a copy, which makes views of the copied vectors."""
+        """Leave out the views: the copy makes its own, of the copied vectors."""
         return {**vars(self), "_value": (None, None), "_grad": (None, None)}
 
     def __repr__(self) -> str:
@@ -150,11 +150,11 @@ class Parameter:
         return int(np.prod(self.shape, dtype=np.int64))
 
     def copied(self) -> Parameter:
-        """Return a parameter that is declared like this one, without a value."""
+        """Return a new parameter with the same declaration and no value."""
         return Parameter(self.shape, self.init, decay=self.decay, parts=self.parts)
 
     def bind(self, store: FlatStore, name: str, start: int) -> None:
-        """View `store` from element `start` on, under `name`."""
+        """Set the name, and make this parameter a view of `store` from element `start` on."""
         self.name, self.span, self._store = name, slice(start, start + self.size), store
         self._generation = 0
 
@@ -167,7 +167,7 @@ class Parameter:
 
     @property
     def value(self) -> Array:
-        """The tensor, a view that can be written to and not rebound."""
+        """The tensor: a view that can be written to but not rebound."""
         values = self.store.values
         if self._value[0] is not values:
             self._value = values, values[self.span].reshape(self.shape)
@@ -176,7 +176,7 @@ class Parameter:
 
     @property
     def grad(self) -> Array:
-        """The gradient, a view that can be written to and not rebound."""
+        """The gradient: a view that can be written to but not rebound."""
         grad = self._gradient()
         if self._generation != self.store.generation:
             grad[...] = 0
@@ -202,7 +202,7 @@ class Parameter:
             self._generation = self.store.generation
 
     def add_product(self, a: Array, b: Array) -> None:
-        """Add ``a @ b``, of the parameter's own shape, to the gradient; the first product is written into it."""
+        """Add ``a @ b``, of the parameter's own shape, to the gradient; the first product overwrites it."""
         grad, add = self.receive()
         if add:
             grad += a @ b
@@ -234,13 +234,13 @@ class Parameters(Mapping[str, Parameter]):
         return len(self._named)
 
     def complete_gradients(self) -> Array:
-        """Return the flat gradient vector, with zeros where nothing was added since `FlatStore.forget_gradients`."""
+        """Return the flat gradient vector; it is zero where nothing was added since `FlatStore.forget_gradients`."""
         for parameter in self.values():
             parameter.grad  # noqa: B018 - reading it sets the old numbers to zero
         return self.store.gradients
 
     def clear_gaps(self) -> None:
-        """Set the gaps between the views of the gradient vector to zero, as they are before anything writes to them."""
+        """Set the gaps between the views of the gradient vector to zero; a user may have written to them."""
         gradients = self.store.gradients
         if self._gaps is None:
             ends = [parameter.span.stop for parameter in self.values()]
@@ -251,12 +251,12 @@ class Parameters(Mapping[str, Parameter]):
 
     @property
     def count(self) -> int:
-        """How many numbers the parameters hold, gaps between views not counted."""
+        """The number of elements of all parameters, without the gaps between views."""
         return sum(parameter.size for parameter in self.values())
 
 
 def zero_vector(length: int, dtype: Any, xp: Any) -> Array:
-    """Return a vector of zeros for a `FlatStore`: on the host in shared memory."""
+    """Return a vector of zeros for a `FlatStore`; on the host it is in shared memory."""
     vector: Array = shared_zeros((length,), dtype) if xp is np else xp.zeros(length, dtype=dtype)
     return vector
 
@@ -277,8 +277,8 @@ def padded(size: int, itemsize: int) -> int:
     return -(-size // step) * step
 
 
-def plan(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> tuple[dict[str, int], int]:
-    """Return where in the flat vector each view starts, and the vector's length, in elements."""
+def flat_layout(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> tuple[dict[str, int], int]:
+    """Return the start of each view in the flat vector, and the length of the vector, in elements."""
     starts, end = {}, 0
     for name, shape in shapes.items():
         starts[name] = end
@@ -286,7 +286,7 @@ def plan(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> tuple[dict[str
     return starts, end
 
 
-def first_value(parameter: Parameter, name: str, seed: int, dtype: Any, xp: Any) -> Array:
+def initial_value(parameter: Parameter, name: str, seed: int, dtype: Any, xp: Any) -> Array:
     """Return the initial value of a parameter: a function of the seed and the name alone, for any array library."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     value = np.asarray(parameter.init(generator, parameter.shape))

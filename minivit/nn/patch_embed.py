@@ -14,7 +14,7 @@ from minivit.random import Key
 
 
 class PatchEmbed(Layer):
-    """Patches of images, each mapped to D numbers: (B, height, width, C) to (B, N, D)."""
+    """Patches of images, each mapped to a token of width D: (B, height, width, C) to (B, N, D)."""
 
     def __init__(self, patch_size: tuple[int, int], in_chans: int, embed_dim: int, init: str = "jax") -> None:
         fan_in = patch_size[0] * patch_size[1] * in_chans

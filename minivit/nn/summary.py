@@ -1,11 +1,11 @@
-"""What a model costs: parameters, floating-point operations and memory, layer by layer, from its configuration alone.
+"""The cost of a model: parameters, floating-point operations and memory, layer by layer, from its configuration alone.
 
-    flops    of one image's forward pass: 2 for each multiply-add of a matrix product, nothing for the rest; as papers
-             count them, all tokens in the last block too, where the model computes the class token alone
+    flops    of one image's forward pass: 2 for each multiply-add of a matrix product, 0 for the rest; all tokens of
+             the last block are counted, as in papers, although the model may compute the class token alone
     memory   bytes that the forward pass of training keeps for the backward pass, on NumPy, for each image of a batch
 
-Nothing is allocated, so the largest model is as quick as the smallest. The tests hold the formulas against parameters
-and caches of real models.
+Nothing is allocated, so the summary of a large model takes no longer than that of a small one. The tests compare the
+formulas with the parameters and caches of real models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minivit.nn.vit import ViT
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs; `parameters` is a count, `flops` and `memory` (bytes) are for one image."""
+    """The cost of one layer; `parameters` is a count, `flops` and `memory` (bytes) are for one image."""
 
     name: str
     parameters: int
@@ -31,7 +31,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a model costs.
+    """The cost of a model.
 
     Attributes
     ----------
@@ -44,12 +44,12 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """Numbers that are trained."""
+        """The number of trainable parameters."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of an image's forward pass; a step of training takes three times as many."""
+        """Floating-point operations of an image's forward pass; a training step takes three times as many."""
         return sum(layer.flops for layer in self.layers)
 
     @property
@@ -58,13 +58,13 @@ class Summary:
         return sum(layer.memory for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold."""
+        """Return the summary as plain values for JSON."""
         totals = {"parameters": self.parameters, "flops": self.flops, "memory": self.memory}
         return totals | {"layers": [asdict(layer) for layer in self.layers]}
 
 
 def summarize(config: ViTConfig, dtype: Any = "float32") -> Summary:
-    """Return what the model of `config` costs, trained in `dtype`."""
+    """Return the cost of the model of `config`, trained in `dtype`."""
     itemsize = np.dtype(dtype).itemsize
     model = ViT.without_values(config)
     counts: dict[str, int] = {}

@@ -10,7 +10,7 @@ from minivit.nn.config import ACTIVATIONS, ViTConfig
 from minivit.nn.dropout import Dropout
 from minivit.nn.encoder_block import EncoderBlock
 from minivit.nn.initializers import SCHEMES
-from minivit.nn.layer import Cost, Layer, total
+from minivit.nn.layer import Cost, Layer, total_cost
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
 from minivit.nn.parameters import Parameter
@@ -26,11 +26,11 @@ class ViT(Layer):
     Parameters
     ----------
     config : ViTConfig
-        Its sizes.
+        The configuration of the model.
     seed : int or None
-        Of the first values of its parameters; None leaves them at zero, to be loaded.
+        The seed of the initial parameters; None leaves them at zero, to be loaded.
     dtype : dtype
-        "float32" or "float64" ("complex128" for the complex step): of parameters, images and logits.
+        The dtype of parameters, images and logits: "float32" or "float64" ("complex128" for the complex step).
     backend : str
         "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
     """
@@ -122,14 +122,14 @@ class ViT(Layer):
     def queries(self, i: int) -> slice:
         """Return the tokens whose result block `i` computes.
 
-        These are all tokens, except where the last block stands before a class-token head: nothing else is read then.
-        Where the references run, every block computes all tokens.
+        These are all tokens, except in the last block before a class-token head, which reads only the class token.
+        Under `ops.reference_only`, every block computes all tokens.
         """
         last = i == self.config.depth - 1 and not runs_references_only()
         return slice(0, 1) if last and self.config.global_pool == "token" else ALL
 
     def is_standard(self) -> bool:
-        """Return whether every block consists of the layers that it was made of, so that its tokens may be split."""
+        """Return whether every block consists of its original layers, so that workers may share its tokens."""
         return type(self) is ViT and all(isinstance(b, EncoderBlock) and b.is_standard() for b in self.blocks)
 
     def costs(self) -> dict[str, Cost]:
@@ -142,12 +142,12 @@ class ViT(Layer):
             costs |= {f"blocks.{i}.{name}": cost for name, cost in block.costs(tokens, self.queries(i)).items()}
         pooled = (config.embed_dim,)
         costs["norm" if config.global_pool == "token" else "fc_norm"] = self.final_norm().cost(pooled)
-        costs["head"] = total([self.head_drop.cost(pooled), self.head.cost(pooled)])
+        costs["head"] = total_cost([self.head_drop.cost(pooled), self.head.cost(pooled)])
         return costs
 
     def final_norm(self) -> LayerNorm:
         """Return the norm before the head."""
-        # Tokens are normalised one by one, so that of the class token alone is needed, after pooling.
+        # Each token is normalised independently, so the norm is applied after pooling, to one vector per image.
         return self.norm if self.config.global_pool == "token" else self.fc_norm
 
     def check_images(self, x: Array) -> None:

@@ -1,10 +1,10 @@
 """The grad scaler: gradient clipping, and the loss scale of float16 (Micikevicius et al. 2018).
 
-    factor = min(1, clip_norm / norm) / loss_scale          norm: of the gradients, divided by the loss scale
+    factor = min(1, clip_norm / norm) / loss_scale          norm: that of the gradients, divided by loss_scale
 
 The optimiser multiplies the gradients by this factor. From the first loss or gradient that is not finite on, the factor
 is NaN and no step changes anything. With float16 a gradient can also overflow only because of the loss scale: then one
-step is skipped and the scale is halved; 2000 good steps double it. At a scale of 1 such a gradient stops the run, too.
+step is skipped and the scale is halved; 2000 good steps double it. At a scale of 1 such a gradient also stops the run.
 All of this is computed on the device of the gradients, so that the host does not have to wait for it.
 """
 
@@ -14,7 +14,7 @@ from minivit.arrays import Array, namespace
 from minivit.ops.registry import op
 from minivit.ops.update_rules import clip_factor
 
-STOPPED, SCALE, GOOD, FACTOR = range(4)  # of the state of a grad scaler
+STOPPED, SCALE, GOOD, FACTOR = range(4)  # indices into the state of a grad scaler
 
 FIRST_SCALE = float(1 << 16)
 LARGEST_SCALE = float(1 << 24)

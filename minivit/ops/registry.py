@@ -52,14 +52,14 @@ class Kernel:
 
 
 _kernels: dict[str, list[Kernel]] = {}  # by the names that were declared
-# The names that run as their reference: of each block of `reference_only` that is active in any thread, and in this
-# thread alone. Blocks of several threads may overlap and end in any order.
+# The names that run as references: for each active `reference_only` block of any thread, and in this thread alone.
+# Blocks of several threads may overlap and end in any order.
 _blocks: list[frozenset[str]] = []
 _here: ContextVar[frozenset[str]] = ContextVar("here", default=frozenset())
 
 
 def declare(name: str) -> None:
-    """Let kernels register for `name`: the decorator `op` does so, and the one layer that has kernels.
+    """Allow kernels for `name`. The decorator `op` calls this, and so does the module of the layer with kernels.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def declare(name: str) -> None:
 
 
 def register_kernel(name: str, kernel: Kernel) -> None:
-    """Register `kernel` for the op called `name`; the last registered is asked first.
+    """Register `kernel` for the op called `name`; the kernel registered last is tried first.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def op(reference: Callable[P, R]) -> Callable[P, R]:
 
 
 def op_backward(reference: Callable[[Dy, Cache], R]) -> Callable[[Dy, Cache | None], R]:
-    """Make `reference` the backward function of the op ``NAME`` that its name ``NAME_backward`` says."""
+    """Make `reference`, called ``NAME_backward``, the backward function of the op ``NAME``."""
     name = reference.__name__.removesuffix("_backward")
     if name not in _kernels:
         raise ValueError(f"{reference.__name__} is the backward function of no op called {name!r}")
@@ -144,29 +144,29 @@ def op_backward(reference: Callable[[Dy, Cache], R]) -> Callable[[Dy, Cache | No
     return backward
 
 
-def set_aside() -> frozenset[str]:
-    """Return the names whose kernels do not run now in this thread."""
+def disabled_kernels() -> frozenset[str]:
+    """Return the names whose kernels are disabled now in this thread."""
     return _here.get().union(*_blocks)
 
 
-def set_aside_these(names: frozenset[str]) -> None:
-    """Set the kernels of `names` and no others aside, without observers, in a process that follows another one."""
-    _blocks[:] = [names]
+def follow_caller(disabled: frozenset[str]) -> None:
+    """In a worker process, disable the kernels of `disabled` and no others, and remove all observers."""
+    _blocks[:] = [disabled]
     _here.set(frozenset())
     _observations.clear()
 
 
 def runs_references_only() -> bool:
     """Return whether no kernel runs now, as under `reference_only` without names."""
-    return len(set_aside()) == len(_kernels)
+    return len(disabled_kernels()) == len(_kernels)
 
 
 @contextmanager
 def reference_only(*names: str) -> Iterator[None]:
     """Run every op, or those of `names`, as its reference, in all threads, while the block lasts.
 
-    The name of the layer that has kernels, "EncoderBlock", stands for its wiring of other layers. Without names, the
-    last block of a model computes all of its tokens too, not the class token alone (`ViT.queries`).
+    Under "EncoderBlock", the name of the layer that has kernels, a block calls the layers in it. Without names, the
+    last block of a model computes all tokens too, and not the class token alone (`ViT.queries`).
     """
     block = frozenset(names or _kernels)
     _blocks.append(block)
@@ -178,7 +178,7 @@ def reference_only(*names: str) -> Iterator[None]:
 
 @contextmanager
 def reference_only_here(*names: str) -> Iterator[None]:
-    """Do what `reference_only` does in this thread alone: a hook in one thread leaves the bits of others alone."""
+    """Do what `reference_only` does, in this thread alone: a hook does not change the bits of other threads."""
     token = _here.set(_here.get() | frozenset(names or _kernels))
     try:
         yield
@@ -201,7 +201,7 @@ class OpCall(NamedTuple):
     result : Any
         A copy of the result, without the cache.
     cache : Any
-        What the backward function reads, or None.
+        The cache for the backward function, or None.
     """
 
     layer: str | None
@@ -223,7 +223,7 @@ class _Observation:
 
     def __init__(self, on_forward: OnForward, on_backward: OnBackward | None) -> None:
         self._on_forward, self._on_backward = on_forward, on_backward
-        self._calls: dict[int, OpCall] = {}  # by the id of the cache, which the call keeps
+        self._calls: dict[int, OpCall] = {}  # by the id of the cache; the call keeps the cache alive
 
     def forward_ran(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
         result, cache = returned if isinstance(returned, tuple) else (returned, None)
@@ -239,7 +239,7 @@ class _Observation:
 
 
 def _copied(result: Any) -> Any:
-    """Return copies of arrays, which the caller of an op may change in place."""
+    """Return copies of arrays, because the caller of an op may change the originals in place."""
     if isinstance(result, tuple):
         return tuple(map(_copied, result))
     return result if result is None else result.copy()
@@ -257,15 +257,16 @@ def is_observed() -> bool:
 def observe(on_forward: OnForward, on_backward: OnBackward | None = None) -> Iterator[None]:
     """Call a function after every call of an op, in every thread of this process, while the block lasts.
 
-    The references run, as under `reference_only`, so that ops inside ops are seen too: softmax inside attention.
+    The references run, as under `reference_only`, so that an op inside an op is seen too: softmax inside attention.
 
     Parameters
     ----------
     on_forward : callable
         ``on_forward(call)`` with an `OpCall`, after the forward function. It must not change an argument or the cache.
     on_backward : callable, optional
-        ``on_backward(call, dy, gradients)`` after the backward function: the call whose cache it read, the gradient
-        that came in, and a copy of what it returned. It is called where the forward function ran in this block too.
+        ``on_backward(call, dy, gradients)`` after the backward function: the call whose cache it read, the upstream
+        gradient, and a copy of the gradients that it returned. It is called only if the forward function was observed
+        in this block too.
 
     Notes
     -----

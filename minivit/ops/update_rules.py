@@ -11,10 +11,10 @@ With g the gradient, lr the learning rate, wd the weight decay and t = 1, 2, ...
     AdamW   p = p - lr * wd * p, then Adam with wd = 0 (Loshchilov and Hutter 2019, algorithm 2)
 
 A step takes an optional factor for all gradients, a 0-d array on their device. If it is NaN the step changes nothing: a
-device can skip a step without the host having to wait for it.
+device can skip a step without waiting for the host.
 
 These rules are elementwise: they work on any span of the flat vector. A rule for matrices can take the same groups, one
-for each parameter, which hold the parameter's shape and the names of its equal parts.
+for each parameter, with the parameter's shape and the names of its equal parts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Group(NamedTuple):
     Attributes
     ----------
     span : slice
-        The elements of the flat vector.
+        The elements of the flat vector that the group covers.
     lr, weight_decay : float
         The learning rate and the weight decay.
     name : str

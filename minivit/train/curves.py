@@ -1,4 +1,4 @@
-"""Figures of a run; they need matplotlib (extra: plots)."""
+"""Figures of a run. They need matplotlib (extra: plots)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def save_curves(metrics: list[dict[str, Any]], path: Path) -> str | None:
 def _draw(axes: Any, metrics: list[dict[str, Any]], quantity: str, scale: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    marker = "." if len(metrics) < 20 else ""  # so that a run of one epoch shows
+    marker = "." if len(metrics) < 20 else ""  # a run of one epoch is a single point
     for part in ("train", "val"):
         if f"{part}_{quantity}" in metrics[-1]:
             values = [scale * line[f"{part}_{quantity}"] for line in metrics]

@@ -46,7 +46,7 @@ def where_not_finite(
     Parameters
     ----------
     engine : Engine
-        Its model holds the parameters of that computation.
+        The engine whose model holds the parameters of that computation.
     count : int
         The number of images.
     piece : callable
@@ -69,7 +69,7 @@ def where_not_finite(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return "there is too little memory to see where"
+        return "there is too little memory to find out where"
     return f"the forward pass is finite; it shows first in {f'the gradient of {name}' if name else 'the loss'}"
 
 
@@ -87,10 +87,10 @@ def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> 
     Parameters
     ----------
     model : ViT
-        Computes in its own dtype; its layers have hooks for as long as this takes.
+        The model, which computes in its own dtype. Its layers have hooks during the call.
     pieces : iterable of (Array, Key or None)
-        The batch, piece by piece: images (B, height, width, C) of the model's dtype, and their key. The first layer in
-        the order of the model counts, whichever piece it fails on.
+        The batch, piece by piece: images (B, height, width, C) of the model's dtype, and their key. The result is the
+        first layer in the order of the model that fails on any piece.
 
     Returns
     -------

@@ -17,22 +17,22 @@ class Interrupted(Exception):  # noqa: N818 - it reports no error
 
 
 class Interrupt:
-    """While the block lasts, the first SIGINT (Ctrl-C) or SIGTERM sets `asked`; the second one interrupts at once."""
+    """While the block lasts, the first SIGINT (Ctrl-C) or SIGTERM sets `requested`; the second interrupts at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():

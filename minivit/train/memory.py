@@ -15,7 +15,7 @@ from minivit.nn.config import ViTConfig
 from minivit.nn.summary import summarize
 from minivit.train.run_folder import RunFolder
 
-_WORK = 1.5  # memory of a training step in units of what its forward pass keeps
+_WORK = 1.5  # memory of a training step, as a multiple of what its forward pass keeps
 
 
 class OutOfMemoryError(RunError):
@@ -56,7 +56,7 @@ def images_that_fit(tried: int, per_image: int, free: int | None) -> int | None:
 
 @contextmanager
 def explain_out_of_memory(library: Any, per_image: int, tried: int, when: str, run: RunFolder) -> Iterator[None]:
-    """Replace an out-of-memory error of a device, raised in the block, by one that says what would help.
+    """Replace an out-of-memory error of a device, raised in the block, by one with advice.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def explain_out_of_memory(library: Any, per_image: int, tried: int, when: str, r
     when : str
         For the message.
     run : RunFolder
-        Its last checkpoint, if there is one, is named in the message.
+        The run; the message names its last checkpoint if there is one.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Optimisers: the update rules of `ops.update_rules` with their state, and clipping by the norm of the gradients.
+"""Optimisers: the update rules of `ops.update_rules` with their state, and clipping of gradients by their norm.
 
 Weight decay applies to matrices only: not to biases, norms, tokens and positions (`Parameter.decay`).
 """
@@ -66,14 +66,14 @@ class Optimizer:
     Parameters
     ----------
     model : Layer
-        Its parameters are updated in place.
+        The model whose parameters are updated in place.
     lr : float
         The learning rate; set `lr` to change it for all groups in proportion.
     weight_decay : float
-        For the parameters that decay.
+        The weight decay of parameters with `Parameter.decay`.
     groups : sequence of Group, optional
-        Instead of `lr` and `weight_decay`: the spans of the flat vector to update, each with its own. Other spans are
-        frozen.
+        The spans of the flat vector to update, each with its own learning rate and weight decay, in place of those of
+        all parameters. Other spans are frozen.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class Optimizer:
                 f"the parameters are {values.dtype}, in which small updates vanish; train a float32 model with "
                 "Engine(model, precision=...)"
             )
-        # The groups' learning rates are relative to `lr`. Where that is 0, all of them follow what it is set to later.
+        # The groups' rates are relative to `lr`. If it is 0, all groups get the rate that `lr` is set to later.
         self._base_lr = lr or 1.0
         updated = self.groups if lr else tuple(group._replace(lr=1.0) for group in self.groups)
         self._updated = tuple(merge_neighbours(updated, values.dtype.itemsize)) if self.elementwise else updated

@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a training run computes, except for the images."""
+"""A recipe: everything that determines the result of a training run, except for the images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run computes. Two runs of one recipe on one machine end in the same bits.
+    """The settings of a run. Two runs of one recipe on one machine end in the same bits.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ class Recipe:
     lr, weight_decay : float
         Largest learning rate; weight decay of matrices.
     betas : tuple of float
-        Of Adam and AdamW.
+        The decay rates of the moving averages of Adam and AdamW.
     momentum : float
-        Of SGD.
+        The momentum of SGD.
     warmup_epochs : float
         Epochs over which the learning rate rises from zero.
     schedule : str
@@ -63,7 +63,7 @@ class Recipe:
     dtype : str
         "float32" or "float64".
     seed : int
-        Of the initial parameters, the validation split, the order of the images, augmentation and dropout.
+        The seed of the initial parameters, the validation split, the order of the images, augmentation and dropout.
     """
 
     dataset: str
@@ -126,7 +126,7 @@ class Recipe:
             raise UserError(f"not a recipe: {error}") from error
 
     def resolved(self, config: ViTConfig) -> Recipe:
-        """Return the recipe with the numbers that it leaves to the model, those that are 0, set to the model's own."""
+        """Return the recipe with the model's own `micro_batch` and `reduction_groups` in place of zeros."""
         return replace(
             self,
             micro_batch=self.micro_batch or config.micro_batch,

@@ -1,8 +1,8 @@
 """The run folder: everything that a training run writes and reads.
 
-    recipe.json             what the run computes
+    recipe.json             the recipe
     best/  last/            model.safetensors and config.json: after the best epoch, and at the last checkpoint
-    last/training.safetensors   what a resumed run needs: parameters, the optimiser's vectors, the other state
+    last/training.safetensors   the state for a resumed run: parameters, the optimiser's vectors, the other state
     metrics.jsonl           a line for each epoch
     result.json             the result; it is written when the run is finished
     curves.png              loss and accuracy by epoch
@@ -148,8 +148,8 @@ class RunFolder:
     def _changed_fields(self, text: str, model: ViT) -> list[str]:
         """Return the fields of the recipe that differ from those of the checkpoint, which `text` holds as JSON.
 
-        A field that an older version of minivit did not have counts as its default. The place of the data set is left
-        out: the images may have moved, and their fingerprint tells whether they are the same.
+        A field that an older version of minivit did not have counts as its default. The path of the data set is left
+        out: the images may have moved, and their fingerprint shows whether they are the same.
         """
         recipes = Recipe.from_dict(json.loads(text)), self.recipe
         begun, now = (json.loads(json.dumps(recipe.resolved(model.config).to_dict())) for recipe in recipes)

@@ -1,4 +1,4 @@
-"""Learning rates over a run: a linear warmup, then a cosine or a line down to zero, or no decay.
+"""Learning rates over a run: a linear warmup, then cosine or linear decay to zero, or no decay.
 
 warmup   lr * (step + 1) / warmup_steps                              step = 0, 1, ... warmup_steps - 1
 cosine   lr * (1 + cos(pi * progress)) / 2                           (Loshchilov and Hutter 2017)

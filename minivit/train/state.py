@@ -1,4 +1,4 @@
-"""The state of a run between two steps, beside the parameters and the state of the optimiser."""
+"""The state of a run between two steps, except for the parameters and the optimiser's vectors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from minivit.ops.grad_scaler import FIRST_SCALE, LARGEST_SCALE
 
 @dataclass
 class TrainState:
-    """How far a run is, and its metrics so far; with the parameters and the optimiser's vectors, its whole state.
+    """The progress of a run and its metrics so far.
 
     Attributes
     ----------
     step : int
         The number of steps that were started.
     best_accuracy, best_epoch
-        Of the best epoch on the validation images.
+        The best epoch, and its accuracy on the validation images.
     seconds : float
         The time of all steps of the run.
     epoch_seconds, epoch_loss, epoch_correct, epoch_images

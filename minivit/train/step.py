@@ -1,7 +1,7 @@
 """One training step: a batch, its loss and gradients, clipping, the update and the metrics.
 
 On a device no step waits for the host: the loss, the clipping and the decision to stop stay on the device, and the host
-reads the metrics of several steps together. From the first loss or gradient on that is not finite, no step changes
+reads the metrics of several steps together. After the first loss or gradient that is not finite, no step changes
 anything.
 """
 
@@ -45,7 +45,7 @@ class TrainStep:
     Attributes
     ----------
     metrics : MetricsBuffer
-        Must be read before the next step when it is full. On the host that is after each step.
+        The metrics of the last steps. When it is full it must be read before the next step; on the host, after each.
     """
 
     def __init__(self, engine: Engine, optimizer: Optimizer, data_loader: DataLoader, recipe: Recipe) -> None:
@@ -73,13 +73,13 @@ class TrainStep:
         self.metrics.record(key, lr, loss, logits, labels, self.grad_scaler.stopped)
 
     def where_not_finite(self, step: StepMetrics) -> str:
-        """Return where NaN or infinity appears first in a step with `stopped`; it left the parameters as they were."""
+        """Return where NaN or infinity appears first in a step with `stopped`, which did not change the parameters."""
 
         def piece(part: slice) -> tuple[Array, Key]:
             images, _, key = self.data_loader.batch(step.samples[part], step.number - 1, self.engine.dtype)
             return images, key
 
-        def backward() -> None:  # the gradients may be those of a later step
+        def backward() -> None:  # computes them again: they may be those of a later step
             images, labels, key = self.data_loader.batch(step.samples, step.number - 1, self.engine.dtype)
             self.engine.training_step(images, labels, key, self.label_smoothing, self.grad_scaler.loss_scale)
 
@@ -154,7 +154,7 @@ class GradScaler:
 
     @property
     def loss_scale(self) -> Array | None:
-        """The factor of the next step's gradients, 0-d, or None."""
+        """The factor of the next step's gradients, 0-d; None if the loss is not scaled."""
         return self._state[grad_scaler.SCALE] if self._scaled else None
 
     @property
@@ -208,9 +208,9 @@ class MetricsBuffer:
     Parameters
     ----------
     values : Array
-        Gives the library, the device and the dtype of the metrics.
+        An array with the library, the device and the dtype of the metrics.
     size : int
-        The number of steps that it holds.
+        The number of steps that the buffer holds.
     """
 
     def __init__(self, values: Array, size: int) -> None:
@@ -224,7 +224,7 @@ class MetricsBuffer:
         return len(self._steps) == len(self._records)
 
     def start_clock(self) -> None:
-        """Call this when a step begins: the time of the steps counts from the first one that is not read yet."""
+        """Call this when a step begins; the measured time begins with the first step that has not been read."""
         if not self._steps:
             self._started = time.perf_counter()
 

@@ -1,8 +1,8 @@
 """A training run: epochs of steps, checkpoints, evaluation, and how a run is resumed.
 
 All randomness derives from the recipe's seed, the step and the indices of the images, so that a run that was killed
-and resumed ends in the same bits as one that was not. On a device the host runs ahead: it reads the metrics of several
-steps together, and every checkpoint follows such a read.
+and resumed ends in the same bits as one that was not. On a device the host does not wait for each step: it reads the
+metrics of several steps together, and makes a checkpoint only after such a read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from minivit.train.step import DataLoader, StepMetrics, TrainStep
 
 
 class StepReport(NamedTuple):
-    """What a reporter receives for each step; loss and accuracy are means over the epoch so far."""
+    """The data for a reporter after each step; loss and accuracy are means over the epoch so far."""
 
     epoch: int
     step: int
@@ -69,13 +69,13 @@ class Trainer:
     dataset : Dataset
         The images that the recipe names.
     threads : int, optional
-        Worker threads; they change the time and no bit of the result.
+        The number of workers; it changes the time and no bit of the result.
     backend : str
         "numpy", "cupy" or, for another device, such as "cupy:1". A run may be resumed with another one than before.
     precision : str, optional
         On a GPU "float32", "tf32", "bfloat16" or "float16"; see `minivit.arrays.precision`. Parameters stay float32.
     micro_batch : int, optional
-        Images that a device takes at a time; by default the whole batch. On the host the recipe says it.
+        Images that a device takes at a time; by default the whole batch. On the host the recipe sets it.
 
     Raises
     ------
@@ -99,7 +99,7 @@ class Trainer:
         self._library = arrays.backend(backend)
         on_host = self._library is np
         if on_host and micro_batch is not None:
-            raise UserError("on the host the micro-batch is the recipe's: set it there")
+            raise UserError("on the host the recipe sets the micro-batch; set micro_batch there")
         self.run, self.dataset, self.recipe = RunFolder(run.path, recipe), dataset, recipe
         self.backend, self.precision = backend, precision
         self.micro_batch = recipe.micro_batch if on_host else micro_batch
@@ -137,7 +137,7 @@ class Trainer:
         Raises
         ------
         Interrupted
-            The user asked to stop; the run is saved.
+            The user stopped the run; it is saved.
         RunError
             The loss is not finite, a file cannot be written, or a device has too little memory (`OutOfMemoryError`,
             which says what would fit); the last good checkpoint is kept.
@@ -174,11 +174,11 @@ class Trainer:
                     self._read_metrics(reporter)
                     reporter.epoch_ended(self._end_epoch(epoch + 1))
                     saved = time.monotonic()
-                elif interrupt.asked or time.monotonic() - saved >= checkpoint_seconds:
+                elif interrupt.requested or time.monotonic() - saved >= checkpoint_seconds:
                     self._read_metrics(reporter)
                     self._checkpoint()
                     saved = time.monotonic()
-                if interrupt.asked and state.step < self.total_steps:
+                if interrupt.requested and state.step < self.total_steps:
                     raise Interrupted(state.step)
 
     def _step(self, samples: Array) -> None:
