@@ -21,6 +21,7 @@ from benchmarks.products import Weights, products
 from benchmarks.report import heading, markdown_table, percent, records_table, surroundings
 from benchmarks.workloads import WORKLOADS, Workload
 from minivit.engine.machine import cores
+from minivit.errors import install
 
 OURS, THEIRS = "minivit", BASELINES["eager"].title
 BASE = replace(WORKLOADS["train-w96"], batch_size=64)
@@ -184,7 +185,7 @@ def write(points: list[Point], about: Mapping[str, Any], folder: Path) -> None:
         if "batch" in drawn:
             plot(points, "batch", "peak memory, MB", lambda p: p.peak_bytes / 1e6, folder / "memory_by_batch")
     except ImportError as error:
-        command.tell(f"no figures, for matplotlib is missing ({error}): pip install 'minivit[plots]'")
+        command.tell(f"no figures, for matplotlib is missing ({error}): {install('matplotlib')}")
 
 
 def point_of(place: Place, results: Sequence[Mapping[str, Any]]) -> Point:

@@ -48,4 +48,4 @@ else:
     with torch.inference_mode():
         logits = model(torch.from_numpy(pixels).permute(2, 0, 1)[None])
 probability, index = logits.softmax(-1)[0].max(0)
-print(f"{100 * probability:.1f} % {settings['label_names'][index]}")
+print(f"{100 * probability:.1f} % {about['label_names'][index]}")

@@ -7,21 +7,26 @@ logits, cache = model.forward(images)
 dimages = model.backward(dlogits, cache)
 """
 
+# ruff: noqa: E402
+from minivit.errors import RunError, UserError, stop_in_one_line
+
+stop_in_one_line()  # before anything slow is imported
+
 import importlib.util
 
 from minivit import layers, ops, testing
 from minivit import random as keys  # its name in earlier versions
 from minivit.arrays import to_backend, to_host
-from minivit.checking import gradcheck, gradcheck_layer, gradcheck_model
+from minivit.checking import compare, gradcheck, gradcheck_layer, gradcheck_model
 from minivit.engine import Engine
-from minivit.errors import RunError, UserError
 from minivit.nn import initializers
 from minivit.nn.config import ViTConfig
 from minivit.nn.layer import Layer
 from minivit.nn.parameters import Parameter
-from minivit.nn.presets import PRESETS, create_model, get_config
+from minivit.nn.presets import PRESETS, create_model, get_config, list_models
 from minivit.nn.vit import ViT
 from minivit.random import Key
+from minivit.tracing import trace
 from minivit.train.optimizers import SGD, Adam, AdamW
 from minivit.weights import load_model, save_model
 
@@ -43,6 +48,7 @@ __all__ = [
     "UserError",
     "ViT",
     "ViTConfig",
+    "compare",
     "create_model",
     "get_config",
     "gradcheck",
@@ -51,10 +57,12 @@ __all__ = [
     "initializers",
     "keys",
     "layers",
+    "list_models",
     "load_model",
     "ops",
     "save_model",
     "testing",
     "to_backend",
     "to_host",
+    "trace",
 ]

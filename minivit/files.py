@@ -1,4 +1,4 @@
-"""Atomic writing of files, JSON files, and locks on folders.
+"""Atomic writing of files, JSON files with a checksum, and locks on folders.
 
 A file is written under a temporary name, synced, then renamed. If the process is killed, the complete old file or the
 complete new file exists. The temporary file may remain; `remove_leftovers` deletes it.
@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from minivit.errors import RunError, UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+HAS_LOCKS = fcntl is not None
+
 _locks: set[int] = set()  # file descriptors of the locks that this process holds
+
+_LARGEST_JSON = 1 << 22  # bytes; a longer text of small lists would take hundreds of megabytes
 
 _TEMPORARY = ".minivit-{name}-{token}.tmp"
 
@@ -69,6 +80,46 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     _sync_folder(path.parent)
 
 
+def append_text(path: str | os.PathLike[str], text: str) -> None:
+    """Append `text` to a file, which is made if there is none; a kill may leave a part of it.
+
+    Raises
+    ------
+    RunError
+        The system refuses.
+    """
+    try:
+        with Path(path).open("ab") as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise _refused(Path(path), error) from error
+
+
+def make_folder(path: str | os.PathLike[str]) -> bool:
+    """Make a folder and its parents; return whether it is new. Of two processes, it is new for one.
+
+    Raises
+    ------
+    RunError
+        The system refuses, or there is a file of this name.
+    """
+    for last_try in (False, True):
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).mkdir()
+            return True
+        except FileNotFoundError as error:  # another process has just removed the parent
+            if last_try:
+                raise _refused(path, error) from error
+        except FileExistsError as error:
+            if not Path(path).is_dir():
+                raise _refused(path, error) from error
+            return False
+        except OSError as error:
+            raise _refused(path, error) from error
+    raise AssertionError("unreachable")
+
+
 def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
     """Write `value` as JSON, atomically; floats are stored with all digits.
 
@@ -80,7 +131,11 @@ def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
         A value is not finite or cannot be represented in JSON; no file is written.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    atomic_write(path, lambda file: file.write(text.encode()))
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:  # a name of a file that is not UTF-8: JSON can hold it as an escape only
+        content = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    atomic_write(path, lambda file: file.write(content))
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -89,28 +144,83 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     UserError
-        The file is missing or unreadable, or does not hold a JSON object.
+        The file is missing, unreadable or larger than 4 MiB, or does not hold a JSON object.
     """
-    try:
-        value = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not valid JSON ({error}): it is truncated or another kind of file") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__}; expected an object: it is another kind of file")
-    return value
+    return parse_json(read_bytes(path, _LARGEST_JSON), path)
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file.
+def parse_json(text: str | bytes, name: object) -> dict[str, Any]:
+    """Return the JSON object in a text; `name` says in messages where the text is from.
 
     Raises
     ------
     UserError
-        The file is missing or cannot be read.
+        The text is not valid JSON, is nested too deeply, holds NaN or infinity, or is not an object.
     """
     try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise UserError(f"{name} is nested too deeply: it is damaged or another kind of file") from error
+    except ValueError as error:  # also a number of too many digits, or bytes that are not UTF-8
+        raise UserError(f"{name} is not valid JSON ({error}): it is truncated or another kind of file") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{name} holds a JSON {type(value).__name__}; expected an object: it is another kind of file")
+    return value
+
+
+def checksum(content: bytes) -> str:
+    """Return the checksum that files of a run carry: BLAKE2b of 128 bits, in hexadecimal."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def with_checksum(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return the values and their ``checksum``, which also covers the text `before`: the checksum of another part."""
+    values = {name: value for name, value in values.items() if name != "checksum"}
+    return {**values, "checksum": checksum((before + json.dumps(values, sort_keys=True)).encode())}
+
+
+def expect_checksum(values: Mapping[str, Any], name: object, before: str = "", required: bool = True) -> dict[str, Any]:
+    """Return the values of `with_checksum` without their checksum; it may be missing if it is not `required`.
+
+    Raises
+    ------
+    UserError
+        The values are not those of the checksum; `name` is the file for the message.
+    """
+    kept = {key: value for key, value in values.items() if key != "checksum"}
+    right = with_checksum(kept, before)["checksum"] if required or "checksum" in values else None
+    if right != values.get("checksum"):
+        raise UserError(f"{name} was changed or damaged since minivit wrote it: put the original back")
+    return kept
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
+    """Return the content of a file.
+
+    Parameters
+    ----------
+    path : path
+        A file; a device or a pipe is refused, because reading it might not end.
+    limit : int, optional
+        The largest size that is read, in bytes.
+
+    Raises
+    ------
+    UserError
+        The file is missing, is not a regular file, is larger than `limit`, or cannot be read.
+    """
+    try:
+        status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path} is a folder; expected a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is not a regular file")
+        if limit is not None and status.st_size > limit:
+            raise UserError(f"{path} has {status.st_size:,} bytes; a file of this kind has at most {limit:,}")
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -126,10 +236,10 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     ------
     UserError
         Another process holds the lock.
+    FileNotFoundError
+        Another process removed the folder before the lock was held.
     """
-    try:
-        import fcntl
-    except ImportError:
+    if fcntl is None:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -141,6 +251,8 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
             raise UserError(f"another process is at work in {folder}; wait for it, or stop it first") from error
         except OSError:  # the file system has no locks
             pass
+        if not os.path.samestat(os.fstat(descriptor), os.stat(folder)):  # noqa: PTH116 - the folder may be bytes
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(folder))
         yield
     finally:
         if descriptor in _locks:

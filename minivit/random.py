@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from minivit.arrays import Array, namespace, real_dtype
+from minivit.errors import UserError
 
 
 def _mix(h: Array) -> Array:
@@ -48,6 +52,21 @@ class Key:
     step: int
     sample_ids: Array
     place: str = ""
+
+    def __post_init__(self) -> None:
+        if type(self.seed) is not int:
+            object.__setattr__(self, "seed", checked_seed(self.seed))
+        if not hasattr(self.sample_ids, "dtype"):
+            object.__setattr__(self, "sample_ids", np.asarray(self.sample_ids))
+        if self.sample_ids.ndim != 1 or self.sample_ids.dtype.kind not in "iu":
+            raise UserError(
+                f"sample_ids are {self.sample_ids.dtype} {self.sample_ids.shape}; expected (B,) integers, one for each "
+                "sample, such as np.arange(B)"
+            )
+
+    def __repr__(self) -> str:
+        place = f", place={self.place!r}" if self.place else ""
+        return f"Key(seed={self.seed}, step={self.step}, {len(self.sample_ids)} samples{place})"
 
     def fold(self, name: str) -> Key:
         """Return the key for the place `name` inside this place."""
@@ -83,6 +102,9 @@ class Key:
             raise ValueError(f"the key has {len(self.sample_ids)} samples, but bits of shape {shape} were requested")
 
 
+RngLike: TypeAlias = Key | int | np.integer | np.random.Generator | None  # what `as_key` takes
+
+
 def hashed(sample_ids: Array, words: tuple[int, int], count: int) -> Array:
     """Return `count` words of random bits for each sample: (B, count) uint32."""
     xp = namespace(sample_ids)
@@ -108,5 +130,67 @@ def drawn_mask(sample_ids: Array, words: tuple[int, int], count: int, rate: floa
 
 
 def fold(rng: Key | None, name: str) -> Key | None:
-    """Return ``rng.fold(name)``, or None in evaluation, where `rng` is None."""
-    return None if rng is None else rng.fold(name)
+    """Return ``rng.fold(name)``, or None in evaluation, where `rng` is None.
+
+    Raises
+    ------
+    UserError
+        `rng` is a generator, a seed or anything else but a key; the message says how to make one.
+    """
+    if rng is None:
+        return None
+    if not isinstance(rng, Key):
+        _ = as_key(rng, 0, np)  # refuses what is no seed either
+        seed = "int(generator.integers(2**63))" if isinstance(rng, np.random.Generator) else repr(rng)
+        raise UserError(
+            f"rng is {_named(rng)}, and a layer alone needs a key for each of its B samples: "
+            f"minivit.Key({seed}, step=0, sample_ids=np.arange(B))"
+        )
+    return rng.fold(name)
+
+
+def as_key(rng: RngLike, count: int, library: Any) -> Key | None:
+    """Return `rng` if it is a key or None; for a seed or a NumPy generator, return a key of `count` samples.
+
+    Parameters
+    ----------
+    rng : RngLike
+        A seed gives the same bits at each call. From a generator a seed is drawn.
+    count : int
+        The number of samples B; they are numbered from 0.
+    library : module
+        The array library of the numbers of the samples.
+
+    Raises
+    ------
+    UserError
+        `rng` is none of these.
+    """
+    if rng is None or isinstance(rng, Key):
+        return rng
+    return Key(checked_seed(rng, "rng"), 0, library.arange(count))
+
+
+def checked_seed(seed: Any, name: str = "seed") -> int:
+    """Return `seed` as an int of at least 0; from a NumPy generator one is drawn.
+
+    Raises
+    ------
+    UserError
+        `seed`, called `name` in the message, is of another type or negative.
+    """
+    if isinstance(seed, np.random.Generator):
+        return int(seed.integers(2**63))
+    try:
+        number = -1 if isinstance(seed, bool | np.bool_) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0:
+        also = ", a minivit.Key" if name == "rng" else ""
+        raise UserError(f"{name} is {_named(seed)}; expected an integer of at least 0{also} or a NumPy Generator")
+    return number
+
+
+def _named(value: Any) -> str:
+    plain = value is None or isinstance(value, bool | int | float | str | np.generic)
+    return repr(value)[:60] if plain else f"a {type(value).__name__}"

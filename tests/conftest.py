@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 pytest.register_assert_rewrite(  # before anything imports them
     "command_line", "contract", "device_run", "devices", "model_files"
 )
+sys.path.append(str(Path(__file__).parent.parent))  # for benchmarks; last, so that an installed minivit is tested
 
 import devices
 import strict
@@ -25,8 +28,14 @@ from minivit.engine import worker_pool
 from minivit.train import curves, step
 from minivit.train.run_folder import RunFolder
 
+os.environ["MINIVIT_CACHE"] = "off"  # here, and in the processes that tests start
+
 settings.register_profile(
-    "minivit", derandomize=True, deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
+    "minivit",
+    derandomize=True,
+    deadline=None,
+    max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "10")),
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("minivit")
 strict.register()
@@ -59,7 +68,7 @@ def computed(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save no figure, which would take longer than a small run."""
-    monkeypatch.setattr(curves, "save_curves", lambda metrics, path: None)
+    monkeypatch.setattr(curves, "save_curves", lambda *_: None)
 
 
 @pytest.fixture

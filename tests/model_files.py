@@ -52,3 +52,23 @@ def raw_file(path: Path, header: object, data: bytes) -> Path:
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     return path
+
+
+def tensors_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Return random tensors of these shapes."""
+    generator = np.random.default_rng(7)
+    return {name: generator.normal(0.0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def both(name: str, *weight: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weight and the bias of a layer of PyTorch."""
+    return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
+
+
+def assert_file_holds(path: Path, tensors: dict[str, Array]) -> None:
+    """Assert that the safetensors file has just these tensors, to the bit."""
+    written, _ = read_tensors(path)
+    assert written.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert written[name].dtype == value.dtype
+        np.testing.assert_array_equal(written[name], value, err_msg=name)

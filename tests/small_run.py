@@ -93,10 +93,11 @@ def train(
     *,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
+    threads: int = 1,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train a run with the `options` of a trainer."""
-    return Trainer(run, dataset, **options).fit(reporter, resume, checkpoint_seconds)
+    """Train a run with the `options` of a trainer; a run so small is faster without worker processes."""
+    return Trainer(run, dataset, threads=threads, **options).fit(reporter, resume, checkpoint_seconds)
 
 
 def stopped_run(path: Path, at: int = 2) -> RunFolder:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contract import assert_close, normal
 
 from minivit import Key, layers, ops
 from minivit.checking.cases import LAYERS, Case
@@ -27,14 +28,21 @@ def test_all_gradients_together_fit_one_complex_step(case: Case) -> None:
     assert abs(sum(terms) - float((dy * moved.imag).sum()) / STEP) <= 1e-11 * scale
 
 
-def test_embed_backward_without_a_class_token_has_none_in_its_place() -> None:
-    x, pos_embed = np.ones((2, 3, 5)), np.ones((1, 3, 5))
-    y, cache = ops.embed(x, pos_embed)
+@pytest.mark.parametrize("given", ["", "pos_embed", "cls_token", "reg_token", "pos_embed reg_token"])
+def test_embed_has_a_gradient_for_what_it_was_given_and_none_in_the_other_places(given: str) -> None:
+    generator = np.random.default_rng(0)
+    lengths = {"cls_token": 1, "reg_token": 3}
+    arrays: dict[str, Any] = {name: np.ones((1, lengths.get(name, 5), 7)) for name in given.split()}
+    y, cache = ops.embed(np.ones((2, 5, 7)), **arrays)
     assert cache is not None
-    dx, dpos_embed, dcls_token = ops.embed_backward(y, cache)
-    assert dx.shape == x.shape
-    assert dpos_embed.shape == pos_embed.shape
-    assert dcls_token is None
+    dy = generator.standard_normal(y.shape)
+    expected = {"dx": dy[:, -5:], "pos_embed": dy[:, -5:].sum(axis=0, keepdims=True)}
+    expected |= {name: dy[:, :length].sum(axis=0, keepdims=True) for name, length in lengths.items()}
+    names = ("dx", "pos_embed", "cls_token", "reg_token")
+    got = {name: g for name, g in zip(names, ops.embed_backward(dy, cache), strict=True) if g is not None}
+    assert got.keys() == {"dx", *given.split()}
+    for name, gradient in got.items():
+        np.testing.assert_array_equal(gradient, expected[name])
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
@@ -54,3 +62,10 @@ def test_an_encoder_block_asked_for_the_class_token_gives_what_it_gives_among_al
     block.zero_grad()
     np.testing.assert_allclose(block.backward(dy[:, :1], cache), expected, rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose(block.parameters.store.gradients, gradients, rtol=1e-11, atol=1e-13)
+
+
+def test_layer_scale_sums_many_tokens_in_float32_with_a_small_error() -> None:
+    x, dy = (normal(np.zeros((64, 65, 7), "float32"), seed) for seed in (1, 2))
+    _, cache = ops.layer_scale(x, np.ones(7, "float32"))
+    exact = (dy.astype("float64") * x).sum(axis=(0, 1))
+    assert_close([ops.layer_scale_backward(dy, cache)[1]], [exact], 4e-7)

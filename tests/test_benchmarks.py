@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from multiprocessing import RawArray
 from typing import Any
@@ -186,7 +186,7 @@ def kernels_in(cache: Any) -> set[str]:
 @pytest.mark.parametrize("name", ABLATIONS)
 @pytest.mark.parametrize("workload", [MICRO, LONG], ids=lambda workload: workload.name)
 def test_an_ablation_computes_the_same_and_leaves_everything_as_it_was(name: str, workload: Workload) -> None:
-    places = [(ViT, "queries"), (worker_pool, "can_fork"), (engine, "keep_freed_pages")]
+    places = [(ViT, "queries"), (worker_pool, "can_fork"), (engine, "keeping_freed_pages")]
     before = [getattr(*place) for place in places]
     results: list[Any] = []
     for variant in ("", name):
@@ -225,7 +225,7 @@ def test_each_other_gain_is_missing_in_its_ablation() -> None:
     with ABLATIONS["processes"].change():
         assert not worker_pool.can_fork()
     with ABLATIONS["pages"].change():
-        assert vars(engine)["keep_freed_pages"]() is False
+        assert vars(engine)["keeping_freed_pages"] is nullcontext
     with ABLATIONS["class-token"].change():
         assert model.queries(1) == ALL
     with mock.patch.object(minivit, "Engine", wraps=minivit.Engine) as made:

@@ -25,6 +25,7 @@ from small_passes import (
     tanh_backward,
 )
 
+from minivit import ops
 from minivit.arrays import Array
 from minivit.checking import gradcheck
 
@@ -341,3 +342,27 @@ def test_the_check_needs_neither_rich_nor_hypothesis() -> None:
     code = "import sys, minivit.checking, minivit.testing; print({'rich', 'hypothesis'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_right_backward_pass_of_a_saturated_function_passes_and_says_that_nothing_is_verified(dtype: str) -> None:
+    def cross_entropy(logits: Array) -> Any:
+        return ops.cross_entropy(logits, np.arange(4))
+
+    for size in (15, 20, 50):
+        report = gradcheck(cross_entropy, ops.cross_entropy_backward, (size * np.eye(4)).astype(dtype))
+        assert report, str(report)
+        assert "forward is saturated here" in report.rows[0].note
+        assert not gradcheck(cross_entropy, lambda dy, c: 2 * ops.cross_entropy_backward(dy, c), size * np.eye(4))
+
+
+def test_a_gradient_that_is_rounding_at_every_point_is_zero() -> None:
+    def sum_of_softmax(x: Array) -> Any:
+        y, cache = ops.softmax(x)
+        return y.sum(-1), cache
+
+    def backward(dy: Array, cache: Any) -> Array:
+        return ops.softmax_backward(np.repeat(dy[:, None], 5, axis=1), cache)
+
+    assert [row.verdict for row in gradcheck(sum_of_softmax, backward, normal(4, 5)).rows] == ["zero"]
+    assert not gradcheck(lambda x: (1e-30 * x, x), lambda dy, x: 2e-30 * dy, normal(4))

@@ -57,6 +57,42 @@ def test_a_layer_that_sets_gradients_instead_of_adding_is_detected() -> None:
     assert "instead of adding to them: weight" in report.findings[0]
 
 
+class OtherInEvaluation(Scale):
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        return (1.0 if keep else 2.0) * x * self.weight.value, x
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        self.weight.add_grad((dy * cache).sum(0))
+        return dy * self.weight.value
+
+
+def test_a_layer_whose_result_depends_on_keep_is_detected() -> None:
+    report = gradcheck_layer(OtherInEvaluation().initialize(seed=0, dtype="float64"), normal(5, 3))
+    assert "another result with keep=False" in report.findings[0]
+    assert gradcheck_layer(layers.Dropout(0.5), normal(4, 6), rng=3)
+
+
+class Unscaled(Scale):
+    def __init__(self) -> None:
+        self.weight = minivit.Parameter((6,), lambda generator, shape: generator.standard_normal(shape))
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        self.weight.add_grad((dy * cache).sum((0, 1)))
+        return dy
+
+
+def test_a_wrong_layer_is_found_in_a_new_model_whose_head_is_zero() -> None:
+    model = tiny_model()
+    model.head.weight.value[...] = 0.0
+    assert gradcheck_model(model, normal(2, 6, 4, 3), LABELS, directions=1)
+    blocks: Any = model.blocks
+    blocks[0].norm1 = Unscaled().initialize(seed=0, dtype="float64")
+    report = gradcheck_model(model, normal(2, 6, 4, 3), LABELS, directions=1)
+    assert not report
+    assert "with random values for the zeros of head.weight" in report.title
+    assert not model.head.weight.value.any()
+
+
 def tiny_model(**options: Any) -> minivit.ViT:
     sizes: dict[str, Any] = {"img_size": (6, 4), "patch_size": 2, "embed_dim": 6, "num_heads": 2, "num_classes": 3}
     return shaken(minivit.ViT(minivit.ViTConfig(depth=2, mlp_ratio=2.0, **sizes, **options), seed=0, dtype="float64"))
@@ -113,3 +149,28 @@ def test_in_a_wrong_model_the_layer_nearest_to_the_loss_is_explained(monkeypatch
     assert {row.full_name for row in report.rows if row.verdict == "FAILED"} == {
         f"{name}.weight" for name in ("blocks.0.norm1", "blocks.0.norm2", "blocks.1.norm1", "blocks.1.norm2", "norm")
     }
+
+
+def test_a_float32_layer_is_checked_on_float64_inputs() -> None:
+    report = gradcheck_layer(block("float32"), normal(2, 5, 6))
+    assert report, str(report)
+    assert gradcheck_model(tiny_model().astype("float32"), normal(2, 6, 4, 3), LABELS.tolist(), directions=1)
+
+
+def test_what_is_no_layer_or_has_no_values_is_refused_in_words() -> None:
+    with pytest.raises(minivit.UserError, match=r"call initialize\(\)"):
+        gradcheck_layer(layers.Linear(3, 2), normal(2, 3))
+    with pytest.raises(TypeError, match="a function is no layer"):
+        gradcheck_layer(lambda x: x, normal(2, 3))
+
+
+def test_a_layer_in_training_mode_is_checked_with_a_seed_or_a_generator() -> None:
+    layer = layers.MLP(5, 7, drop_rate=0.3).initialize(seed=0)
+    for rng in (3, np.random.default_rng(3), minivit.Key(seed=1, step=2, sample_ids=np.arange(4))):
+        report = gradcheck_layer(layer, normal(4, 5), rng=rng)
+        assert report, str(report)
+
+
+def test_a_class_in_place_of_a_layer_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"got the class Linear; expected a layer: Linear\(\.\.\.\)\.initialize\(\)"):
+        gradcheck_layer(layers.Linear, normal(2, 3))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from typing import Any
+import re
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from small_passes import (
 
 from minivit.arrays import Array
 from minivit.checking import Report, Row, gradcheck
-from minivit.checking.verdict import Settings
+from minivit.checking.settings import Settings
+from minivit.layers import GELU
 
 
 class TestContracts:
@@ -197,3 +199,98 @@ def test_rows_and_reports_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         row.error = 1.0  # type: ignore[misc]
     assert Report("nothing", ()).passed
+
+
+def test_a_report_is_true_if_and_only_if_it_passed() -> None:
+    assert gradcheck(tanh, tanh_backward, X)
+    wrong = gradcheck(tanh, lambda dy, y: 2 * tanh_backward(dy, y), X)
+    assert not wrong
+    assert "FAILED: 1 of 1 gradient wrong (x)" in repr(wrong)
+    assert not gradcheck(tanh, lambda dy, y: None, X)  # a forgotten return
+
+
+def test_a_notebook_shows_the_table_and_escapes_names() -> None:
+    report = gradcheck(tanh, lambda dy, y: -tanh_backward(dy, y), X, names=["<b>x\x1b"])
+    html = report._repr_html_()
+    assert all(words in html for words in ("<table>", "FAILED", "a sign is flipped", "&lt;b&gt;x\\x1b"))
+    assert "<b>x" not in html
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("tol", "use tolerance="),
+        ("rtol", "use tolerance="),
+        ("eps", "no step size is needed"),
+        ("raise_exception", "report.raise_if_failed"),
+        ("nondet_tol", "always checked"),
+        ("check_undefined_grad", "leave it out"),
+        ("modes", "reverse mode"),
+        ("verbose", "print"),
+        ("direction", "did you mean 'directions'"),
+        ("frobnicate", "frobnicate; the options are"),
+    ],
+)
+def test_options_of_other_libraries_are_answered_with_the_right_name(option: str, words: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(words)):
+        gradcheck(tanh, tanh_backward, X, **cast(Any, {option: 1}))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"tolerance": -1.0}, ValueError),
+        ({"tolerance": float("nan")}, ValueError),
+        ({"seed": 0.5}, TypeError),
+        ({"directions": 0}, ValueError),
+    ],
+)
+def test_values_of_options_are_checked(options: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=next(iter(options))):
+        gradcheck(tanh, tanh_backward, X, **options)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.astype(">f8"),
+        lambda x: x.tolist(),
+        np.asmatrix,
+        np.asfortranarray,
+        lambda x: np.ma.masked_array(x).filled(0),
+        lambda x: np.broadcast_to(x, x.shape),
+        lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_foreign_arrays_are_converted(convert: Any) -> None:
+    assert gradcheck(tanh, tanh_backward, convert(X))
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (X.astype("f2"), "x is float16"),
+        (np.ma.masked_array(X), "x is a masked array"),
+        ((X, X), "x is a tuple of arrays; pass the arrays one by one"),
+        ([[1.0], [1.0, 2.0]], "x is a list that makes no array"),
+        ("text", "x: expected an array"),
+        (None, "x: expected an array"),
+    ],
+)
+def test_arrays_that_cannot_be_converted_are_refused_by_name(x: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(words)):
+        gradcheck(tanh, tanh_backward, x)
+
+
+def test_a_call_for_a_layer_or_in_the_manner_of_another_library_is_told_the_right_one() -> None:
+    with pytest.raises(TypeError, match=r"gradcheck_layer\(layer"):
+        gradcheck(GELU(), X)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="backward is a tuple"):
+        gradcheck(tanh, (X,))  # type: ignore[arg-type]
+
+
+def test_float32_and_float64_arrays_together_are_checked_as_float32() -> None:
+    report = gradcheck(linear, linear_backward, X, W.astype("f4"), B.astype("f4"))
+    assert report, str(report)
+    assert sum(row.method == "float32" for row in report.rows) == 3

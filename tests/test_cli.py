@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +22,11 @@ import minivit
 from minivit import ops
 from minivit.checking.cases import CASES
 from minivit.cli import COMMANDS
+from minivit.cli.gradcheck import affordable_depth
 from minivit.data import normalize
+from minivit.errors import RunError
 from minivit.train import trainer
+from minivit.train.run_folder import RunFolder
 
 # Commands that succeed
 
@@ -47,7 +51,7 @@ def test_train_prints_a_line_for_each_epoch_and_the_next_commands(cli: Minivit, 
     epochs = [line for line in said.out.splitlines() if line.startswith("epoch ")]
     assert len(epochs) == 2
     for line in epochs:
-        assert re.match(r"epoch \d/2  loss \d+\.\d+  accuracy .* %  validation loss .* images/s .* left", line)
+        assert re.match(r"epoch \d/2  loss \d+\.\d+ .* %  val \d+\.\d+ .* %  [\d,]+/s  .* left$", line)
     assert re.search(r"^test accuracy \d+\.\d %", said.out, re.MULTILINE)
     assert "minivit eval runs/squares-1" in said.out
     assert Path("runs/squares-1/best/model.safetensors").exists()
@@ -66,7 +70,9 @@ def test_train_json(cli: Minivit, squares: Path) -> None:
 
 
 def test_the_digits_need_no_options(cli: Minivit) -> None:
-    said = cli("train", "digits", "--epochs", 1, "--set", "depth=1", "--batch-size", 256, "--json")
+    said = cli(
+        "train", "digits", "--epochs", 1, "--warmup-epochs", 0.5, "--set", "depth=1", "--batch-size", 256, "--json"
+    )
     assert said.status == 0
     assert said.json()["test_images"] == 359
     assert cli("eval", "runs/digits-1", "--json").json()["accuracy"] == said.json()["test_accuracy"]
@@ -95,7 +101,7 @@ def test_images_of_a_folder_are_resized_to_the_size_of_the_model(cli: Minivit, s
     config = json.loads(Path("runs/squares-1/best/config.json").read_text())
     assert config["minivit"]["config"]["img_size"] == [4, 6]
     said = cli("predict", "runs/squares-1", squares / "test" / "left" / "0.png")
-    assert "resized to 4 x 6: " in said.out
+    assert "0.png (8 x 8) was resized and cropped to 4 x 6" in said.out
 
 
 def test_training_on_a_terminal_draws_a_bar(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +111,24 @@ def test_training_on_a_terminal_draws_a_bar(cli: Minivit, squares: Path, monkeyp
     said = cli("train", squares, *TINY, "--epochs", 3)
     assert said.status == 0
     assert "\x1b[" in said.out
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.out)
-    for words in ("epoch 3/3", "━", "images/s", "left", "validation accuracy", "best "):
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.out).replace("\r", "\n")
+    for words in ("epoch 3/3", "━", "/s", "left", "validation accuracy", "best "):
         assert words in text
+    for epoch in (1, 2, 3):  # a line that stays above the bar
+        assert re.search(rf"^epoch {epoch}/3  loss \d.* %  val \d.* %  [\d,]+/s\s*$", text, re.MULTILINE)
+
+
+def test_nothing_is_wider_than_80_columns(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = [cli(*command, "--help") for command in ([], *([name] for name in COMMANDS))]
+    said.append(cli("train", squares, *TINY, "--epochs", 2))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    said.append(cli("train", squares, *TINY, "--epochs", 100, "--batch-size", 100, "--json"))
+    for text in (text for parts in said for text in (parts.out, parts.err)):
+        shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n")
+        lines = [line for line in shown.splitlines() if not line.startswith(("{", "minivit: "))]
+        assert max(map(len, lines), default=0) <= 80, max(lines, key=len)
 
 
 def test_eval_agrees_with_the_result_of_training(cli: Minivit, run_folder: Path) -> None:
@@ -160,7 +181,7 @@ def test_predict_converts_and_resizes_images(cli: Minivit, run_folder: Path) -> 
     Image.new("RGBA", (30, 20), (200, 10, 10, 255)).save("colour.png")
     said = cli("predict", run_folder, "colour.png")
     assert said.status == 0
-    assert "resized to 8 x 8: colour.png (20 x 30)" in said.out
+    assert "colour.png (20 x 30) was resized and cropped to 8 x 8" in said.out
 
 
 def test_info_of_a_model(cli: Minivit) -> None:
@@ -171,6 +192,51 @@ def test_info_of_a_model(cli: Minivit) -> None:
     said = cli("info", "vit_huge_patch14_224")
     for words in ("632,045,800", "blocks.0-31.attn", "patch_embed", "334.59 G"):
         assert words in said.out
+
+
+def test_info_of_a_run(cli: Minivit, run_folder: Path) -> None:
+    values = cli("info", run_folder, "--json").json()
+    assert values["class_names"] == ["left", "right"]
+    assert values["result"]["test_accuracy"] == json.loads((run_folder / "result.json").read_text())["test_accuracy"]
+    assert values["recipe"]["epochs"] == 2
+    assert values["config"]["embed_dim"] == 8
+    assert values["preprocessing"]["fit"] == "crop"
+    said = cli("info", run_folder)
+    for words in ("finished after 2 epochs", "of 10 test images", "2: left, right", "8 x 8 pixels", "whole model"):
+        assert words in said.out
+    assert max(len(line) for line in said.out.splitlines() if "pytest" not in line) <= 80
+
+
+def test_info_of_an_unfinished_run(cli: Minivit, run_folder: Path) -> None:
+    shutil.copytree(run_folder, "here")
+    Path("here/result.json").unlink()
+    shutil.rmtree("here/best")
+    assert "2 of 2 epochs are done; --resume continues" in cli("info", "here").out
+    shutil.rmtree("here/last")
+    said = cli("info", "here", "--json")
+    assert (said.status, said.json()["epochs"]) == (0, 2)
+
+
+@pytest.mark.filterwarnings("default")
+def test_info_of_a_model_file(cli: Minivit) -> None:
+    model = minivit.create_model("vit_micro_patch4_8", depth=1, num_classes=500)
+    names = [f"kind {i}" for i in range(500)]
+    minivit.save_model(model, "m", extra={"class_names": names, "mean": [0.5], "std": [0.25], "crop_pct": 0.9})
+    for path in ("m", "m/model.safetensors"):
+        said = cli("info", path)
+        for words in ("500: kind 0, kind 1", "crop of 90.0 % to 8 x 8, bicubic", "0.25"):
+            assert words in said.out
+        assert max(map(len, said.out.splitlines())) <= 80
+    minivit.save_model(model, "m")
+    said = cli("info", "m")
+    assert "500, without names" in said.out
+    assert said.err == ""
+    assert cli("info", "m", "--json").json()["preprocessing"] is None
+
+
+@pytest.mark.parametrize("target", ["nowhere.safetensors", "runs/nowhere"])
+def test_info_of_a_file_that_does_not_exist(cli: Minivit, target: str) -> None:
+    assert_refused(cli("info", target), 2, f"there is no run or model {target}")
 
 
 def test_info_of_the_machine(cli: Minivit) -> None:
@@ -200,6 +266,27 @@ def test_gradcheck_of_a_model_has_no_zero_gradients_except_that_of_the_key_bias(
     zero = [f"{row['layer']}.{row['name']}" for row in check["rows"] if row["verdict"] == "zero"]
     assert zero == ["blocks.0.attn.qkv.bias[k]"]
     assert "vit_micro_patch4_8 (1 of its 4 blocks)" in check["title"]
+
+
+def test_gradcheck_of_a_model_file_or_its_folder_uses_its_own_weights(cli: Minivit, tmp_path: Path) -> None:
+    model = minivit.create_model("vit_micro_patch4_8", seed=3)
+    model.parameters["head.weight"].value[...] = np.random.default_rng(0).standard_normal((model.config.embed_dim, 10))
+    for name in ("weight", "bias"):  # without queries the scores are 0, and the keys have no gradient
+        model.parameters[f"blocks.0.attn.qkv.{name}"].value[..., : model.config.embed_dim] = 0
+    minivit.save_model(model, tmp_path / "model.safetensors")
+    for target in (tmp_path, tmp_path / "model.safetensors"):
+        said = cli("gradcheck", target, "--depth", 1, "--batch", 1, "--json")
+        assert said.status == 0
+        (check,) = said.json()["checks"]
+        assert f"{target} (1 of its {model.config.depth} blocks) with cross-entropy, 1 image" in check["title"]
+        zero = {row["name"] for row in check["rows"] if row["verdict"] == "zero"}
+        assert "weight[k]" in zero
+
+
+def test_gradcheck_limits_the_blocks_of_a_large_model_by_their_cost() -> None:
+    small, large = minivit.PRESETS["vit_micro_patch4_8"], minivit.PRESETS["vit_base_patch16_224"]
+    assert affordable_depth(small, 2) == small.depth
+    assert affordable_depth(large, 2) == 1
 
 
 def test_gradcheck_of_all_ops_prints_a_table(cli: Minivit) -> None:
@@ -296,13 +383,30 @@ def test_a_run_stopped_by_a_full_disk_can_be_resumed(
     assert weights(Path("full")) == weights(Path("whole"))
 
 
+def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_no_run(
+    cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command begins anew when the disk has space again."""
+    command = ("train", squares, *TINY, "--epochs", 1, "--run", "full")
+
+    def full(*_: Any) -> None:
+        raise RunError("cannot write the state: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_state", full)
+        assert_refused(cli(*command), 1, "No space left")
+    assert not Path("full").exists()
+    assert cli(*command).status == 0
+
+
 def test_resuming_a_finished_run_prints_its_result_again(
     cli: Minivit, squares: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer.Trainer, "fit", None)
     said = cli("train", squares, "--run", run_folder, "--resume", "--json")
     assert said.status == 0
-    assert said.json() == json.loads((run_folder / "result.json").read_text())
+    result = json.loads((run_folder / "result.json").read_text())
+    assert {name: result[name] for name in said.json() if name != "curves"}.items() <= said.json().items()
 
 
 def test_resume_without_a_folder_continues_the_newest_run(cli: Minivit, squares: Path) -> None:
@@ -320,3 +424,29 @@ def test_a_closed_pipe_is_not_an_error_message(tmp_path: Path) -> None:
     assert process.stderr.read() == ""
     assert process.wait(timeout=60) == 1
     process.stderr.close()
+
+
+def test_a_recipe_by_name_and_what_it_freezes_and_averages(cli: Minivit, squares: Path) -> None:
+    Path("mine.toml").write_text(
+        'model = "vit_micro_patch4_8"\nepochs = 2\nswa_start = 0.5\n[model_options]\ndepth = 1\npatch_size = 2\n'
+        "embed_dim = 8\nnum_heads = 2\n"
+    )
+    options = ("--recipe", "mine.toml", "--freeze", "patch_embed.*", "--freeze", "blocks.*", "--warmup-steps", 1)
+    said = cli("train", squares, *options, "--set", "drop_path_rate=0", "--run", "here")
+    assert "frozen: patch_embed.*, blocks.*; " in said.out
+    assert "the averaged weights (from epoch 2 on) are evaluated and saved" in said.out
+    recipe = json.loads(Path("here/recipe.json").read_text())
+    assert recipe["freeze"] == ["patch_embed.*", "blocks.*"]
+    assert recipe["model_options"] == {
+        "depth": 1, "patch_size": 2, "embed_dim": 8, "num_heads": 2, "drop_path_rate": 0.0
+    }  # fmt: skip
+    assert cli("train", squares, *options, "--run", "here", "--resume", "--epochs", 3).status == 0
+    said = cli("train", squares, "--recipe", "folder", "--run", "here", "--resume")
+    assert said.status == 2
+    assert "was started with other options: " in said.err
+
+
+def test_an_unknown_recipe_lists_those_that_exist(cli: Minivit, squares: Path) -> None:
+    said = cli("train", squares, "--recipe", "lamb")
+    assert said.status == 2
+    assert "there is no recipe 'lamb'; did you mean 'labml'? the recipes are cifar10, cifar100, digits, " in said.err

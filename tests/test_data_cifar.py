@@ -4,9 +4,11 @@ import gzip
 import hashlib
 import http.server
 import io
+import lzma
 import pickle
 import tarfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import pooch
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from minivit.data import Dataset, load_dataset
 from minivit.data.cifar import CLASS_NAMES
@@ -197,18 +200,89 @@ def test_an_archive_with_the_name_of_the_other_data_set_is_refused(tmp_path: Pat
         load_dataset("cifar10")
 
 
-def test_another_image_size_is_refused(tmp_path: Path) -> None:
+@BOTH
+@pytest.mark.parametrize("form", ["python archive", "xz archive", "plain archive", "folder", "folder in a folder"])
+def test_a_data_set_is_found_whatever_it_is_called(tmp_path: Path, name: str, form: str) -> None:
+    folder = tmp_path / "mine"
+    other = {"cifar10": "cifar100", "cifar100": "cifar10"}[name]
+    write_archive(folder / "a-first.tar.gz", other, "binary")
+    (folder / "notes.txt").write_text("x")
+    (folder / "broken.tar.gz").write_text("x")
+    archive = write_archive(folder / "download (1).tgz", name, "python")
+    if form in ("xz archive", "plain archive"):
+        content = gzip.decompress(archive.read_bytes())
+        archive.with_name("x.tar.xz" if form == "xz archive" else "x.tar").write_bytes(
+            lzma.compress(content) if form == "xz archive" else content
+        )
+    if form != "python archive":
+        archive.unlink()
+    if form.startswith("folder"):
+        write_folder(folder / ("outer/inner" if form == "folder in a folder" else "inner"), name, "python")
+    assert_is(load_dataset(name, data_dir=folder, download=False), name)
+
+
+@pytest.mark.parametrize("below", [".", "pictures", "a/b"])
+def test_a_folder_of_images_of_the_ten_classes_is_found(tmp_path: Path, below: str) -> None:
+    for part in ("train", "test"):
+        for label in CLASS_NAMES["cifar10"]:
+            folder = tmp_path / "mine" / below / part / label
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(folder / "0.png")
+    dataset = load_dataset("cifar10", data_dir=tmp_path / "mine", download=False)
+    assert dataset.class_names == CLASS_NAMES["cifar10"]
+    with pytest.raises(UserError, match="cifar100 is not in"):
+        load_dataset("cifar100", data_dir=tmp_path / "mine", download=False)
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header("data_batch_1", 2**28), "data_batch_1 has 268,435,456 bytes; expected at most 33,000,000"),
+        (header("x", 2**30) + bytes(210_000_000), "unpacks to more than 200,000,000 bytes"),
+        (header("x", 2**30, tarfile.GNUTYPE_LONGNAME), "a name of 1,073,741,824 bytes"),
+        (header("x", 2**29, tarfile.XHDTYPE), "a name of 536,870,912 bytes"),
+        (header("x", 0) * 1001, "more than 1,000 files"),
+        (header("data_batch_1", 512, tarfile.GNUTYPE_SPARSE), "with holes"),
+        (header("data_batch_1", 512) + b"x" * 100, "ends in the middle of a file"),
+    ],
+    ids=["large", "large in all", "long name", "long header", "many files", "holes", "cut off"],
+)
+def test_an_archive_beyond_the_bounds_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bomb.tar.gz"
+    path.write_bytes(gzip.compress(content, 1))
+    with pytest.raises(UserError, match=rf"bomb\.tar\.gz cannot be read as a tar archive of CIFAR: .*{message}"):
+        load_dataset(path)
+
+
+def test_a_zip_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cats/0.png", b"x")
+    with pytest.raises(UserError, match=r"photos\.zip .*it is a zip archive.* unpack it and pass the folder"):
+        load_dataset(path)
+
+
+def test_the_images_of_an_archive_are_resized_when_they_are_read(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "any.tar.gz", "cifar10", "binary")
-    assert load_dataset(path, image_size=32).train_images.shape[1:] == (32, 32, 3)
-    with pytest.raises(UserError, match="cifar10 has images of 32 x 32; only a folder of images can be resized"):
-        load_dataset(path, image_size=(32, 33))
+    stored = load_dataset(path, image_size=32)
+    assert isinstance(stored.train_images, np.ndarray)
+    resized = load_dataset(path, image_size=(64, 48), interpolation="bilinear", fit="squash")
+    assert resized.train_images.shape == (len(stored.train_images), 64, 48, 3)
+    first = Image.fromarray(stored.train_images[0]).resize((48, 64), Image.Resampling.BILINEAR)
+    assert np.array_equal(np.asarray(resized.train_images[:1])[0], np.asarray(first))
 
 
 @pytest.mark.parametrize("kept", [0, 10, 1000, -1000])
 def test_a_truncated_archive_is_refused(tmp_path: Path, kept: int) -> None:
     path = write_archive(tmp_path / "cut.tar.gz", "cifar10", "binary")
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"cut\.tar\.gz cannot be read as a tar\.gz archive of CIFAR"):
+    with pytest.raises(UserError, match=r"cut\.tar\.gz cannot be read as a tar archive of CIFAR"):
         load_dataset(path)
 
 
@@ -225,7 +299,7 @@ def test_an_archive_with_a_damaged_middle_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.tar.gz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"other\.tar\.gz cannot be read as a tar\.gz archive of CIFAR"):
+    with pytest.raises(UserError, match=r"other\.tar\.gz cannot be read as a tar archive of CIFAR"):
         load_dataset(path)
 
 

@@ -1,13 +1,19 @@
 """A folder with one folder of images for each class is a data set; the error messages name the faulty file."""
 
+import os
+import shutil
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from minivit.data import channel_statistics, load_dataset, read_images
+from minivit.data import Dataset, channel_statistics, load_dataset, read, read_images, split_validation
+from minivit.data.images import decode_file
 from minivit.errors import UserError
 
 SIZE = (5, 7)  # height, width
@@ -46,15 +52,192 @@ def test_val_is_the_test_set_if_there_is_no_test(folder: Path) -> None:
     assert len(load_dataset(folder).test_images) == 2
 
 
-def test_test_is_preferred_to_val(folder: Path) -> None:
-    save(folder / "val" / "a" / "1.png")
-    assert len(load_dataset(folder).test_images) == 2
+def test_val_beside_test_is_the_validation_part(folder: Path) -> None:
+    for name in ("a", "b"):
+        save(folder / "val" / name / "1.png", seed=50)
+    with pytest.warns(UserWarning, match="val holds the 2 validation images; --validation is not used"):
+        dataset = load_dataset(folder)
+    train, validation = split_validation(dataset, 0.5, seed=0)
+    assert (dataset.train_labels[train].tolist(), dataset.train_labels[validation].tolist()) == ([0, 1, 1], [0, 1])
+    assert (dataset.train_images[validation[0]] == dataset.train_images[validation[1]]).all()
+    assert (dataset.mean, dataset.std) == channel_statistics(dataset.train_images[train])
+    assert len(dataset.test_images) == 2
 
 
-def test_hidden_files_are_ignored(folder: Path) -> None:
-    (folder / "train" / ".DS_Store").write_text("x")
-    (folder / "train" / "a" / ".hidden.txt").write_text("x")
-    assert len(load_dataset(folder).train_images) == 3
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Train", "VAL", "Test"), ("training", "validation", "testing"), ("train", "dev", "test")],
+)
+def test_parts_may_have_other_names(folder: Path, train: str, val: str, test: str) -> None:
+    shutil.copytree(folder / "test", folder / val)
+    (folder / "train").rename(folder / train)
+    (folder / "test").rename(folder / test)
+    with pytest.warns(UserWarning, match="validation images"):
+        dataset = load_dataset(folder)
+    assert (len(dataset.train_images), len(dataset.test_images)) == (5, 2)
+
+
+def test_stray_files_are_skipped_and_counted_in_one_line(folder: Path) -> None:
+    strays = ("Thumbs.db", "a/desktop.ini", "a/.DS_Store", "a/notes.txt", "b/._0.png", "b/pictures.zip", "loose.png")
+    for name in strays:
+        (folder / "train" / name).write_bytes(b"x")
+    save(folder / "train" / "a" / ".ipynb_checkpoints" / "2.png")
+    save(folder / "train" / "__MACOSX" / "2.png")
+    with pytest.warns(UserWarning, match=r"skipped files that are not images \(7\): .*, \.\.\.$") as said:
+        assert len(load_dataset(folder).train_images) == 3
+    assert len(said) == 1
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder a class, without parts: 10 images of cats and 7 of dogs, each with its number as its colour."""
+    for name, count in (("cats", 10), ("dogs", 7)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (2, 2), i).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def shown(dataset: Dataset) -> list[tuple[int, int]]:
+    return [
+        (int(label), int(image[0, 0, 0])) for label, image in zip(dataset.test_labels, dataset.test_images, strict=True)
+    ]
+
+
+def test_folders_of_classes_are_split_in_a_way_that_is_said_and_depends_on_the_names_alone(photos: Path) -> None:
+    with pytest.warns(UserWarning, match=r"photos has no test part: a fifth of each class.*14 training and 3 test"):
+        dataset = load_dataset(photos)
+    assert dataset.class_names == ("cats", "dogs")
+    assert np.bincount(dataset.test_labels).tolist() == [2, 1]
+    assert np.bincount(dataset.train_labels).tolist() == [8, 6]
+    moved = photos.with_name("elsewhere") / "train"
+    shutil.copytree(photos, moved)
+    with pytest.warns(UserWarning, match="no test part"):
+        again = load_dataset(moved.parent)
+    assert shown(again) == shown(dataset)
+    assert again.fingerprint() == dataset.fingerprint()
+
+
+def test_a_folder_in_a_folder_of_its_name_and_images_in_subfolders_are_found(folder: Path, photos: Path) -> None:
+    (folder.parent / "unpacked").mkdir()
+    folder.rename(folder.parent / "unpacked" / "pets")
+    assert len(load_dataset(folder.parent / "unpacked").train_images) == 3
+    (photos / "cats" / "summer").mkdir()
+    (photos / "cats" / "3.png").rename(photos / "cats" / "summer" / "3.png")
+    (photos / "dogs" / "loop").symlink_to(photos)
+    (photos / "dogs" / "loop").unlink()
+    (photos / "dogs" / "loop").symlink_to(photos / "dogs")
+    with pytest.warns(UserWarning, match="14 training and 3 test images"):
+        load_dataset(photos)
+
+
+def test_a_class_of_vehicles_called_train_is_a_class(photos: Path) -> None:
+    (photos / "dogs").rename(photos / "train")
+    with pytest.warns(UserWarning, match="no test part"):
+        assert load_dataset(photos).class_names == ("cats", "train")
+
+
+def test_a_test_part_without_labels_is_not_used_and_that_is_said(folder: Path, photos: Path) -> None:
+    shutil.rmtree(folder / "test")
+    save(folder / "test" / "1.png")
+    shutil.copytree(photos, folder / "train", dirs_exist_ok=True)
+    for name in ("a", "b"):
+        shutil.rmtree(folder / "train" / name)
+    with (
+        pytest.warns(UserWarning, match="test has images, but no class folders, so it is not used"),
+        pytest.warns(UserWarning, match="no test part: a fifth"),
+    ):
+        assert len(load_dataset(folder).test_images) == 3
+
+
+def test_ctrl_c_ends_the_reading_of_images_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+
+    def slow(*args: Any) -> Any:
+        decoded.append(args[0])
+        time.sleep(0.001)
+        return decode_file(*args)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(read, "decode_file", slow)
+    with pytest.raises(KeyboardInterrupt):
+        read_images([folder / "test" / "a" / "3.png"] * 5000, progress=interrupt)
+    assert len(decoded) < 1000
+
+
+def test_a_class_alone_is_said(photos: Path) -> None:
+    shutil.rmtree(photos / "dogs")
+    with (
+        pytest.warns(UserWarning, match="no test part"),
+        pytest.warns(
+            UserWarning, match="photos has one class alone, cats: every answer is right, so nothing is learnt"
+        ),
+    ):
+        load_dataset(photos)
+
+
+def test_a_class_missing_from_the_test_part_is_said(folder: Path) -> None:
+    shutil.rmtree(folder / "test" / "a")
+    with pytest.warns(UserWarning, match=r"test has no images of classes of .*train \(1\): a"):
+        assert load_dataset(folder).test_labels.tolist() == [1]
+
+
+def test_unreadable_images_are_all_named_or_left_out(photos: Path) -> None:
+    for i in range(7):
+        (photos / "cats" / f"{i}.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="no test part"), pytest.raises(UserError) as refused:
+        load_dataset(photos)
+    message = str(refused.value)
+    assert message.startswith("7 images cannot be read")
+    assert message.count("cannot be read as an image") == 5
+    assert message.endswith("and 2 more, or leave them out with --skip-bad (skip_bad=True)")
+    with (
+        pytest.warns(UserWarning, match="no test part"),
+        pytest.warns(UserWarning, match=r"left out images that cannot be read \(7\): ") as said,
+    ):
+        dataset = load_dataset(photos, skip_bad=True)
+    assert len(said) == 2
+    assert len(dataset.train_images) + len(dataset.test_images) == 10
+    assert not (dataset.train_images[dataset.train_labels == 0] < 7).any()
+
+
+def test_two_unicode_forms_of_a_name_are_one_class(folder: Path) -> None:
+    (folder / "train" / "a").rename(folder / "train" / "cafe\u0301")
+    (folder / "test" / "a").rename(folder / "test" / "caf\u00e9")
+    assert load_dataset(folder).class_names == ("b", "caf\u00e9")
+    save(folder / "train" / "caf\u00e9" / "0.png")
+    assert load_dataset(folder).train_labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names of any bytes")
+def test_names_of_any_bytes_and_characters_are_read(folder: Path) -> None:
+    names = [b"caf\xe9", b"[a-z]*?", b"-x\n\x1b[2J", b"100% {}"]
+    for name in names:
+        for part in ("train", "test"):
+            shutil.copytree(folder / part / "a", folder / part / os.fsdecode(name))
+    save(folder / "train" / "a" / os.fsdecode(b"[\xff]*.png"))
+    dataset = load_dataset(folder)
+    assert set(dataset.class_names) == {"a", "b", "caf\\xe9", "[a-z]*?", "-x\n\x1b[2J", "100% {}"}
+    assert len(dataset.train_images) == 3 + len(names) + 1
+    "".join(dataset.class_names).encode()
+
+
+@pytest.mark.parametrize("ending", ["jfif", "JPG", "jpe", "webp", "bmp", "tif", "gif", "pbm", "avif"])
+def test_images_of_every_ending_are_read(folder: Path, ending: str) -> None:
+    kind = {"jfif": "JPEG", "JPG": "JPEG", "jpe": "JPEG", "tif": "TIFF", "pbm": "PPM"}.get(ending, ending.upper())
+    Image.new("1" if ending == "pbm" else "RGB", (7, 5)).save(folder / "train" / "a" / f"x.{ending}", format=kind)
+    assert len(load_dataset(folder).train_images) == 4
+
+
+def test_photos_keep_their_proportions(folder: Path) -> None:
+    wide = Image.new("RGB", (60, 20), (0, 0, 255))
+    wide.paste((255, 0, 0), (20, 0, 40, 20))
+    wide.save(folder / "train" / "a" / "2.png")
+    assert (load_dataset(folder, image_size=8).train_images[0, :, 1:-1] == [255, 0, 0]).all()
+    squashed = load_dataset(folder, image_size=8, fit="squash").train_images[0]
+    assert (squashed[:, 0] == [0, 0, 255]).all()
 
 
 def test_grey_images_have_one_channel_if_all_are_grey(folder: Path) -> None:
@@ -133,16 +316,41 @@ def empty_class(folder: Path) -> None:
 
 
 def no_train(folder: Path) -> None:
-    (folder / "train").rename(folder / "training")
+    (folder / "train").rename(folder / "old")
 
 
-def no_test(folder: Path) -> None:
-    (folder / "test").rename(folder / "exam")
+def two_trains(folder: Path) -> None:
+    (folder / "Training").mkdir()
 
 
 def no_classes(folder: Path) -> None:
     (folder / "train").rename(folder / "old")
     (folder / "train").mkdir()
+
+
+def images_in_parts(folder: Path) -> None:
+    for part in ("train", "test"):
+        shutil.rmtree(folder / part)
+        save(folder / part / "1.png")
+
+
+def a_level_too_many(folder: Path) -> None:
+    for part in ("train", "test"):
+        (folder / part).rename(folder / "images")
+        (folder / part).mkdir()
+        (folder / "images").rename(folder / part / "images")
+
+
+def two_levels_too_many(folder: Path) -> None:
+    a_level_too_many(folder)
+    for part in ("train", "test"):
+        (folder / part / "2024").mkdir()
+        (folder / part / "images").rename(folder / part / "2024" / "images")
+
+
+def one_image_each(folder: Path) -> None:
+    shutil.rmtree(folder / "test")
+    (folder / "train" / "b" / "0.png").unlink()
 
 
 def other_classes(folder: Path) -> None:
@@ -165,26 +373,28 @@ def truncated_jpeg(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:900])
 
 
-def sixteen_bits(folder: Path) -> None:
-    Image.fromarray(np.full(SIZE, 40_000, np.uint16)).save(folder / "train" / "b" / "0.png")
+def floats(folder: Path) -> None:
+    Image.fromarray(np.full(SIZE, 0.5, np.float32)).save(folder / "train" / "b" / "0.tif")
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (no_train, r"pets has no folder train/"),
-        (no_test, r"pets has no folder test/ or val/"),
+        (no_train, r"pets has test/, but no train/"),
+        (two_trains, r"pets has (train/ and Training/|Training/ and train/); expected one of them"),
+        (images_in_parts, r"train has no class folders"),
+        (a_level_too_many, r"train holds one class alone, images, with folders in it \(2\): a, b: a folder level too"),
+        (two_levels_too_many, r"class alone, 2024, with folders in it \(2\): a, b: .*, not in .*train.2024.images"),
+        (one_image_each, r"train has one image in each class; expected two or more"),
         (no_classes, r"train has no class folders"),
-        (empty_class, r"class folder .*train.c is empty"),
+        (empty_class, r"class folder .*train.c has no images"),
         (other_classes, r"must have the same classes, but only one of them has: cats"),
-        (add_file("train/notes.png"), r"notes\.png is not a folder"),
-        (add_file("train/a/notes.txt"), r"notes\.txt is not an image"),
         (add_file("train/b/bad.png"), r"b.bad\.png cannot be read as an image"),
         (add_file("train/b/empty.jpg", b""), r"b.empty\.jpg cannot be read as an image"),
         (truncated, r"b.0\.png cannot be read as an image"),
         (truncated_jpeg, r"b.0\.jpg cannot be read as an image"),
         (other_size, r"b.0\.png is 7 x 5 pixels, but .*a.2\.png is 5 x 7; give an image size"),
-        (sixteen_bits, r"b.0\.png cannot be read as an image: its pixels have the mode I"),
+        (floats, r"b.0\.tif cannot be read as an image: its pixels are floats; save it with 8 or 16 bits"),
     ],
 )
 def test_the_error_names_the_fault(folder: Path, damage: Callable[[Path], None], message: str) -> None:

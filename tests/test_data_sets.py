@@ -4,6 +4,7 @@ import builtins
 import dataclasses
 import hashlib
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_no_digit_is_in_both_training_and_test_set() -> None:
     assert not train & {image.tobytes() for image in dataset.test_images}
 
 
-def test_the_error_without_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_scikit_learn_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
@@ -68,7 +69,7 @@ def test_the_error_without_scikit_learn_names_the_extra(monkeypatch: pytest.Monk
     for name in [name for name in sys.modules if name.startswith("sklearn")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"pip install 'minivit\[digits\]'"):
+    with pytest.raises(UserError, match=r"pip install .*scikit-learn"):
         load_dataset("digits")
 
 
@@ -76,7 +77,7 @@ def test_the_error_without_scikit_learn_names_the_extra(monkeypatch: pytest.Monk
     ("name", "meant"), [("digit", "digits"), ("cifar", "cifar10"), ("CIFAR-100", "cifar100"), ("CIFAR-10", "cifar10")]
 )
 def test_an_unknown_name_suggests_the_nearest(name: str, meant: str) -> None:
-    with pytest.raises(UserError, match=rf"'{name}' is neither .* did you mean {meant}\?"):
+    with pytest.raises(UserError, match=rf"'{name}' is neither .* did you mean '{meant}'\? Expected digits"):
         load_dataset(name)
 
 
@@ -148,15 +149,46 @@ def test_the_deviation_of_a_constant_channel_is_1() -> None:
 def test_the_split_is_stratified_and_holds_every_image_once(labels: list[int], fraction: float, seed: int) -> None:
     dataset = small_set(labels)
     wanted = [round(fraction * labels.count(label)) for label in range(3)]
-    if fraction > 0 and sum(wanted) in (0, len(labels)):
+    if 0 < sum(wanted) == len(labels):
         with pytest.raises(UserError, match="use another fraction"):
             split_validation(dataset, fraction, seed)
         return
-    train, validation = split_validation(dataset, fraction, seed)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train, validation = split_validation(dataset, fraction, seed)
     assert sorted([*train.tolist(), *validation.tolist()]) == list(range(len(labels)))
-    assert np.bincount(dataset.train_labels[validation], minlength=3).tolist() == wanted
     assert (np.diff(train) > 0).all()
     assert (np.diff(validation) > 0).all()
+    if sum(wanted) or not fraction:
+        assert np.bincount(dataset.train_labels[validation], minlength=3).tolist() == wanted
+    elif max(map(labels.count, labels)) == 1:
+        assert not len(validation)
+        assert "no class of small has two images, so none is held out" in str(said[0].message)
+    else:  # each class has too few images for its own share
+        assert len(validation) >= 1
+        assert set(dataset.train_labels[train]) == set(labels)
+
+
+def test_of_many_classes_of_few_images_a_fraction_of_all_is_held_out() -> None:
+    dataset = small_set([label for label in range(50) for _ in range(4)], class_names=tuple(map(str, range(50))))
+    train, validation = split_validation(dataset, 0.1, 0)
+    assert len(validation) == 20
+    assert len(set(dataset.train_labels[train])) == 50
+
+
+def test_a_validation_part_is_used_whatever_the_fraction_and_belongs_to_the_fingerprint() -> None:
+    dataset = small_set([0, 1, 2, 0, 1, 2])
+    own = dataclasses.replace(dataset, validation_index=np.array([1, 4]))
+    for fraction in (0.0, 0.5):
+        train, validation = split_validation(own, fraction, 3)
+        assert (train.tolist(), validation.tolist()) == ([0, 2, 3, 5], [1, 4])
+    assert own.fingerprint() != dataset.fingerprint()
+
+
+@pytest.mark.parametrize("index", [[], [1, 1], [2, 1], [0, 6], [-1, 1], [0, 1, 2, 3, 4, 5], [0.0, 1.0]])
+def test_a_wrong_validation_part_is_refused(index: list[int]) -> None:
+    with pytest.raises(UserError, match="expected ascending indices of some of the training images"):
+        small_set([0, 1, 2, 0, 1, 2], validation_index=np.array(index))
 
 
 def test_the_split_depends_on_the_seed_and_not_on_the_pixels() -> None:

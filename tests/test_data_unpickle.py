@@ -129,3 +129,32 @@ def test_random_bytes_are_refused() -> None:
     for _ in range(500):
         with pytest.raises(UserError, match="data_batch_1 is not a python batch"):
             load_batch(generator.bytes(64), "labels", "data_batch_1")
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b"})" + b"\x85" * 1_000_000 + b"Ns.", "nested more than 100 levels"),
+        (b"})" + b"q\x00h\x00\x85" * 1000 + b"Ns.", "nested more than 100 levels"),
+        (b"})" + b"(0\x85" * 1000 + b"Ns.", "nested more than 100 levels"),
+        (b"})" + b"2\x86" * 1000 + b"Ns.", "nested more than 100 levels"),
+        (b"]" * 2_000_000 + b".", "more than 600,000 opcodes"),
+        (b"N(0.", "takes more from its stack|NoneType"),
+        (b"N(\x850.", "stack"),
+    ],
+)
+def test_a_pickle_that_would_crash_or_fill_the_memory_is_refused(pickled: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=f"data_batch_1 is not a python batch of CIFAR: .*({message})"):
+        load_batch(b"\x80\x02" + pickled, "labels", "data_batch_1")
+
+
+@pytest.mark.parametrize("label", [10**30, -(10**30), 1 << 100_000, True], ids=["large", "negative", "long", "true"])
+def test_a_label_that_is_no_small_integer_is_refused(label: int) -> None:
+    with pytest.raises(UserError, match="a list of 3 integers as 'labels'"):
+        load_batch(pickle.dumps({b"data": PIXELS, b"labels": [1, label, 2]}), "labels", "data_batch_1")
+
+
+def test_a_pickle_cannot_change_the_reader() -> None:
+    build = b"c_codecs\nencode\nN}U\x0c__defaults__)s\x86b."
+    with pytest.raises(UserError, match="it sets attributes of a function"):
+        load_batch(b"\x80\x02" + build, "labels", "data_batch_1")

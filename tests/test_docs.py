@@ -6,13 +6,26 @@ import ast
 import contextlib
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
+import minivit
+from minivit.cli.main import _parse as parse
+from minivit.nn.presets import get_config
+from minivit.train.recipes import recipe_names
+from minivit.weights.resample import CONVENTIONS
+
 PAGES = Path(__file__).parent.parent / "docs" / "derivations"
-DERIVED = ["attention.md", "gelu.md", "layer_norm.md", "softmax_cross_entropy.md"]
-ALL = ["README.md", *DERIVED, "../your_own_layer.md"]
+DERIVED = [
+    "activations.md", "attention.md", "dropout.md", "embeddings.md", "gelu.md", "grad_scaler.md", "layer_norm.md",
+    "layer_scale.md", "optimizers.md", "residual.md", "softmax_cross_entropy.md",
+]  # fmt: skip
+ALL = ["README.md", *DERIVED, "../figures.md", "../gradients.md", "../your_own_layer.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -30,7 +43,10 @@ def checks(page: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", ALL)
-def test_the_code_on_a_page_prints_what_the_page_quotes(page: str) -> None:
+def test_the_code_on_a_page_prints_what_the_page_quotes(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     pairs = checks(page)
     assert pairs, f"{page} has no Python block"
     names = {"__name__": "page"}
@@ -49,7 +65,53 @@ def test_the_index_links_every_page() -> None:
 @pytest.mark.parametrize("page", ALL)
 def test_every_link_between_pages_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", read(page)):
-        assert (PAGES / target).is_file(), f"{page} links {target}"
+        assert ((PAGES / page).parent / target).is_file(), f"{page} links {target}"
+
+
+SYSTEMS = (PAGES.parent / "systems.md").read_text(encoding="utf-8")
+
+
+def lines_of(start: str) -> list[str]:
+    """Return the code on the page of systems that begins with `start`."""
+    return re.findall(rf"`({re.escape(start)}[^`]*)`", SYSTEMS)
+
+
+@pytest.mark.parametrize("line", lines_of("minivit.create_model("))
+def test_the_models_of_systems_are_built_and_compute(line: str) -> None:
+    def first_block(name: str, **fields: Any) -> minivit.ViT:
+        config = get_config(name, **fields)
+        return minivit.ViT(replace(config, depth=1))
+
+    model = eval(line, {"minivit": SimpleNamespace(create_model=first_block)})
+    images = np.zeros((1, model.config.height, model.config.width, 3), np.float32)
+    assert model(images).shape == (1, model.config.num_classes)
+
+
+def test_the_lines_that_load_weights_pass_fields_of_a_model() -> None:
+    given: list[tuple[Any, ...]] = []
+
+    def load_model(path: str, resample: str = "timm", **fields: Any) -> None:
+        given.append((path, resample in CONVENTIONS, get_config("vit_base_patch16_224", **fields)))
+
+    for line in lines_of("minivit.load_model("):
+        eval(line, {"minivit": SimpleNamespace(load_model=load_model)})
+    assert len(given) >= 10
+    assert all(known for _, known, _ in given)
+
+
+def test_every_recipe_has_a_row_whose_command_is_one() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \|.*`minivit (train .*?)`", SYSTEMS, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == recipe_names()
+    for name, command in rows:
+        args = parse(command.split())
+        default = "finetune" if args.init else {"photos/": "folder"}.get(args.dataset, args.dataset)
+        assert (args.recipe or default) == name
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in PAGES.parent.glob("*.md")))
+def test_every_link_of_the_other_pages_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (PAGES.parent / page).read_text(encoding="utf-8")):
+        assert (PAGES.parent / target).exists(), target
 
 
 README = Path(__file__).parent.parent / "README.md"
@@ -72,12 +134,14 @@ def test_the_op_in_the_readme_is_the_op() -> None:
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    _, code = (body for language, body in FENCE.findall(README.read_text(encoding="utf-8")) if language == "python")
+    blocks = (body for language, body in FENCE.findall(README.read_text(encoding="utf-8")) if language == "python")
+    code = "".join([*blocks][1:])
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {"__name__": "page"})
     assert printed.getvalue().count("passed: ") == 2
     assert (tmp_path / "model.safetensors").exists()
+    assert (tmp_path / "rollout.png").exists()
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

@@ -10,6 +10,7 @@ from contract import assert_close, assert_same_bits
 from small_vit import B, batch, model, step
 
 from minivit import Engine, Key, UserError, ViTConfig, ops
+from minivit.arrays import Array
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 13, 64])
@@ -109,6 +110,13 @@ def test_prediction_has_the_same_bits_for_any_number_of_threads() -> None:
             assert_same_bits([engine.predict(images)], [expected])
 
 
+def soft_targets(value: float) -> Array:
+    """Return the targets of B images and 7 classes, of which one is `value`."""
+    targets = np.full((B, 7), 1 / 7, "float32")
+    targets[2, 3] = value
+    return targets
+
+
 IMAGES, LABELS, KEY = batch()
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "label too large": (
@@ -119,14 +127,33 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "label negative": (
         {"labels": np.where(np.arange(B) == 2, -1, 0)},
         UserError,
-        "label -1 of image 2 .* classes 0 to 6",
+        "label -1 of image 2 is out of range; 7 classes have the labels 0 to 6",
     ),
     "too few labels": (
         {"labels": LABELS[:-1]},
         UserError,
-        r"labels have shape \(12,\); expected \(13,\), one for each im",
+        r"labels have shape \(12,\) and dtype int64; expected \(13,\) integers",
     ),
-    "labels of two axes": ({"labels": LABELS[:, None]}, UserError, r"labels have shape \(13, 1\)"),
+    "labels of two axes": ({"labels": LABELS[:, None]}, UserError, r"shape \(13, 1\) .* use labels\[:, 0\]"),
+    "labels that are floats": ({"labels": LABELS.astype("f4")}, UserError, r"float32; .* use labels.astype\(int\)"),
+    "labels that are booleans": ({"labels": LABELS > 3}, UserError, r"dtype bool; expected \(13,\) integers"),
+    "labels from 1": (
+        {"labels": np.arange(B) % 7 + 1},
+        UserError,
+        r"label 7 of image 6 .* labels 0 to 6 \(do the labels start at 1\?\)",
+    ),
+    "one-hot integers": (
+        {"labels": np.zeros((B, 7), int)},
+        UserError,
+        r"int64; expected .* use labels.astype\('float32'\)",
+    ),
+    "negative soft target": (
+        {"labels": soft_targets(-0.5)},
+        UserError,
+        "soft target of image 2 for class 3 is -0.5; expected a finite number that is not negative",
+    ),
+    "infinite soft target": ({"labels": soft_targets(np.inf)}, UserError, "image 2 for class 3 is inf"),
+    "soft target that is NaN": ({"labels": soft_targets(np.nan)}, UserError, "image 2 for class 3 is nan"),
     "soft targets of another size": (
         {"labels": np.ones((B, 6), "float32")},
         UserError,
@@ -175,14 +202,11 @@ def test_an_invalid_batch_is_refused(name: str, threads: int) -> None:
         engine.loss_and_gradients(**{"images": IMAGES, "labels": LABELS, "rng": KEY, **given})
 
 
-@pytest.mark.parametrize("threads", [0, -2])
-def test_an_engine_needs_a_thread_and_an_image(threads: int) -> None:
-    with pytest.raises(UserError, match=f"threads is {threads}; expected at least 1"):
-        Engine(model(), threads=threads)
-    with pytest.raises(UserError, match=f"micro_batch is {threads}; expected at least 1"):
-        Engine(model(), micro_batch=threads)
-    with pytest.raises(UserError, match=f"reduction_groups is {threads}; expected at least 1"):
-        Engine(model(), reduction_groups=threads)
+@pytest.mark.parametrize("number", [0, -2, "2", 1.5, True])
+@pytest.mark.parametrize("name", ["threads", "micro_batch", "reduction_groups"])
+def test_an_engine_needs_a_thread_and_an_image(name: str, number: Any) -> None:
+    with pytest.raises(UserError, match=f"{name} is {number!r}; expected a whole number of at least 1"):
+        Engine(model(), **{name: number})
 
 
 def test_the_default_micro_batch_is_the_models() -> None:

@@ -11,7 +11,7 @@ import pytest
 from contract import assert_same_bits
 from small_vit import CONFIG, batch, model, step
 
-from minivit import SGD, Engine, Layer, RunError, UserError, ViT, ViTConfig, ops
+from minivit import SGD, Engine, Layer, RunError, UserError, ViT, ViTConfig, initializers, ops
 from minivit.arrays import Array
 from minivit.layers import Linear
 
@@ -148,23 +148,34 @@ def test_an_engine_does_not_compute_two_things_at_once(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_an_engine_keeps_the_layers_that_it_was_made_with(threads: int) -> None:
-    images, _, _ = batch()
+def test_an_engine_follows_the_layers_of_its_model(threads: int) -> None:
+    """Also where an attribute is set, a block is removed from the list, or all values are initialised anew."""
+    images, labels, _ = batch()
     vit = model()
     with Engine(vit, threads, 2) as engine:
-        expected = engine.predict(images[:4])
-        vit.blocks[0].norm1.eps = 1.0
-        assert np.abs(Engine(vit, 1, 2).predict(images[:4]) - expected).max() > 1e-4
-        assert_same_bits([engine.predict(images)[:4]], [expected])
-        vit.initialize(seed=9)
-        with pytest.raises(UserError, match="the model was initialised anew since this engine was made"):
-            engine.predict(images)
+        before = engine.predict(images)
+        for change in (
+            lambda: setattr(vit.blocks[0].norm1, "eps", 1.0),
+            lambda: vit.blocks.pop(),
+            lambda: vit.blocks.append(vit.blocks[0]),
+            lambda: setattr(vit, "head", Linear(12, 5, initializers.normal(0.1)).initialize(seed=5)),
+            lambda: vit.initialize(seed=9),
+        ):
+            change()
+            after, expected = engine.predict(images), Engine(vit, 1, 2).predict(images)
+            assert after.shape != before.shape or np.abs(after - before).max() > 1e-4
+            assert_same_bits([after], [expected])
+            engine.loss_and_gradients(images, labels % 5)
+            gradients = vit.parameters.store.gradients.copy()
+            Engine(vit, 1, 2).loss_and_gradients(images, labels % 5)
+            assert_same_bits([gradients], [vit.parameters.store.gradients])
+            before = after
 
 
-def test_a_layer_put_in_after_initialisation_is_refused() -> None:
+def test_a_layer_put_in_without_values_is_refused() -> None:
     vit = model()
     vit.head = Linear(12, 5)
-    with pytest.raises(RuntimeError, match="were initialised one by one and share no store"):
+    with pytest.raises(UserError, match=r"head.weight has no value yet: call initialize\(dtype='float32'\)"):
         Engine(vit)
 
 

@@ -10,9 +10,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from forks import ended_well, forked, needs_fork
 
-from minivit.errors import RunError, UserError
-from minivit.files import atomic_write, locked, read_json, remove_leftovers, write_json
+from minivit.errors import RunError, UserError, did_you_mean, printable
+from minivit.files import (
+    atomic_write,
+    expect_checksum,
+    locked,
+    parse_json,
+    read_bytes,
+    read_json,
+    remove_leftovers,
+    with_checksum,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -148,20 +159,36 @@ def test_values_that_json_cannot_represent_are_refused_before_the_file_is_touche
     assert old.read_bytes() == b"old"
 
 
+def test_names_that_are_not_utf_8_survive_in_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"path": "raw\udcff", "name": "日"})
+    assert read_json(tmp_path / "a.json") == {"path": "raw\udcff", "name": "日"}
+
+
+def test_values_that_were_changed_are_noticed_by_their_checksum() -> None:
+    values = {"lr": 0.1, "name": "é", "nested": {"b": [1, None], "a": True}}
+    sealed = with_checksum(values)
+    assert expect_checksum(sealed, "a.json") == expect_checksum(values, "a.json", required=False) == values
+    for changed in (values, {**sealed, "lr": 0.2}, {**sealed, "more": 1}, {**sealed, "checksum": "0" * 32}):
+        with pytest.raises(UserError, match=r"^a\.json was changed or damaged"):
+            expect_checksum(changed, "a.json")
+    with pytest.raises(UserError, match="changed or damaged"):
+        expect_checksum(sealed, "a.json", before="another line")
+
+
 def test_json_truncated_at_any_byte_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"a": [1, "text"], "b": {"c": None}})
     content = path.read_bytes()
     for length in range(len(content.rstrip())):
         path.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"x\.json is not valid JSON"):
+        with pytest.raises(UserError, match=r"x\.json is (not valid JSON|nested too deeply)"):
             read_json(path)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000, b"\x80\x04N."], ids=["text", "deep", "pickle"])
 def test_a_file_that_is_not_json_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"x\.json is (not valid JSON|nested too deeply)"):
         read_json(tmp_path / "x.json")
 
 
@@ -176,24 +203,25 @@ def test_the_error_for_a_missing_json_file_names_it(tmp_path: Path) -> None:
         read_json(tmp_path / "x.json")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@needs_fork
 def test_a_forked_process_does_not_hold_the_lock_of_its_parent(tmp_path: Path) -> None:
     """A forked worker that outlives its parent does not keep the folder locked."""
     here, there = multiprocessing.Pipe()
+
+    def outlive() -> None:
+        here.close()
+        there.send_bytes(b"begun")
+        with contextlib.suppress(EOFError):
+            there.recv_bytes()  # blocks until the parent closes the pipe
+
     with locked(tmp_path):
-        child = os.fork()
-        if child == 0:
-            here.close()
-            there.send_bytes(b"begun")
-            with contextlib.suppress(EOFError):
-                there.recv_bytes()  # blocks until the parent closes the pipe
-            os._exit(0)
+        child = forked(outlive)
         there.close()
         here.recv_bytes()
     with locked(tmp_path):
         pass
     here.close()
-    assert os.waitpid(child, 0)[1] == 0
+    assert ended_well(child)
 
 
 def test_a_folder_can_be_locked_only_once(tmp_path: Path) -> None:
@@ -206,3 +234,29 @@ def test_a_folder_can_be_locked_only_once(tmp_path: Path) -> None:
             pass
         with pytest.raises(UserError, match="another process is at work in"), locked(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": NaN}', "[1]", "", b"\xff", '{"a": ' + "1" * 5000 + "}"])
+def test_json_of_another_form_is_refused(text: str | bytes) -> None:
+    with pytest.raises(UserError, match=r"^config\.json "):
+        parse_json(text, "config.json")
+
+
+def test_a_pipe_or_a_file_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(UserError, match=r"5 bytes.* at most 4"):
+        read_bytes(tmp_path / "a", 4)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(UserError, match="not a regular file"):
+            read_bytes(tmp_path / "pipe")
+
+
+def test_messages_show_control_characters_as_escapes() -> None:
+    assert printable("a\x1b[2J\u202eb\udcffé 日\u200d") == "a\\x1b[2J\\u202eb\\udcffé 日\u200d"
+
+
+def test_messages_name_the_nearest_name() -> None:
+    assert did_you_mean("Dept", ["depth", "embed_dim"]) == " did you mean 'depth'?"
+    assert did_you_mean("xyz", ["depth"]) == ""

@@ -161,7 +161,9 @@ def test_hooks_of_another_model_change_nothing() -> None:
 def test_copies_have_no_hooks_and_replicas_share_them() -> None:
     layer, calls = mlp(), Calls()
     layer.fc1.register_forward_hook(calls.forward)
-    for other in (layer.astype("float32"), copy.copy(layer.fc1), copy.deepcopy(layer), layer.to("numpy")):
+    with pytest.warns(UserWarning, match="a copy of a Linear has none of its hooks"):
+        copies = copy.copy(layer.fc1), copy.deepcopy(layer)
+    for other in (layer.astype("float32"), *copies, layer.to("numpy")):
         other(X.astype(next(iter(other.parameters.values())).value.dtype))
         assert not any(each.has_hooks for _, each in other.named_layers() if each is not layer.fc1)
     assert not calls
@@ -276,7 +278,10 @@ def test_an_observer_sees_the_ops_of_an_engine() -> None:
 
 def test_a_pickled_layer_has_no_hooks() -> None:
     layer = layers.Dropout(0.5)
-    with layer.register_forward_hook(lambda layer, x, y: None):
+    with (
+        layer.register_forward_hook(lambda layer, x, y: None),
+        pytest.warns(UserWarning, match="a copy of a Dropout has none of its hooks"),
+    ):
         other = pickle.loads(pickle.dumps(layer))
     assert other.rate == 0.5
     assert not other.has_hooks

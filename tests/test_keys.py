@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 
-from minivit import Key
+from minivit import Engine, Key, UserError, ViT, create_model, layers
 from minivit.arrays import Array
 
 IDS = np.arange(64)
@@ -149,3 +150,63 @@ def test_a_mask_of_rate_zero_drops_nothing() -> None:
 def test_bits_for_a_batch_of_another_size_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"the key has 64 samples, but bits of shape \(3, 5\) were requested"):
         Key(0, 0, IDS).bits((3, 5))
+
+
+X = np.random.default_rng(0).standard_normal((4, 8, 8, 1)).astype("float32")
+
+
+def micro(seed: Any = 0) -> ViT:
+    return create_model("vit_micro_patch4_8", depth=1, drop_rate=0.5, init="timm", seed=seed)
+
+
+@pytest.mark.parametrize("make", [lambda: 7, lambda: np.int64(7), lambda: np.random.default_rng(7)])
+def test_a_seed_or_a_generator_takes_the_place_of_a_key(make: Any) -> None:
+    seed = 7 if not isinstance(make(), np.random.Generator) else int(make().integers(2**63))
+    key = Key(seed, 0, np.arange(4))
+    vit = micro()
+    engine, ones = Engine(vit, 1), np.ones((4, 100))
+    assert (vit.forward(X, make())[0] == vit.forward(X, key)[0]).all()
+    labels = np.arange(4)
+    assert engine.loss_and_gradients(X, labels, make()) == engine.loss_and_gradients(X, labels, key)
+    assert (layers.Dropout(0.5).forward(ones, make())[0] == layers.Dropout(0.5).forward(ones, key)[0]).all()
+    assert (micro(make()).head.weight.value == micro(seed).head.weight.value).all()
+
+
+def test_a_generator_gives_other_bits_at_each_call() -> None:
+    vit, generator = micro(), np.random.default_rng(0)
+    assert (vit.forward(X, generator)[0] != vit.forward(X, generator)[0]).any()
+
+
+def test_a_layer_alone_says_how_to_make_a_key() -> None:
+    mlp = layers.MLP(3, 5).initialize(dtype="float64")
+    seed: Any = 7
+    generator: Any = np.random.default_rng(0)
+    with pytest.raises(UserError, match=r"rng is 7, and .*: minivit\.Key\(7, step=0, sample_ids=np\.arange\(B\)\)"):
+        mlp.forward(np.zeros((2, 3)), seed)
+    with pytest.raises(
+        UserError, match=r"rng is a Generator, .* minivit\.Key\(int\(generator\.integers\(2\*\*63\)\), step"
+    ):
+        mlp.forward(np.zeros((2, 3)), generator)
+
+
+@pytest.mark.parametrize("seed", [None, -1, 1.5, "0", True, np.random.RandomState(0), [1, 2]])
+def test_other_seeds_are_refused(seed: Any) -> None:
+    with pytest.raises(UserError, match=r"seed is .*; expected an integer of at least 0 or a NumPy Generator"):
+        micro(seed)
+    if seed is not None:
+        with pytest.raises(
+            UserError, match=r"rng is .*; expected an integer of at least 0, a minivit.Key or a NumPy Gen"
+        ):
+            micro().forward(X, seed)
+
+
+def test_a_key_takes_lists_and_generators_and_refuses_other_samples() -> None:
+    generator: Any = np.random.default_rng(3)
+    ids: Any = [3, 4]
+    key = Key(generator, 0, ids)
+    assert key.seed == int(np.random.default_rng(3).integers(2**63))
+    assert (bits(key) == bits(Key(key.seed, 0, np.array([3, 4])))).all()
+    wrong: Any
+    for wrong in (4, [[1]], [0.5], "ab"):
+        with pytest.raises(UserError, match=r"sample_ids are .*; expected \(B,\) integers, one for each sample"):
+            Key(0, 0, wrong)

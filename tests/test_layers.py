@@ -31,8 +31,13 @@ composite = pytest.mark.parametrize(
     [
         (layers.MLP(6, 7), (2, 5, 6)),
         (layers.Attention(6, 2), (2, 5, 6)),
+        (layers.AttentionPool(6, 2, 7), (2, 5, 6)),
+        (layers.HiddenHead(6, 7), (2, 6)),
         (layers.EncoderBlock(6, 2, 7), (2, 5, 6)),
         (layers.PatchEmbed((2, 3), 1, 6), (2, 4, 6, 1)),
+        (layers.Convolution(1, 6), (2, 4, 6, 1)),
+        (layers.ConvUnit(1, 6, 2), (2, 4, 6, 1)),
+        (layers.ConvStem((2, 2), (3, 5), 1, 6), (2, 4, 6, 1)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Layer) else "",
 )

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "minivit"
 
-# A part imports from itself and from those after it. Two are to come.
+# A part imports from itself and from those after it.
 ORDER = (
     "cli",
     "explorer",
@@ -59,11 +59,11 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if name_of(path))
 PARTS = sorted(path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
 
 
-def test_the_top_level_has_at_most_ten_packages_and_five_modules() -> None:
+def test_the_top_level_has_at_most_twelve_packages_and_five_modules() -> None:
     packages = [path.name for path in PARTS if path.is_dir()]
     modules = [path.stem for path in PARTS if path.is_file() and path.stem not in ("__init__", "__main__")]
     assert {*packages, *modules} <= {*ORDER, *PUBLIC}
-    assert len(packages) <= 10
+    assert len(packages) <= 12
     assert len(modules) <= 5
     assert len(ORDER) <= 15
 

@@ -88,11 +88,11 @@ def test_a_model_has_the_parameters_that_its_sizes_say(name: str) -> None:
         ({"attn_drop_rate": -0.1}, "attn_drop_rate is -0.1; expected at least 0"),
         ({"mlp_ratio": 0.1}, "mlp_ratio 0.1 leaves the MLP without units"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0; expected a number above 0"),
-        ({"mlp_ratio": math.inf}, "mlp_ratio is inf; expected a number above 0"),
+        ({"mlp_ratio": math.inf}, "mlp_ratio is inf; expected a number"),
         ({"drop_rate": "0.1"}, "drop_rate is '0.1'; expected a number"),
         ({"norm_eps": math.nan}, "norm_eps is nan; expected a number above 0"),
         ({"global_pool": "max"}, "global_pool is 'max'; expected 'token' or 'avg'"),
-        ({"act_layer": "relu"}, "act_layer is 'relu'; expected 'gelu' or 'gelu_tanh'"),
+        ({"act_layer": "swish"}, "act_layer is 'swish'; expected 'gelu' or 'gelu_tanh' or 'quick_gelu' or 'relu'"),
         ({"init": "zeros"}, "init is 'zeros'; expected 'timm' or 'jax'"),
         (
             {"class_token": False},
@@ -274,9 +274,16 @@ def test_the_model_is_its_parts_in_the_order_of_the_paper() -> None:
         (
             np.zeros((2, 4, 9, 3), "float32"),
             TypeError,
-            "images have dtype float32; this model computes in float64: conv",
+            r"images have dtype float32; this model computes in float64: use images.astype\('float64'\)",
         ),
-        (np.zeros((2, 4, 9, 3), "uint8"), TypeError, "images have dtype uint8"),
+        (
+            np.zeros((2, 4, 9, 3), "uint8"),
+            TypeError,
+            r"images have dtype uint8; .* use \(images.astype\('float64'\) / 255",
+        ),
+        (np.zeros((2, 4, 9, 3), ">f8"), TypeError, "in foreign byte order; use x.astype"),
+        (np.zeros((2, 3, 4, 9)), ValueError, r"the channels come first here, .* use images.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((4, 9, 3)), ValueError, r"this is one image: use images\[None\]"),
         ([[[[0.0] * 3] * 9] * 4], TypeError, "expected an array of NumPy or CuPy, got list"),
     ],
 )

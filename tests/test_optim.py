@@ -12,10 +12,11 @@ from contract import assert_close, assert_same_bits, normal
 
 from minivit import SGD, Adam, AdamW, Layer, Parameter, UserError, ViT, ViTConfig, initializers, layers
 from minivit.arrays import Array, to_backend, to_host
-from minivit.nn.parameters import FlatStore
+from minivit.nn.store import FlatStore
 from minivit.ops import update_rules
 from minivit.train import Group
-from minivit.train.optimizers import Optimizer, clip_gradients, merge_neighbours, parameter_groups
+from minivit.train.groups import merge_neighbours, parameter_groups
+from minivit.train.optimizers import Optimizer, clip_gradients
 
 STEPS = 5
 
@@ -331,17 +332,66 @@ def test_the_state_of_another_optimiser_or_model_is_refused() -> None:
         optimizer.load_state(other, 1)
 
 
+def test_an_optimiser_takes_a_model_its_parameters_or_some_of_them() -> None:
+    results = []
+    for given in (
+        lambda layer: layer,
+        lambda layer: layer.parameters,
+        lambda layer: list(layer.parameters.values()),
+        lambda layer: dict(layer.parameters),
+        lambda layer: (parameter for parameter in layer.parameters.values()),
+    ):
+        layer = pair()
+        set_gradients(layer, 0)
+        AdamW(given(layer)).step()
+        results.append(layer.parameters.store.values)
+    assert_same_bits(results[1:], results[:1] * 4)
+    layer = pair()
+    before = layer.state_dict()
+    set_gradients(layer, 0)
+    name, parameter = next(iter(layer.parameters.items()))
+    SGD([parameter]).step()
+    assert [key for key, value in layer.state_dict().items() if (value != before[key]).any()] == [name]
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("given", "message"),
     [
-        (lambda layer: AdamW(layer, lr=-1.0), r"lr -1.0 and weight_decay 0.05 must not be negative"),
-        (lambda layer: SGD(layer, weight_decay=-0.1), r"lr 0.1 and weight_decay -0.1 must not be negative"),
-        (lambda layer: Adam(layer, betas=(0.9, 1.0)), r"betas are \(0.9, 1.0\); expected two numbers of at least 0"),
+        (
+            lambda layer: list(layer.parameters),
+            "was given a str; expected a model, model.parameters, or a list of some",
+        ),
+        (lambda layer: list(layer.parameters.items()), "was given a tuple; expected"),
+        (lambda layer: [{"params": []}], "was given a dict; .* rates of their own are given as groups="),
+        (lambda layer: layer.state_dict(), "was given a ndarray"),
+        (lambda layer: 3, "was given a int"),
+        (lambda layer: [], "was given no parameters"),
+        (lambda layer: [p for one in (layer, pair()) for p in one.parameters.values()], "belong to different models"),
     ],
 )
-def test_options_out_of_range_are_refused(make: Callable[[Layer], Optimizer], message: str) -> None:
+def test_what_an_optimiser_cannot_train_is_named(given: Callable[[Layer], Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make(pair())
+        AdamW(given(pair()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (AdamW, {"lr": -1.0}, "lr is -1.0; expected a number of at least 0"),
+        (AdamW, {"lr": "1"}, "lr is '1'; expected a number of at least 0"),
+        (SGD, {"lr": float("nan")}, "lr is nan; expected a number of at least 0"),
+        (SGD, {"weight_decay": -0.1}, "weight_decay is -0.1; expected a number of at least 0"),
+        (SGD, {"momentum": None}, "momentum is None; expected a number of at least 0"),
+        (Adam, {"eps": [1e-8]}, "eps is [1e-08]; expected a number of at least 0"),
+        (Adam, {"betas": (0.9, 1.0)}, "each of betas is 1.0; expected a number of at least 0 and below 1"),
+        (Adam, {"betas": 0.9}, "betas are 0.9; expected two numbers of at least 0 and below 1"),
+        (Adam, {"betas": (0.9,)}, "betas are (0.9,); expected two numbers of at least 0 and below 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        kind(pair(), **options)
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -385,3 +435,55 @@ def test_what_lies_between_the_parameters_of_a_model_is_frozen() -> None:
     AdamW(ends, lr=0.1).step()
     changed = {name for name, value in vit.state_dict().items() if (value != frozen[name]).any()}
     assert changed == {name for name in frozen if name.startswith(("blocks.0.", "blocks.2."))}
+
+
+LAYERS = {
+    "patch_embed.proj.weight": 0,
+    "cls_token": 0,
+    "pos_embed": 0,
+    "blocks.0.attn.qkv.weight": 1,
+    "blocks.1.mlp.fc2.bias": 2,
+    "norm.weight": 2,
+    "head.weight": 3,
+}
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.5])
+def test_the_rate_of_a_layer_is_a_power_of_the_layer_decay(lr: float) -> None:
+    vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=4, depth=2, num_heads=2, num_classes=3), dtype="float64")
+    optimizer = SGD(vit, lr=lr, momentum=0.0, layer_decay=0.1)
+    before = vit.state_dict()
+    for parameter in vit.parameters.values():
+        parameter.grad[...] = 1.0
+    optimizer.lr = 0.5
+    optimizer.step()
+    for name, number in LAYERS.items():
+        change = before[name] - vit.parameters[name].value
+        np.testing.assert_allclose(change, 0.5 * 0.1 ** (3 - number), rtol=1e-9)
+
+
+def test_without_a_norm_of_all_tokens_the_head_follows_the_last_block() -> None:
+    vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=4, depth=2, num_heads=2, global_pool="avg"))
+    rates = {group.name: group.lr for group in parameter_groups(vit, 1.0, 0.0, layer_decay=0.5)}
+    assert [rates[name] for name in ("cls_token", "blocks.0.norm1.bias", "blocks.1.norm1.bias")] == [0.125, 0.25, 0.5]
+    assert rates["fc_norm.weight"] == rates["head.bias"] == 1.0
+
+
+@pytest.mark.parametrize("layer_decay", [0.0, -1.0, 1.5, float("nan")])
+def test_a_layer_decay_out_of_range_is_refused(layer_decay: float) -> None:
+    with pytest.raises(UserError, match=r"layer_decay is .*above 0 and at most 1"):
+        AdamW(pair(), layer_decay=layer_decay)
+
+
+def test_the_parameters_of_a_pattern_are_trained_alone() -> None:
+    layer = pair()
+    set_gradients(layer, 1)
+    before = layer.state_dict()
+    SGD(layer.parameters.matching("w*")).step()
+    assert_same_bits([layer.bias.value], [before["bias"]])
+    assert (layer.weight.value != before["weight"]).all()
+
+
+def test_a_pattern_without_a_parameter_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match="'weights' matches no parameter; did you mean 'weight'"):
+        pair().parameters.matching("bias", "weights")

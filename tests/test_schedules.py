@@ -9,6 +9,7 @@ import pytest
 
 from minivit import UserError
 from minivit.train import learning_rate
+from minivit.train.recipe import Recipe
 
 
 def test_warmup_is_a_line_up_to_the_rate() -> None:
@@ -42,5 +43,39 @@ def test_a_run_that_is_all_warmup_has_rates() -> None:
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(UserError, match="schedule is 'step'; expected one of cosine, linear, constant"):
+    with pytest.raises(UserError, match="schedule is 'step'; expected one of cosine, linear, constant, onecycle"):
         learning_rate(0, 10, 1.0, schedule="step")
+
+
+def test_one_cycle_rises_to_the_rate_and_falls_almost_to_zero() -> None:
+    rates = [learning_rate(step, 11, 1.0, warmup_steps=3, schedule="onecycle") for step in range(11)]
+    assert rates[:3] == pytest.approx([1 / 25, (1 + 1 / 25) / 2, 1.0])
+    assert rates[6] == pytest.approx((1 + 1 / 25e4) / 2)
+    assert rates[-1] == pytest.approx(1 / 25e4)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (2, 1), (5, 5), (5, 9)])
+def test_one_cycle_has_rates_for_runs_of_any_length(steps: int, warmup: int) -> None:
+    rates = [learning_rate(step, steps, 1.0, warmup, "onecycle") for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_warmup_steps_take_the_place_of_warmup_epochs() -> None:
+    recipe = Recipe("digits", "vit_nano_patch4_8", epochs=4, lr=1.0, warmup_epochs=2.0, warmup_steps=5)
+    rates = [recipe.learning_rate(step, steps_per_epoch=10) for step in range(6)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_during_weight_averaging_the_rate_of_an_epoch_goes_to_its_own_by_half_a_cosine() -> None:
+    recipe = Recipe(
+        "digits", "vit_nano_patch4_8", epochs=10, lr=1.0, warmup_epochs=0.0, schedule="constant",
+        swa_start=0.5, swa_lr=0.2, swa_anneal_epochs=2,
+    )  # fmt: skip
+    rates = [recipe.learning_rate(step, steps_per_epoch=2) for step in range(20)]
+    assert rates == pytest.approx([1.0] * 12 + [0.6] * 2 + [0.2] * 6)
+
+
+def test_without_a_rate_of_its_own_weight_averaging_leaves_the_schedule_as_it_is() -> None:
+    recipe = Recipe("digits", "vit_nano_patch4_8", epochs=4, swa_start=0.5)
+    plain = Recipe("digits", "vit_nano_patch4_8", epochs=4)
+    assert [recipe.learning_rate(step, 3) for step in range(12)] == [plain.learning_rate(step, 3) for step in range(12)]

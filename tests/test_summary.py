@@ -105,12 +105,16 @@ def test_totals_are_the_sums_of_the_layers() -> None:
         assert values[total] == sum(layer[total] for layer in values["layers"]) > 0
 
 
+MEASURED = {"val_loss": 1.0, "val_accuracy": 0.5}
+
+
 def line(epoch: int, **validation: float) -> dict[str, Any]:
     return {"epoch": epoch, "train_loss": 2.0 / epoch, "train_accuracy": 1 - 0.9 / epoch, **validation}
 
 
-@pytest.mark.parametrize("epochs", [1, 3, 40])
-@pytest.mark.parametrize("validation", [{}, {"val_loss": 1.0, "val_accuracy": 0.5}], ids=["train", "both"])
+@pytest.mark.parametrize(
+    ("epochs", "validation"), [(1, {}), (1, MEASURED), (3, MEASURED), (40, {})], ids=["1", "1-val", "3-val", "40"]
+)
 def test_curves_are_drawn_into_an_image(tmp_path: Path, epochs: int, validation: dict[str, float]) -> None:
     path = tmp_path / "curves.png"
     assert save_curves([line(epoch, **validation) for epoch in range(1, epochs + 1)], path) == str(path)

@@ -64,6 +64,26 @@ def test_nothing_crosses_or_waits_in_micro_batches(tmp_path: Path) -> None:
     assert crossings(trainer(tmp_path / "run", micro_batch=3), 2) == (0, 0, 0)
 
 
+FORMS: dict[str, dict[str, Any]] = {
+    "Polyak": {"ema_decay": 0.7, "freeze": ("blocks.0.*",), "layer_decay": 0.5},
+    "stochastic": {"swa_start": 0.4, "swa_lr": 1e-3},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_crosses_or_waits_with_averages_and_frozen_parameters(tmp_path: Path, form: str) -> None:
+    assert crossings(trainer(tmp_path / "run", replace(RECIPE, **FORMS[form])), 2) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_average_on_a_device_is_that_of_the_host_up_to_rounding(tmp_path: Path, form: str) -> None:
+    recipe = replace(RECIPE, **FORMS[form])
+    on_device, on_host = run_at(tmp_path / "device", recipe), run_at(tmp_path / "host", recipe)
+    train(on_device, make_dataset(), Listener(), backend="strict")
+    train(on_host, make_dataset(), Listener())
+    assert_same_course(on_device, on_host)
+
+
 def reads_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     factor = GradScaler.factor
 

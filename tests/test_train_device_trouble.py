@@ -75,7 +75,7 @@ def test_no_checkpoint_follows_a_step_that_is_not_finite(tmp_path: Path, monkeyp
     monkeypatch.setattr(of.data_loader, "batch", batch)
     with pytest.raises(RunError, match="not finite at step 6: the images themselves hold NaN"):
         of.fit(Listener(), False, 0.0)  # a checkpoint after every step
-    assert of.run.load_state(of.model, of.optimizer, of.fingerprint).step == 5
+    assert of.run.load_state(of.model, of.optimizer, of.fingerprint, of.averaging).step == 5
 
 
 def test_the_first_gradient_that_is_not_finite_is_named_although_later_steps_ran(

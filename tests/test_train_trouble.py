@@ -174,8 +174,11 @@ def test_a_checkpoint_with_other_vectors_is_refused(tmp_path: Path, backend: str
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        *(({"scaling": [scale, 0]}, "its loss scale is") for scale in (0.0, -4.0, 1e30, float("inf"), float("nan"))),
-        ({"scaling": [1.0, -1]}, "its loss scale is 1 after -1 good steps"),
+        *(({"scaling": [scale, 0]}, "its loss scale is") for scale in (0.0, -4.0, 1e30, True, None, "1")),
+        *(({"scaling": [scale, 0]}, "it does not say how far") for scale in (float("inf"), float("nan"))),
+        ({"scaling": [1.0, -1]}, "its number of good steps is -1"),
+        *(({"step": value}, r"it does not say .*step is .*; expected a whole") for value in ("5", -5, 1.5, None, True)),
+        *(({name: "x"}, f"it does not say .*{name} is 'x'") for name in ("best_accuracy", "best_epoch", "seconds")),
         ({"scaling": [1.0, float("inf")]}, "it does not say how far the run was"),
         ({"scaling": []}, "it does not say how far the run was"),
         ({"scaling": None}, "it does not say how far the run was"),
@@ -186,6 +189,13 @@ def test_a_checkpoint_with_an_impossible_state_is_refused(tmp_path: Path, change
     run = stopped_run(tmp_path / "run")
     edit_state(run, lambda state: state.update(changed))
     with pytest.raises(UserError, match=rf"training\.safetensors is damaged: {words}.*; bring it back, or begin a new"):
+        train(run, make_dataset(), Listener(), resume=True)
+
+
+def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(tmp_path: Path) -> None:
+    run = stopped_run(tmp_path / "run")
+    edit_state(run, lambda state: state.update(step=1000))
+    with pytest.raises(UserError, match="has 1000 steps already, more than the 12"):
         train(run, make_dataset(), Listener(), resume=True)
 
 
@@ -278,7 +288,18 @@ def test_a_validation_loss_that_is_not_finite_names_the_layer(tmp_path: Path, mo
         train(run, make_dataset(), Listener(), threads=1)
 
 
-@pytest.mark.parametrize("field", [{"epochs": 1.5}, {"flip": "no"}, {"seed": "0"}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({"epochs": value} for value in (1.5, True, None, 10**30, "3")),
+        *({"lr": value} for value in ("x", True, None, 1e400)),
+        *({"betas": value} for value in (5, [1], [2, 3], ["a", "b"], None)),
+        *({"model_options": value} for value in ([1], None, "x")),
+        *({"dataset": value} for value in (5, None, "a\0b", "")),
+        {"model": [1]}, {"optimizer": [1]}, {"schedule": "cosin"}, {"flip": "no"}, {"seed": "0"}, {"seed": 10**400},
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
 def test_a_recipe_of_other_types_is_refused(field: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(field))} is .*; expected"):
         Recipe.from_dict({**RECIPE.to_dict(), **field})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,16 @@ from model_files import assert_same, foreign, model_of, raw_file
 from minivit.arrays import Array
 from minivit.errors import RunError, UserError
 from minivit.weights import load_model, model_metadata, read_tensors, save_model, write_tensors
+from minivit.weights.tensors import read_shapes
+
+SIZES: dict[str, Any] = {"img_size": (10, 21), "num_heads": 3, "act_layer": "gelu", "norm_eps": 1e-6}
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     save_model(model_of(), tmp_path)
     path = tmp_path / "model.safetensors"
     content = path.read_bytes()
-    cuts = [*range(12), *range(12, len(content), len(content) // 150), len(content) - 1]
+    cuts = [*range(1, 12), *range(12, len(content), len(content) // 150), len(content) - 1]
     for length in cuts:
         path.write_bytes(content[:length])
         for read in (load_model, model_metadata):
@@ -32,21 +34,73 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
             assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [pickle.dumps({"state_dict": [1.0] * 99}), b"PK\x03\x04" + bytes(99), b"\x89PNG\r\n" + bytes(99), b"hello " * 99],
-    ids=["pickle", "zip", "image", "text"],
-)
-def test_files_of_another_kind_are_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="not a complete safetensors file"):
-        load_model(tmp_path / "x.safetensors")
-
-
 def test_integers_are_refused(tmp_path: Path) -> None:
     path = raw_file(tmp_path / "x", {"x": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}, bytes(8))
     with pytest.raises(UserError, match="x is I64; expected one of F64, F32, F16, BF16"):
+        read_tensors(path)
+    with pytest.raises(UserError, match="is I32; expected one of"):
+        load_model(foreign(tmp_path, put("head.bias", np.zeros(7, np.int32))), **SIZES)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [1 << 38], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1]},
+        {"dtype": [], "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1] * 70, "data_offsets": [0, 4]},
+        {"dtype": "F4", "shape": [1 << 47, 1 << 47], "data_offsets": [0, 4]},
+        {"dtype": "I64", "shape": [0, 1 << 47, 1 << 47], "data_offsets": [0, 4]},
+        [0, 4],
+    ],
+    ids=str,
+)
+def test_a_header_that_contradicts_itself_is_refused_before_the_tensors_are_read(tmp_path: Path, entry: Any) -> None:
+    path = raw_file(tmp_path / "x.safetensors", {"x": entry}, bytes(4))
+    with pytest.raises(UserError, match="not a complete safetensors file"):
+        read_shapes(path)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "words"),
+    [
+        ([(0, 8), (4, 12)], "'b' overlaps another tensor"),
+        ([(0, 8), (0, 8)], "'b' overlaps another tensor"),
+        ([(0, 4), (8, 12)], "'b' is not where the tensor before it ends"),
+        ([(4, 8), (8, 12)], "'a' is not where the tensor before it ends"),
+        ([(0, 4), (4, 8)], "12 bytes follow its header, which describes 8"),
+        ([(0, 12), (12, 4)], "its header describes 'b' wrongly"),
+    ],
+)
+def test_offsets_that_overlap_or_leave_bytes_out_are_refused(tmp_path: Path, offsets: Any, words: str) -> None:
+    header = {
+        name: {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+        for name, (begin, end) in zip("ab", offsets, strict=True)
+    }
+    path = raw_file(tmp_path / "x.safetensors", header, bytes(12))
+    for read in (read_shapes, read_tensors, load_model):
+        with pytest.raises(UserError, match=words):
+            read(path)
+
+
+def test_a_header_of_ten_gigabytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes((10 << 30).to_bytes(8, "little") + b"{")
+    with pytest.raises(UserError, match="it ends within its header"):
         load_model(path)
+    os.truncate(path, 11 << 30)  # with holes: no disk is used
+    with pytest.raises(UserError, match="a header of 10,737,418,240 bytes; at most 4,194,304 are read"):
+        load_model(path)
+
+
+def test_another_model_is_refused_before_the_tensors_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = foreign(tmp_path, put("blocks.1.norm2.bias", np.zeros(99)))
+    monkeypatch.setattr("minivit.weights.source.read_tensors", lambda path: pytest.fail("the tensors were read"))
+    with pytest.raises(UserError, match=r"norm2.bias has shape \(99,\); its configuration requires \(12,\)"):
+        load_model(path, **SIZES)
 
 
 def test_a_missing_file_and_a_folder_without_a_model_are_refused(tmp_path: Path) -> None:
@@ -68,8 +122,8 @@ def put(name: str, value: Array) -> Callable[[dict[str, Array]], object]:
     ("change", "message"),
     [
         (drop("norm.bias"), r"1 tensors missing \(norm.bias\)"),
-        (put("reg_token", np.zeros((1, 4, 12))), r"1 tensors unknown \(reg_token\)"),
-        (drop("head.weight"), "has no head.weight of timm's shape"),
+        (put("token", np.zeros((1, 4, 12))), r"1 tensors unknown \(token\)"),
+        (drop("head.weight"), r"1 tensors unknown \(head.bias\)"),
         (put("blocks.1.mlp.fc2.weight", np.zeros((18, 12))), r"fc2.weight has shape \(18, 12\); .* \(12, 18\)"),
         (put("blocks.1.mlp.fc2.bias", np.zeros((1, 12))), r"fc2.bias has shape \(1, 12\); .* \(12,\)"),
         (put("norm.bias", np.full(12, np.nan)), "norm.bias holds NaN or infinity"),
@@ -86,12 +140,6 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, change: Any, message:
         load_model(foreign(tmp_path, change), img_size=(10, 21), num_heads=3, act_layer="gelu", norm_eps=1e-6)
 
 
-def test_a_model_of_another_library_is_refused(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "x.safetensors", {"vit.embeddings.cls_token": np.zeros((1, 1, 8))}, {})
-    with pytest.raises(UserError, match=r"not a Vision Transformer of timm: .* but vit\.embeddings\.cls_token"):
-        load_model(tmp_path / "x.safetensors")
-
-
 def test_an_unknown_number_of_heads_must_be_passed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"number of heads for embed_dim 12; pass num_heads=\.\.\."):
         load_model(foreign(tmp_path), img_size=(10, 21))
@@ -105,16 +153,33 @@ def test_an_unknown_image_size_must_be_passed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"depth": 3}, "have depth 2, but its configuration 3"),
-        ({"embed_dim": 24}, "have embed_dim 12, but its configuration 24"),
-        ({"img_size": (10, 9)}, "have num_tokens 15, but its configuration 7"),
-        ({"patch_size": (5, 7)}, r"have patch_size \(5, 3\), but its configuration \(5, 7\)"),
-        ({"global_pool": "avg"}, "have global_pool token, but its configuration avg"),
+        (
+            {"depth": 3},
+            "holds a model with depth 2; it cannot be loaded with 3: of its sizes only num_classes and img_",
+        ),
+        ({"embed_dim": 24}, "holds a model with embed_dim 12; it cannot be loaded with 24"),
+        ({"img_size": (10, 10)}, "images of 10 x 10 pixels cannot be cut into patches of 5 x 3"),
+        ({"img_size": "large"}, "img_size is 'large'"),
+        ({"num_classes": -1}, "num_classes is -1"),
+        ({"resample": "nearest"}, "resample is 'nearest'; expected 'timm' or 'google'"),
+        ({"patch_size": (5, 7)}, r"holds a model with patch_size \(5, 3\); it cannot be loaded with \(5, 7\)"),
+        ({"patch_size": 5}, r"holds a model with patch_size \(5, 3\); it cannot be loaded with 5"),
+        ({"global_pool": "avg"}, r"missing \(fc_norm.weight, fc_norm.bias\) and .* unknown \(norm.bias, norm.weight\)"),
         ({"mlp_ratio": 2.0}, "have hidden_dim 18, but its configuration 24"),
         ({"num_heads": 5}, "embed_dim 12 cannot be split evenly among num_heads 5"),
         ({"heads": 3}, "unknown fields of a model: heads"),
         ({"drop_rate": "much"}, "its configuration cannot be used"),
         ({"mlp_ratio": float("inf")}, "its configuration cannot be used"),
+        ({"class_token": "yes"}, "class_token is 'yes'; expected True or False"),
+        ({"class_token": [1]}, r"class_token is \(1,\); expected True or False"),
+        ({"mlp_ratio": 10**400}, "mlp_ratio is 1000"),
+        ({"num_heads": 10**30}, "this model would be too large"),
+        ({"depth": 10**6}, "holds a model with depth 2; it cannot be loaded with 1000000"),
+        (
+            {"img_size": (5 * 10**9, 3 * 10**9)},
+            "this model would be too large: with layers up to 36 wide and 1e.18 tokens",
+        ),
+        ({"num_classes": 10**13}, "num_classes is 10000000000000: this model would be too large"),
     ],
 )
 def test_a_configuration_of_another_model_is_refused(tmp_path: Path, fields: Any, message: str) -> None:
@@ -130,6 +195,27 @@ def test_the_config_json_of_another_model_is_refused(tmp_path: Path) -> None:
     for read in (load_model, model_metadata):
         with pytest.raises(UserError, match=r"config\.json describes another model than model\.safetensors"):
             read(tmp_path / "a")
+
+
+GIVEN: dict[str, Any] = {"num_heads": 3, "img_size": (10, 21), "act_layer": "gelu", "norm_eps": 1e-6}
+
+
+def test_a_config_json_of_ours_is_not_that_of_another_file_in_the_folder(tmp_path: Path) -> None:
+    file = foreign(tmp_path).rename(tmp_path / "other.safetensors")
+    before = load_model(file, **GIVEN)
+    save_model(model_of(num_classes=3, depth=1), tmp_path)
+    assert_same(load_model(file, **GIVEN), before)
+
+
+def test_a_file_of_another_name_leaves_the_config_json_of_the_folder_alone(tmp_path: Path) -> None:
+    save_model(model_of(), tmp_path)
+    content = (tmp_path / "config.json").read_bytes()
+    for name in ("timm", "huggingface"):
+        plain = {"norm_eps": 1e-6, "head_dim": 0, "in_chans": 3}
+        save_model(model_of(num_classes=3, **plain), tmp_path / f"{name}.safetensors", format=name)
+        assert load_model(tmp_path / f"{name}.safetensors").config.num_classes == 3
+    assert (tmp_path / "config.json").read_bytes() == content
+    assert not (tmp_path / "preprocessor_config.json").exists()
 
 
 def test_a_damaged_config_json_is_refused(tmp_path: Path) -> None:
@@ -149,17 +235,42 @@ def test_a_damaged_configuration_inside_the_file_is_refused(tmp_path: Path, own:
         load_model(tmp_path)
 
 
+def test_a_configuration_that_is_nested_deeply_is_refused(tmp_path: Path) -> None:
+    write_tensors(foreign(tmp_path), {"x": np.zeros(1)}, {"minivit": "[" * 100_000})
+    for read in (load_model, model_metadata):
+        with pytest.raises(UserError, match="the configuration inside it is nested too deeply"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("patch_embed.proj.weight", (0, 2, 5, 3)), ("pos_embed", (1, 0, 12)), ("head.bias", (0,))],
+)
+def test_tensors_without_numbers_are_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=rf"is damaged: it has 1 tensors without numbers \({name}\)"):
+        load_model(foreign(tmp_path, put(name, np.zeros(shape))))
+
+
+def test_numbers_that_overflow_the_dtype_are_refused(tmp_path: Path) -> None:
+    save_model(model_of("float64"), tmp_path)
+    tensors, about = read_tensors(tmp_path / "model.safetensors")
+    write_tensors(tmp_path / "model.safetensors", tensors | {"norm.bias": np.full(12, 1e300)}, about)
+    assert load_model(tmp_path, dtype="float64").parameters["norm.bias"].value[0] == 1e300
+    with pytest.raises(UserError, match=r"norm\.bias holds numbers too large for float32; use dtype='float64'"):
+        load_model(tmp_path)
+
+
 def test_unsupported_options_of_timm_are_refused(tmp_path: Path) -> None:
     path = foreign(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_args": {"pool_include_prefix": True}}))
-    with pytest.raises(UserError, match="asks for pool_include_prefix=True, which minivit does not support"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_args": {"scale_attn_norm": True}}))
+    with pytest.raises(UserError, match="asks for scale_attn_norm=True, which minivit does not support"):
         load_model(path)
 
 
 @pytest.mark.parametrize(
     ("path", "options", "message"),
     [
-        ("model.safetensors", {"format": "onnx"}, "unknown format 'onnx'; expected 'timm'"),
+        ("model.safetensors", {"format": "onnx"}, "unknown format 'onnx'; expected one of 'timm'"),
         ("model.pth", {}, "must end in .safetensors"),
         ("model.safetensors", {"extra": {"mean": np.float32(0.5)}}, "extra can hold strings"),
         ("model.safetensors", {"extra": {"mean": float("nan")}}, "extra can hold strings"),

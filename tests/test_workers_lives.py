@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from contract import assert_same_bits
-from forks import needs_fork
+from forks import ended_well, forked, needs_fork
 from small_vit import batch, in_a_worker, model
 
 from minivit import Engine, ViT
@@ -80,18 +79,19 @@ def test_a_process_forked_by_the_user_uses_workers_of_its_own() -> None:
     with Engine(model(), 2, 2) as engine:
         expected = engine.loss_and_gradients(images, labels, key)
         here, there = multiprocessing.Pipe()
-        if (child := os.fork()) == 0:
-            with contextlib.suppress(BaseException):
-                here.close()
-                there.recv_bytes()  # until the workers of the parent have ended
-                there.send_bytes(engine.loss_and_gradients(images, labels, key).tobytes())
-            os._exit(0)
+
+        def compute() -> None:
+            here.close()
+            there.recv_bytes()  # until the workers of the parent have ended
+            there.send_bytes(engine.loss_and_gradients(images, labels, key).tobytes())
+
+        child = forked(compute)
         there.close()
         assert_same_bits([engine.loss_and_gradients(images, labels, key)], [expected])
         engine.close()
         here.send_bytes(b"go on")
         assert here.recv_bytes() == expected.tobytes()
-        os.waitpid(child, 0)
+        assert ended_well(child)
         assert_same_bits([engine.loss_and_gradients(images, labels, key)], [expected])
 
 

@@ -17,7 +17,7 @@ from minivit import ViT, ops
 from minivit.arrays import Array, backend, synchronize, to_backend, to_host
 from minivit.engine import engine as engine_module
 from minivit.engine import worker_pool
-from minivit.engine.machine import keep_freed_pages
+from minivit.engine.machine import keeping_freed_pages
 from minivit.ops.attention import ALL
 
 Change: TypeAlias = Callable[[], AbstractContextManager[Any]]  # while the context lasts, the gain is missing
@@ -55,7 +55,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "kernels": Ablation("without any kernel", _reference()),
     "processes": Ablation("threads instead of processes", _instead(worker_pool, "can_fork", lambda: False)),
-    "pages": Ablation("freed pages given back", _instead(engine_module, "keep_freed_pages", lambda: False)),
+    "pages": Ablation("freed pages given back", _instead(engine_module, "keeping_freed_pages", nullcontext)),
     "class-token": Ablation("all tokens of the last block", _instead(ViT, "queries", lambda model, i: ALL)),
     "half": Ablation("micro-batches of half the size", micro_batches=0.5),
     "twice": Ablation("micro-batches of twice the size", micro_batches=2),
@@ -74,7 +74,7 @@ def prepare(task: Task, variant: str) -> Step:
     model.load_state_dict(task.state)
     optimizer = minivit.AdamW(model, LR, BETAS, EPS, WEIGHT_DECAY) if workload.trains else None
     if ablation.whole_batch:
-        keep_freed_pages()
+        changes.enter_context(keeping_freed_pages())
         return Step(lambda: _whole_batch(model, task, optimizer), close=changes.close)
     on_host = library == "numpy"
     micro_batch = max(1, int(ablation.micro_batches * model.config.micro_batch)) if on_host else None

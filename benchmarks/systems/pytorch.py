@@ -9,6 +9,7 @@ In bfloat16 a model trains under autocast, with float32 parameters, and predicts
 """
 
 import warnings
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -19,8 +20,8 @@ from benchmarks.plain_vit import PlainViT
 from benchmarks.systems import Step
 from benchmarks.workloads import BETAS, EPS, LR, WEIGHT_DECAY, Task
 from minivit import ViTConfig
-from minivit.engine.machine import keep_freed_pages
-from minivit.weights.timm import exported
+from minivit.engine.machine import keeping_freed_pages
+from minivit.weights.timm import entry
 
 VARIANTS = ("plain", "timm", "compile-plain", "compile-timm", "bf16", "kept")
 
@@ -45,7 +46,7 @@ def build(task: Task, variant: str) -> tuple[Any, Any]:
     """Return the model with the task's weights, and the images (B, C, height, width)."""
     config = task.workload.config
     model = timm_vit(config) if variant.endswith("timm") else PlainViT(config)
-    state = {name: exported(name, value, config) for name, value in task.state.items()}
+    state = {name: entry(name, value.shape, config).split(value)[0] for name, value in task.state.items()}
     model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()})
     return model, torch.from_numpy(np.ascontiguousarray(task.images.transpose(0, 3, 1, 2)))
 
@@ -57,8 +58,9 @@ def prepare(task: Task, variant: str) -> Step:
     workload, on_gpu = task.workload, task.workload.device == "cuda"
     torch.set_num_threads(task.threads)
     torch.set_float32_matmul_precision("high" if workload.precision == "tf32" else "highest")
+    changes = ExitStack()
     if variant == "kept":
-        keep_freed_pages()
+        changes.enter_context(keeping_freed_pages())
     model, images = build(task, variant)
     model, images = model.to(workload.device), images.to(workload.device)
     sixteen_bits = variant == "bf16" or workload.precision == "bfloat16"
@@ -72,7 +74,7 @@ def prepare(task: Task, variant: str) -> Step:
     else:
         run = _prediction(model.eval().requires_grad_(False), images, autocast, compiled, freeze=not on_gpu)
     if not on_gpu:
-        return Step(run, _to_host)
+        return Step(run, _to_host, close=changes.close)
     return Step(run, _to_host, torch.cuda.synchronize, _memory, _release, on_gpu=True)
 
 

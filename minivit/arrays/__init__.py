@@ -31,6 +31,7 @@ __all__ = [
     "is_out_of_memory",
     "library_name",
     "namespace",
+    "native",
     "on_device_of",
     "real_dtype",
     "register_backend",
@@ -195,12 +196,43 @@ def check_dtype(library: Any, dtype: Any) -> None:
 
 
 def _library(x: object) -> Any:
+    _refuse_masked(x)
     for cls in type(x).__mro__:
         if cls in _libraries:
             return _libraries[cls]
     if type(x).__module__.partition(".")[0] == "cupy" and "cupy" in sys.modules:
         return backend("cupy")
     raise TypeError(f"expected an array of NumPy or CuPy, got {type(x).__name__}; convert it with numpy.asarray")
+
+
+def native(x: Any) -> Any:
+    """Return a NumPy array as a plain one in this machine's byte order, copied if it has another; all else as it is.
+
+    Raises
+    ------
+    TypeError
+        `x` is a masked array: its mask would be ignored.
+    """
+    if type(x) is not np.ndarray:
+        if not isinstance(x, np.ndarray):
+            return x
+        _refuse_masked(x)
+        x = np.asarray(x)
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
+def _refuse_masked(x: object) -> None:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError("got a masked array, whose mask would be ignored; use x.filled(value) or x.compressed()")
+
+
+def _refuse_foreign(x: object) -> None:
+    """Raise TypeError for a NumPy array that is computed with in another way than a plain one."""
+    if isinstance(x, np.matrix):
+        raise TypeError("got a numpy.matrix, whose * is a matrix product; convert it with numpy.asarray")
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        name = x.dtype.newbyteorder("=").name
+        raise TypeError(f"got an array of dtype {x.dtype.str!r}, in foreign byte order; use x.astype({name!r})")
 
 
 def _place(x: Any) -> tuple[Any, Any]:
@@ -216,13 +248,16 @@ def namespace(*arrays: Any) -> Any:
     Raises
     ------
     TypeError
-        An argument is not an array, or two arrays belong to different libraries or devices.
+        An argument is not an array, or is a masked array, a matrix, or in the byte order of another machine; or two
+        arrays belong to different libraries or devices.
     """
     for x in arrays:
-        if type(x) is not np.ndarray:
+        if type(x) is not np.ndarray or not x.dtype.isnative:
             break
     else:
         return np
+    for x in arrays:
+        _refuse_foreign(x)
     first = _place(arrays[0])
     for other in arrays[1:]:
         place = _place(other)
@@ -246,7 +281,7 @@ def library_name(library: Any) -> str:
 def to_host(x: Any) -> Array:
     """Return `x` as a NumPy array, copied if it is on a device."""
     library = _library(x)
-    host: Array = np.asarray(x) if library is np else library.asnumpy(x)
+    host: Array = native(np.asarray(x)) if library is np else library.asnumpy(x)
     return host
 
 
@@ -268,7 +303,7 @@ def to_backend(x: Any, library: Any) -> Array:
             with device:
                 return x if _place(x) == (library, device.id) else _uploaded(x, library)
     if _library(x) is library:
-        return np.asarray(x) if library is np else x
+        return to_host(x) if library is np else x
     return _uploaded(x, library)
 
 

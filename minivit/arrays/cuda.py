@@ -8,20 +8,24 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from minivit.errors import UserError
+from minivit.errors import UserError, install
 
 OLDEST_CUPY = 14  # the first major version with arrays of bfloat16
 OLDEST_DEVICE = (7, 0)  # the lowest compute capability for which the kernels compile
 OLDEST_DEVICE_13 = (7, 5)  # the same with CUDA 13
 BFLOAT16_DEVICE = (8, 0)
 _LARGE = 1 << 24  # bytes; arrays from this size on are copied without pinned memory
-WHEELS = "pip install 'minivit[cuda12]', or 'minivit[cuda13]' for a driver that supports CUDA 13,"
 OR_NUMPY = "or use backend='numpy'"
 
 
 def one_line(error: BaseException) -> str:
     """Return the text of an error without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def wheels() -> str:
+    """Return the advice on how to install CuPy."""
+    return f"{install('cupy-cuda12x[ctk]', 'ml_dtypes')}, or cupy-cuda13x[ctk] for a driver that supports CUDA 13,"
 
 
 def import_cupy() -> Any:
@@ -31,14 +35,15 @@ def import_cupy() -> Any:
         version = cupy.__version__  # missing in an empty folder that a removed CuPy left behind
     except Exception as error:  # a wheel for another machine can fail in any way
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            raise UserError(f"backend 'cupy' needs CuPy, which is not installed: {WHEELS} {OR_NUMPY}") from error
+            raise UserError(f"backend 'cupy' needs CuPy, which is not installed: {wheels()} {OR_NUMPY}") from error
         reason = one_line(error.__cause__ or error)  # CuPy's own message is a page of advice
         raise UserError(
-            f"backend 'cupy': CuPy is installed but cannot be imported ({reason}); uninstall it and {WHEELS} {OR_NUMPY}"
+            f"backend 'cupy': CuPy is installed but cannot be imported ({reason}); uninstall it and "
+            f"{wheels()} {OR_NUMPY}"
         ) from error
     if int(version.partition(".")[0]) < OLDEST_CUPY:
         raise UserError(
-            f"backend 'cupy': CuPy {version} is too old, minivit needs version {OLDEST_CUPY}: {WHEELS} {OR_NUMPY}"
+            f"backend 'cupy': CuPy {version} is too old, minivit needs version {OLDEST_CUPY}: {wheels()} {OR_NUMPY}"
         )
     return cupy
 
@@ -60,7 +65,7 @@ class CudaDevices:
             cupy.cuda.cublas  # noqa: B018 - loaded at the first access
         except Exception as error:
             raise UserError(
-                f"backend 'cupy': a library of CUDA cannot be loaded ({one_line(error)}); {WHEELS} {OR_NUMPY}"
+                f"backend 'cupy': a library of CUDA cannot be loaded ({one_line(error)}); {wheels()} {OR_NUMPY}"
             ) from error
 
     def _counted(self) -> int:
@@ -146,7 +151,7 @@ class CudaDevices:
         CuPy's asarray copies through pinned memory of the array's size and keeps that memory. It is used for small
         arrays, since the host need not wait for the copy.
         """
-        if x.nbytes < _LARGE or not x.dtype.isnative:
+        if x.nbytes < _LARGE:
             return self._cupy.asarray(x)
         y = self._cupy.empty(x.shape, dtype=x.dtype)
         y.set(x)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.errors import UserError
+from minivit.errors import UserError, install
 
 
 def is_floating(dtype: Any) -> bool:
@@ -32,6 +32,6 @@ def dtype_named(name: str) -> np.dtype[Any]:
     try:
         return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
     except ImportError as error:
-        raise UserError("bfloat16 needs ml_dtypes, which is not installed: pip install ml_dtypes") from error
+        raise UserError(f"bfloat16 needs ml_dtypes, which is not installed: {install('ml_dtypes')}") from error
     except TypeError as error:
         raise UserError(f"unknown dtype {name!r}; expected such as 'float32' or 'bfloat16'") from error

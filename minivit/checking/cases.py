@@ -18,16 +18,24 @@ import numpy as np
 
 from minivit import ops
 from minivit.arrays import Array, library_name, namespace, real_dtype, to_backend, to_host
+from minivit.nn.activations import QuickGELU, ReLU, Tanh
 from minivit.nn.attention import Attention
+from minivit.nn.attention_pool import AttentionPool
 from minivit.nn.config import ViTConfig
+from minivit.nn.conv_stem import Convolution, ConvStem, ConvUnit
 from minivit.nn.dropout import Dropout, DropPath
 from minivit.nn.encoder_block import EncoderBlock
 from minivit.nn.gelu import GELU
+from minivit.nn.hidden_head import HiddenHead
+from minivit.nn.identity import Identity
 from minivit.nn.layer import Layer
 from minivit.nn.layer_norm import LayerNorm
+from minivit.nn.layer_scale import LayerScale
 from minivit.nn.linear import Linear
 from minivit.nn.mlp import MLP
+from minivit.nn.patch_dropout import PatchDropout
 from minivit.nn.patch_embed import PatchEmbed
+from minivit.nn.positions import GridPositions, SinCosPositions
 from minivit.nn.vit import ViT
 from minivit.random import Key
 
@@ -109,6 +117,11 @@ def num_heads(D: int) -> int:
     return max(H for H in range(1, math.isqrt(D) + 1) if D % H == 0)
 
 
+def grid_of(N: int) -> tuple[int, int]:
+    """Return rows and columns of N patches: (3, 5) for the default number of 15."""
+    return num_heads(N), N // num_heads(N)
+
+
 def sample_key(x: Array, first: int) -> Key:
     """Return the key of the samples `first`, `first` + 1, ... of the batch `x`."""
     xp = namespace(x)
@@ -121,6 +134,12 @@ def _heads(qkv: Array, first: int) -> int:
 
 def _mask(shape_of: Callable[[Shape], Shape]) -> Callable[[Array, int], Array]:
     return lambda x, first: ops.keep_mask(sample_key(x, first), shape_of(x.shape), 0.3, x.dtype)
+
+
+def _kept_tokens(x: Array, first: int) -> Array:
+    """Return the numbers of half of the tokens of each image, in random order."""
+    order: Array = namespace(x).argsort(sample_key(x, first).bits(x.shape[:2]), axis=1, kind="stable")
+    return order[:, : (x.shape[1] + 1) // 2]
 
 
 def _labels(x: Array, first: int) -> Array:
@@ -186,6 +205,10 @@ def _tokens(B: int = 2, N: int = 5, D: int = 7) -> dict[str, Shape]:
     return {"x": (B, N, D)}
 
 
+def _grid_tokens(B: int = 2, N: int = 15, D: int = 7) -> dict[str, Shape]:
+    return {"x": (B, N, 4 * (D + 1))}  # a width that halves and quarters
+
+
 def _images(B: int = 2, rows: int = 5, columns: int = 7, C: int = 11) -> dict[str, Shape]:
     return {"x": (B, rows * PATCH_SIZE[0], columns * PATCH_SIZE[1], C)}
 
@@ -194,12 +217,31 @@ def _qkv(B: int = 2, N: int = 5, D: int = 21) -> dict[str, Shape]:
     return {"qkv": (B, N, 3 * D)}
 
 
+def _relative(B: int = 2, N: int = 5, D: int = 21) -> dict[str, Shape]:
+    return {"qkv": (B, N, 3 * D), "rel_pos": (2 * N - 1, D // num_heads(D))}
+
+
+def _cross(B: int = 2, M: int = 3, N: int = 5, D: int = 21) -> dict[str, Shape]:
+    return {"q": (B, M, D), "kv": (B, N, 2 * D)}
+
+
+def _shared_query(B: int = 2, N: int = 5, D: int = 21) -> dict[str, Shape]:
+    return {"q": (1, 1, D), "kv": (B, N, 2 * D)}
+
+
 def _logits(B: int = 5, C: int = 7) -> dict[str, Shape]:
     return {"logits": (B, C)}
 
 
+_weights_mask = _mask(lambda s: (s[0], num_heads(s[2] // 3), s[1], s[1]))  # s: the shape of qkv
 _wide_tokens = functools.partial(_tokens, D=21)
 _few_patches = functools.partial(_images, rows=1, columns=3, C=5)
+
+
+_SIMPLE: dict[str, Any] = {"embed_dim": 8, "pos_embed": "sincos_2d", "embed_norm": "both", "qkv_bias": False}
+_SIMPLE |= {"class_token": False, "global_pool": "avg", "fc_norm": False, "init_values": 0.3}
+_MAP: dict[str, Any] = {"global_pool": "map", "reg_tokens": 2, "no_embed_class": True, "pre_norm": True}
+_MAP |= {"qk_norm": True}
 
 
 def _vit(shape: Shape, drop: float = 0.0, **fields: Any) -> ViT:
@@ -209,29 +251,85 @@ def _vit(shape: Shape, drop: float = 0.0, **fields: Any) -> ViT:
     return ViT(ViTConfig(img_size=(height, width), patch_size=PATCH_SIZE, **sizes | rates | fields))
 
 
-def _block(shape: Shape, drop: float = 0.0, approximate: str = "none") -> Layer:
+def _attention(shape: Shape, **options: Any) -> Layer:
+    return Attention(shape[-1], num_heads(shape[-1]), head_dim=5, **options)
+
+
+def _block(shape: Shape, drop: float = 0.0, **options: Any) -> Layer:
     D = shape[-1]
     rates: dict[str, Any] = dict.fromkeys(("attn_drop_rate", "proj_drop_rate", "drop_path_rate"), drop)
-    return EncoderBlock(D, num_heads(D), D + 2, approximate=approximate, **rates)
+    return EncoderBlock(D, num_heads(D), D + 2, **rates, **options)
 
 
 OPS: tuple[Case, ...] = (
     _op("linear", "linear", lambda B=2, N=5, I=7, O=11: {"x": (B, N, I), "weight": (I, O), "bias": (O,)}),  # noqa: E741 - I and O of the op
+    _op("linear-plain", "linear", lambda B=2, N=5, I=7, O=11: {"x": (B, N, I), "weight": (I, O)}),  # noqa: E741
     _op("layer_norm", "layer_norm", lambda B=2, N=5, D=7: {"x": (B, N, D), "weight": (D,), "bias": (D,)}),
     _op("gelu", "gelu", _tokens),
     _op("gelu-tanh", "gelu", _tokens, "tanh"),
+    _op("quick_gelu", "quick_gelu", _tokens),
+    _op("relu", "relu", _tokens),
+    _op("tanh", "tanh", _tokens),
+    _op("layer_scale", "layer_scale", lambda B=2, N=5, D=7: {"x": (B, N, D), "gamma": (D,)}),
     _op("softmax", "softmax", _tokens),
     _op("attention", "attention", _qkv, _heads),
-    _op("attention-mask", "attention", _qkv, _heads, _mask(lambda s: (s[0], num_heads(s[2] // 3), s[1], s[1]))),
+    _op("attention-mask", "attention", _qkv, _heads, _weights_mask),
     _op("attention-queries", "attention", _qkv, _heads, None, slice(-3, None)),
+    _op("relative_attention", "relative_attention", _relative, _heads),
+    _op("relative_attention-mask", "relative_attention", _relative, _heads, _weights_mask),
+    _op("relative_attention-queries", "relative_attention", _relative, _heads, None, slice(-3, None)),
+    _op("cross_attention", "cross_attention", _cross, lambda q, first: num_heads(q.shape[-1])),
+    _op("cross_attention-shared", "cross_attention", _shared_query, lambda q, first: num_heads(q.shape[-1])),
     _op("dropout", "dropout", _tokens, _mask(lambda s: s)),
     _op("dropout-path", "dropout", _tokens, _mask(lambda s: (s[0], 1, 1))),
     _op("patches", "patches", _images, PATCH_SIZE),
+    _op("unfold", "unfold", _images, (3, 2), (2, 1), (1, 1)),
+    _op("unfold-stride", "unfold", _images, PATCH_SIZE, (1, 2)),
+    _op("unfold-gaps", "unfold", _images, (2, 1), (3, 2), (0, 1)),
+    _op("take_tokens", "take_tokens", _tokens, _kept_tokens),
+    _op(
+        "grid_positions",
+        "grid_positions",
+        lambda B=2, R=3, C=5, D=7: {"x": (B, R * C, D), "rows": (R, D), "columns": (C, D)},
+    ),
+    _op(
+        "grid_positions-concat",
+        "grid_positions",
+        lambda B=2, R=3, C=5, D=7: {"x": (B, R * C, 2 * D), "rows": (R, D), "columns": (C, D)},
+        True,
+    ),
+    _op("sincos_positions", "sincos_positions", _grid_tokens, lambda x, first: grid_of(x.shape[1])),
+    _op("sincos_positions-mae", "sincos_positions", _grid_tokens, lambda x, first: grid_of(x.shape[1]), "mae"),
     _op("tokens-embed", "embed", lambda B=2, N=5, D=7: {"x": (B, N, D), "pos_embed": (1, N, D)}),
     _op(
         "tokens-embed-cls",
         "embed",
         lambda B=2, N=5, D=7: {"x": (B, N, D), "pos_embed": (1, N + 1, D), "cls_token": (1, 1, D)},
+    ),
+    _op(
+        "tokens-embed-patches",
+        "embed",
+        lambda B=2, N=5, D=7: {"x": (B, N, D), "pos_embed": (1, N, D), "cls_token": (1, 1, D)},
+    ),
+    _op(
+        "tokens-embed-registers",
+        "embed",
+        lambda B=2, N=5, R=3, D=7: {
+            "x": (B, N, D),
+            "pos_embed": (1, 1 + R + N, D),
+            "cls_token": (1, 1, D),
+            "reg_token": (1, R, D),
+        },
+    ),
+    _op(
+        "tokens-embed-registers-patches",
+        "embed",
+        lambda B=2, N=5, R=3, D=7: {
+            "x": (B, N, D),
+            "pos_embed": (1, N, D),
+            "cls_token": (1, 1, D),
+            "reg_token": (1, R, D),
+        },
     ),
     _op("tokens-pool-token", "pool", _tokens, "token", 1),
     _op("tokens-pool-avg", "pool", _tokens, "avg", 0),
@@ -243,23 +341,52 @@ OPS: tuple[Case, ...] = (
 
 LAYERS: tuple[Case, ...] = (
     _layer("Linear", _tokens, lambda x: Linear(x[-1], x[-1] + 4)),
+    _layer("Linear-plain", _tokens, lambda x: Linear(x[-1], x[-1] + 4, bias=False)),
+    _layer("Identity", _tokens, lambda x: Identity()),
     _layer("LayerNorm", _tokens, lambda x: LayerNorm(x[-1])),
     _layer("GELU", _tokens, lambda x: GELU()),
     _layer("GELU-tanh", _tokens, lambda x: GELU("tanh")),
+    _layer("QuickGELU", _tokens, lambda x: QuickGELU()),
+    _layer("ReLU", _tokens, lambda x: ReLU()),
+    _layer("Tanh", _tokens, lambda x: Tanh()),
+    _layer("LayerScale", _tokens, lambda x: LayerScale(x[-1])),
+    _layer("HiddenHead", _tokens, lambda x: HiddenHead(x[-1], x[-1] + 4)),
+    _layer("HiddenHead-relu", _tokens, lambda x: HiddenHead(x[-1], x[-1] + 4, "relu")),
     _layer("Dropout", _tokens, lambda x: Dropout(0.3), random=True),
     _layer("DropPath", _tokens, lambda x: DropPath(0.3), random=True),
     _layer("MLP", _tokens, lambda x: MLP(x[-1], x[-1] + 4)),
-    _layer("MLP-drop", _tokens, lambda x: MLP(x[-1], x[-1] + 4, "tanh", 0.3), random=True),
+    _layer("MLP-drop", _tokens, lambda x: MLP(x[-1], x[-1] + 4, "gelu_tanh", 0.3), random=True),
     _layer("Attention", _wide_tokens, lambda x: Attention(x[-1], num_heads(x[-1]))),
     _layer("Attention-drop", _wide_tokens, lambda x: Attention(x[-1], num_heads(x[-1]), 0.3, 0.3), random=True),
+    _layer("AttentionPool", _wide_tokens, lambda x: AttentionPool(x[-1], num_heads(x[-1]), x[-1] + 2)),
+    _layer("Attention-norm", _wide_tokens, lambda x: _attention(x, qk_norm=True, qkv_bias=False, proj_bias=False)),
+    _layer("Attention-relative", _wide_tokens, lambda x: _attention(x, num_tokens=x[1])),
     _layer("EncoderBlock", _wide_tokens, _block),
-    _layer("EncoderBlock-drop", _wide_tokens, lambda x: _block(x, 0.3, "tanh"), random=True),
+    _layer("EncoderBlock-scale", _wide_tokens, lambda x: _block(x, act_layer="quick_gelu", init_values=0.3)),
+    _layer("EncoderBlock-plain", _wide_tokens, lambda x: _block(x, mlp_bias=False, qkv_bias=False)),
+    _layer("EncoderBlock-drop", _wide_tokens, lambda x: _block(x, 0.3, act_layer="gelu_tanh"), random=True),
     _layer("EncoderBlock-queries", _wide_tokens, _block, queries=slice(-3, None)),
     _layer("EncoderBlock-queries-drop", _wide_tokens, lambda x: _block(x, 0.3), random=True, queries=slice(-3, None)),
     _layer("PatchEmbed", _images, lambda x: PatchEmbed(PATCH_SIZE, x[-1], 13)),
+    _layer("PatchEmbed-stride", _images, lambda x: PatchEmbed(PATCH_SIZE, x[-1], 13, stride=(1, 2), norm="after")),
+    _layer("PatchEmbed-norms", _images, lambda x: PatchEmbed(PATCH_SIZE, x[-1], 13, norm="both")),
+    _layer("Convolution", _images, lambda x: Convolution(x[-1], 13)),
+    _layer("Convolution-stride", _images, lambda x: Convolution(x[-1], 13, 2)),
+    _layer("ConvUnit", _images, lambda x: ConvUnit(x[-1], 13)),
+    _layer("ConvStem", _images, lambda x: ConvStem((2, 2), (3, 5), x[-1], 13)),
+    _layer("GridPositions", _grid_tokens, lambda x: GridPositions(grid_of(x[1]), x[-1])),
+    _layer("GridPositions-concat", _grid_tokens, lambda x: GridPositions(grid_of(x[1]), x[-1], concat=True)),
+    _layer("SinCosPositions", _grid_tokens, lambda x: SinCosPositions(grid_of(x[1]), x[-1])),
+    _layer("SinCosPositions-mae", _grid_tokens, lambda x: SinCosPositions(grid_of(x[1]), x[-1], "mae")),
+    _layer("PatchDropout", _tokens, lambda x: PatchDropout(0.3, int(x[1] > 1)), random=True),
     _layer("ViT-token", _few_patches, _vit),
     _layer("ViT-token-drop", _few_patches, lambda x: _vit(x, 0.3, act_layer="gelu_tanh"), random=True),
     _layer("ViT-avg", _few_patches, lambda x: _vit(x, act_layer="gelu_tanh", global_pool="avg", class_token=False)),
+    _layer("ViT-simple", _few_patches, lambda x: _vit(x, **_SIMPLE)),
+    _layer("ViT-map", _few_patches, lambda x: _vit(x, **_MAP)),
+    _layer("ViT-each", _few_patches, lambda x: _vit(x, pos_embed_layers="each", representation_size=5)),
+    _layer("ViT-shared", _few_patches, lambda x: _vit(x, pos_embed_layers="shared", num_classes=0)),
+    _layer("ViT-grid", _few_patches, lambda x: _vit(x, pos_embed="learn_2d", patch_drop_rate=0.4), random=True),
     _layer("ViT-avg-drop", _few_patches, lambda x: _vit(x, 0.3, global_pool="avg"), random=True),
 )
 

@@ -9,35 +9,29 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, Unpack
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Unpack
 
 import numpy as np
 
 from minivit import ops
 from minivit.arrays import Array
-from minivit.checking.function import Backward, CheckedFunction, Forward, flaw
-from minivit.checking.layer import CheckedLayer
+from minivit.checking.arguments import argument_names, check_functions, check_layer, fixed_key
+from minivit.checking.evidence import Context, Other, named_arrays
+from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward, flaw
+from minivit.checking.layer import CheckedLayer, without_zeros
 from minivit.checking.methods import Probe
 from minivit.checking.report import Report, Row
-from minivit.checking.verdict import Method, Place, Settings, compare_float32, explained, verify
+from minivit.checking.settings import Options, Settings, settings_of
+from minivit.checking.verdict import Place, compare_float32, explained, verify, verify_at_kinks, verify_unsaturated
 from minivit.engine.machine import single_threaded_blas
+from minivit.random import RngLike
 
 __all__ = ["Options", "Report", "Row", "gradcheck", "gradcheck_layer", "gradcheck_model"]
 
 
-class Options(TypedDict, total=False):
-    """The options of every check; see `gradcheck`."""
-
-    seed: int
-    tolerance: float
-    method: Method
-    directions: int
-    central_tolerance: float
-    float32_tolerance: float
-    on_row: Callable[[Row, int], None]
-
-
+@np.errstate(under="ignore")  # the steps of the checks are tiny
 def gradcheck(
     forward: Forward,
     backward: Backward,
@@ -56,8 +50,9 @@ def gradcheck(
         booleans have no gradient and may be left out. None in place of a gradient means that it is not computed; its
         row is skipped.
     arrays
-        The point at which to check: float64 or float32 arrays. float32 arrays are checked in float64; their float32
-        gradients are then compared with the float64 ones, in further rows.
+        The point at which to check: float64 or float32 arrays; lists and numbers are converted. float32 arrays are
+        checked in float64; their float32 gradients are then compared with the float64 ones, in further rows. If both
+        dtypes are given, all floats are rounded to float32 first.
     names
         The names of the arrays in the table; the parameter names of `forward` by default.
     seed : int, default 0
@@ -86,8 +81,9 @@ def gradcheck(
     ValueError
         An array or the result holds NaN or infinity, the number of names is wrong, or the method is unknown.
     """
-    settings = Settings(**options)
-    names = _argument_names(forward, len(arrays)) if names is None else names
+    settings = settings_of(options)
+    check_functions(forward, backward)
+    names = argument_names(forward, len(arrays)) if names is None else names
     if len(names) != len(arrays):
         raise ValueError(f"got {len(names)} names for {len(arrays)} arrays; give one name for each")
     title = f"gradient check of {getattr(forward, '__name__', type(forward).__name__)}"
@@ -95,8 +91,9 @@ def gradcheck(
     return _check(title, CheckedFunction(forward, backward, arrays, names), places, settings)
 
 
+@np.errstate(under="ignore")
 def gradcheck_layer(
-    layer: Any, *inputs: Any, rng: Any = None, names: Sequence[str] | None = None, **options: Unpack[Options]
+    layer: Any, *inputs: Any, rng: RngLike = None, names: Sequence[str] | None = None, **options: Unpack[Options]
 ) -> Report:
     """Check one layer: the gradients of its inputs and of each of its parameters.
 
@@ -108,13 +105,18 @@ def gradcheck_layer(
         Has ``y, cache = layer.forward(*inputs, rng=rng)``, ``layer.backward(dy, cache)``, ``parameters``,
         ``zero_grad()`` and ``astype(dtype)``.
     inputs
-        Arguments of forward, of the layer's dtype.
+        Arguments of forward; floats are converted to the dtype of the layer's parameters.
     rng
-        None for evaluation, or a Key for training mode, which gives the same dropout masks in every pass.
+        None for evaluation; for training mode a Key, a seed or a NumPy generator. All passes have the same masks.
     names, options
         As for `gradcheck`.
     """
-    names = _argument_names(layer.forward, len(inputs)) if names is None else names
+    settings = settings_of(options)
+    check_layer(layer)
+    names = argument_names(layer.forward, len(inputs)) if names is None else names
+    if len(names) != len(inputs):
+        raise ValueError(f"got {len(names)} names for {len(inputs)} inputs; give one name for each")
+    rng = fixed_key(rng, inputs)
     title = f"gradient check of {type(layer).__name__}"
 
     def forward(copy: Any, *arrays: Any) -> tuple[Any, Any]:
@@ -125,26 +127,43 @@ def gradcheck_layer(
         return copy.backward(dy, cache)
 
     checked = CheckedLayer(layer, inputs, names, forward, backward)
-    return _check(title, checked, checked.places, Settings(**options))
+    report = _check(title, checked, checked.places, settings)
+    if "keep" in inspect.signature(layer.forward).parameters and RANDOM not in report.findings:
+        without = functools.partial(_without_cache, rng=rng)
+        if checked.evaluation_differs(without):
+            words = "forward returns another result with keep=False, as in evaluation, than with keep=True"
+            report = replace(report, findings=(*report.findings, words))
+    return report
 
 
-def gradcheck_model(model: Any, images: Any, labels: Any, rng: Any = None, **options: Unpack[Options]) -> Report:
+def _without_cache(copy: Any, *inputs: Any, rng: Any) -> Any:
+    return copy.forward(*inputs, rng=rng, keep=False)[0]
+
+
+@np.errstate(under="ignore")
+def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, **options: Unpack[Options]) -> Report:
     """Check a model with its cross-entropy loss: the gradients of the images and of every parameter.
 
     Parameters
     ----------
     model
         As for `gradcheck_layer`. A float32 model is checked on a float64 copy, and its float32 gradients are then
-        compared with the float64 ones.
+        compared with the float64 ones. A weight matrix of zeros, as a new head is, would make all gradients before it
+        zero: a copy with small random values in its place is checked, and the title of the report says so.
     images
-        (B, height, width, C), of the model's dtype.
+        (B, height, width, C), converted to the model's dtype.
     labels
         (B,) integers or (B, C) floats.
     rng
-        None for evaluation, or a Key for training mode.
+        As for `gradcheck_layer`.
     options
         As for `gradcheck`.
     """
+    settings = settings_of(options)
+    check_layer(model)
+    rng = fixed_key(rng, (images,))
+    labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
+    model, filled = without_zeros(model)
 
     def forward(copy: Any, images: Any) -> tuple[Any, Any]:
         logits, cache = copy.forward(images, rng=rng)
@@ -156,21 +175,30 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: Any = None, **opt
         cache, loss_cache = caches
         return copy.backward(ops.cross_entropy_backward(dloss, loss_cache), cache)
 
-    title = f"gradient check of {type(model).__name__} with cross-entropy, {len(images)} images"
+    title = f"gradient check of {type(model).__name__} with cross-entropy, {len(images)} images{filled}"
     with single_threaded_blas():  # the products are small, and the report is the same for any number of cores
         checked = CheckedLayer(model, (images,), ("images",), forward, backward)
-        return _check(title, checked, checked.places, Settings(**options))
+        return _check(title, checked, checked.places, settings)
 
 
 def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settings: Settings) -> Report:
     """Verify the gradients of `places` in float64, then compare those of float32 arrays."""
     high = checked.run(checked.points, settings.seed)
     flaws = {k: flaw(gradient, checked.points[k], high.y) for k, gradient in high.gradients.items()}
+    for k, words in flaws.items():
+        fits = [
+            m
+            for m in flaws
+            if m != k and flaws[m] and getattr(high.gradients[k], "shape", 0) == checked.points[m].shape
+        ]
+        if words.startswith("the gradient has shape") and fits:
+            flaws[k] += f"; it has the shape of {checked.names[fits[0]]}: are the gradients in the order of the arrays?"
     sound = [high.gradients[k] for k, words in flaws.items() if not words]
     total = float(np.sqrt(sum(float(np.sum(np.square(gradient))) for gradient in sound)))
     places = [place for place in places if place.array in checked.floats]
     low_places = [place for place in places if checked.given[place.array].dtype == np.float32]
     findings = list(high.findings)
+    steady = RANDOM not in findings  # otherwise no derivative can be measured
     rows: list[Row] = []
 
     def add(row: Row) -> None:
@@ -185,13 +213,31 @@ def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settin
             add(place.unmeasured(part.shape, flaws[k], high.gradients[k], settings.method))
         else:
             probe = Probe(functools.partial(checked.evaluate, k), point, high.y, high.upstream, place.where)
-            probes[number] = probe, high.gradients[k][place.where]
-            add(verify(*probes[number], total, place, settings))
+            gradient = high.gradients[k][place.where]
+            row = verify(probe, gradient, total, place, settings)
+            elsewhere = functools.partial(_elsewhere, checked, place, settings)
+            if steady and row.verdict == "FAILED":
+                row = verify_unsaturated(row, probe, place, settings, elsewhere)
+            if (steady and row.verdict == "FAILED") or (row.verdict == "zero" and row.method == "central"):
+                row, probe, gradient = verify_at_kinks(row, probe, gradient, total, place, settings, elsewhere)
+            probes[number] = probe, gradient
+            add(row)
     wrong = [number for number, row in enumerate(rows) if row.verdict == "FAILED"]
+    arguments: tuple[dict[str, Array], frozenset[str]] | None = None
     for number in wrong:
         # A wrong gradient makes all earlier ones wrong, so only the failing layer nearest to the loss is explained.
-        if number in probes and rows[number].layer == rows[wrong[-1]].layer:
-            rows[number] = explained(rows[number], *probes[number], settings)
+        if (
+            steady
+            and number in probes
+            and "kink at" not in rows[number].note
+            and rows[number].layer == rows[wrong[-1]].layer
+        ):
+            arguments = arguments or named_arrays(
+                dict(zip(checked.names, checked.points, strict=True)), checked.cache_at(checked.points), high.y
+            )
+            context = _context(checked, places, number, probes, arguments)
+            name = checked.names[places[number].array]
+            rows[number] = explained(rows[number], name, *probes[number], settings, context)
     if low_places:
         points = [np.array(a) for a in checked.given]
         low = checked.run(points, settings.seed)
@@ -203,7 +249,9 @@ def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settin
                 add(place.unmeasured(points[k][place.where].shape, words, low.gradients[k], "float32"))
             else:
                 pair = low.gradients[k][place.where], high.gradients[k][place.where]
-                add(compare_float32(*pair, total, place, settings))
+                add(compare_float32(*pair, total, place, settings, high.upstream))
+    if rows and all(row.verdict == "skipped" for row in rows):
+        findings.append("backward returns None for every array: nothing is verified")
     findings += checked.findings if isinstance(checked, CheckedLayer) else ()
     advice = ""
     if len({rows[number].layer for number in wrong}) > 1:
@@ -214,11 +262,33 @@ def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settin
     return Report(title, tuple(rows), tuple(findings), settings.tolerance, advice)
 
 
-def _argument_names(function: Callable[..., Any], count: int) -> list[str]:
-    """Return the names of the first `count` arguments of a function; "argument 2" for one without a known name."""
+def _context(
+    checked: CheckedFunction,
+    places: Sequence[Place],
+    number: int,
+    probes: Mapping[int, tuple[Probe, Array]],
+    arguments: tuple[dict[str, Array], frozenset[str]],
+) -> Context:
+    """Return what is known beside the gradient of place `number`: arrays, and the gradients of its layer and inputs."""
+    place = places[number]
+    others = [
+        Other(places[k].full_name, *probes[k])
+        for k in probes
+        if k != number and places[k].layer in ("", place.layer) and probes[k][1].size
+    ]
+    repaired = functools.partial(checked.repaired, place.array, probes[number][0].upstream)
+    return Context(*arguments, others, checked.evaluate_with, repaired)
+
+
+def _elsewhere(checked: CheckedFunction, place: Place, settings: Settings, x: Array) -> tuple[Probe, Array] | None:
+    """Return the function of the array of `place` and the gradient at `x`, or None if they are not finite there."""
+    k, points = place.array, list(checked.points)
+    points[k] = x
     try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
-    return [*names, *(f"argument {k}" for k in range(len(names), count))]
+        passes = checked.run(points, settings.seed)
+    except ValueError:
+        return None
+    if flaw(passes.gradients[k], x, passes.y):
+        return None
+    probe = Probe(functools.partial(checked.evaluate, k), x, passes.y, passes.upstream, place.where)
+    return probe, passes.gradients[k][place.where]

@@ -7,17 +7,21 @@ own shape and dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minivit.arrays import Array, namespace, to_backend, to_host
+from minivit.checking.arguments import accepted
+from minivit.checking.evidence import arrays_in
+from minivit.checking.watched import Watched, watch
 
 Forward = Callable[..., tuple[Any, Any]]
 Backward = Callable[[Any, Any], Any]
 
+RANDOM = "forward returns another result for the same arguments: fix its randomness to check it"
 MISSING = object()  # stands for a gradient that backward does not return
 
 
@@ -48,17 +52,16 @@ class CheckedFunction:
     """
 
     def __init__(self, forward: Forward, backward: Backward, arrays: Sequence[Any], names: Sequence[str]) -> None:
+        arrays = accepted(names, arrays)
         self.forward, self.backward, self.library = forward, backward, namespace(*arrays)
         self.names = names
         self.given = [to_host(a) for a in arrays]
-        for name, a in zip(names, self.given, strict=True):
-            if a.dtype not in (np.float64, np.float32) and a.dtype.kind not in "iub":
-                raise TypeError(f"{name} is {a.dtype}; gradients are checked for float64 and float32 arrays")
-            if not np.all(np.isfinite(a)):
-                raise ValueError(f"{name} holds NaN or infinity; gradients are checked at finite values")
         self.floats = [k for k, a in enumerate(self.given) if a.dtype.kind == "f"]
         if not self.floats:
-            raise TypeError("none of the arguments is an array of floats: there is no gradient to check")
+            raise TypeError(
+                "none of the arguments is an array of floats, so there is no gradient to check; convert those that "
+                "have a gradient: x.astype('float64')"
+            )
         self.points = self._cast(np.float64)
         self._complex_points: list[Array] = []
         self._writes = False  # whether the functions write to their arguments
@@ -72,6 +75,50 @@ class CheckedFunction:
             points = list(self.points)
         points[k] = value
         return self._call(points)[0]
+
+    def evaluate_with(self, changes: Mapping[str, Array]) -> Array:
+        """Return forward's result with the arguments of these names replaced; if one is complex, all floats are."""
+        is_complex = any(np.iscomplexobj(value) for value in changes.values())
+        points = self._cast(np.complex128 if is_complex else np.float64)
+        for name, value in changes.items():
+            k = list(self.names).index(name)
+            points[k] = np.asarray(value, points[k].dtype)
+        return self._call(points)[0]
+
+    def cache_at(self, points: Sequence[Array]) -> Any:
+        """Return the cache of a new forward pass."""
+        return self.user_cache(self._call([np.array(point) for point in points])[1])
+
+    def user_cache(self, cache: Any) -> Any:
+        """Return the cache that the checked code made, out of the one of `forward`."""
+        return cache
+
+    def repaired(self, k: int, dy: Array) -> Iterator[tuple[str, str, Array]]:
+        """Yield what backward returns if an array that forward changes in place keeps the values before.
+
+        Yields
+        ------
+        name, operation, gradient
+            The name of the array in the cache, what changed it, and the gradient of array `k`.
+        """
+        if self.library is not np or self._writes:
+            return
+        try:
+            (_, cache), changes = watch(self.forward, self.points)
+            for name, array in arrays_in(self.user_cache(cache)):
+                now = array.view(np.ndarray)
+                for change in changes:
+                    if change.before.shape != now.shape or not np.shares_memory(change.array, now):
+                        continue
+                    kept = np.array(now)
+                    now[...] = change.before
+                    returned = self._align(as_tuple(self.backward(np.array(dy), cache)), [])[k]
+                    now[...] = kept
+                    yield name, change.operation, np.array(returned)
+        except Exception:  # forward does not take arrays of a subclass: nothing is known
+            return
+        finally:
+            Watched.changes = []
 
     def run(self, points: Sequence[Array], seed: int) -> Passes:
         """Run forward, and backward with a random upstream gradient, and check the contracts."""
@@ -102,7 +149,7 @@ class CheckedFunction:
             for point, value in zip(points, before, strict=True):
                 point[...] = value
         if not np.array_equal(self._call(points)[0], y):
-            findings.append("forward returns another result for the same arguments: fix its randomness to check it")
+            findings.append(RANDOM)
             return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
         try:
             if not all(map(same, gradients, backward())):

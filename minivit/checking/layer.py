@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from minivit.arrays import to_host
+from minivit.arrays import namespace, to_backend, to_host
+from minivit.checking.arguments import accepted, layer_dtype
 from minivit.checking.function import MISSING, CheckedFunction, align, as_tuple, same
 from minivit.checking.verdict import Place
 
@@ -23,7 +24,7 @@ class CheckedLayer(CheckedFunction):
     layer
         Has ``parameters``, ``zero_grad()`` and ``astype(dtype)``; it is not changed.
     inputs, names
-        The inputs of the layer, and their names.
+        The inputs of the layer, which are converted to its dtype, and their names.
     layer_forward, layer_backward
         ``y, cache = layer_forward(copy, *inputs)`` and ``dinputs = layer_backward(copy, dy, cache)``.
     """
@@ -37,6 +38,7 @@ class CheckedLayer(CheckedFunction):
         layer_backward: LayerBackward,
     ) -> None:
         self.layer, self.layer_forward, self.layer_backward = layer, layer_forward, layer_backward
+        inputs = accepted(names, inputs, layer_dtype(layer))
         self.inputs = [x.dtype for x in inputs]
         self.by_dtype: dict[np.dtype[Any], Any] = {}
         self.overwritten: list[str] = []
@@ -57,6 +59,17 @@ class CheckedLayer(CheckedFunction):
         y, cache = self.layer_forward(copy, *arrays[: len(self.inputs)])
         return y, (copy, cache)
 
+    def evaluation_differs(self, evaluate: Callable[..., Any]) -> bool:
+        """Return whether ``evaluate(copy, *inputs)``, the layer without a cache, returns another result."""
+        y, (copy, _) = self._forward(*(to_backend(np.array(a), self.library) for a in self.points))
+        inputs = [to_backend(np.array(a), self.library) for a in self.points[: len(self.inputs)]]
+        other = np.asarray(to_host(evaluate(copy, *inputs)))
+        return other.shape != y.shape or not np.allclose(other, to_host(y), rtol=1e-9, atol=1e-12, equal_nan=True)
+
+    def user_cache(self, cache: Any) -> Any:
+        """Return the layer's own part of the cache."""
+        return cache[1]
+
     def _backward(self, dy: Any, state: Any) -> tuple[Any, ...]:
         copy, cache = state
         copy.zero_grad()
@@ -73,6 +86,23 @@ class CheckedLayer(CheckedFunction):
         """The violated contracts that apply to layers only: backward must add to the gradients of parameters."""
         words = "backward sets gradients, or changes its cache, instead of adding to them: "
         return (words + ", ".join(self.overwritten),) if self.overwritten else ()
+
+
+def without_zeros(model: Any) -> tuple[Any, str]:
+    """Return a copy with random values in place of weight matrices of zeros, and words about them; or the model.
+
+    No gradient passes through a matrix of zeros, so nothing before it would be verified.
+    """
+    zero = [name for name, p in model.parameters.items() if p.value.ndim == 2 and not to_host(p.value).any()]
+    if not zero:
+        return model, ""
+    model = model.astype(layer_dtype(model))
+    for k, name in enumerate(zero):
+        value = model.parameters[name].value
+        random = np.random.default_rng(k).standard_normal(value.shape) / value.shape[0] ** 0.5
+        value[...] = to_backend(random.astype(value.dtype), namespace(value))
+    more = f" and {len(zero) - 1} more" if len(zero) > 1 else ""
+    return model, f", with random values for the zeros of {zero[0]}{more}"
 
 
 def places_of(name: str, array: int, parameter: Any) -> list[Place]:

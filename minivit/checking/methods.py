@@ -76,6 +76,20 @@ class Probe:
 
     def complex_terms(self, d: Array) -> Array:
         """Return the terms, in the shape of `y`, whose sum is the derivative of phi along `d`."""
+        terms: Array = self.upstream * self.complex_rates(d)
+        return terms
+
+    def rates(self, d: Array, analytic: bool) -> Array:
+        """Return the derivative of f along `d`, of the shape of `y`, by the complex step or by central differences."""
+        if analytic:
+            return self.complex_rates(d)
+        size = _CENTRAL_STEPS[0] * self.rms
+        with np.errstate(all="ignore"):
+            rates: Array = (self.evaluate(self.shifted(size * d)) - self.evaluate(self.shifted(-size * d))) / (2 * size)
+        return rates
+
+    def complex_rates(self, d: Array) -> Array:
+        """Return the derivative of f along `d`, of the shape of `y`, by the complex step."""
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("error", np.exceptions.ComplexWarning)
             try:
@@ -85,8 +99,8 @@ class Probe:
                 raise NotAnalyticError(f"forward refuses complex arguments ({reason})") from error
         if not np.iscomplexobj(y):
             raise NotAnalyticError("forward returns real values for complex arguments")
-        terms: Array = self.upstream * (y.imag / _STEP)
-        return terms
+        rates: Array = y.imag / _STEP
+        return rates
 
     def central(self, d: Array, h: float = _CENTRAL_STEPS[0]) -> float:
         """Return the central difference of phi along `d` with the step `h` * `rms`."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from minivit.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,9 +81,11 @@ class Row:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The rows of one gradient check, and the contracts that forward or backward violated.
+
+    ``bool(report)`` is ``report.passed``, so that ``assert gradcheck(...)`` fails for a wrong gradient.
 
     Attributes
     ----------
@@ -107,6 +112,9 @@ class Report:
         """Whether no row failed and no contract was violated."""
         return not self.findings and all(row.verdict != "FAILED" for row in self.rows)
 
+    def __bool__(self) -> bool:
+        return self.passed
+
     @property
     def max_error(self) -> float:
         """The largest error in float64; comparisons in float32 are left out, since they have their own tolerance."""
@@ -120,8 +128,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict that can be written as JSON; a number that is not finite becomes None."""
-        rows = [{key: _plain(value) for key, value in asdict(row).items()} for row in self.rows]
-        summary = {"title": self.title, "passed": self.passed, "max_error": _plain(self.max_error)}
+        rows = [{key: plain(value) for key, value in asdict(row).items()} for row in self.rows]
+        summary = {"title": self.title, "passed": self.passed, "max_error": plain(self.max_error)}
         return summary | {"findings": list(self.findings), "rows": rows}
 
     def summary(self) -> str:
@@ -135,7 +143,8 @@ class Report:
             zeros = f" ({zero} of them zero)" if zero else ""
             bar = f" (tolerance {self.tolerance:.0e})" if all(row.method == "complex" for row in verified) else ""
             gradients = f"{_count(len(verified), 'gradient')}{zeros}"
-            return f"passed: {gradients}, largest error {self.max_error:.1e}{bar}{warnings}"
+            largest = max((row.error for row in verified), default=0.0)
+            return f"passed: {gradients}, largest error {largest:.1e}{bar}{warnings}"
         wrong = f"{len(failed)} of {_count(len(self.rows), 'gradient')} wrong" if failed else ""
         broken = f"{_count(len(self.findings), 'contract')} broken" if self.findings else ""
         return f"FAILED: {', '.join(filter(None, (wrong, broken)))}{warnings}"
@@ -151,6 +160,31 @@ class Report:
             if word:
                 text.stylize(style, start := line.rindex(word), start + len(word))
             console.print(text, soft_wrap=True, highlight=False)
+
+    def __repr__(self) -> str:
+        failed = ", ".join(dict.fromkeys(row.full_name for row in self.rows if row.verdict == "FAILED"))
+        return f"<{self.title}: {self.summary()}{f' ({failed})' if failed else ''}; print it for the table>"
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook: the same rows, notes and last lines as the printed one."""
+        headers, shown = self._columns()
+        align = ["right" if header in _RIGHT_ALIGNED else "left" for header in headers]
+
+        def line(tag: str, cells: tuple[str, ...]) -> str:
+            pairs = zip(cells, align, strict=True)
+            inside = "".join(f'<{tag} style="text-align:{side}">{escaped(cell)}</{tag}>' for cell, side in pairs)
+            return f"<tr>{inside}</tr>"
+
+        rows = []
+        for row, cells in shown:
+            rows.append(line("td", cells))
+            if row.note:
+                note = "<br>".join(map(escaped, row.note.split("; ")))
+                rows.append(f'<tr><td></td><td colspan="{len(headers) - 1}" style="text-align:left">{note}</td></tr>')
+        ends = [*(f"contract: {finding}" for finding in self.findings), self.advice]
+        below = "".join(f"<p>{escaped(words)}</p>" for words in ends if words)
+        table = f"<table><thead>{line('th', headers)}</thead><tbody>{''.join(rows)}</tbody></table>"
+        return f"<div><p>{escaped(self.title)}</p>{table}{below}<p><b>{escaped(self.summary())}</b></p></div>"
 
     def __str__(self) -> str:
         return "\n".join(line for line, _, _ in self._lines())
@@ -194,6 +228,11 @@ class Report:
             previous = layer
 
 
+def escaped(text: str) -> str:
+    """Return a text for HTML, without control characters."""
+    return html.escape(printable(text))
+
+
 def _dimensions(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) if shape else "scalar"
 
@@ -202,7 +241,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a field of a report for JSON: a number that is not finite becomes None, a tuple a list."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return list(value) if isinstance(value, tuple) else value

@@ -13,7 +13,8 @@ The strategies need Hypothesis, which the extra `test` installs; the assertions 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
@@ -21,6 +22,8 @@ import numpy as np
 from minivit.arrays import Array
 from minivit.checking import Options, Report, gradcheck, gradcheck_layer
 from minivit.checking.function import Backward, Forward
+from minivit.errors import install
+from minivit.random import RngLike
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
@@ -51,7 +54,7 @@ def assert_gradients(
 
 
 def assert_layer_gradients(
-    layer: Any, *inputs: Any, rng: Any = None, names: Sequence[str] | None = None, **options: Unpack[Options]
+    layer: Any, *inputs: Any, rng: RngLike = None, names: Sequence[str] | None = None, **options: Unpack[Options]
 ) -> Report:
     """Assert that a layer's gradients of its inputs and of all its parameters are right; see `gradcheck_layer`."""
     __tracebackhide__ = True
@@ -106,25 +109,25 @@ def arrays(
     """
     if values not in ("normal", "large", "small", "mixed"):
         raise ValueError(f"unknown values {values!r}; expected 'normal', 'large', 'small' or 'mixed'")
-    st = _hypothesis()
-
-    def draw_array(draw: DrawFn) -> Array:
-        size = shape if isinstance(shape, tuple) else draw(shape)
-        kind = np.dtype(draw(dtype) if isinstance(dtype, st.SearchStrategy) else dtype)
-        generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-        x = generator.standard_normal(size)
-        if values == "large":
-            x *= 10.0 ** draw(st.integers(1, 4))
-        elif values == "small":
-            x *= 10.0 ** -draw(st.integers(1, 6))
-        elif values == "mixed":
-            x *= 10.0 ** generator.uniform(-3, 3, size)
-            x[generator.random(size) < 0.1] = 0
-            x[generator.random(size) < 0.1] = 1
-        return np.asarray(x, kind)
-
-    strategy: SearchStrategy[Array] = st.composite(draw_array)()
+    strategy: SearchStrategy[Array] = _composite(_draw_array)(shape, dtype, values)
     return strategy
+
+
+def _draw_array(draw: DrawFn, shape: Any, dtype: Any, values: Values) -> Array:
+    st = _hypothesis()
+    size = shape if isinstance(shape, tuple) else draw(shape)
+    kind = np.dtype(draw(dtype) if isinstance(dtype, st.SearchStrategy) else dtype)
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    x = generator.standard_normal(size)
+    if values == "large":
+        x *= 10.0 ** draw(st.integers(1, 4))
+    elif values == "small":
+        x *= 10.0 ** -draw(st.integers(1, 6))
+    elif values == "mixed":
+        x *= 10.0 ** generator.uniform(-3, 3, size)
+        x[generator.random(size) < 0.1] = 0
+        x[generator.random(size) < 0.1] = 1
+    return np.asarray(x, kind)
 
 
 def strided(array: Array | SearchStrategy[Array]) -> SearchStrategy[Array]:
@@ -133,25 +136,32 @@ def strided(array: Array | SearchStrategy[Array]) -> SearchStrategy[Array]:
     The gaps of float arrays hold NaN, which exposes code that ignores the strides. Examples shrink to a contiguous
     array.
     """
-    st = _hypothesis()
-
-    def draw_view(draw: DrawFn) -> Array:
-        x = array if isinstance(array, np.ndarray) else draw(array)
-        order = draw(st.permutations(range(x.ndim)))
-        steps = [draw(st.sampled_from([1, -1, 2, -2])) for _ in range(x.ndim)]
-        filling = np.nan if x.dtype.kind == "f" else 0
-        memory = np.full([x.shape[axis] * abs(steps[axis]) for axis in order], filling, x.dtype)
-        slices: list[Any] = [slice(None, None, step) for step in steps]
-        view = memory.transpose(np.argsort(order))[(..., *slices)]
-        view[...] = x
-        return view
-
-    strategy: SearchStrategy[Array] = st.composite(draw_view)()
+    strategy: SearchStrategy[Array] = _composite(_draw_view)(array)
     return strategy
+
+
+def _draw_view(draw: DrawFn, array: Any) -> Array:
+    st = _hypothesis()
+    x = array if isinstance(array, np.ndarray) else draw(array)
+    order = draw(st.permutations(range(x.ndim)))
+    steps = [draw(st.sampled_from([1, -1, 2, -2])) for _ in range(x.ndim)]
+    filling = np.nan if x.dtype.kind == "f" else 0
+    memory = np.full([x.shape[axis] * abs(steps[axis]) for axis in order], filling, x.dtype)
+    slices: list[Any] = [slice(None, None, step) for step in steps]
+    view = memory.transpose(np.argsort(order))[(..., *slices)]
+    view[...] = x
+    return view
+
+
+@cache
+def _composite(draw: Callable[..., Array]) -> Callable[..., SearchStrategy[Array]]:
+    """Return what makes a strategy of a function that draws; Hypothesis reads its source, so that it is made once."""
+    composite: Callable[..., SearchStrategy[Array]] = _hypothesis().composite(draw)
+    return composite
 
 
 def _hypothesis() -> Any:
     try:
         return importlib.import_module("hypothesis.strategies")
     except ImportError as error:
-        raise ImportError("the strategies of minivit.testing need Hypothesis: pip install 'minivit[test]'") from error
+        raise ImportError(f"the strategies of minivit.testing need Hypothesis: {install('hypothesis')}") from error

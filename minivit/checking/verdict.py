@@ -5,44 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
-from typing import Literal
 
 import numpy as np
 
 from minivit.arrays import Array
+from minivit.checking.evidence import Context
 from minivit.checking.explain import explain
+from minivit.checking.kinks import beside, find_kinks, judge, neighbours
 from minivit.checking.methods import EPS, SLOPE_MARGIN, NotAnalyticError, Probe, Taylor, taylor
 from minivit.checking.report import Row, Verdict
+from minivit.checking.settings import Settings
 
-Method = Literal["auto", "complex", "taylor", "central"]
-
-_SCALE_FLOOR = 1e-3  # errors are relative to at least this fraction of the norm of all gradients
+SCALE_FLOOR = 1e-3  # errors are relative to at least this fraction of the norm of all gradients
 _ZERO_ULPS = 64  # a gradient is zero up to this many units in the last place of the norm of all gradients
 _NEGLIGIBLE = 1e-36  # the complex step neglects terms of order h^2 = 1e-40
+_ROUNDING = 128  # an error up to this many units in the last place of dy may be rounding inside a saturated function
+_SATURATED = 1e-3  # of such a function the gradient is smaller than this, relative to dy
 _NOT_ANALYTIC = 1e-4  # a larger error by the complex step may mean that forward is not analytic
-
-
-def _ignore(row: Row, total: int) -> None:
-    """Default of `Settings.on_row`."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of `gradcheck`; see there."""
-
-    seed: int = 0
-    tolerance: float = 1e-11
-    method: Method = "auto"
-    directions: int = 3
-    central_tolerance: float = 1e-6
-    float32_tolerance: float = 1e-4
-    on_row: Callable[[Row, int], None] = _ignore
-
-    def __post_init__(self) -> None:
-        if self.method not in ("auto", "complex", "taylor", "central"):
-            raise ValueError(f"unknown method {self.method!r}; expected 'auto', 'complex', 'taylor' or 'central'")
-        if self.directions < 1:
-            raise ValueError(f"directions is {self.directions}; at least one is needed")
 
 
 @dataclass(frozen=True)
@@ -54,6 +33,15 @@ class Place:
     array: int
     where: tuple[EllipsisType | slice, ...] = (...,)
 
+    @property
+    def full_name(self) -> str:
+        """The names of the layer and of the array, joined by a dot."""
+        return f"{self.layer}.{self.name}" if self.layer else self.name
+
+    def generator(self, settings: Settings) -> np.random.Generator:
+        """Return the generator of the random directions of this gradient."""
+        return np.random.default_rng([settings.seed, self.array, *self.name.encode()])
+
     def unmeasured(self, shape: tuple[int, ...], flaw: str, gradient: object, method: str) -> Row:
         """Return the row of a gradient that cannot be measured: one with a flaw, None, or an empty array."""
         verdict: Verdict = "zero" if not flaw else "skipped" if gradient is None else "FAILED"
@@ -62,7 +50,9 @@ class Place:
         return Row(self.layer, self.name, shape, 0.0, error, None, None, verdict, method, flaw)
 
 
-def verify(probe: Probe, gradient: Array, total: float, place: Place, settings: Settings) -> Row:
+def verify(
+    probe: Probe, gradient: Array, total: float, place: Place, settings: Settings, fixed: Array | None = None
+) -> Row:
     """Verify one gradient by the methods that `settings` selects.
 
     Parameters
@@ -73,12 +63,16 @@ def verify(probe: Probe, gradient: Array, total: float, place: Place, settings: 
         The gradient that backward returned, float64.
     total
         Norm of all gradients together.
+    fixed
+        Mask of elements that the directions leave where they are.
     """
-    rng = np.random.default_rng([settings.seed, place.array, *place.name.encode()])
+    rng = place.generator(settings)
     directions = [rng.standard_normal(gradient.shape) for _ in range(settings.directions)]
+    if fixed is not None:
+        directions = [np.where(fixed, 0.0, d) for d in directions]
     claims = [float(np.sum(gradient * d)) for d in directions]
     norm = float(np.linalg.norm(gradient))
-    scale = max(norm, _SCALE_FLOOR * total)
+    scale = max(norm, SCALE_FLOOR * total)
 
     def error_of(values: Sequence[float]) -> float:
         return max(relative(abs(value - claim), scale) for value, claim in zip(values, claims, strict=True))
@@ -111,11 +105,84 @@ def verify(probe: Probe, gradient: Array, total: float, place: Place, settings: 
     return Row(place.layer, place.name, gradient.shape, norm, error, slope, None, verdict, method, note)
 
 
-def explained(row: Row, probe: Probe, gradient: Array, settings: Settings) -> Row:
+def verify_at_kinks(
+    row: Row,
+    probe: Probe,
+    gradient: Array,
+    total: float,
+    place: Place,
+    settings: Settings,
+    elsewhere: Callable[[Array], tuple[Probe, Array] | None],
+) -> tuple[Row, Probe, Array]:
+    """Return a failed row, or the row that replaces it where the function is not differentiable at some elements.
+
+    The other elements are verified as usual, these elements by their one-sided derivatives, and the whole gradient
+    once more at a point where these elements are moved aside.
+
+    Parameters
+    ----------
+    elsewhere
+        Returns the function and its gradient at another value of the array, or None if they are not finite there.
+
+    Returns
+    -------
+    row, probe, gradient
+        The row, and what is to be explained if it failed.
+    """
+    rng = place.generator(settings)
+    kinks = find_kinks(probe, gradient.shape, rng)
+    if not kinks:
+        return row, probe, gradient
+    smooth = verify(probe, gradient, total, place, settings, kinks.mask)
+    accepted, note = judge(probe, gradient, kinks)
+    moved = elsewhere(beside(probe, kinks, rng))
+    aside = verify(*moved, total, place, settings) if moved else smooth
+    if moved and aside.verdict == "FAILED":
+        return replace(aside, note=_joined(aside.note, "found with the kinks of forward moved aside")), *moved
+    if not accepted and any(
+        near is not None and np.allclose(near[1], gradient, rtol=1e-5, atol=1e-5 * np.max(np.abs(gradient)))
+        for near in map(elsewhere, neighbours(probe, kinks))
+    ):
+        accepted, note = True, f"{note}; it is the gradient at a neighbouring point, which is accepted"
+    if not accepted:
+        return replace(smooth, verdict="FAILED", error=max(row.error, smooth.error), note=note), probe, gradient
+    return replace(smooth, error=max(smooth.error, aside.error), note=_joined(smooth.note, note)), probe, gradient
+
+
+def verify_unsaturated(
+    row: Row, probe: Probe, place: Place, settings: Settings, elsewhere: Callable[[Array], tuple[Probe, Array] | None]
+) -> Row:
+    """Return a failed row, or another verdict where the gradient is only rounding.
+
+    In a saturated function, such as softmax of large numbers, the digits of 1 - y are lost in any right backward pass:
+    such a row is vacuous if the gradient is right at another point. It is zero if it is rounding at every point, as
+    for a sum of softmax.
+    """
+    dy = float(np.linalg.norm(probe.upstream))
+    if not (row.norm <= _SATURATED * dy and 0 < row.error * row.norm <= _ROUNDING * EPS * dy):
+        return row
+    rounding = _ROUNDING * EPS * float(np.sum(np.abs(probe.upstream * probe.y)))
+    others = [probe.x / 8, probe.x / 64, probe.x / 512]
+    others.append(probe.x + probe.rms * place.generator(settings).standard_normal(probe.x.shape))
+    for moved in filter(None, map(elsewhere, others)):
+        norm = float(np.linalg.norm(moved[1]))
+        if norm >= 100 * row.norm and norm * moved[0].rms > rounding:
+            if verify(*moved, norm, place, settings).verdict != "ok":
+                return row
+            note = f"{vacuous(row.norm, row.error * row.norm)}: forward is saturated here; right at another point"
+            return replace(row, verdict="vacuous", note=note)
+    return replace(row, verdict="zero", error=0.0) if row.norm * max(1.0, row.error) * probe.rms <= rounding else row
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
+def explained(row: Row, name: str, probe: Probe, gradient: Array, settings: Settings, context: Context) -> Row:
     """Return a failed row with its worst index and a note that describes the error."""
     # If the complex step agrees with the gradient or is impossible, the error shows in central differences only.
     analytic = row.method == "complex" and settings.tolerance < row.error and not row.note
-    index, words = explain(probe, gradient, analytic, np.random.default_rng(settings.seed))
+    index, words = explain(name, probe, gradient, analytic, np.random.default_rng(settings.seed), context)
     return replace(row, worst_index=index, note="; ".join(filter(None, (row.note, words))))
 
 
@@ -193,15 +260,19 @@ def vacuous(norm: float, detectable: float) -> str:
     return f"verifies nothing: an error of {detectable:.1e} would pass, and the norm of the gradient is {norm:.1e}"
 
 
-def compare_float32(low: Array, high: Array, total: float, place: Place, settings: Settings) -> Row:
-    """Compare the float32 gradient `low` with the float64 gradient `high`."""
+def compare_float32(low: Array, high: Array, total: float, place: Place, settings: Settings, upstream: Array) -> Row:
+    """Compare the float32 gradient `low` with the float64 gradient `high`, which belong to `upstream`."""
     difference, tolerance = np.abs(low - high), settings.float32_tolerance
     norms = [float(np.linalg.norm(values.astype(np.float64))) for values in (low, high)]
-    scale = max(norms[1], _SCALE_FLOOR * total)
+    scale = max(norms[1], SCALE_FLOOR * total)
     error = relative(float(np.linalg.norm(difference)), scale)
     eps, detectable = float(np.finfo(np.float32).eps), tolerance * scale
     both_zero = max(norms) <= _ZERO_ULPS * eps * total
-    verdict = verdict_of(norms[1], norms[0], total, both_zero or error <= tolerance, detectable, eps)
+    dy = float(np.linalg.norm(upstream))
+    agrees = both_zero or error <= tolerance
+    verdict = verdict_of(norms[1], norms[0], total, agrees, detectable, eps)
+    if not agrees and norms[1] <= _SATURATED * dy and error * scale <= _ROUNDING * eps * dy:
+        verdict, detectable = "vacuous", _ROUNDING * eps * dy  # rounding in a saturated function
     note, index = vacuous(norms[1], detectable) if verdict == "vacuous" else "", None
     if verdict == "FAILED":
         index = tuple(int(k) for k in np.unravel_index(np.argmax(difference), difference.shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,7 @@ from minivit.errors import RunError, UserError
 from minivit.nn.vit import ViT
 from minivit.train.run_folder import RunFolder
 from minivit.weights import load_model, model_metadata
-
-LABELS_MEAN_STD = ("class_names", "mean", "std")
+from minivit.weights.preprocessing import Preprocessing, class_names_of, preprocessing_of
 
 
 class CommandResult(NamedTuple):
@@ -37,6 +36,19 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="numpy, cupy, or cupy:1 for the second GPU (default: numpy)",
     )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add --threads, which `check_threads` checks."""
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="number of workers; the result is the same (default: all cores)"
+    )
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise UserError if the number of workers is less than 1."""
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads is {threads}; expected at least 1")
 
 
 def check_backend(name: str) -> None:
@@ -65,8 +77,9 @@ def enough_memory(backend: str) -> Iterator[None]:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add --data."""
+    """Add --data and --skip-bad."""
     parser.add_argument("--data", metavar="DIR", help="folder of CIFAR, also for its download (default: $MINIVIT_DATA)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
 
 
 def dataset_name(text: str, gone: bool = False) -> str:
@@ -76,37 +89,70 @@ def dataset_name(text: str, gone: bool = False) -> str:
     return os.path.abspath(path) if is_path else text  # noqa: PTH100 - does not resolve links
 
 
-def open_dataset(name: str, image_size: tuple[int, int], data: str | None, terminal: Terminal) -> Dataset:
-    """Load a data set with a progress bar; the images of a folder are resized to `image_size`."""
-    path = Path(name)
-    is_folder = name not in NAMES and path.is_dir() and not batches_in(path)
+def open_dataset(
+    name: str,
+    image_size: tuple[int, int] | None,
+    data: str | None,
+    terminal: Terminal,
+    skip_bad: bool = False,
+    **decoding: Any,
+) -> Dataset:
+    """Load a data set with a progress bar, with images of `image_size`, resized as `decoding` says; None: as stored."""
     with terminal.progress() as progress:
-        return load_dataset(name, data_dir=data, progress=progress, image_size=image_size if is_folder else None)
+        return load_dataset(
+            name, data_dir=data, progress=progress, image_size=image_size, skip_bad=skip_bad, **decoding
+        )
 
 
-def open_model(text: str, checkpoint: str, backend: str) -> tuple[ViT, dict[str, Any]]:
-    """Load the model of a run folder, or a model file or folder, onto a backend; return it with its metadata.
+def is_folder_of_images(name: str) -> bool:
+    """Return whether the data set is a folder whose images may have any size."""
+    path = Path(name)
+    return name not in NAMES and path.is_dir() and not batches_in(path)
+
+
+class OpenedModel(NamedTuple):
+    """A model with what its file says about classes and images."""
+
+    model: ViT
+    class_names: tuple[str, ...] | None
+    preprocessing: Preprocessing
+
+
+def open_model(
+    text: str, checkpoint: str, backend: str = "numpy", fields: Mapping[str, Any] | None = None
+) -> OpenedModel:
+    """Load the model of a run folder, or a model file or folder, onto a backend, with `fields` of `load_model`.
 
     Raises
     ------
     UserError
-        The model is missing or damaged, or its metadata lack class names, mean or std.
+        The model is missing or damaged, it has no head, or its class names, mean or std cannot be used.
     RunError
         The device has too little memory.
+    """
+    path = model_path(text, checkpoint)
+    about = model_metadata(path)
+    with enough_memory(backend):
+        model = load_model(path, backend=backend, **(fields or {}))
+    if model.config.num_classes == 0:
+        raise UserError(f"{text} has no head, and so no classes; `minivit train DATA --init {text}` gives it one")
+    names = class_names_of(path, about, model.config)
+    return OpenedModel(model, names, preprocessing_of(path, about, model.config))
+
+
+def model_path(text: str, checkpoint: str) -> Path:
+    """Return the path of a model for `load_model`: for a run folder, that of its `checkpoint`, "best" or "last".
+
+    Raises
+    ------
+    UserError
+        The path does not exist, or the run has no such checkpoint yet.
     """
     path = Path(text).expanduser()
     if RunFolder.exists(path):
         path = path / checkpoint
     if not path.exists() and RunFolder.exists(path.parent):
         raise UserError(f"{path.parent} has no {checkpoint} model yet; finish it with `minivit train --resume`")
-    about = model_metadata(path)
-    missing = [key for key in LABELS_MEAN_STD if key not in about]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; pass them to minivit.save_model as extra=")
-    with enough_memory(backend):
-        model = load_model(path, backend=backend)
-    if len(about["class_names"]) != model.config.num_classes:
-        raise UserError(
-            f"{path} names {len(about['class_names'])} classes, but its head has {model.config.num_classes}"
-        )
-    return model, about
+    if not path.exists():
+        raise UserError(f"there is no run or model {text}")
+    return path

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,30 +18,41 @@ from minivit.cli.common import CommandResult, add_backend, check_backend
 from minivit.cli.terminal import Terminal
 from minivit.data import ProgressCallback
 from minivit.errors import UserError
+from minivit.nn.config import ViTConfig
 from minivit.nn.presets import PRESETS, create_model, get_config
+from minivit.nn.summary import summarize
+from minivit.nn.vit import ViT
+from minivit.weights import load_model
 
-HELP = "verify every gradient of a model, of the ops or of the layers"
+HELP = "verify every gradient of a model, a run, the ops or the layers"
 DESCRIPTION = """\
-Verify backward passes in float64 by the complex step along random directions and by
-the order of the Taylor remainder. Relative errors up to the tolerance pass.
-TARGET is the name of a model, `ops`, `layers`, or one of their cases such as
-`attention`. Without TARGET: all ops, all layers, and vit_tiny_patch4_32.
-A model is checked near its initial parameters and with two of its blocks, since all
-blocks run the same code; --depth changes this. With --backend cupy, the ops, the
-layers and their kernels are checked on the GPU, and no model."""
+Verify backward passes in float64 by the complex step along random directions
+and by the order of the Taylor remainder. Relative errors up to the tolerance
+pass. TARGET is the name of a model, a run folder, a model file, `ops`,
+`layers`, or one of their cases such as `attention`. Without TARGET: all ops,
+all layers, and vit_tiny_patch4_32. A named model is checked near its initial
+parameters, a run or a file with its own weights in float64; both on random
+images, and with as many of their blocks as take about a minute, since all
+blocks run the same code; --depth changes this. With --backend cupy, the ops,
+the layers and their kernels are checked on the GPU, and no model."""
 EXAMPLES = """\
 examples:
   minivit gradcheck
   minivit gradcheck vit_tiny_patch4_32 --depth 12
+  minivit gradcheck runs/digits
   minivit gradcheck attention"""
 
 DEFAULT_MODEL = "vit_tiny_patch4_32"
 DEFAULT_DEPTH = 2
+_EVALUATIONS = 800  # forward passes for each block, a complex one counted as four
+_FLOPS = 1e12  # for one check of a run or a file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("target", nargs="?", metavar="TARGET", help="a model, `ops`, `layers`, or the name of a case")
+    parser.add_argument(
+        "target", nargs="?", metavar="TARGET", help="a model, a run, a model file, `ops`, `layers`, or a case"
+    )
     parser.add_argument("--depth", type=int, help=f"number of blocks of the model (default: {DEFAULT_DEPTH})")
     parser.add_argument("--batch", type=int, default=2, help="batch size (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the points and directions (default: 0)")
@@ -83,11 +96,13 @@ def _targets(target: str | None) -> tuple[str | None, Sequence[Case]]:
     if target in groups:
         return None, groups[target]
     cases = [case for case in CASES if target in (case.name, case.name.partition("-")[0])]
+    if not cases and _is_path(target):
+        return target, ()
     if not cases:
         known = [*PRESETS, *groups, *(case.name for case in CASES)]
-        near = difflib.get_close_matches(target, known, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(target.lower(), known, n=1, cutoff=0.0)[0]
         raise UserError(
-            f"there is no model, op or layer called {target!r}; did you mean {near!r}? "
+            f"there is no model, op, layer, run or file called {target!r}; did you mean {near!r}? "
             f"`minivit info` lists the models; the cases are {', '.join(case.name for case in CASES)}"
         )
     return None, cases
@@ -122,14 +137,25 @@ def _case_row(case: Case, report: Report) -> tuple[str, str, str, str]:
     return case.name, str(len(report.rows)), f"{report.max_error:.1e}", "ok" if report.passed else "FAILED"
 
 
+def _is_path(target: str) -> bool:
+    path = Path(target).expanduser()
+    return path.exists() or path.suffix == ".safetensors" or os.sep in target
+
+
 def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Report:
-    whole = get_config(name)
-    depth = min(whole.depth, DEFAULT_DEPTH) if args.depth is None else args.depth
-    model = create_model(name, seed=args.seed, dtype="float64", depth=depth)
-    config = model.config
     generator = np.random.default_rng(args.seed)
-    for parameter in model.parameters.values():  # a head of zeros would make all gradients before it zero
-        parameter.value[...] += 0.02 * generator.standard_normal(parameter.shape)
+    if name in PRESETS:
+        whole = get_config(name)
+        depth = min(whole.depth, DEFAULT_DEPTH) if args.depth is None else args.depth
+        model = create_model(name, seed=args.seed, dtype="float64", depth=depth)
+        for parameter in model.parameters.values():  # a head of zeros would make all gradients before it zero
+            parameter.value[...] += 0.02 * generator.standard_normal(parameter.shape)
+    else:
+        loaded = load_model(Path(name).expanduser(), dtype="float64")
+        whole = loaded.config
+        depth = affordable_depth(whole, args.batch) if args.depth is None else min(args.depth, whole.depth)
+        model = _first_blocks(loaded, depth)
+    config = model.config
     what = f"{name} ({depth} of its {whole.depth} blocks)"
     with terminal.progress() as progress:
         progress(f"checking {what}", 0, 0)
@@ -137,9 +163,28 @@ def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Rep
         labels = generator.integers(config.num_classes, size=args.batch)
         on_row = _Rows(f"checking {what}", progress)
         report = gradcheck_model(model, images, labels, seed=args.seed, tolerance=args.tolerance, on_row=on_row)
-    report = replace(report, title=f"gradient check of {what} with cross-entropy, {args.batch} images")
+    shown = "1 image" if args.batch == 1 else f"{args.batch} images"
+    report = replace(report, title=f"gradient check of {what} with cross-entropy, {shown}")
     _show(report, terminal)
     return report
+
+
+def affordable_depth(config: ViTConfig, batch: int) -> int:
+    """Return the largest number of blocks whose check takes about a minute, at least one."""
+    for depth in range(config.depth, 1, -1):
+        flops = summarize(replace(config, depth=depth)).flops * batch
+        if _EVALUATIONS * depth * flops <= _FLOPS:
+            return depth
+    return 1
+
+
+def _first_blocks(model: ViT, depth: int) -> ViT:
+    """Return `model` with its first `depth` blocks alone."""
+    if depth == model.config.depth:
+        return model
+    short = ViT(replace(model.config, depth=depth), seed=None, dtype="float64")
+    short.load_state_dict({name: model.parameters[name].value for name in short.parameters})
+    return short
 
 
 class _Rows:

@@ -33,8 +33,9 @@ class LineReporter:
         self.latest: StepReport | None = None
 
     def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
-        """Store the number of epochs, and print the step at which a resumed run continues."""
+        """Say what the lines hold, and at which step a resumed run continues."""
         self.epochs = run.recipe.epochs
+        self.say("each epoch: loss and accuracy of training and of validation, images/s")
         if first_step:
             self.say(f"continuing after step {first_step:,} of {total_steps:,}")
 
@@ -44,19 +45,22 @@ class LineReporter:
 
     def epoch_ended(self, metrics: dict[str, Any]) -> None:
         """Print the line of the epoch."""
-        parts = [f"epoch {metrics['epoch']:>{len(str(self.epochs))}}/{self.epochs}"]
-        for part, name in (("train", ""), ("val", "validation ")):
-            if f"{part}_loss" in metrics:
-                accuracy = percent(metrics[f"{part}_accuracy"])
-                parts.append(f"{name}loss {metrics[f'{part}_loss']:.4f}  accuracy {accuracy:>7}")
-        parts.append(f"{metrics['images_per_second']:,.0f} images/s")
-        if self.latest is not None:
-            parts.append(f"{duration(self.latest.seconds_left)} left")
-        self.say("  ".join(parts))
+        left = [] if self.latest is None else [f"{duration(self.latest.seconds_left)} left"]
+        self.say("  ".join([epoch_line(metrics, self.epochs), *left]))
+
+
+def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
+    """Return losses and accuracies of an epoch, and its images per second, in at most 66 columns."""
+    parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}"]
+    for part, name in (("train", "loss"), ("val", "val")):
+        if f"{part}_loss" in metrics:
+            parts.append(f"{name} {metrics[f'{part}_loss']:.4f} {percent(metrics[f'{part}_accuracy']):>7}")
+    parts.append(f"{metrics['images_per_second']:,.0f}/s")
+    return "  ".join(parts)
 
 
 class LiveReporter:
-    """Draws a progress bar of the run and a small curve of the validation accuracy."""
+    """Prints one line per epoch above a progress bar of the run and a small curve of the validation accuracy."""
 
     def __init__(self, console: Console) -> None:
         from rich import progress as bars
@@ -71,12 +75,13 @@ class LiveReporter:
             bars.BarColumn(bar_width=None),
             bars.TextColumn("loss [bold]{task.fields[loss]}[/]"),
             bars.TextColumn("accuracy [bold green]{task.fields[accuracy]}[/]"),
-            bars.TextColumn("[cyan]{task.fields[rate]}[/] images/s"),
+            bars.TextColumn("[cyan]{task.fields[rate]}[/]/s"),
             bars.TextColumn("{task.fields[left]} left"),
             console=console,
             expand=True,
         )
         self._task = self._bar.add_task("", epoch=0, epochs=0, loss="-", accuracy="-", rate="-", left="-")
+        self._console, self._epochs = console, 0
         self._live = Live(self._content(), console=console, refresh_per_second=8)
 
     def _content(self) -> Any:
@@ -93,8 +98,9 @@ class LiveReporter:
 
     def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         """Draw the bar, at the step at which a resumed run continues."""
-        epoch = first_step // steps_per_epoch + 1
-        self._bar.update(self._task, total=total_steps, completed=first_step, epoch=epoch, epochs=run.recipe.epochs)
+        self._epochs = run.recipe.epochs
+        epoch = min(first_step // steps_per_epoch + 1, self._epochs)
+        self._bar.update(self._task, total=total_steps, completed=first_step, epoch=epoch, epochs=self._epochs)
         for metrics in run.metrics():
             self._add_to_curve(metrics)
 
@@ -111,7 +117,8 @@ class LiveReporter:
         )
 
     def epoch_ended(self, metrics: dict[str, Any]) -> None:
-        """Extend the curve."""
+        """Print the line of the epoch above the bar, and extend the curve."""
+        self._console.print(epoch_line(metrics, self._epochs), soft_wrap=True)
         self._add_to_curve(metrics)
         self._live.update(self._content())
 
@@ -127,7 +134,7 @@ class LiveReporter:
             )
 
 
-def sparkline(values: Sequence[float], encoding: str, width: int = 40) -> str:
+def sparkline(values: Sequence[float], encoding: str, width: int = 32) -> str:
     """Return values from 0 to 1 as at most `width` block characters, or "" if the encoding does not have them."""
     if not encoding.lower().startswith("utf"):
         return ""

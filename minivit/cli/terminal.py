@@ -1,7 +1,7 @@
 """The output of commands: colour and progress bars on a terminal, plain lines in a pipe.
 
 With --json, only the JSON object is printed to standard output: there are no tables, and progress is printed to
-standard error.
+standard error. Text from files is shown with its control characters escaped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from minivit.data import ProgressCallback
+from minivit.errors import printable, program
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 160  # width of a table that is not printed to a terminal
 
 
+def as_typed(text: str) -> str:
+    """Return `text` with each command in it, such as ```minivit info```, as this process was started."""
+    return text.replace("`minivit ", f"`{program()} ")
+
+
 def complain(message: object) -> None:
     """Print an error or a warning as one line on standard error."""
-    print("minivit:", " ".join(str(message).split()), file=sys.stderr)  # noqa: T201 - output of the command line
+    print("minivit:", printable(as_typed(" ".join(str(message).split()))), file=sys.stderr)  # noqa: T201 - output of the command line
 
 
 class Terminal:
@@ -56,7 +62,7 @@ class Terminal:
 
     def say(self, text: str = "", style: str = "") -> None:
         """Print a line of progress or information; with --json, on standard error."""
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        self.console.print(printable(as_typed(text)), style=style, markup=False, soft_wrap=True)
 
     def show(self, *lines: str) -> None:
         """Print lines of results; with --json, print nothing, because the JSON object holds the results."""
@@ -77,7 +83,7 @@ class Terminal:
             table.add_column(column.lstrip(">"), justify=justify, header_style="dim", no_wrap=True)
         for i, row in enumerate(rows):
             style = "bold" if total and i == len(rows) - 1 else ""
-            table.add_row(*(Text(cell) for cell in row), style=style)
+            table.add_row(*(Text(printable(cell)) for cell in row), style=style)
         self.console.print(table)
 
     @contextmanager

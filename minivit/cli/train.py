@@ -3,66 +3,66 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-from dataclasses import fields
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minivit.arrays import backend, check_dtype, dtype_named
 from minivit.arrays.precision import PRECISIONS
-from minivit.cli.common import CommandResult, add_backend, add_data, check_backend, dataset_name, open_dataset
+from minivit.cli.common import (
+    CommandResult,
+    add_backend,
+    add_data,
+    add_threads,
+    check_backend,
+    check_threads,
+    dataset_name,
+    is_folder_of_images,
+    open_dataset,
+)
+from minivit.cli.model_fields import add_set, model_fields
+from minivit.cli.recipe_options import RECIPE_OPTIONS, add_recipe_options
 from minivit.cli.reporters import duration, percent
 from minivit.cli.terminal import Terminal
+from minivit.data import Dataset
+from minivit.data.load import NAMES
 from minivit.engine.device_step import check_precision
-from minivit.errors import RunError, UserError
-from minivit.nn.config import ViTConfig
+from minivit.errors import RunError, UserError, install, program
 from minivit.nn.presets import get_config
+from minivit.train.curves import draw_curves
+from minivit.train.initial import begun_with
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError
-from minivit.train.recipe import OPTIMIZERS, Recipe, load_recipe
-from minivit.train.run_folder import RunFolder, latest_run_path, next_run_path
-from minivit.train.schedules import SCHEDULES
+from minivit.train.recipe import Recipe
+from minivit.train.recipes import FINE_TUNING, load_recipe, recipe_values
+from minivit.train.run_folder import RunFolder
+from minivit.train.run_paths import claimed_run, latest_run_path
 from minivit.train.trainer import Trainer
+from minivit.train.watch_options import WatchOptions
+from minivit.weights import fingerprint
+from minivit.weights.load import OpenedModel
 
 HELP = "train a Vision Transformer"
 DESCRIPTION = """\
-Train on digits, cifar10 or cifar100, or on the images in PATH/train/CLASS/ and
-PATH/test/CLASS/. The recipe of the data set supplies the options that are not given.
-The run folder holds the model, the metrics and a plot. Ctrl-C saves a checkpoint, and
---resume continues from it; the result has the same bits as without interruption."""
+Train on digits, cifar10 or cifar100, or on the images in PATH/CLASS/, or in
+PATH/train/, test/ and val/ with folders of classes. The recipe of the data set,
+or --recipe, supplies the options that are not given. The run folder holds the
+model, the metrics and a plot. Ctrl-C saves a checkpoint, and --resume continues
+from it; the result has the same bits as without interruption. --resume with
+more --epochs makes a run longer."""
 EXAMPLES = """\
 examples:
   minivit train digits
   minivit train cifar10 --epochs 30 --run runs/long
   minivit train cifar10 --run runs/long --resume
+  minivit train cifar10 --run runs/long --resume --epochs 60
   minivit train cifar10 --backend cupy --precision bfloat16
+  minivit train cifar10 --recipe labml
+  minivit train photos/ --init vit_tiny_patch16_224.safetensors
   minivit train photos/ --model vit_tiny_patch16_224 --set drop_path_rate=0.1"""
-
-# The options that set fields of the recipe. An option that is not given leaves its field unchanged.
-RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
-    "model": {"help": "name of a model; `minivit info` lists them"},
-    "epochs": {"type": int, "help": "number of passes over the training images"},
-    "batch_size": {"type": int, "help": "number of images per step"},
-    "lr": {"type": float, "help": "maximum learning rate"},
-    "schedule": {"choices": SCHEDULES, "help": "learning rate schedule after the warmup"},
-    "warmup_epochs": {"type": float, "help": "number of epochs of linear warmup"},
-    "optimizer": {"choices": OPTIMIZERS, "help": "the optimizer"},
-    "weight_decay": {"type": float, "help": "weight decay of matrices; biases, norms, tokens and positions have none"},
-    "momentum": {"type": float, "help": "momentum of sgd"},
-    "clip_norm": {"type": float, "help": "maximum global norm of the gradients; 0: no clipping"},
-    "crop_padding": {"type": int, "help": "padding of random crops in pixels; 0: no random crops"},
-    "flip": {"action": argparse.BooleanOptionalAction, "help": "flip training images at random"},
-    "label_smoothing": {"type": float, "help": "label smoothing of the loss"},
-    "validation": {"type": float, "help": "fraction of the training images used for validation"},
-    "micro_batch": {
-        "type": int,
-        "help": "images per micro-batch of a worker; 0: a function of the model's size. On a GPU it is only needed if "
-        "the memory is too small for the whole batch, and may change with --resume",
-    },
-    "dtype": {"choices": ("float32", "float64"), "help": "dtype of parameters and arithmetic"},
-    "seed": {"type": int, "help": "seed of all random numbers"},
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,24 +70,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATA", help="digits, cifar10, cifar100, or a path")
     parser.add_argument("--run", metavar="DIR", help="the run folder (default: runs/DATA-1, -2, ...)")
     parser.add_argument("--resume", action="store_true", help="continue a run (default: the newest of DATA)")
-    for name, options in RECIPE_OPTIONS.items():
-        if not {"choices", "action"} & set(options):
-            options = {"metavar": name.rpartition("_")[2].upper(), **options}
-        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    add_recipe_options(parser)
     parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="a field of the model's configuration, such as depth=4 or drop_path_rate=0.1; can be repeated",
+        "--init",
+        metavar="WEIGHTS",
+        help="begin with the weights of a run, or of a model file or folder of any format; the model is theirs",
     )
-    parser.add_argument("--threads", type=int, help="number of workers; the result is the same (default: all cores)")
+    add_set(parser, "a field of the model, such as depth=4, drop_path_rate=0.1 or img_size=224; can be repeated")
+    add_threads(parser)
     parser.add_argument(
         "--checkpoint-seconds",
         type=float,
         default=60.0,
         metavar="S",
         help="maximum time between two checkpoints (default: 60)",
+    )
+    parser.add_argument(
+        "--keep-every",
+        type=int,
+        metavar="N",
+        help="keep the weights of every N-th step in RUN/steps/; 0: none (default)",
+    )
+    parser.add_argument(
+        "--watch",
+        type=int,
+        metavar="N",
+        help="log statistics of every layer at every N-th step into RUN/watch.jsonl, and warn of gradients that vanish "
+        "or explode and of layers that do not learn; 0: never (default)",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action=argparse.BooleanOptionalAction,
+        help="write metrics for TensorBoard into RUN/tensorboard/ too",
     )
     add_data(parser)
     add_backend(parser)
@@ -103,29 +117,50 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     check_backend(args.backend)
     if not args.checkpoint_seconds >= 0:
         raise UserError(f"--checkpoint-seconds is {args.checkpoint_seconds}; expected 0 or more")
-    opened = _resumed(args) if args.resume else _new(args)
-    if args.resume and (result := opened.result()) is not None:
-        terminal.say(f"{opened.path} is finished")
-        return _finished(opened, result, terminal)
+    if RunFolder.exists(run := Path(args.dataset).expanduser()):
+        command = shlex.join(["minivit", "train", RunFolder.open(run).recipe.dataset, "--run", str(run), "--resume"])
+        raise UserError(f"{args.dataset} is a run, not a data set; to continue it: {command}")
+    if args.resume:
+        opened = _resumed(args)
+        if opened.is_as_on_disk() and (result := opened.result()) is not None:
+            terminal.say(f"{opened.path} is finished")
+            return _finished(opened, _with_curves(opened, result), terminal)
+        with opened.locked():
+            return _train(args, opened, terminal)
+    name = args.recipe or ("finetune" if args.init is not None else None)
+    recipe = load_recipe(dataset_name(args.dataset), name, **_given(args, {}))
+    _check_device_options(args, recipe)
+    start = None
+    if args.init is not None:
+        recipe, start = begun_with(recipe, Path(args.init).expanduser(), args.model)
+    elif name in FINE_TUNING:
+        words = f"the recipe {name} is for fine-tuning, but the run begins with random parameters: give --init FILE"
+        warnings.warn(words, UserWarning, stacklevel=2)
+    get_config(recipe.model, **recipe.model_options)
+    with claimed_run(Path(args.run).expanduser() if args.run is not None else None, recipe) as opened:
+        return _train(args, opened, terminal, start)
+
+
+def _train(
+    args: argparse.Namespace, opened: RunFolder, terminal: Terminal, start: OpenedModel | None = None
+) -> CommandResult:
+    """Train a run whose lock is held."""
     recipe = opened.recipe
     _check_device_options(args, recipe)
-    preset = get_config(recipe.model)
-    size = recipe.model_options.get("img_size", (preset.height, preset.width))
-    image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
-    dataset = open_dataset(recipe.dataset, image_size, args.data, terminal)
+    config = get_config(recipe.model, **recipe.model_options)
+    wanted = is_folder_of_images(recipe.dataset) or "img_size" in recipe.model_options
+    dataset = _open_dataset(args, opened, (config.height, config.width) if wanted else None, terminal)
+    if opened.is_extended():
+        terminal.say(f"from here on the learning rate follows the schedule of {recipe.epochs} epochs")
+    elif args.resume and (result := opened.result()) is not None:  # the images have moved
+        opened.go_on(0)
+        terminal.say(f"{opened.path} is finished")
+        return _finished(opened, result, terminal)
     micro_batch = args.micro_batch or None if _has_device(args) else None  # on the host the recipe holds it
-    trainer = Trainer(opened, dataset, args.threads, args.backend, args.precision, micro_batch)
-    if not args.resume:
-        RunFolder.create(opened.path, trainer.recipe)
-    terminal.say(
-        f"{dataset.name}: {len(trainer.train_index):,} training, {len(trainer.validation_index):,} validation and "
-        f"{len(dataset.test_images):,} test images, {len(dataset.class_names)} classes"
-    )
-    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
-    terminal.say(
-        f"{recipe.model}: {trainer.model.parameters.count:,} parameters, {epochs}, "
-        f"{_where(args, trainer)}, into {opened.path}"
-    )
+    watch = _watch_options(args, opened)
+    trainer = Trainer(opened, dataset, args.threads, args.backend, args.precision, micro_batch, start, watch)
+    for line in _about_run(args, trainer, start):
+        terminal.say(line)
     try:
         with terminal.training() as reporter:
             result = trainer.fit(reporter, args.resume, args.checkpoint_seconds)
@@ -143,6 +178,65 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     return _finished(opened, result, terminal)
 
 
+def _watch_options(args: argparse.Namespace, run: RunFolder) -> WatchOptions:
+    """Return what is recorded: the options that were given, and otherwise those of a run that is resumed."""
+    given = {"keep_every": args.keep_every, "every": args.watch, "tensorboard": args.tensorboard}
+    return replace(run.watch_options, **{name: value for name, value in given.items() if value is not None})
+
+
+def _about_run(args: argparse.Namespace, trainer: Trainer, start: OpenedModel | None) -> Iterator[str]:
+    """Yield the lines that are printed before training."""
+    recipe, dataset, images = trainer.recipe, trainer.dataset, len(trainer.train_index)
+    classes = len(dataset.class_names)
+    yield (
+        f"{dataset.name}: {images:,} training, {len(trainer.validation_index):,} validation and "
+        f"{len(dataset.test_images):,} test images, {classes} class{'es' * (classes > 1)}"
+    )
+    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
+    name = recipe.model
+    if recipe.init and not recipe.model_options.keys() <= {"img_size", "in_chans"}:
+        blocks = f"{trainer.model.config.depth} block{'s' * (trainer.model.config.depth > 1)}"
+        name = f"width {trainer.model.config.embed_dim}, {blocks}, nearest to {name}"
+    yield f"{name}: {trainer.model.parameters.count:,} parameters, {epochs}, {_where(args, trainer)}"
+    if start is not None:
+        config, classes = trainer.model.config, start.config.num_classes
+        head = f"a head of zeros replaces that of {classes:,} classes" if classes else "a head of zeros is added"
+        head = "their head" if classes == config.num_classes else head
+        yield f"begins with the weights of {args.init}, for images of {config.height} x {config.width}; {head}"
+    if recipe.freeze:
+        yield f"frozen: {', '.join(recipe.freeze)}; {trainer.optimizer.count:,} parameters are trained"
+    if recipe.ema_decay or recipe.swa_start:
+        name = f"factor {recipe.ema_decay:g}" if recipe.ema_decay else f"from epoch {recipe.swa_epochs_before + 1} on"
+        yield f"the averaged weights ({name}) are evaluated and saved"
+    yield f"into {trainer.run.path}"
+    if every := trainer.watch.options.keep_every:
+        kept = trainer.total_steps // every + 1
+        size = kept * trainer.model.parameters.store.values.nbytes / 1e6
+        yield f"the weights of {kept:,} steps are kept in steps/, some {size:,.0f} MB"
+    if recipe.batch_size >= 2 * images:
+        yield f"a batch of {recipe.batch_size} holds all of them: one step an epoch; see --batch-size"
+    if recipe.flip and args.flip is None and recipe.dataset not in NAMES:
+        yield "training images are mirrored at random: --no-flip where left and right differ"
+
+
+def _open_dataset(
+    args: argparse.Namespace, run: RunFolder, size: tuple[int, int] | None, terminal: Terminal
+) -> Dataset:
+    name = run.recipe.dataset
+    try:
+        dataset = open_dataset(name, size, args.data, terminal, args.skip_bad, **run.recipe.decoding)
+    except UserError as error:
+        if args.resume and name not in NAMES and not Path(name).exists():
+            where = shlex.quote(str(run.path))
+            raise UserError(
+                f"{error}; if the images were moved: {program()} train NEW-PATH --run {where} --resume"
+            ) from error
+        raise
+    if args.resume and name != RunFolder.open(run.path).recipe.dataset:
+        run.expect_data(dataset.fingerprint())
+    return dataset
+
+
 def _has_device(args: argparse.Namespace) -> bool:
     return bool(args.backend != "numpy")
 
@@ -152,10 +246,10 @@ def _check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
     check_precision(args.precision, recipe.dtype, not _has_device(args))
     if args.precision == "bfloat16":
         check_dtype(backend(args.backend), dtype_named("bfloat16"))
-    for name, least in (("threads", 1), ("micro_batch", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"{name} is {value}; expected at least {least}")
+    check_threads(args.threads)
+    WatchOptions(args.keep_every or 0, args.watch or 0)
+    if args.micro_batch is not None and args.micro_batch < 0:
+        raise UserError(f"micro_batch is {args.micro_batch}; expected at least 0")
 
 
 def _where(args: argparse.Namespace, trainer: Trainer) -> str:
@@ -172,27 +266,36 @@ def _resume_command(args: argparse.Namespace, stopped: RunFolder) -> str:
         names += ["backend", "micro_batch"]
     given = [(f"--{name.replace('_', '-')}", getattr(args, name)) for name in names]
     options = [word for option, value in given if value for word in (option, str(value))]
+    if args.skip_bad:
+        options.append("--skip-bad")
     return shlex.join(["minivit", "train", args.dataset, "--run", str(stopped.path), *options, "--resume"])
 
 
-def _new(args: argparse.Namespace) -> RunFolder:
-    name = dataset_name(args.dataset)
-    recipe = load_recipe(name, **_given(args, {}))
-    path = Path(args.run).expanduser() if args.run else next_run_path(name)
-    RunFolder.expect_free(path)
-    return RunFolder(path, recipe)
-
-
 def _resumed(args: argparse.Namespace) -> RunFolder:
+    """Return the run to resume: with the path of its images now, and with more epochs if they were asked for."""
     name = dataset_name(args.dataset, gone=True)
-    opened = RunFolder.open(Path(args.run).expanduser() if args.run else latest_run_path(name))
-    differences = opened.recipe.differences({"dataset": name, **_given(args, opened.recipe.model_options)})
-    if differences:
+    opened = RunFolder.open(Path(args.run).expanduser() if args.run is not None else latest_run_path(name))
+    given = _given(args, opened.recipe.model_options)
+    if args.init is not None:
+        given["init"] = fingerprint(Path(args.init).expanduser())
+    epochs = given.pop("epochs", opened.recipe.epochs)
+    if args.recipe is not None:
+        begun = {name: value for name, value in recipe_values(args.recipe).items() if name != "epochs"}
+        begun["model_options"] = opened.recipe.model_options | begun.get("model_options", {})
+        if opened.recipe.init:  # the weights determine the model
+            begun = {name: value for name, value in begun.items() if name not in ("model", "model_options")}
+        given = begun | given
+    if differences := opened.recipe.differences(given):
         raise UserError(
             f"{opened.path} was started with other options: {'; '.join(differences)}. Leave these options out to "
             "continue it, or leave --resume out to start a new run"
         )
-    return opened
+    if epochs < opened.recipe.epochs:
+        raise UserError(
+            f"{opened.path} is a run of {opened.recipe.epochs} epochs; --resume can make it longer, not shorter: "
+            "leave --epochs out"
+        )
+    return opened.replaced(dataset=name, epochs=epochs)
 
 
 def _given(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str, Any]:
@@ -201,31 +304,8 @@ def _given(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str,
     if _has_device(args):
         given.pop("micro_batch", None)  # it is part of the recipe on the host only, where the bits depend on it
     if args.set:
-        given["model_options"] = {**model_options, **dict(_field(text) for text in args.set)}
+        given["model_options"] = {**model_options, **model_fields(args.set)}
     return given
-
-
-def _field(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    known = [field.name for field in fields(ViTConfig)]
-    if name not in known or not equals:
-        raise UserError(f"--set {text}: expected FIELD=VALUE with one of the fields {', '.join(known)}")
-    if name.endswith("_size"):
-        sizes = value.split("x")
-        if len(sizes) > 2 or not all(size.isdecimal() for size in sizes):
-            raise UserError(f"--set {text}: expected pixels, such as {name}=32, or {name}=32x48 for height x width")
-        return name, int(sizes[0]) if len(sizes) == 1 else [int(size) for size in sizes]
-    kind = type(getattr(ViTConfig, name))
-    try:
-        parsed = value if kind is str else json.loads(value.lower())
-    except ValueError:
-        parsed = value
-    if kind is float and type(parsed) is int:
-        parsed = float(parsed)
-    if type(parsed) is not kind:
-        words = {int: "a whole number", float: "a number", bool: "true or false"}
-        raise UserError(f"--set {text}: expected {words[kind]}")
-    return name, parsed
 
 
 def _finished(finished: RunFolder, result: dict[str, Any], terminal: Terminal) -> CommandResult:
@@ -239,14 +319,20 @@ def _finished(finished: RunFolder, result: dict[str, Any], terminal: Terminal) -
         chosen += f", validation accuracy {percent(result['best_val_accuracy'])}"
     terminal.show(
         f"{duration(result['seconds'])} of training, {result['images_per_second']:,.0f} images/s; {chosen}",
-        f"run:  {path}, with the model in best/, metrics.jsonl and " + _curves(result),
-        f"next: minivit eval {path}",
-        f"      minivit predict {path} image.png",
+        f"run:  {path}",
+        "      the model is in best/; metrics.jsonl; " + _curves(result),
+        f"next: {program()} eval {path}",
+        f"      {program()} predict {path} image.png",
     )
     return CommandResult(result)
 
 
+def _with_curves(finished: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
+    """Draw curves.png of a finished run if it is missing, and return the result with its path."""
+    return result if result["curves"] else {**result, "curves": draw_curves(finished)}
+
+
 def _curves(result: dict[str, Any]) -> str:
-    if result.get("curves"):
+    if result["curves"]:
         return "curves.png"
-    return "no plot of the curves, which needs matplotlib: pip install 'minivit[plots]'"
+    return f"no curves.png, which needs matplotlib: {install('matplotlib')}"

@@ -2,8 +2,8 @@
 
 from minivit.data.batches import batches, epoch_order
 from minivit.data.dataset import Dataset, ProgressCallback, channel_statistics, check_images, split_validation
-from minivit.data.folder import read_images
 from minivit.data.load import load_dataset
+from minivit.data.read import read_images
 from minivit.ops.augment import augment, normalize, random_crop, random_flip
 
 __all__ = [

@@ -1,26 +1,26 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their archives or batch files, in the binary or the python version.
 
-An archive is read in memory; its members are identified by their base names, and nothing is written to disk. A record
+The files in an archive or a folder are known by their base names (`minivit.data.archive` reads archives). A record
 of the binary version is a label byte (CIFAR-100: a coarse and a fine one) and 3072 pixels, channel by channel, row by
 row. The metadata files are not read; the class names are constants in this file.
 """
 
 from __future__ import annotations
 
-import tarfile
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minivit.data.archive import first_member, read_members
 from minivit.data.dataset import Dataset
 from minivit.data.unpickle import load_batch
 from minivit.errors import UserError
+from minivit.files import read_bytes
 
 _PIXELS = 3 * 32 * 32
-_LARGEST_FILE = 2**28  # bytes; the largest file of the data sets, train of CIFAR-100's python version, has 155 million
 
 _CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100_NAMES = """
@@ -49,9 +49,20 @@ class _Version:
 
     def parse(self, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Return pixels (n, 3072) and labels (n,) of one file."""
-        if self.label_key:
-            pixels, numbers = load_batch(data, self.label_key, where)
-            return pixels, np.array(numbers, np.int64)
+        pixels, labels = self._batch(data, where) if self.label_key else self._records(data, where)
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASS_NAMES[self.dataset])))
+        if len(wrong):
+            raise UserError(
+                f"{where}: record {wrong[0]} has the label {labels[wrong[0]]}; "
+                f"expected 0 to {len(CLASS_NAMES[self.dataset]) - 1}"
+            )
+        return pixels, labels
+
+    def _batch(self, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        pixels, numbers = load_batch(data, self.label_key, where)
+        return pixels, np.array(numbers, np.int64)
+
+    def _records(self, data: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         length = self.label_bytes + _PIXELS
         if not data or len(data) % length:
             raise UserError(
@@ -69,37 +80,43 @@ _VERSIONS = (
     _Version("cifar100", ("train.bin",), "test.bin", label_bytes=2),
     _Version("cifar100", ("train",), "test", label_key="fine_labels"),
 )
-_KNOWN_NAMES = {name for version in _VERSIONS for name in (*version.train, version.test)}
+_VERSION_OF = {name: version for version in _VERSIONS for name in (*version.train, version.test)}
+# Bytes; of the data sets' own files the largest, train of CIFAR-100's python version, has 155 million, others 31.
+_LARGEST = {name: 160_000_000 if name.startswith("train") else 33_000_000 for name in _VERSION_OF}
+
+_Part = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def batches_in(folder: Path) -> str | None:
     """Return "cifar10" or "cifar100" if `folder` holds any of its batch files, else None."""
-    names = {name for name in _KNOWN_NAMES if (folder / name).is_file()}
+    names = {name for name in _VERSION_OF if (folder / name).is_file()}
     return next((version.dataset for version in _VERSIONS if names & {*version.train, version.test}), None)
 
 
+def archive_of(path: Path) -> str | None:
+    """Return "cifar10" or "cifar100" if the archive `path` holds any of its batch files, else None."""
+    name = first_member(path, _LARGEST)
+    return None if name is None else _VERSION_OF[name].dataset
+
+
 def load_cifar(path: Path) -> Dataset:
-    """Return the data set in `path`, a tar.gz archive or a folder of batch files.
+    """Return the data set in `path`, a tar archive or a folder of batch files.
 
     Raises
     ------
     UserError
         The archive or a batch file is missing, truncated, or not from CIFAR; or a label is out of range.
     """
-    files = _read_folder(path) if path.is_dir() else _read_archive(path)
-    version = _version_of(files, path)
-    parts = {name: version.parse(files[name], f"{path}: {name}") for name in (*version.train, version.test)}
-    classes = CLASS_NAMES[version.dataset]
-    for name, (_, labels) in parts.items():
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
-        if len(wrong):
-            label = labels[wrong[0]]
-            raise UserError(
-                f"{path}: {name}: record {wrong[0]} has the label {label}; expected 0 to {len(classes) - 1}"
-            )
+    parts: dict[str, _Part] = {}
+    for name, content in _read_folder(path) if path.is_dir() else _read_archive(path):
+        if name in parts:
+            raise UserError(f"{path}: {name} occurs twice; this is not an archive of CIFAR")
+        parts[name] = _VERSION_OF[name].parse(content, f"{path}: {name}")
+    version = _version_of(parts, path)
     train_images = _as_images(np.concatenate([parts[name][0] for name in version.train]))
     train_labels = np.concatenate([parts[name][1] for name in version.train])
     test_pixels, test_labels = parts[version.test]
+    classes = CLASS_NAMES[version.dataset]
     mean, std = STATISTICS[version.dataset]
     return Dataset(
         version.dataset, train_images, train_labels, _as_images(test_pixels), test_labels, classes, mean, std
@@ -110,7 +127,7 @@ def _as_images(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def _version_of(files: dict[str, bytes], path: Path) -> _Version:
+def _version_of(files: dict[str, _Part], path: Path) -> _Version:
     for version in _VERSIONS:
         expected = {*version.train, version.test}
         if expected <= files.keys():
@@ -123,26 +140,15 @@ def _version_of(files: dict[str, bytes], path: Path) -> _Version:
     raise UserError(f"{path} holds no batches of CIFAR; expected files such as data_batch_1.bin in it")
 
 
-def _read_folder(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in _KNOWN_NAMES if (folder / name).is_file()}
+def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+    return ((name, read_bytes(folder / name, limit)) for name, limit in _LARGEST.items() if (folder / name).is_file())
 
 
-def _read_archive(path: Path) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
+def _read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name).name
-                if name not in _KNOWN_NAMES or not member.isfile():
-                    continue
-                if name in files or member.size > _LARGEST_FILE:
-                    raise UserError(f"{path}: {name} occurs twice or is too large; this is not an archive of CIFAR")
-                content = archive.extractfile(member)
-                assert content is not None  # the member is a file
-                files[name] = content.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        yield from read_members(path, _LARGEST)
+    except Exception as error:  # decompressors raise many types of exception
         raise UserError(
-            f"{path} cannot be read as a tar.gz archive of CIFAR: {error}. It is truncated or another kind of file; "
-            "download it again, or unpack it and pass the folder"
+            f"{path} cannot be read as a tar archive of CIFAR: {error or type(error).__name__}. If it is an archive of "
+            "images, unpack it and pass the folder; otherwise it is damaged or another kind of file"
         ) from error
-    return files

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minivit.arrays import Array
+from minivit.data.images import Decoding
+from minivit.data.resized import ResizedImages, stored
 from minivit.errors import UserError
 from minivit.random import Key
 
@@ -26,13 +30,15 @@ class Dataset:
     name : str
         Name of the data set in reports.
     train_images, test_images : NDArray[np.uint8]
-        (n, height, width, C), with the same height, width and C in both.
+        (n, height, width, C), with the same height, width and C in both. `resized` puts `ResizedImages` in their place.
     train_labels, test_labels : NDArray[np.int64]
         (n,), from 0 to the number of classes - 1.
     class_names : tuple of str
         The name of each label.
     mean, std : tuple of float
         Mean and standard deviation of each channel of the training pixels divided by 255.
+    validation_index : NDArray[np.int64], optional
+        Ascending indices of the training images that are for validation alone, where a data set has such a part.
 
     Raises
     ------
@@ -48,6 +54,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    validation_index: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         self._check_part("training", self.train_images, self.train_labels)
@@ -57,13 +64,30 @@ class Dataset:
             raise UserError(f"{self.name}: training images are {train}, test images are {test}; they must agree")
         if not len(self.mean) == len(self.std) == train[2]:
             raise UserError(f"{self.name}: expected mean and std for {train[2]} channels, got {self.mean}, {self.std}")
+        index, count = self.validation_index, len(self.train_images)
+        if index is not None and not (
+            index.dtype == np.int64
+            and index.ndim == 1
+            and 0 < len(index) < count
+            and 0 <= index[0] <= index[-1] < count
+            and (np.diff(index) > 0).all()
+        ):
+            raise UserError(f"{self.name}: expected ascending indices of some of the training images for validation")
 
     def fingerprint(self) -> str:
-        """Return a checksum of all images, labels and class names."""
+        """Return a checksum of all images, as they are stored, labels and class names."""
         digest = hashlib.blake2b(repr((self.class_names, self.train_images.shape)).encode(), digest_size=16)
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(np.ascontiguousarray(stored(array)).data)
+        if self.validation_index is not None:
+            digest.update(self.validation_index.tobytes())
         return digest.hexdigest()
+
+    def resized(self, decoding: Decoding) -> Dataset:
+        """Return the data set with images of the size of `decoding`, which are resized when they are read."""
+        parts = (ResizedImages(stored(images), decoding) for images in (self.train_images, self.test_images))
+        train, test = (cast("NDArray[np.uint8]", part) for part in parts)
+        return replace(self, train_images=train, test_images=test)
 
     def _check_part(self, part: str, images: Array, labels: Array) -> None:
         where = f"{self.name}: {part}"
@@ -122,7 +146,11 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
 
 
 def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split the training images into training and validation images; the latter are `fraction` of each class, rounded.
+    """Split the training images into training and validation images.
+
+    The latter are `fraction` of each class, rounded. Where that is no image at all, because each class has few, they
+    are `fraction` of all images, at least one; no class loses its only image. A data set that has a validation part of
+    its own is split there, whatever the fraction.
 
     Returns
     -------
@@ -132,21 +160,45 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[NDAr
     Raises
     ------
     UserError
-        `fraction` is not in [0, 1), or it is positive and one of the two index arrays would be empty.
+        `fraction` is not in [0, 1), or it leaves no training image.
+
+    Warns
+    -----
+    UserWarning
+        `fraction` is positive, but no class has two images.
     """
     if not 0 <= fraction < 1:
         raise UserError(f"the validation fraction is {fraction}; expected at least 0 and less than 1")
     labels = dataset.train_labels
-    scores = Key(seed, 0, np.arange(len(labels))).fold("validation").bits((len(labels),))
     held_out = np.zeros(len(labels), bool)
+    if dataset.validation_index is not None:
+        held_out[dataset.validation_index] = True
+        return np.flatnonzero(~held_out), dataset.validation_index
+    scores = Key(seed, 0, np.arange(len(labels))).fold("validation").bits((len(labels),))
     for label in range(len(dataset.class_names)):
         members = np.flatnonzero(labels == label)
         chosen = np.argsort(scores[members], kind="stable")[: round(fraction * len(members))]
         held_out[members[chosen]] = True
-    if fraction > 0 and (held_out.all() or not held_out.any()):
-        empty = "training" if held_out.all() else "validation"
+    if fraction > 0 and not held_out.any():
+        _hold_out_a_few(held_out, labels, scores, max(1, round(fraction * len(labels))))
+        if not held_out.any():
+            warnings.warn(
+                f"no class of {dataset.name} has two images, so none is held out for validation",
+                UserWarning,
+                stacklevel=2,
+            )
+    if held_out.all():
         raise UserError(
-            f"a validation fraction of {fraction} leaves no {empty} images out of the {len(labels)} in {dataset.name}; "
-            "use another fraction, or 0 for no validation"
+            f"a validation fraction of {fraction} leaves no training images out of the {len(labels)} in "
+            f"{dataset.name}; use another fraction, or 0 for no validation"
         )
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _hold_out_a_few(held_out: NDArray[np.bool], labels: NDArray[np.int64], scores: Array, count: int) -> None:
+    left = np.bincount(labels)
+    for i in np.argsort(scores, kind="stable"):
+        if count > 0 and left[labels[i]] > 1:
+            held_out[i] = True
+            left[labels[i]] -= 1
+            count -= 1

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.data.dataset import Dataset, channel_statistics
-from minivit.errors import UserError
+from minivit.errors import UserError, install
 
 
 def load_digits() -> Dataset:
@@ -20,7 +20,7 @@ def load_digits() -> Dataset:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise UserError("the digits are part of scikit-learn; install it: pip install 'minivit[digits]'") from error
+        raise UserError(f"the digits are part of scikit-learn; install it: {install('scikit-learn')}") from error
     bunch = datasets.load_digits()
     sixteenths = bunch.images.astype(np.int64)[..., None]  # 0 to 16, exact
     images = ((sixteenths * 255 + 8) // 16).astype(np.uint8)

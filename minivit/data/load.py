@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from minivit.data.cifar import batches_in, load_cifar
+from minivit.data.cifar import CLASS_NAMES, archive_of, batches_in, load_cifar
 from minivit.data.dataset import Dataset, ProgressCallback
 from minivit.data.digits import load_digits
 from minivit.data.download import download_archive
 from minivit.data.folder import load_folder
-from minivit.errors import UserError
+from minivit.data.images import Decoding
+from minivit.data.read import height_width
+from minivit.data.scan import class_names
+from minivit.errors import UserError, did_you_mean
 
 NAMES = ("digits", "cifar10", "cifar100")
 
@@ -34,6 +38,8 @@ _ON_DISK = {
         "cifar100-jpeg",
     ),
 }
+_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tar.xz")
+_MOST_ENTRIES = 200  # of a folder that is searched for CIFAR
 
 
 def load_dataset(
@@ -43,52 +49,63 @@ def load_dataset(
     download: bool = True,
     progress: ProgressCallback | None = None,
     image_size: int | tuple[int, int] | None = None,
+    crop_fraction: float = 1.0,
+    interpolation: str = "bicubic",
+    fit: str = "crop",
+    channels: int | None = None,
+    skip_bad: bool = False,
 ) -> Dataset:
     """Return a data set by its name or from a path.
 
     Parameters
     ----------
     name_or_path : str or Path
-        "digits", "cifar10", "cifar100", or the path of a tar.gz archive of CIFAR, of a folder of its batch files, or of
-        a folder with train/ and test/ (or val/), each with a folder of images for each class.
+        "digits", "cifar10", "cifar100", or the path of a tar archive of CIFAR, of a folder of its batch files, or of a
+        folder of images: one folder for each class, or train/, test/ and val/, each with one folder for each class.
     data_dir : str or Path, optional
-        The folder to search for CIFAR and to download it to. By default: search $MINIVIT_DATA, or ./data if it is not
-        set, then the user's cache folder; download to $MINIVIT_DATA, or to the cache folder if it is not set.
+        The folder to search for CIFAR, whatever its archive or folder is called, and to download it to. By default:
+        search $MINIVIT_DATA, or ./data if it is not set, then the user's cache folder; download to $MINIVIT_DATA, or to
+        the cache folder if it is not set.
     download : bool
         Whether to download CIFAR if it is not on disk.
     progress : callable, optional
         Called as progress(what, done, total) during a download and while image files are read.
     image_size : int or (height, width), optional
-        The size to which the images of a folder are resized. The images of named data sets are never resized.
+        The size to which images are resized: those of a folder when they are decoded, and all others when they are
+        read (`minivit.data.resized`). By default all images must have one size, which they keep.
+    crop_fraction, interpolation, fit
+        How images are resized; as in `minivit.data.images.decode`.
+    channels : 1 or 3, optional
+        Convert the images of a folder to greyscale or to RGB. By default: greyscale if every file is, else RGB.
+    skip_bad : bool
+        Leave out the images of a folder that cannot be read, with one warning.
 
     Raises
     ------
     UserError
         The name or path is unknown, the data cannot be read, or the download fails.
     """
+    decoding = Decoding(height_width(image_size), channels, crop_fraction, interpolation, fit)
     name = str(name_or_path)
     if name == "digits":
         dataset = load_digits()
     elif name in _ON_DISK:
-        dataset = _find_or_download(name, data_dir, download, progress, image_size)
+        as_stored = replace(decoding, size=None, channels=None)
+        dataset = _find_or_download(name, data_dir, download, progress, as_stored, skip_bad)
     else:
-        dataset = _load_path(Path(name_or_path).expanduser(), progress, image_size)
-    height, width = dataset.train_images.shape[1:3]
-    if image_size not in (None, (height, width), height if height == width else None):
-        raise UserError(f"{dataset.name} has images of {height} x {width}; only a folder of images can be resized")
-    return dataset
+        dataset = _load_path(Path(name_or_path).expanduser(), progress, decoding, skip_bad)
+    return dataset if decoding.size in (None, dataset.train_images.shape[1:3]) else dataset.resized(decoding)
 
 
-def _load_path(path: Path, progress: ProgressCallback | None, image_size: int | tuple[int, int] | None) -> Dataset:
-    if path.is_file() or (path.is_dir() and batches_in(path)):
+def _load_path(path: Path, progress: ProgressCallback | None, decoding: Decoding, skip_bad: bool) -> Dataset:
+    if path.is_dir() and not batches_in(path):
+        return load_folder(path, decoding, skip_bad=skip_bad, progress=progress)
+    if path.is_dir() or path.is_file():
         return load_cifar(path)
-    if path.is_dir():
-        return load_folder(path, image_size=image_size, progress=progress)
-    near = difflib.get_close_matches(str(path).lower().replace("-", ""), NAMES, n=1)
-    hint = f"did you mean {near[0]}? Expected" if near else "expected"
+    near = did_you_mean(str(path).lower().replace("-", ""), NAMES)
     raise UserError(
-        f"{str(path)!r} is neither a data set nor a file or folder; {hint} {', '.join(NAMES)}, "
-        "or the path of a folder of images or of a CIFAR archive"
+        f"{str(path)!r} is neither a data set nor a file or folder;{f'{near} Expected' if near else ' expected'} "
+        f"{', '.join(NAMES)}, or the path of a folder of images or of a CIFAR archive"
     )
 
 
@@ -97,14 +114,13 @@ def _find_or_download(
     data_dir: str | Path | None,
     download: bool,
     progress: ProgressCallback | None,
-    image_size: int | tuple[int, int] | None,
+    decoding: Decoding,
+    skip_bad: bool,
 ) -> Dataset:
     folders, target = _data_folders(data_dir)
     for folder in folders:
-        if batches_in(folder) == name:
-            return load_cifar(folder)
-        for found in (folder / entry for entry in _ON_DISK[name] if (folder / entry).exists()):
-            dataset = _load_path(found, progress, image_size)
+        for found in _candidates(folder, name):
+            dataset = _load_path(found, progress, decoding, skip_bad)
             if dataset.name != name and dataset.name in _ON_DISK:
                 raise UserError(f"{found} holds {dataset.name}, not {name}; rename it")
             return dataset
@@ -115,6 +131,27 @@ def _find_or_download(
         f"{name} is not in {places} and download is off; put {' or '.join(_ON_DISK[name][2:4])} there, "
         "or set MINIVIT_DATA to its folder; `minivit train digits` needs no download"
     )
+
+
+def _candidates(folder: Path, name: str) -> Iterator[Path]:
+    """Yield where the data set may be: `folder` itself, its entries of known names, then those of the right content."""
+    if batches_in(folder) == name:
+        yield folder
+    yield from (folder / entry for entry in _ON_DISK[name] if (folder / entry).exists())
+    entries = [path for entry in _entries(folder) for path in (entry, *_entries(entry))]
+    yield from (entry for entry in entries if batches_in(entry) == name)
+    archives = (entry for entry in entries if entry.name.lower().endswith(_ARCHIVES) and entry.is_file())
+    yield from (archive for archive in archives if archive_of(archive) == name)
+    yield from (entry for entry in (folder, *entries) if class_names(entry) == CLASS_NAMES[name])
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return the entries of a folder in the order of their names; none of a folder that has very many."""
+    try:
+        entries = sorted(folder.iterdir(), key=str) if folder.is_dir() else []
+    except OSError:
+        return []
+    return entries if len(entries) <= _MOST_ENTRIES else []
 
 
 def _data_folders(data_dir: str | Path | None) -> tuple[list[Path], Path]:

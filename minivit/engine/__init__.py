@@ -1,5 +1,5 @@
 """The step engine: a batch in; a loss and gradients, or logits, out."""
 
-from minivit.engine.engine import Engine, check_labels
+from minivit.engine.engine import Engine
 
-__all__ = ["Engine", "check_labels"]
+__all__ = ["Engine"]

@@ -8,15 +8,22 @@ The memory of the caches does not grow with the batch.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from minivit.arrays import Array, namespace, on_device_of, real_dtype, to_host
+from minivit.arrays import Array, namespace, native, on_device_of, real_dtype
 from minivit.engine.device_step import DeviceStep, check_precision
-from minivit.engine.machine import cores, keep_freed_pages, one_at_a_time, single_threaded_blas
+from minivit.engine.machine import (
+    cores,
+    give_freed_pages_back,
+    keeping_freed_pages,
+    one_at_a_time,
+    single_threaded_blas,
+)
 from minivit.engine.micro_batches import (
     Batch,
     StepOptions,
@@ -29,11 +36,13 @@ from minivit.engine.micro_batches import (
     train,
 )
 from minivit.engine.reduction import reduction_plan, vectors_needed
-from minivit.errors import RunError, UserError
+from minivit.errors import RunError, UserError, expect_whole
+from minivit.nn.describe import arrays_in, checksum
 from minivit.nn.hooks import is_watched
 from minivit.nn.vit import ViT
+from minivit.ops.cross_entropy import check_labels
 from minivit.ops.registry import reference_only_here, runs_references_only
-from minivit.random import Key
+from minivit.random import RngLike, as_key
 
 if TYPE_CHECKING:
     from minivit.engine.parallel import ParallelEngine
@@ -44,6 +53,8 @@ _SHARED_TOKENS = 64  # from this number of tokens on, two workers share the toke
 
 class Engine:
     """Runs a model over batches of any size.
+
+    Where layers of the model, or their attributes, were replaced since the last call, the engine makes new replicas.
 
     On the host, the engine checks that labels are in range and images finite. Calls from several threads run one after
     another, even those of different engines.
@@ -68,11 +79,12 @@ class Engine:
     ----------
     dtype : dtype
         The dtype of the computation; images of the model's dtype are converted to it.
+    first_block : int
+        Set this to the number of the first block that is trained: a training step ends its backward pass there, and
+        the gradients of what comes before are zero. 0, the default, computes all gradients.
 
     Notes
     -----
-    The engine uses the layers that the model has when the engine is made, and the values that it has at each call.
-
     While a layer of the model has hooks, or ops are observed, the engine computes in the caller's process alone, one
     micro-batch after another in the order of their index, with the references of all ops: hooks see every micro-batch,
     and the bits are those of `ops.reference_only`. A step then takes as long as on one worker without kernels, about 2
@@ -90,41 +102,77 @@ class Engine:
     ) -> None:
         given = {"threads": threads, "micro_batch": micro_batch, "reduction_groups": reduction_groups}
         for name, value in given.items():
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; expected at least 1")
-        self._store = model.parameters.store
-        values = self._store.values
+            if value is not None:
+                expect_whole(name, value)
+        values = model.parameters.store.values
         on_host = namespace(values) is np
         check_precision(precision, values.dtype, on_host)
         self.model = model
         self.threads = (threads or cores()) if on_host else 1
         self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
         self.reduction_groups = reduction_groups or model.config.reduction_groups
-        self._device = None if on_host else DeviceStep(model, precision)
-        self._replica = self._device.replica if self._device else model.replica()
-        self.dtype: Any = self._replica.parameters.store.values.dtype
-        self._replicas: list[ViT] = []  # for a training step, one for each gradient vector
+        self.precision = precision
+        self.first_block = 0
         self._parallel: ParallelEngine | None = None
         self._busy = False
-        if on_host:
-            keep_freed_pages()
+        self._replicate()
+        weakref.finalize(self, give_freed_pages_back).atexit = False
+
+    def _replicate(self) -> None:
+        """Make the replica of the layers that the model has now."""
+        self._parameters = self.model.parameters
+        self._store = self._parameters.store
+        on_host = namespace(self._store.values) is np
+        check_precision(self.precision, self._store.values.dtype, on_host)
+        self._device = None if on_host else DeviceStep(self.model, self.precision)
+        self._replica = self._device.replica if self._device else self.model.replica()
+        self.dtype: Any = self._replica.parameters.store.values.dtype
+        self._replicas: list[ViT] = []  # for a training step, one for each gradient vector
+        self._constants = arrays_in(self.model) if on_host else []  # worker processes have them as they were
+        self._checksums = [checksum(a) for a in self._constants]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the worker pool: a copy starts its own."""
-        return {**vars(self), "_parallel": None, "_busy": False}
+        """Leave out the worker pool and the replicas: a copy makes its own."""
+        derived: dict[str, Any] = {
+            "_parameters": None,
+            "_store": None,
+            "_device": None,
+            "_replica": None,
+            "_replicas": [],
+        }
+        return {**vars(self), **derived, "_parallel": None, "_busy": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the replica of a copy."""
+        vars(self).update(state)
+        self._replicate()
+
+    def __repr__(self) -> str:
+        how = f"threads={self.threads}, micro_batch={self.micro_batch}, precision={self.precision or self.dtype.name}"
+        return f"Engine({type(self.model).__name__} of {self.model.parameters.count:,} parameters, {how})"
 
     def close(self) -> None:
-        """End the other workers, after any call that is still running; a later call starts new ones."""
+        """End the other workers, after any call that is still running, and give the memory that was kept back.
+
+        A later call starts new workers. An engine that is deleted is closed.
+        """
         with one_at_a_time():
-            if self._parallel is not None:
-                self._parallel.close()
-                self._parallel = None
-            del self._replicas[1:]
+            self._end_workers()
+            give_freed_pages_back()
+
+    def _end_workers(self) -> None:
+        if self._parallel is not None:
+            self._parallel.close()
+            self._parallel = None
+        del self._replicas[1:]
 
     @contextmanager
     def _computing(self) -> Iterator[bool]:
         """Let one thread at a time into the block; yield whether the model has hooks or an observer is active."""
-        with one_at_a_time() if self._device else single_threaded_blas():
+        lock, memory = (
+            (one_at_a_time(), nullcontext()) if self._device else (single_threaded_blas(), keeping_freed_pages())
+        )
+        with lock, memory:
             if self._busy:  # the lock is reentrant, and a second call would overwrite the arrays of the first
                 raise RunError("this engine was called while it computes, by a signal handler or a hook")
             self._busy = True
@@ -146,7 +194,7 @@ class Engine:
         self.close()
 
     def loss_and_gradients(
-        self, images: Array, labels: Array, rng: Key | None = None, label_smoothing: float = 0.0
+        self, images: Array, labels: Array, rng: RngLike = None, label_smoothing: float = 0.0
     ) -> Array:
         """Return the mean loss of a batch, and set the model's gradients to those of this loss.
 
@@ -156,8 +204,9 @@ class Engine:
             (B, height, width, C) of the model's dtype.
         labels : Array
             (B,) integers below the number of classes, or (B, classes) soft targets.
-        rng : Key, optional
-            The key of the B samples, for dropout; None runs the model in evaluation mode.
+        rng : Key, int or np.random.Generator, optional
+            The key of the B samples, for dropout, or a seed, or a generator that a seed is drawn from; None runs the
+            model in evaluation mode.
         label_smoothing : float
             See `ops.cross_entropy`.
 
@@ -172,7 +221,7 @@ class Engine:
         self,
         images: Array,
         labels: Array,
-        rng: Key | None = None,
+        rng: RngLike = None,
         label_smoothing: float = 0.0,
         loss_scale: Array | None = None,
     ) -> tuple[Array, Array]:
@@ -183,22 +232,24 @@ class Engine:
         loss_scale : Array, optional
             0-d, of the dtype of the gradients. It multiplies them, and not the returned loss: for "float16".
         """
+        self._follow_model()
         with on_device_of(self._store.values):
-            return self._training_step(images, labels, rng, label_smoothing, loss_scale)
+            return self._training_step(native(images), native(labels), rng, label_smoothing, loss_scale)
 
     def _training_step(
-        self, images: Array, labels: Array, rng: Key | None, label_smoothing: float, loss_scale: Array | None
+        self, images: Array, labels: Array, rng: RngLike, label_smoothing: float, loss_scale: Array | None
     ) -> tuple[Array, Array]:
         B = self._check(images, labels)
+        xp = namespace(images)
+        rng = as_key(rng, B, xp)
         if rng is not None and len(rng.sample_ids) != B:
             raise UserError(f"the key names {len(rng.sample_ids)} samples; expected {B}, one for each image")
-        xp = namespace(images)
         slices = micro_batch_slices(B, self.micro_batch or B)
         dtype = self.model.parameters.complete_gradients().dtype
-        logits = xp.empty((B, self.model.config.num_classes), dtype=dtype)
+        logits = xp.empty((B, self.model.config.num_outputs), dtype=dtype)
         losses = xp.empty(len(slices), dtype=dtype)
         batch = Batch(ready(images, self.dtype), labels, logits, losses)
-        options = StepOptions(rng, label_smoothing, loss_scale)
+        options = StepOptions(rng, label_smoothing, loss_scale, self.first_block)
         with self._computing() as watched:
             if self._device:
                 self._device.train(batch, options, slices)
@@ -211,14 +262,25 @@ class Engine:
 
     def predict(self, images: Array) -> Array:
         """Return logits (B, classes) in evaluation mode; memory does not grow with B, except for the logits."""
+        self._follow_model()
         with on_device_of(self._store.values):
-            return self._predicted(images)
+            return self._predicted(native(images))
+
+    def _follow_model(self) -> None:
+        """Make new replicas if layers of the model, or arrays in them, were changed since the last call."""
+        same = self.model.parameters is self._parameters
+        if same and self._checksums == [checksum(a) for a in self._constants]:
+            return
+        with one_at_a_time():
+            if not self._busy:  # otherwise the call is refused
+                self.close()
+                self._replicate()
 
     def _predicted(self, images: Array) -> Array:
         B = self._check(images)
         xp = namespace(images)
         dtype = self._store.values.dtype
-        logits = xp.empty((B, self.model.config.num_classes), dtype=dtype)
+        logits = xp.empty((B, self.model.config.num_outputs), dtype=dtype)
         with self._computing() as watched:
             if self._device:
                 self._device.predict(images, logits, self.micro_batch)
@@ -235,14 +297,14 @@ class Engine:
 
     def _predict(self, images: Array, logits: Array, micro_batch: int, most: int) -> None:
         B, config = len(images), self.model.config
-        N, D = config.num_tokens, config.embed_dim
+        N = config.num_tokens
         few = micro_batch >= most and N >= _SHARED_TOKENS and namespace(images) is np
         few = few and self._replica.is_standard() and not runs_references_only()
         pieces = micro_batch_slices(N, -(-N // 2)) if few else []
         if self.threads > 1 and (pieces or micro_batch < B):
             self._parallel_for(most).predict(images, logits, pieces)
         elif pieces:
-            tokens = Tokens(np.empty((B, N, D), images.dtype), np.empty((2, B, N, 3 * D), images.dtype))
+            tokens = Tokens.of(config, B, images.dtype, np.empty)
 
             def work(number: int, wait: Callable[[], None]) -> None:
                 predict_by_tokens(self._replica, images, logits, tokens, pieces, number, wait)
@@ -258,7 +320,7 @@ class Engine:
             from minivit.engine.parallel import ParallelEngine
 
             trains = trains or (self._parallel is not None and self._parallel.trains)
-            self.close()
+            self._end_workers()
             assert self.micro_batch is not None
             count = -(-B // self.micro_batch)
             workers = min(self.threads, max(2, count))
@@ -276,8 +338,6 @@ class Engine:
         return self._replicas
 
     def _check(self, images: Array, labels: Array | None = None) -> int:
-        if self.model.parameters.store is not self._store:
-            raise UserError("the model was initialised anew since this engine was made; make a new one")
         namespace(images) if labels is None else namespace(images, labels)
         (self._replica if images.dtype == self.dtype else self.model).check_images(images)
         if namespace(images) is np and not np.isfinite(images).all():
@@ -285,26 +345,5 @@ class Engine:
             raise UserError(f"image {bad} of the batch holds NaN or infinity; every value must be finite")
         B = len(images)
         if labels is not None:
-            check_labels(labels, B, self.model.config.num_classes, self._store.values.dtype)
+            check_labels(labels, B, self.model.config.num_classes, (real_dtype(self._store.values.dtype),))
         return B
-
-
-def check_labels(labels: Array, B: int, num_classes: int, dtype: Any) -> None:
-    """Raise unless `labels` are B integers below `num_classes`, or (B, num_classes) soft targets.
-
-    The range is checked on the host only; on a device it was checked before the labels were moved there.
-    """
-    if labels.dtype.kind in "iu":
-        if labels.shape != (B,):
-            raise UserError(f"labels have shape {labels.shape}; expected ({B},), one for each image")
-        if namespace(labels) is np and not ((labels >= 0) & (labels < num_classes)).all():
-            host = to_host(labels)
-            at = int(np.argmax((host < 0) | (host >= num_classes)))
-            raise UserError(
-                f"label {host[at]} of image {at} is out of range; the model has classes 0 to {num_classes - 1}"
-            )
-    elif labels.shape != (B, num_classes) or labels.dtype != real_dtype(dtype):
-        raise UserError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}; expected ({B},) integers or "
-            f"({B}, {num_classes}) soft targets of {real_dtype(dtype)}"
-        )

@@ -7,9 +7,12 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minivit import ops
 from minivit.arrays import Array, namespace
 from minivit.engine.reduction import Round, add_vectors, members
+from minivit.nn.config import ViTConfig
 from minivit.nn.vit import ViT
 from minivit.random import Key
 
@@ -29,6 +32,7 @@ class StepOptions(NamedTuple):
     rng: Key | None
     label_smoothing: float
     loss_scale: Array | None = None  # 0-d; multiplies the gradients
+    first_block: int = 0  # of those that are trained; what comes before it gets no gradient
 
 
 def micro_batch_slices(B: int, size: int) -> list[slice]:
@@ -36,6 +40,7 @@ def micro_batch_slices(B: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, B)) for start in range(0, B, size)]
 
 
+@np.errstate(under="ignore")
 def ready(images: Array, dtype: Any) -> Array:
     """Return `images` contiguous and of `dtype`, as the passes take them."""
     return namespace(images).ascontiguousarray(images.astype(dtype, copy=False))
@@ -90,10 +95,13 @@ def forward_backward(replica: ViT, batch: Batch, options: StepOptions, slices: l
     share = (part.stop - part.start) / slices[-1].stop
     logits, cache = replica.forward(batch.images[part], None if options.rng is None else options.rng[part])
     loss, loss_cache = ops.cross_entropy(logits, batch.labels[part], options.label_smoothing)
-    dloss = share if options.loss_scale is None else options.loss_scale * share
-    replica.backward(ops.cross_entropy_backward(dloss, loss_cache), cache, release=True)
+    with np.errstate(under="ignore"):
+        dloss = share if options.loss_scale is None else options.loss_scale * share
+        batch.losses[index] = loss * share
+    # Only where it is needed: the backward pass of a user's own model may not take it.
+    ends = {"first_block": options.first_block} if options.first_block else {}
+    replica.backward(ops.cross_entropy_backward(dloss, loss_cache), cache, release=True, **ends)
     batch.logits[part] = logits.astype(batch.logits.dtype, copy=False)
-    batch.losses[index] = loss * share
 
 
 def predict(replica: ViT, images: Array, logits: Array, slices: list[slice], indices: Iterable[int]) -> None:
@@ -108,7 +116,13 @@ class Tokens(NamedTuple):
     """The shared arrays of workers that each compute some of the tokens of a few images."""
 
     x: Array  # (B, N, D): the result of the last block
-    qkv: Array  # (2, B, N, 3 D): of even and of odd blocks
+    qkv: Array  # (2, B, N, 3 H K): of even and of odd blocks
+
+    @classmethod
+    def of(cls, config: ViTConfig, B: int, dtype: Any, allocate: Callable[[tuple[int, ...], Any], Array]) -> Tokens:
+        """Return the arrays for `B` images; ``allocate(shape, dtype)`` makes each."""
+        N, D, width = config.num_tokens, config.embed_dim, 3 * config.num_heads * config.head_width
+        return cls(allocate((B, N, D), dtype), allocate((2, B, N, width), dtype))
 
 
 def predict_by_tokens(
@@ -131,9 +145,7 @@ def predict_by_tokens(
             wait()
         return
     piece = pieces[number]
-    cls_token = None if replica.cls_token is None else replica.cls_token.value
-    x, _ = ops.embed(replica.patch_embed(images), replica.pos_embed.value, cls_token, keep=False)
-    x = replica.pos_drop(x)[:, piece]
+    x = replica.embed(images, keep=False)[0][:, piece]
     for i, block in enumerate(replica.blocks):
         shared = tokens.qkv[i % 2]
 
@@ -148,8 +160,7 @@ def predict_by_tokens(
     tokens.x[:, piece.start : piece.start + x.shape[1]] = x
     wait()
     if number == 0:
-        x, _ = ops.pool(tokens.x, config.global_pool, int(config.class_token), keep=False)
-        logits[...] = replica.head(replica.head_drop(replica.final_norm()(x)))
+        logits[...] = replica.classify(tokens.x, keep=False)[0]
 
 
 def take_turns(work: Callable[[int, Callable[[], None]], None], count: int) -> None:

@@ -34,6 +34,12 @@ class _Job(NamedTuple):
     soft_labels: bool
     pieces: list[slice]  # of the tokens; empty if each worker takes whole images
     disabled_kernels: frozenset[str]
+    float_errors: dict[str, Any]  # what the caller told NumPy to do about them, for layers of its own
+
+
+def _float_errors() -> dict[str, Any]:
+    """Return what NumPy does about floating-point errors in this thread; a callback is not called in a worker."""
+    return {kind: "warn" if does in ("call", "log") else does for kind, does in np.geterr().items()}
 
 
 class _SharedArrays:
@@ -51,15 +57,18 @@ class _SharedArrays:
         self.images = shared_zeros((most, config.height, config.width, config.in_chans), dtype)
         self.labels = shared_zeros((most,), np.int64)
         self.soft_labels = shared_zeros((most, config.num_classes), real_dtype(dtype))
-        self.logits = shared_zeros((most, config.num_classes), dtype)
+        self.logits = shared_zeros((most, config.num_outputs), dtype)
         self.losses = shared_zeros((most,), dtype)
-        few, N, D = min(most, micro_batch), config.num_tokens, config.embed_dim
-        self.tokens = Tokens(shared_zeros((few, N, D), dtype), shared_zeros((2, few, N, 3 * D), dtype))
+        self.tokens = Tokens.of(config, min(most, micro_batch), dtype, shared_zeros)
 
     def work(self, number: int, job: _Job, barrier: Barrier) -> None:
         """Do the share of worker `number`."""
         if os.getpid() != self.process:
             follow_caller(job.disabled_kernels)
+        with np.errstate(**job.float_errors):
+            self._work(number, job, barrier)
+
+    def _work(self, number: int, job: _Job, barrier: Barrier) -> None:
         B, workers = job.B, self.workers
         images, logits = self.images[:B], self.logits[:B]
         if job.pieces:
@@ -113,13 +122,13 @@ class ParallelEngine:
         B, arrays = len(batch.images), self._arrays
         soft = batch.labels.dtype.kind == "f"
         (arrays.soft_labels if soft else arrays.labels)[:B] = batch.labels
-        self._run(batch.images, _Job(B, options, groups, soft, [], disabled_kernels()))
+        self._run(batch.images, _Job(B, options, groups, soft, [], disabled_kernels(), _float_errors()))
         batch.logits[...] = arrays.logits[:B]
         batch.losses[...] = arrays.losses[: len(batch.losses)]
 
     def predict(self, images: Array, logits: Array, pieces: list[slice]) -> None:
         """Set `logits` (B, classes); with `pieces`, the workers share the tokens of each image, not the images."""
-        self._run(images, _Job(len(images), None, 0, False, pieces, disabled_kernels()))
+        self._run(images, _Job(len(images), None, 0, False, pieces, disabled_kernels(), _float_errors()))
         logits[...] = self._arrays.logits[: len(images)]
 
     def _run(self, images: Array, job: _Job) -> None:

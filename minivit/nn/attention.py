@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from minivit import ops
-from minivit.arrays import Array
+from minivit.arrays import Array, namespace
+from minivit.nn.cost import Cost, total_cost
 from minivit.nn.dropout import Dropout
 from minivit.nn.initializers import SCHEMES
-from minivit.nn.layer import Cost, Layer, total_cost
+from minivit.nn.layer import Layer
+from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
+from minivit.nn.parameters import Parameter
 from minivit.ops.attention import ALL
 from minivit.random import Key, fold
 
@@ -19,18 +22,55 @@ Gather: TypeAlias = Callable[[Array, slice], tuple[Array, slice]]
 
 
 class Attention(Layer):
-    """Multi-head self-attention with its input and output maps: (B, N, D) to (B, N, D)."""
+    """Multi-head self-attention with its input and output maps: (B, N, D) to (B, N, D).
+
+    Parameters
+    ----------
+    dim, num_heads : int
+        Width D and number of heads H.
+    attn_drop_rate, proj_drop_rate : float
+        Dropout rates of the attention weights and of the result.
+    init : str
+        "timm" or "jax": the initialisation of the parameters.
+    head_dim : int
+        Width K of a head; 0 for D / H.
+    qkv_bias, proj_bias : bool
+        Whether the two maps have biases.
+    qk_norm : bool
+        Whether queries and keys pass a layer norm in each head.
+    eps : float
+        Of these layer norms.
+    num_tokens : int
+        Number of tokens N for which relative positions are learned; 0 for none.
+    """
 
     def __init__(
-        self, dim: int, num_heads: int, attn_drop_rate: float = 0.0, proj_drop_rate: float = 0.0, init: str = "jax"
+        self,
+        dim: int,
+        num_heads: int,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        init: str = "jax",
+        *,
+        head_dim: int = 0,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        qk_norm: bool = False,
+        eps: float = 1e-6,
+        num_tokens: int = 0,
     ) -> None:
-        if dim % num_heads:
+        if not head_dim and dim % num_heads:
             raise ValueError(f"a width of {dim} cannot be split evenly among {num_heads} heads")
+        K = head_dim or dim // num_heads
         scheme = SCHEMES[init]
         self.num_heads = num_heads
-        self.qkv = Linear(dim, 3 * dim, scheme.qkv_weight, scheme.bias, parts=("q", "k", "v"))
+        parts = ("q", "k", "v")
+        self.qkv = Linear(dim, 3 * num_heads * K, scheme.qkv_weight, scheme.bias, parts, bias=qkv_bias)
+        self.q_norm = LayerNorm(K, eps) if qk_norm else None
+        self.k_norm = LayerNorm(K, eps) if qk_norm else None
+        self.rel_pos = Parameter((2 * num_tokens - 1, K), scheme.pos_embed) if num_tokens else None
         self.attn_drop = Dropout(attn_drop_rate)
-        self.proj = Linear(dim, dim, scheme.weight, scheme.bias)
+        self.proj = Linear(num_heads * K, dim, scheme.weight, scheme.bias, bias=proj_bias)
         self.proj_drop = Dropout(proj_drop_rate)
 
     def forward(
@@ -50,30 +90,75 @@ class Attention(Layer):
             ``gather(qkv, queries)`` is given the queries, keys and values of the tokens of `x` and the slice `queries`
             of them. It returns those of all tokens, and where the query tokens are among them.
         """
-        qkv, cache1 = self.qkv.forward(x, keep=keep)
+        qkv, cache1 = self.qkv.forward(x, fold(rng, "qkv"), keep)
+        qkv, norm_caches = self._normed(qkv, keep)
         if gather is not None:
             qkv, queries = gather(qkv, queries)
         B, N, _ = qkv.shape
         mask = self.attn_drop.mask((B, self.num_heads, N, N), fold(rng, "attn_drop"), x.dtype)
         mask = None if mask is None else mask[:, :, queries]
-        h, cache2 = ops.attention(qkv, self.num_heads, mask, queries, keep=keep)
-        h, cache3 = self.proj.forward(h, keep=keep)
+        cache2: Any
+        if self.rel_pos is None:
+            h, cache2 = ops.attention(qkv, self.num_heads, mask, queries, keep=keep)
+        else:
+            h, cache2 = ops.relative_attention(qkv, self.rel_pos.value, self.num_heads, mask, queries, keep=keep)
+        h, cache3 = self.proj.forward(h, fold(rng, "proj"), keep)
         y, cache4 = self.proj_drop.forward(h, fold(rng, "proj_drop"), keep)
-        return y, (cache1, cache2, cache3, cache4) if keep else None
+        return y, (cache1, norm_caches, cache2, cache3, cache4) if keep else None
 
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx``."""
-        cache1, cache2, cache3, cache4 = self.kept(cache)
+        cache1, norm_caches, cache2, cache3, cache4 = self.kept(cache)
         dh = self.proj_drop.backward(dy, cache4)
         dh = self.proj.backward(dh, cache3)
-        dqkv = ops.attention_backward(dh, cache2)
-        return self.qkv.backward(dqkv, cache1)
+        if self.rel_pos is None:
+            dqkv = ops.attention_backward(dh, cache2)
+        else:
+            dqkv, drel_pos = ops.relative_attention_backward(dh, cache2)
+            self.rel_pos.add_grad(drel_pos)
+        return self.qkv.backward(self._normed_backward(dqkv, norm_caches), cache1)
+
+    def is_plain(self) -> bool:
+        """Return whether a kernel can compute it: biases, heads of width D / H, no norms, no relative positions."""
+        biases = self.qkv.bias is not None and self.proj.bias is not None
+        return (
+            biases
+            and self.proj.weight.shape[0] == self.proj.weight.shape[1]
+            and self.q_norm is None
+            and self.k_norm is None
+            and self.rel_pos is None
+        )
+
+    def _normed(self, qkv: Array, keep: bool) -> tuple[Array, Any]:
+        """Return `qkv` (B, N, 3 H K) with queries and keys normalised in each head, and the caches of the norms."""
+        if self.q_norm is None or self.k_norm is None:
+            return qkv, None
+        parts = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, -1)
+        normed = namespace(qkv).empty_like(parts)
+        normed[:, :, 0], cache1 = self.q_norm.forward(parts[:, :, 0], None, keep)
+        normed[:, :, 1], cache2 = self.k_norm.forward(parts[:, :, 1], None, keep)
+        normed[:, :, 2] = parts[:, :, 2]
+        return normed.reshape(qkv.shape), (cache1, cache2)
+
+    def _normed_backward(self, dqkv: Array, caches: Any) -> Array:
+        if self.q_norm is None or self.k_norm is None:
+            return dqkv
+        parts = dqkv.reshape(*dqkv.shape[:2], 3, self.num_heads, -1)
+        d = namespace(dqkv).empty_like(parts)
+        d[:, :, 0] = self.q_norm.backward(parts[:, :, 0], caches[0])
+        d[:, :, 1] = self.k_norm.backward(parts[:, :, 1], caches[1])
+        d[:, :, 2] = parts[:, :, 2]
+        return d.reshape(dqkv.shape)
 
     def cost(self, shape: tuple[int, ...], queries: slice = ALL) -> Cost:
         """Return the cost for one image's tokens (N, D); FLOPs are those of all tokens, as papers count them."""
-        N, D = shape
+        N = shape[0]
         M, H = len(range(N)[queries]), self.num_heads
+        width, D = self.proj.weight.shape  # H K and D
         # qkv and the exponentials of the scores with the inverse of their sums; or the weights and their mask.
-        kept = 3 * N * D + H * M * N + (H * N * N if self.attn_drop.rate else H * M)
-        parts = [self.qkv.cost(shape), Cost(4 * N * N * D, kept)]
-        return total_cost([*parts, Cost(self.proj.cost(shape).flops, M * D), self.proj_drop.cost((M, D))])
+        kept = 3 * N * width + H * M * N + (H * N * N if self.attn_drop.rate else H * M)
+        norms = [norm.cost((N, self.num_heads, width // H)) for norm in (self.q_norm, self.k_norm) if norm is not None]
+        products = 4 if self.rel_pos is None else 6
+        parts = [self.qkv.cost(shape), *norms, Cost(products * N * N * width, kept)]
+        proj = Cost(self.proj.cost((N, width)).flops, M * width)
+        return total_cost([*parts, proj, self.proj_drop.cost((M, D))])

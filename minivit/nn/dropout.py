@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from minivit import ops
-from minivit.arrays import Array
-from minivit.nn.layer import Cost, Layer
-from minivit.random import Key
+from minivit.arrays import Array, namespace
+from minivit.nn.cost import Cost
+from minivit.nn.layer import Layer
+from minivit.random import RngLike, as_key
 
 
 class Dropout(Layer):
@@ -20,17 +23,21 @@ class Dropout(Layer):
         self.rate = rate
         self.per_sample = per_sample
 
-    def mask(self, shape: tuple[int, ...], rng: Key | None, dtype: Any) -> Array | None:
-        """Return factors for an array of `shape`, or None where nothing is dropped."""
+    def mask(self, shape: tuple[int, ...], rng: RngLike, dtype: Any, library: Any = np) -> Array | None:
+        """Return factors for an array of `shape`, or None where nothing is dropped.
+
+        A seed or a NumPy generator takes the place of a key of all samples, for arrays of `library`.
+        """
+        rng = as_key(rng, shape[0] if shape else 0, library)
         if rng is None or self.rate == 0.0:
             return None
         if self.per_sample:
             shape = (shape[0], *(1 for _ in shape[1:]))
         return ops.keep_mask(rng, shape, self.rate, dtype)
 
-    def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+    def forward(self, x: Array, rng: RngLike = None, keep: bool = True) -> tuple[Array, Any]:
         """Drop elements of `x` (B, ...) and scale the others up."""
-        mask = self.mask(x.shape, rng, x.dtype)
+        mask = self.mask(x.shape, rng, x.dtype, namespace(x))
         if mask is None:
             return x, () if keep else None
         return ops.dropout(x, mask, keep=keep)

@@ -1,15 +1,29 @@
-"""A Transformer block: attention and MLP, each after a layer norm and with a residual connection."""
+"""A Transformer block: attention and MLP, each after a layer norm and with a residual connection.
+
+    h = x + attn(norm1(x))                 y = h + mlp(norm2(h))
+
+    dh = dy + norm2_backward(mlp_backward(dy))                  dx = dh + norm1_backward(attn_backward(dh))
+
+The steps are in docs/derivations/residual.md.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from minivit.arrays import Array
+import numpy as np
+
+from minivit.arrays import Array, native
 from minivit.nn.attention import Attention, Gather
+from minivit.nn.cost import Cost
 from minivit.nn.dropout import Dropout, DropPath
-from minivit.nn.layer import Cost, Layer, structure_version
+from minivit.nn.gelu import GELU
+from minivit.nn.identity import Identity
+from minivit.nn.layer import Layer
 from minivit.nn.layer_norm import LayerNorm
+from minivit.nn.layer_scale import LayerScale
 from minivit.nn.mlp import MLP
+from minivit.nn.structure import structure_version
 from minivit.ops.attention import ALL
 from minivit.ops.encoder_block import BlockLike
 from minivit.ops.registry import Kernel, find_kernel, kernel_of_cache
@@ -17,7 +31,29 @@ from minivit.random import Key, fold
 
 
 class EncoderBlock(Layer):
-    """A pre-norm Transformer block: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))`` (equations 2 and 3)."""
+    """A pre-norm Transformer block: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))`` (equations 2 and 3).
+
+    Parameters
+    ----------
+    dim, num_heads, hidden_dim : int
+        Width D, number of heads H, width F of the MLP.
+    eps : float
+        Of the layer norms.
+    act_layer : str
+        The activation of the MLP: "gelu", "gelu_tanh", "quick_gelu" or "relu".
+    attn_drop_rate, proj_drop_rate, drop_path_rate : float
+        Rates of dropout and of stochastic depth.
+    init : str
+        "timm" or "jax": the initialisation of the parameters.
+    mlp_bias : bool
+        Whether the maps of the MLP have biases.
+    init_values : float
+        Initial factors of each branch (`LayerScale`); 0 for none.
+    **attention
+        Further options of `Attention`.
+    """
+
+    _derived = frozenset({"_made_of", "_standard", "_plain", "_random", "_version"})
 
     def __init__(
         self,
@@ -26,21 +62,26 @@ class EncoderBlock(Layer):
         hidden_dim: int,
         *,
         eps: float = 1e-6,
-        approximate: str = "none",
+        act_layer: str = "gelu",
         attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         init: str = "jax",
+        mlp_bias: bool = True,
+        init_values: float = 0.0,
+        **attention: Any,
     ) -> None:
         self.norm1 = LayerNorm(dim, eps)
-        self.attn = Attention(dim, num_heads, attn_drop_rate, proj_drop_rate, init)
+        self.attn = Attention(dim, num_heads, attn_drop_rate, proj_drop_rate, init, eps=eps, **attention)
+        self.ls1 = LayerScale(dim, init_values) if init_values else Identity()
         self.drop_path1 = DropPath(drop_path_rate)
         self.norm2 = LayerNorm(dim, eps)
-        self.mlp = MLP(dim, hidden_dim, approximate, proj_drop_rate, init)
+        self.mlp = MLP(dim, hidden_dim, act_layer, proj_drop_rate, init, mlp_bias)
+        self.ls2 = LayerScale(dim, init_values) if init_values else Identity()
         self.drop_path2 = DropPath(drop_path_rate)
         self._made_of = self._classes()
-        self._standard = self._random = False
-        self._version = -1  # the `structure_version` for which these two were set
+        self._standard = self._plain = self._random = False
+        self._version = -1  # the `structure_version` for which these three were set
 
     def forward(
         self,
@@ -60,53 +101,66 @@ class EncoderBlock(Layer):
             See `Attention.forward`.
         """
         if gather is None and (kernel := self._kernel(x, rng, queries)) is not None:
-            return kernel.forward(x, self, queries, keep)
-        h, cache1 = self.norm1.forward(x, keep=keep)
-        h, cache2 = self.attn.forward(h, fold(rng, "attn"), keep, queries, gather)
+            with np.errstate(under="ignore"):
+                return kernel.forward(x, self, queries, keep)
+        h, cache1 = self.norm1.forward(x, fold(rng, "norm1"), keep)
+        only = (queries, gather) if isinstance(self.attn, Attention) else ()  # a user's own returns all tokens
+        h, cache2 = self.attn.forward(h, fold(rng, "attn"), keep, *only)
+        h, scale1 = self.ls1.forward(h, fold(rng, "ls1"), keep)
         h, cache3 = self.drop_path1.forward(h, fold(rng, "drop_path1"), keep)
         x = x[:, queries] + h
-        h, cache4 = self.norm2.forward(x, keep=keep)
+        h, cache4 = self.norm2.forward(x, fold(rng, "norm2"), keep)
         h, cache5 = self.mlp.forward(h, fold(rng, "mlp"), keep)
+        h, scale2 = self.ls2.forward(h, fold(rng, "ls2"), keep)
         h, cache6 = self.drop_path2.forward(h, fold(rng, "drop_path2"), keep)
-        return x + h, (cache1, cache2, cache3, cache4, cache5, cache6, queries) if keep else None
+        return x + h, (cache1, cache2, scale1, cache3, cache4, cache5, scale2, cache6, queries) if keep else None
 
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx`` (B, N, D) for `dy` (B, M, D): through each branch and its residual connection."""
         if (kernel := kernel_of_cache("EncoderBlock", cache)) is not None:
-            return kernel.backward(dy, cache, self)
-        cache1, cache2, cache3, cache4, cache5, cache6, queries = self.kept(cache)
+            with np.errstate(under="ignore"):
+                return kernel.backward(native(dy), cache, self)
+        cache1, cache2, scale1, cache3, cache4, cache5, scale2, cache6, queries = self.kept(cache)
         dh = self.drop_path2.backward(dy, cache6)
+        dh = self.ls2.backward(dh, scale2)
         dh = self.mlp.backward(dh, cache5)
         dh = self.norm2.backward(dh, cache4)
         dh += dy
         dx = self.drop_path1.backward(dh, cache3)
+        dx = self.ls1.backward(dx, scale1)
         dx = self.attn.backward(dx, cache2)
         dx = self.norm1.backward(dx, cache1)
         dx[:, queries] += dh
         return dx
 
     def is_standard(self) -> bool:
-        """Return whether the block consists of the layers that `__init__` made, so that a kernel can compute it."""
+        """Return whether the block has the layers that `__init__` made, so that workers can share its tokens."""
         self._refresh()
         return self._standard
 
     def _kernel(self, x: Array, rng: Key | None, queries: slice) -> Kernel | None:
         self._refresh()
-        if not self._standard or (self._random and rng is not None):
+        if not self._standard or not self._plain or (self._random and rng is not None):
             return None
         block: BlockLike = self
         return find_kernel("EncoderBlock", x, block, queries)
 
     def _refresh(self) -> None:
-        """Set `_standard` and `_random` from the layers in the block, once after each change of any layer."""
+        """Set `_standard`, `_plain` and `_random` from the layers in the block, once after each change of any layer."""
         version = structure_version()
         if self._version == version:
             return
         layers = [layer for _, layer in self.named_layers()]
         standard = type(self) is EncoderBlock and self._classes() == self._made_of
         random = any(isinstance(layer, Dropout) and layer.rate > 0 for layer in layers)
-        # The version is set last: a thread that sees it sees the other two.
-        vars(self).update(_standard=standard, _random=random, _version=version)
+        # The version is set last: a thread that sees it sees the other three.
+        vars(self).update(_standard=standard, _plain=standard and self._is_plain(), _random=random, _version=version)
+
+    def _is_plain(self) -> bool:
+        """Return whether a kernel can compute the block: what is optional is absent, and every bias present."""
+        unscaled = isinstance(self.ls1, Identity) and isinstance(self.ls2, Identity)
+        biases = self.mlp.fc1.bias is not None and self.mlp.fc2.bias is not None
+        return unscaled and biases and isinstance(self.mlp.act, GELU) and self.attn.is_plain()
 
     def _classes(self) -> list[tuple[str, type[Layer]]]:
         return [(name, type(layer)) for name, layer in self.named_layers()]
@@ -120,11 +174,12 @@ class EncoderBlock(Layer):
         results = len(range(N)[queries]), D
         self._refresh()
         # A kernel does not keep what the norms return; it computes the block where nothing in it is random.
-        x1, x2 = (0, 0) if self._random else (N * D, results[0] * D)
+        x1, x2 = (0, 0) if self._random or not self._plain else (N * D, results[0] * D)
         attn, mlp = self.attn.cost(shape, queries), self.mlp.cost(results)
+        after1, after2 = self.drop_path1.cost(results).kept, self.drop_path2.cost(results).kept
         return {
             "norm1": self.norm1.cost(shape),
-            "attn": Cost(attn.flops, attn.kept - x1 + self.drop_path1.cost(results).kept),
+            "attn": Cost(attn.flops, attn.kept - x1 + self.ls1.cost(results).kept + after1),
             "norm2": self.norm2.cost(results),
-            "mlp": Cost(self.mlp.cost(shape).flops, mlp.kept - x2 + self.drop_path2.cost(results).kept),
+            "mlp": Cost(self.mlp.cost(shape).flops, mlp.kept - x2 + self.ls2.cost(results).kept + after2),
         }

@@ -7,7 +7,8 @@ from typing import Any
 
 from minivit import ops
 from minivit.arrays import Array
-from minivit.nn.layer import Cost, Layer
+from minivit.nn.cost import Cost
+from minivit.nn.layer import Layer
 from minivit.random import Key
 
 

@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, Self, TypeAlias
 
 from minivit.arrays import Array
+from minivit.ops.interception import current_interception
 from minivit.ops.registry import current_layer, is_observed, reference_only_here
 
 Hook: TypeAlias = Callable[[Any, Array, Array], Array | None]
@@ -82,9 +83,14 @@ class LayerHooks:
     """The hooks of one layer; its replicas share them."""
 
     def __init__(self, layer: Hookable) -> None:
-        self.layer = layer
+        self._layer = weakref.ref(layer)  # no cycle: the memory of a model is freed when it is dropped
         self.forward: list[HookHandle] = []
         self.backward: list[HookHandle] = []
+
+    def layer(self, replica: Hookable) -> Hookable:
+        """Return the layer that the hooks were registered on, or `replica` if it is gone."""
+        layer = self._layer()
+        return replica if layer is None else layer
 
 
 def is_watched(layer: Hookable) -> bool:
@@ -144,29 +150,51 @@ def calls_hooks(function: Callable[..., Any]) -> bool:
     return function in _calls_hooks
 
 
+# The functions that these two return refer to one function of this module, so that a class of a notebook can be pickled
+# by value.
 def with_forward_hooks(inner: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[Array, Any]]:
     """Return a function that calls `inner`, the forward function of a layer class, and then the layer's hooks."""
 
     @functools.wraps(inner)
     def forward(self: Hookable, *args: Any, **kwargs: Any) -> tuple[Array, Any]:
-        # Where a subclass calls the function of its base class, only the outer call runs the hooks.
-        if not (_count or is_observed()) or type(self).forward is not forward:
-            return inner(self, *args, **kwargs)
-        x = args[0] if args else kwargs.get("x", next(iter(kwargs.values())))
-        names = _names.get()
-        if names is None:
-            if not is_watched(self):
-                return inner(self, *args, **kwargs)
-            with _watched_pass(self, x):
-                return forward(self, *args, **kwargs)
-        with _named(self, names):
-            y, cache = inner(self, *args, **kwargs)
-        if self.has_hooks:
-            y = _replaced(self.hooks.forward, self.hooks.layer, x, y, 1)
-        return y, cache
+        return _forward(forward, inner, self, args, kwargs)
 
     _calls_hooks.add(forward)
     return forward
+
+
+def _forward(
+    outer: Callable[..., Any], inner: Callable[..., tuple[Array, Any]], layer: Hookable, args: Any, kwargs: Any
+) -> tuple[Array, Any]:
+    # Where a subclass calls the function of its base class, only the outer call runs the hooks and is intercepted.
+    if type(layer).forward is not outer:
+        return inner(layer, *args, **kwargs)
+    interception = current_interception()
+    if interception is None:
+        return _with_hooks(inner, layer, args, kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> tuple[Array, Any]:
+        return _with_hooks(inner, layer, args, kwargs)
+
+    result: tuple[Array, Any] = interception.layer_forward(layer, run, args, kwargs)
+    return result
+
+
+def _with_hooks(inner: Callable[..., tuple[Array, Any]], layer: Hookable, args: Any, kwargs: Any) -> tuple[Array, Any]:
+    if not (_count or is_observed()):
+        return inner(layer, *args, **kwargs)
+    x = args[0] if args else kwargs.get("x", next(iter(kwargs.values())))
+    names = _names.get()
+    if names is None:
+        if not is_watched(layer):
+            return inner(layer, *args, **kwargs)
+        with _watched_pass(layer, x):
+            return _with_hooks(inner, layer, args, kwargs)
+    with _named(layer, names):
+        y, cache = inner(layer, *args, **kwargs)
+    if layer.has_hooks:
+        y = _replaced(layer.hooks.forward, layer.hooks.layer(layer), x, y, 1)
+    return y, cache
 
 
 def with_backward_hooks(inner: Callable[..., Array]) -> Callable[..., Array]:
@@ -174,11 +202,29 @@ def with_backward_hooks(inner: Callable[..., Array]) -> Callable[..., Array]:
 
     @functools.wraps(inner)
     def backward(self: Hookable, *args: Any, **kwargs: Any) -> Array:
-        dx = inner(self, *args, **kwargs)
-        if _count and type(self).backward is backward and self.has_hooks:
-            dy = args[0] if args else kwargs.get("dy", next(iter(kwargs.values())))
-            dx = _replaced(self.hooks.backward, self.hooks.layer, dx, dy, 0)
-        return dx
+        return _backward(backward, inner, self, args, kwargs)
 
     _calls_hooks.add(backward)
     return backward
+
+
+def _backward(outer: Callable[..., Any], inner: Callable[..., Array], layer: Hookable, args: Any, kwargs: Any) -> Array:
+    if type(layer).backward is not outer:
+        return inner(layer, *args, **kwargs)
+    interception = current_interception()
+    if interception is None:
+        return _with_backward_hooks(inner, layer, args, kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> Array:
+        return _with_backward_hooks(inner, layer, args, kwargs)
+
+    dx: Array = interception.layer_backward(layer, run, args, kwargs)
+    return dx
+
+
+def _with_backward_hooks(inner: Callable[..., Array], layer: Hookable, args: Any, kwargs: Any) -> Array:
+    dx = inner(layer, *args, **kwargs)
+    if _count and layer.has_hooks:
+        dy = args[0] if args else kwargs.get("dy", next(iter(kwargs.values())))
+        dx = _replaced(layer.hooks.backward, layer.hooks.layer(layer), dx, dy, 0)
+    return dx

@@ -26,33 +26,71 @@ def ones(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.ones(shape)
 
 
-def normal(std: float) -> Initializer:
-    """Return an initialiser that draws from the normal distribution with standard deviation `std`."""
-    return lambda generator, shape: generator.normal(0.0, std, shape)
+@dataclass(frozen=True)
+class constant:  # noqa: N801 - used like the functions beside it
+    """An initialiser that returns `value` everywhere."""
+
+    value: float
+
+    def __call__(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Return the array."""
+        return np.full(shape, self.value)
 
 
-def uniform(bound: float) -> Initializer:
-    """Return an initialiser that draws uniformly between ``-bound`` and ``bound``."""
-    return lambda generator, shape: generator.uniform(-bound, bound, shape)
+@dataclass(frozen=True)
+class normal:  # noqa: N801 - as `constant`
+    """An initialiser that draws from the normal distribution with standard deviation `std`."""
+
+    std: float
+
+    def __call__(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Return the drawn values."""
+        return generator.normal(0.0, self.std, shape)
+
+
+@dataclass(frozen=True)
+class uniform:  # noqa: N801 - as `constant`
+    """An initialiser that draws uniformly between ``-bound`` and ``bound``."""
+
+    bound: float
+
+    def __call__(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Return the drawn values."""
+        return generator.uniform(-self.bound, self.bound, shape)
 
 
 def xavier_uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Draw an (in, out) matrix uniformly within +-sqrt(6 / (in + out)) (Glorot and Bengio 2010)."""
-    return generator.uniform(-1.0, 1.0, shape) * math.sqrt(6.0 / sum(shape))
+    """Draw (..., in, out) numbers uniformly within +-sqrt(6 / (in + out)) (Glorot and Bengio 2010)."""
+    return generator.uniform(-1.0, 1.0, shape) * math.sqrt(6.0 / sum(shape[-2:]))
 
 
-def xavier_uniform_qkv(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Draw an (in, 3 out) matrix as three Xavier-uniform (in, out) matrices for q, k and v."""
-    return generator.uniform(-1.0, 1.0, shape) * math.sqrt(6.0 / (shape[0] + shape[1] // 3))
+@dataclass(frozen=True)
+class xavier_uniform_parts:  # noqa: N801 - as `constant`
+    """An initialiser that draws an (in, `count` * out) matrix as Xavier-uniform (in, out) matrices, such as q, k, v."""
+
+    count: int
+
+    def __call__(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Return the drawn values."""
+        return generator.uniform(-1.0, 1.0, shape) * math.sqrt(6.0 / (shape[0] + shape[1] // self.count))
 
 
 def lecun_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Draw a normal (in, out) matrix, truncated at two deviations, with deviation 1 / sqrt(in) (LeCun et al. 1998)."""
+    deviation_of_truncated_normal = 0.87962566103423978
+    return _truncated_normal(generator, shape) / (deviation_of_truncated_normal * math.sqrt(shape[0]))
+
+
+def latent_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Draw (..., D) normal numbers, truncated at two deviations, and divide them by sqrt(D), as timm's latent query."""
+    return _truncated_normal(generator, shape) / math.sqrt(shape[-1])
+
+
+def _truncated_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
     value = generator.normal(size=shape)
     while (outside := np.abs(value) > 2.0).any():
         value[outside] = generator.normal(size=int(outside.sum()))
-    deviation_of_truncated_normal = 0.87962566103423978
-    return value / (deviation_of_truncated_normal * math.sqrt(shape[0]))
+    return value
 
 
 @dataclass(frozen=True)
@@ -61,10 +99,13 @@ class Scheme:
 
     weight: Initializer
     qkv_weight: Initializer
+    kv_weight: Initializer
+    hidden_weight: Initializer  # of the layer before the head
     head_weight: Initializer
     bias: Initializer
     mlp_bias: Initializer
     cls_token: Initializer
+    latent: Initializer
     pos_embed: Initializer
 
 
@@ -72,19 +113,25 @@ SCHEMES = {
     "timm": Scheme(
         weight=normal(0.02),
         qkv_weight=normal(0.02),
+        kv_weight=normal(0.02),
+        hidden_weight=normal(0.02),
         head_weight=normal(0.02),
         bias=zeros,
         mlp_bias=zeros,
         cls_token=normal(1e-6),
+        latent=latent_normal,
         pos_embed=normal(0.02),
     ),
     "jax": Scheme(
         weight=xavier_uniform,
-        qkv_weight=xavier_uniform_qkv,
+        qkv_weight=xavier_uniform_parts(3),
+        kv_weight=xavier_uniform_parts(2),
+        hidden_weight=lecun_normal,
         head_weight=zeros,
         bias=zeros,
         mlp_bias=normal(1e-6),
         cls_token=zeros,
+        latent=xavier_uniform,
         pos_embed=normal(0.02),
     ),
 }

@@ -20,47 +20,38 @@ The layer keeps nothing between the two passes: the cache holds all that `backwa
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from minivit import arrays
 from minivit.arrays import Array, dtype_named, library_name, namespace, on_device_of, to_backend, to_host
-from minivit.errors import UserError, counted
+from minivit.errors import UserError
+from minivit.nn.cost import Cost
+from minivit.nn.describe import described, no_attribute
 from minivit.nn.hooks import Hook, HookHandle, LayerHooks, calls_hooks, with_backward_hooks, with_forward_hooks
-from minivit.nn.parameters import FlatStore, Parameter, Parameters, flat_layout, initial_value, zero_vector
-from minivit.random import Key
-
-
-class Cost(NamedTuple):
-    """What a forward pass costs for one image.
-
-    Attributes
-    ----------
-    flops : int
-        2 for each multiply-add of a matrix product, 0 for the rest.
-    kept : int
-        Numbers that the forward pass of training keeps for the backward pass.
-    """
-
-    flops: int = 0
-    kept: int = 0
-
-
-def total_cost(costs: Iterable[Cost]) -> Cost:
-    """Return the sum of `costs`."""
-    return Cost(*map(sum, zip(*costs, strict=True)))
-
-
-_changes = 0  # how often an attribute of any layer was set
+from minivit.nn.parameters import Parameter, Parameters, initial_value
+from minivit.nn.state_dict import checked_state
+from minivit.nn.store import FlatStore, flat_layout, padded, zero_vector
+from minivit.nn.structure import CONTAINERS, OWN, Structure, count_change, gathered, leaves
+from minivit.random import Key, checked_seed
 
 
 class Layer:
-    """Parameters and wiring. Subclasses set both as attributes, alone or in lists, tuples and dicts."""
+    """Parameters and wiring. Subclasses set both as attributes, alone or in lists, tuples and dicts.
+
+    A layer or a parameter may be replaced at any time, and lists of layers changed in place: the next use of
+    `parameters` finds what is there. Copies and pickles have the same values, and no hooks.
+    """
+
+    is_shown = True  # in the representation of the layer that holds it
+    _derived: frozenset[str] = frozenset()  # attributes that follow from the others, and are no change of the layer
 
     _parameters: Parameters | None = None
+    _structure: Structure | None = None  # for which `_parameters` was made
+    _whole = False  # whether `_parameters` has everything in its store
     _hooks: LayerHooks | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -72,18 +63,41 @@ class Layer:
             cls.backward = with_backward_hooks(cls.backward)  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        global _changes
         if name in ("forward", "backward"):
             raise TypeError(
                 f"{name} of a {type(self).__name__} cannot be replaced on an object: use register_{name}_hook to read "
                 "or replace its result, or write a subclass"
             )
-        _changes += 1
+        held = vars(self).get(name)
+        kind = Layer if isinstance(held, Layer) else Parameter
+        no_parameter = value is None and kind is Parameter  # a model may do without one, such as its class token
+        if isinstance(held, Layer | Parameter) and not isinstance(value, kind) and not no_parameter:
+            what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            hint = f"; values are set by {name}.value[...] = array" if kind is Parameter else ""
+            raise UserError(
+                f"{name} of {type(self).__name__} holds a {kind.__name__} and cannot become "
+                f"{'None' if value is None else what}; expected another minivit.{kind.__name__}{hint}"
+            )
+        count_change()
         object.__setattr__(self, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        count_change()
+        object.__delattr__(self, name)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(no_attribute(self, name))
+
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the hooks out of a copy."""
-        return {name: value for name, value in vars(self).items() if name != "_hooks"}
+        """Leave the hooks out of a copy, and say so."""
+        if self.has_hooks:
+            warnings.warn(f"a copy of a {type(self).__name__} has none of its hooks", UserWarning, stacklevel=2)
+        return {name: value for name, value in vars(self).items() if name not in OWN or name == "_whole"}
+
+    def __repr__(self) -> str:
+        return described(self)
 
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Return the layer's result for `x`, and the cache that `backward` reads, or None with ``keep=False``.
@@ -155,8 +169,10 @@ class Layer:
 
     def _members(self) -> Iterator[tuple[str, Parameter | Layer]]:
         for name, value in list(vars(self).items()):  # a copy, since another thread may register a hook
-            if name not in ("_parameters", "_hooks"):
-                yield from _leaves(name, value)
+            if isinstance(value, _MEMBERS):
+                yield name, value
+            elif isinstance(value, CONTAINERS) and name not in OWN:
+                yield from leaves(name, value, _MEMBERS)
 
     def named_layers(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
         """Yield every layer in this one, itself first, under its dotted name."""
@@ -168,9 +184,11 @@ class Layer:
     def declared(self) -> dict[str, Parameter]:
         """Return the parameters of this layer and of those in it by name, whether or not they have values."""
         named: dict[str, Parameter] = {}
+        known: set[int] = set()
         for prefix, layer in self.named_layers():
             for name, member in layer._members():
-                if isinstance(member, Parameter) and all(member is not known for known in named.values()):
+                if isinstance(member, Parameter) and id(member) not in known:
+                    known.add(id(member))
                     named[f"{prefix}.{name}" if prefix else name] = member
         return named
 
@@ -181,12 +199,11 @@ class Layer:
         def copied(member: Any) -> Any:
             if isinstance(member, Parameter | Layer) and id(member) in known:
                 return known[id(member)]
-            if isinstance(member, Parameter):
-                raise _initialized_apart(self)
             if isinstance(member, Layer):
-                layer = known[id(member)] = copy.copy(member)
-                for name, value in vars(layer).items():
-                    object.__setattr__(layer, name, None if name == "_parameters" else copied(value))
+                layer = known[id(member)] = object.__new__(type(member))
+                for name, value in vars(member).items():
+                    if name not in OWN:
+                        object.__setattr__(layer, name, copied(value))
                 if share_hooks:
                     object.__setattr__(layer, "_hooks", member.hooks)
                 return layer
@@ -202,22 +219,26 @@ class Layer:
         for name, parameter in declared.items():
             parameter.bind(store, name, starts[name])
         for _, layer in self.named_layers():
-            object.__setattr__(layer, "_parameters", None)
-        object.__setattr__(self, "_parameters", Parameters(declared, store))
+            vars(layer).update(_parameters=None, _structure=None, _whole=False)
+        count_change()
+        parameters, structure = Parameters(declared, store, self), Structure(self, Layer)
+        vars(self).update(_parameters=parameters, _structure=structure, _whole=True)
 
-    def initialize(self, seed: int | None = 0, dtype: Any = "float32", backend: str = "numpy") -> Self:
+    def initialize(self, seed: Any = 0, dtype: Any = "float32", backend: str = "numpy") -> Self:
         """Give all parameters their initial values, functions of `seed` and their names alone; return the layer.
 
         Parameters
         ----------
-        seed : int or None
-            At least 0; None leaves all values at zero, to be loaded.
+        seed : int, np.random.Generator or None
+            At least 0, or a generator that a seed is drawn from; None leaves all values at zero, to be loaded.
         dtype : dtype
             The dtype of all parameters, and so of the layer's input and result.
         backend : str
             "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
         """
         dtype = _checked(dtype)
+        seed = None if seed is None else checked_seed(seed)
+        self._adapt()
         xp = arrays.backend(backend)
         declared = self.declared()
         starts, length = flat_layout({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
@@ -231,17 +252,46 @@ class Layer:
 
     @property
     def parameters(self) -> Parameters:
-        """The parameters of this layer and of those in it, by name."""
-        if self._parameters is None:
+        """The parameters of this layer and of those in it, by name.
+
+        If layers or parameters were replaced, added or removed, the values and gradients of all move to a new store.
+
+        Raises
+        ------
+        UserError
+            A parameter has no value yet, or they differ in dtype or device.
+        """
+        known, structure = self._parameters, self._structure
+        if known is None or structure is None or not structure.is_current():
+            known = self._found()
+        return known
+
+    def _found(self) -> Parameters:
+        """Look at all layers again, and return the parameters."""
+        known, structure = self._parameters, Structure(self, Layer)
+        if (
+            known is None
+            or not structure.equals(self._structure)
+            or any(not p.has_value or p.store is not known.store for p in known.values())
+        ):
+            self._adapt()
             declared = self.declared()
-            stores = [parameter.store for parameter in declared.values()]
-            if any(store is not stores[0] for store in stores):
-                raise _initialized_apart(self)
-            object.__setattr__(
-                self, "_parameters", Parameters(declared, stores[0] if stores else FlatStore(np.zeros(0, np.float32)))
-            )
-            assert self._parameters is not None
-        return self._parameters
+            bound = [parameter for parameter in declared.values() if parameter.has_value]
+            store = bound[0].store if bound else FlatStore(np.zeros(0, np.float32))
+            used = sum(padded(parameter.size, store.values.itemsize) for parameter in bound)
+            whole = used == len(store.values)
+            together = len(bound) == len(declared) and all(parameter.store is store for parameter in bound)
+            if not together or (self._whole and not whole):
+                store, starts = gathered(declared)
+                self._bind(declared, starts, store)
+                return self.parameters
+            known, structure = Parameters(declared, store, self), Structure(self, Layer)
+            vars(self).update(_whole=whole)
+        vars(self).update(_parameters=known, _structure=structure)
+        return known
+
+    def _adapt(self) -> None:
+        """Set what follows from the layers in this one, after some of them were replaced."""
 
     def zero_grad(self) -> None:
         """Set the gradients of this layer's parameters to zero."""
@@ -289,6 +339,7 @@ class Layer:
         with on_device_of(self.parameters.store.values):
             return {name: to_host(parameter.value).copy() for name, parameter in self.parameters.items()}
 
+    @np.errstate(under="ignore")
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Set all values from `state`, which has this layer's names and shapes.
 
@@ -296,48 +347,20 @@ class Layer:
         ------
         UserError
             A name is missing or unknown, or a shape differs; nothing is changed then.
+        TypeError
+            A value is not an array of numbers, or is complex and this layer is not; nothing is changed then.
         """
         named = self.parameters
-        if np.ndim(state.get("patch_embed.proj.weight", 0)) == 4:
-            raise UserError("these are weights in timm's layout; minivit.load_model reads them from their file")
-        for name, value in state.items():
-            if name in named and np.shape(value) != named[name].shape:
-                raise UserError(f"{name} has shape {np.shape(value)}; this model has {named[name].shape}")
-        missing = [name for name in named if name not in state]
-        unknown = [name for name in state if name not in named]
-        if missing or unknown:
-            words = [counted(what, names) for what, names in (("missing", missing), ("unknown", unknown)) if names]
-            raise UserError(f"the weights belong to another model: {' and '.join(words)}")
         store = named.store.values
+        state = checked_state(state, named, store.dtype)
         with on_device_of(store):
             for name, parameter in named.items():
                 value = parameter.value
                 value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), namespace(store))
 
 
+_MEMBERS = (Parameter, Layer)
 _DTYPES = ("float32", "float64", "complex128", "float16", "bfloat16")  # optimisers refuse those of 16 bits
-
-
-def structure_version() -> int:
-    """Return a number that changes when an attribute of any layer is set: values derived from layers are then stale."""
-    return _changes
-
-
-def _initialized_apart(layer: Layer) -> RuntimeError:
-    return RuntimeError(
-        f"the layers in this {type(layer).__name__} were initialised one by one and share no store: "
-        "call initialize() on the layer that holds them"
-    )
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Parameter | Layer]]:
-    """Yield the parameters and layers in an attribute, in lists, tuples and dicts too, under their dotted names."""
-    if isinstance(value, Parameter | Layer):
-        yield name, value
-    elif isinstance(value, list | tuple | dict):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            yield from _leaves(f"{name}.{key}", item)
 
 
 def _checked(dtype: Any) -> np.dtype[Any]:

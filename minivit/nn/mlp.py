@@ -1,37 +1,62 @@
-"""The MLP of a block: two linear maps with GELU between them."""
+"""The MLP of a block: two linear maps with an activation between them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from minivit.arrays import Array
+from minivit.errors import UserError
+from minivit.nn.activations import activation
+from minivit.nn.cost import Cost, total_cost
 from minivit.nn.dropout import Dropout
 from minivit.nn.gelu import GELU
 from minivit.nn.initializers import SCHEMES
-from minivit.nn.layer import Cost, Layer, total_cost
+from minivit.nn.layer import Layer
 from minivit.nn.linear import Linear
 from minivit.random import Key, fold
 
 
 class MLP(Layer):
-    """Two linear maps with GELU between them: (..., D) to (..., F) to (..., D)."""
+    """Two linear maps with an activation between them: (..., D) to (..., F) to (..., D).
+
+    Parameters
+    ----------
+    dim, hidden_dim : int
+        Widths D and F.
+    act_layer : str
+        "gelu", "gelu_tanh", "quick_gelu" or "relu".
+    drop_rate : float
+        Dropout rate after the activation and after the second map.
+    init : str
+        "timm" or "jax": the initialisation of the parameters.
+    bias : bool
+        Whether the two maps have biases.
+    """
 
     def __init__(
-        self, dim: int, hidden_dim: int, approximate: str = "none", drop_rate: float = 0.0, init: str = "jax"
+        self,
+        dim: int,
+        hidden_dim: int,
+        act_layer: str = "gelu",
+        drop_rate: float = 0.0,
+        init: str = "jax",
+        bias: bool = True,
     ) -> None:
+        if act_layer in ("none", "tanh"):  # of GELU; tanh alone would be another function than is meant
+            raise UserError(f"act_layer is {act_layer!r}; expected 'gelu', 'gelu_tanh', 'quick_gelu' or 'relu'")
         scheme = SCHEMES[init]
-        self.fc1 = Linear(dim, hidden_dim, scheme.weight, scheme.mlp_bias)
-        self.act = GELU(approximate)
+        self.fc1 = Linear(dim, hidden_dim, scheme.weight, scheme.mlp_bias, bias=bias)
+        self.act = cast(GELU, activation(act_layer))  # or another; typed as what it nearly always is
         self.drop1 = Dropout(drop_rate)
-        self.fc2 = Linear(hidden_dim, dim, scheme.weight, scheme.mlp_bias)
+        self.fc2 = Linear(hidden_dim, dim, scheme.weight, scheme.mlp_bias, bias=bias)
         self.drop2 = Dropout(drop_rate)
 
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Map each token independently of the others."""
-        h, cache1 = self.fc1.forward(x, keep=keep)
-        h, cache2 = self.act.forward(h, keep=keep)
+        h, cache1 = self.fc1.forward(x, fold(rng, "fc1"), keep)
+        h, cache2 = self.act.forward(h, fold(rng, "act"), keep)
         h, cache3 = self.drop1.forward(h, fold(rng, "drop1"), keep)
-        h, cache4 = self.fc2.forward(h, keep=keep)
+        h, cache4 = self.fc2.forward(h, fold(rng, "fc2"), keep)
         y, cache5 = self.drop2.forward(h, fold(rng, "drop2"), keep)
         return y, (cache1, cache2, cache3, cache4, cache5) if keep else None
 

@@ -4,108 +4,25 @@ The optimiser, the gradient norm, the sum over micro-batches and checkpoints are
 layer sees a `Parameter` with a `value` and a `grad` of its own shape. Views start at multiples of 256 bytes; the gaps
 between them are zero in both vectors and stay so. Two stores may share one value vector, each with gradients of its
 own: the replicas of a model have such stores.
-
-On a host whose processes can fork, both vectors are in shared memory: worker processes view the model's own vectors,
-and see every value that is written to them, through whichever view. Any other forked process gets its own copies.
 """
 
 from __future__ import annotations
 
-import os
+import copy
+import pickle
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
-from weakref import WeakSet
 
 import numpy as np
 
-from minivit.arrays import Array, namespace, on_device_of, to_backend
-from minivit.arrays.shared import is_shared, is_worker_starting, shared_zeros
+from minivit.arrays import Array, namespace, to_backend
+from minivit.errors import UserError, did_you_mean
+from minivit.nn.store import FlatStore, kind_of, padded
 
 Initializer: TypeAlias = Callable[[np.random.Generator, tuple[int, ...]], Array]
-
-ALIGNMENT = 256  # bytes
-
-
-class FlatStore:
-    """A vector of values and, from its first use on, a vector of gradients of the same size.
-
-    Parameters
-    ----------
-    values : Array
-        The flat vector of values, which the store uses without a copy; `zero_vector` makes one.
-    """
-
-    def __init__(self, values: Array) -> None:
-        self._values = values
-        self._gradients: Array | None = None
-        self.generation = 0
-        _stores.add(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FlatStore:
-        """Return a store of copies, allocated by `zero_vector`; stores that share a vector share its copy."""
-        store = FlatStore(_copied(self._values, memo))
-        if self._gradients is not None:
-            store._gradients = _copied(self._gradients, memo)
-        store.generation = self.generation
-        return store
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Copy the vectors of a pickled store into memory that `zero_vector` allocates."""
-        vectors = {name: state[name] for name in ("_values", "_gradients") if state[name] is not None}
-        vars(self).update(state | {name: _copied(vector, {}) for name, vector in vectors.items()})
-        _stores.add(self)
-
-    def unshare(self, memo: dict[int, Any]) -> None:
-        """Replace vectors in shared memory by copies; with one `memo`, stores that share a vector share its copy."""
-        if is_shared(self._values):
-            self._values = _copied(self._values, memo)
-        if self._gradients is not None and is_shared(self._gradients):
-            self._gradients = _copied(self._gradients, memo)
-
-    @property
-    def values(self) -> Array:
-        """The flat vector of values."""
-        return self._values
-
-    @property
-    def gradients(self) -> Array:
-        """The flat gradient vector, allocated as zeros on first use; of 16-bit values it is float32."""
-        if self._gradients is None:
-            xp, dtype = namespace(self._values), self._values.dtype
-            self._gradients = zero_vector(len(self._values), xp.float32 if dtype.itemsize == 2 else dtype, xp)
-        return self._gradients
-
-    def share_gradients(self, store: FlatStore) -> None:
-        """Use the gradient vector of `store`; to be called before the first use of `gradients`."""
-        self._gradients = store.gradients
-
-    def forget_gradients(self) -> None:
-        """Make every gradient zero without a pass over the vector: the next gradient of a parameter overwrites it.
-
-        Until then `gradients` holds the old numbers; `Parameters.complete_gradients` sets them to zero.
-        """
-        self.generation += 1
-
-    @property
-    def has_gradients(self) -> bool:
-        """Whether the gradient vector has been allocated."""
-        return self._gradients is not None
-
-
-_stores: WeakSet[FlatStore] = WeakSet()
-
-
-def _unshare_in_child() -> None:
-    """In a forked process that is not a worker, replace the shared vectors of all models by copies."""
-    if not is_worker_starting():
-        memo: dict[int, Any] = {}
-        for store in list(_stores):
-            store.unshare(memo)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unshare_in_child)
 
 
 class Parameter:
@@ -138,11 +55,34 @@ class Parameter:
         self._generation = 0  # the store's, when something was last added
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the views: the copy makes its own, of the copied vectors."""
-        return {**vars(self), "_value": (None, None), "_grad": (None, None)}
+        """Leave out the views, which the copy makes anew, and an initialiser that cannot be pickled."""
+        init = self.init
+        try:
+            pickle.dumps(init)
+        except Exception as error:  # a lambda, or what a user's own class raises
+            if self._store is None:
+                raise UserError(
+                    f"a parameter of shape {self.shape} has no value yet and an initialiser that cannot be pickled "
+                    f"({init!r}): call initialize() first, or use a function of a module"
+                ) from error
+            init = LostInitializer(self.name)
+        return {**vars(self), "init": init, "_value": (None, None), "_grad": (None, None)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
+        """Return a copy with the same initialiser; it views the copy of the store."""
+        other = memo[id(self)] = copy.copy(self)
+        other._store = copy.deepcopy(self._store, memo)
+        return other
+
+    def __copy__(self) -> Parameter:
+        """Return a second view of the same values."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), _value=(None, None), _grad=(None, None))
+        return other
 
     def __repr__(self) -> str:
-        return f"Parameter({self.name or 'unnamed'}, shape={self.shape})"
+        kind = "no value yet" if self._store is None else kind_of(self._store.values)
+        return f"Parameter({self.name or 'unnamed'}, shape={self.shape}, {kind})"
 
     @property
     def size(self) -> int:
@@ -159,10 +99,15 @@ class Parameter:
         self._generation = 0
 
     @property
+    def has_value(self) -> bool:
+        """Whether the parameter is part of a store: `Layer.initialize` was called."""
+        return self._store is not None
+
+    @property
     def store(self) -> FlatStore:
         """The store that this parameter views."""
         if self._store is None:
-            raise RuntimeError("this parameter has no value yet: call initialize() on the layer that holds it")
+            raise UserError("this parameter has no value yet: call initialize() on the layer that holds it")
         return self._store
 
     @property
@@ -174,6 +119,11 @@ class Parameter:
         view: Any = self._value[1]
         return view
 
+    @value.setter
+    def value(self, new: Array) -> None:
+        if new is not self._value[1]:  # the end of an update in place, such as ``value *= 0.5``
+            raise AttributeError(f"write into the value: {self.name or 'parameter'}.value[...] = array")
+
     @property
     def grad(self) -> Array:
         """The gradient: a view that can be written to but not rebound."""
@@ -182,6 +132,11 @@ class Parameter:
             grad[...] = 0
             self._generation = self.store.generation
         return grad
+
+    @grad.setter
+    def grad(self, new: Array) -> None:
+        if new is not self._grad[1]:
+            raise AttributeError(f"write into the gradient: {self.name or 'parameter'}.grad[...] = array")
 
     def _gradient(self) -> Array:
         gradients = self.store.gradients
@@ -217,12 +172,35 @@ class Parameter:
 
 
 class Parameters(Mapping[str, Parameter]):
-    """The parameters of a layer and of all layers in it, by name: its own first, then those of each layer in turn."""
+    """The parameters of a layer and of all layers in it, by name: its own first, then those of each layer in turn.
 
-    def __init__(self, named: Mapping[str, Parameter], store: FlatStore) -> None:
+    The object stays the same until a layer or one of its attributes is replaced.
+    """
+
+    def __init__(self, named: Mapping[str, Parameter], store: FlatStore, layer: Any = None) -> None:
         self._named = dict(named)
         self._gaps: list[slice] | None = None
+        self._layer = None if layer is None else weakref.ref(layer)
         self.store = store
+
+    @property
+    def layer(self) -> Any:
+        """The layer that these are the parameters of, or None once it is gone."""
+        return None if self._layer is None else self._layer()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the layer."""
+        return {**vars(self), "_layer": None}
+
+    def __repr__(self) -> str:
+        lines = [f"  {name}: {parameter.shape}" for name, parameter in self.items()]
+        if len(lines) > _SHOWN:
+            lines[_SHOWN // 2 : -_SHOWN // 2] = [f"  ... {len(lines) - _SHOWN} more ..."]
+        return "\n".join([f"Parameters: {len(self)} with {self.count:,} numbers, {kind_of(self.store.values)}", *lines])
+
+    def __call__(self) -> Parameters:
+        """Say that this is no method."""
+        raise TypeError("`parameters` is a mapping of names, not a method: use it without parentheses")
 
     def __getitem__(self, name: str) -> Parameter:
         return self._named[name]
@@ -232,6 +210,23 @@ class Parameters(Mapping[str, Parameter]):
 
     def __len__(self) -> int:
         return len(self._named)
+
+    def matching(self, *patterns: str) -> dict[str, Parameter]:
+        """Return the parameters whose names match one of `patterns`, such as "head.*" or "blocks.[0-5].*".
+
+        An optimiser of these alone leaves the others as they are: ``AdamW(model.parameters.matching("head.*"))``.
+
+        Raises
+        ------
+        UserError
+            A pattern matches no name.
+        """
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in self):
+                near = did_you_mean(pattern, [*self, *{name.partition(".")[0] + ".*" for name in self if "." in name}])
+                raise UserError(f"{pattern!r} matches no parameter;{near} the names are those of model.parameters")
+        found = [name for name in self if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        return {name: self[name] for name in found}
 
     def complete_gradients(self) -> Array:
         """Return the flat gradient vector; it is zero where nothing was added since `FlatStore.forget_gradients`."""
@@ -255,35 +250,21 @@ class Parameters(Mapping[str, Parameter]):
         return sum(parameter.size for parameter in self.values())
 
 
-def zero_vector(length: int, dtype: Any, xp: Any) -> Array:
-    """Return a vector of zeros for a `FlatStore`; on the host it is in shared memory."""
-    vector: Array = shared_zeros((length,), dtype) if xp is np else xp.zeros(length, dtype=dtype)
-    return vector
+_SHOWN = 20  # parameters in a repr
 
 
-def _copied(vector: Array, memo: dict[int, Any]) -> Array:
-    """Return a copy of `vector` for a `FlatStore`, the same one for every call with one `memo`."""
-    if id(vector) not in memo:
-        with on_device_of(vector):
-            memo[id(vector)] = zero_vector(len(vector), vector.dtype, namespace(vector))
-            memo[id(vector)][...] = vector
-    copied: Array = memo[id(vector)]
-    return copied
+class LostInitializer:
+    """Takes the place of an initialiser that could not be pickled; the values of the parameter are there."""
 
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-def padded(size: int, itemsize: int) -> int:
-    """Return the first element from `size` on at which a view may start."""
-    step = max(1, ALIGNMENT // itemsize)
-    return -(-size // step) * step
-
-
-def flat_layout(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> tuple[dict[str, int], int]:
-    """Return the start of each view in the flat vector, and the length of the vector, in elements."""
-    starts, end = {}, 0
-    for name, shape in shapes.items():
-        starts[name] = end
-        end += padded(int(np.prod(shape, dtype=np.int64)), itemsize)
-    return starts, end
+    def __call__(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Raise UserError."""
+        raise UserError(
+            f"the initialiser of {self.name} could not be pickled with the model; to initialise a copy of it anew, "
+            "make the initialiser a function of a module"
+        )
 
 
 def initial_value(parameter: Parameter, name: str, seed: int, dtype: Any, xp: Any) -> Array:

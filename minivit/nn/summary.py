@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from minivit.nn.config import ViTConfig
+from minivit.nn.cost import Cost, total_cost
+from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.vit import ViT
 
 
@@ -71,13 +73,42 @@ def summarize(config: ViTConfig, dtype: Any = "float32") -> Summary:
     for name, parameter in model.declared().items():
         part = _part_of(name)
         counts[part] = counts.get(part, 0) + parameter.size
-    costs = model.costs().items()
-    return Summary(tuple(LayerCost(name, counts[name], cost.flops, itemsize * cost.kept) for name, cost in costs))
+    return Summary(
+        tuple(
+            LayerCost(name, counts.get(name, 0), cost.flops, itemsize * cost.kept)
+            for name, cost in part_costs(model).items()
+        )
+    )
+
+
+def part_costs(model: ViT) -> dict[str, Cost]:
+    """Return the cost of each part for one image, in the order of the forward pass; a block has four parts."""
+    config = model.config
+    D = config.embed_dim
+    tokens = model.patch_drop.num_kept(config.num_tokens) if config.patch_drop_rate else config.num_tokens, D
+    costs = {"patch_embed": model.patch_embed.cost((config.height, config.width, config.in_chans))}
+    whole = config.num_tokens, D
+    costs["tokens"] = total_cost([model.pos_drop.cost(whole), model.patch_drop.cost(whole)])
+    if isinstance(model.norm_pre, LayerNorm):
+        costs["norm_pre"] = model.norm_pre.cost(tokens)
+    for i, block in enumerate(model.blocks):
+        costs |= {f"blocks.{i}.{name}": cost for name, cost in block.costs(tokens, model.queries(i)).items()}
+    if isinstance(model.norm, LayerNorm):
+        costs["norm"] = model.norm.cost((D,) if config.global_pool == "token" else tokens)
+    if model.attn_pool is not None:
+        costs["attn_pool"] = model.attn_pool.cost((tokens[0] - config.first_pooled, D))
+    if isinstance(model.fc_norm, LayerNorm):
+        costs["fc_norm"] = model.fc_norm.cost((D,))
+    if config.representation_size:
+        costs["pre_logits"] = model.pre_logits.cost((D,))
+    costs["head"] = total_cost([model.head_drop.cost((D,)), model.head.cost((config.representation_size or D,))])
+    return costs
 
 
 def _part_of(name: str) -> str:
     """Return the part of the model that the parameter `name` belongs to."""
     words = name.split(".")
     if words[0] == "blocks":
-        return ".".join(words[:3])
-    return "tokens" if len(words) == 1 else words[0]
+        branch = {"ls1": "attn", "ls2": "mlp"}  # the factors of a branch count with it
+        return ".".join([*words[:2], branch.get(words[2], words[2])])
+    return "tokens" if len(words) == 1 or words[0] in ("pos_embed", "pos_embeds") else words[0]

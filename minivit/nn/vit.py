@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+from operator import index
 from typing import Any, Self
 
 from minivit import ops
 from minivit.arrays import Array, namespace
-from minivit.nn.config import ACTIVATIONS, ViTConfig
+from minivit.errors import UserError
+from minivit.nn import vit_parts as parts
+from minivit.nn.attention import Attention
+from minivit.nn.config import ViTConfig
 from minivit.nn.dropout import Dropout
 from minivit.nn.encoder_block import EncoderBlock
-from minivit.nn.initializers import SCHEMES
-from minivit.nn.layer import Cost, Layer, total_cost
-from minivit.nn.layer_norm import LayerNorm
+from minivit.nn.input_check import check_input
+from minivit.nn.layer import Layer
 from minivit.nn.linear import Linear
 from minivit.nn.parameters import Parameter
-from minivit.nn.patch_embed import PatchEmbed
+from minivit.nn.patch_dropout import PatchDropout
 from minivit.ops.attention import ALL
 from minivit.ops.registry import runs_references_only
-from minivit.random import Key, fold
+from minivit.random import Key, RngLike, as_key, fold
 
 
 class ViT(Layer):
     """A Vision Transformer: (B, height, width, C) images to (B, num_classes) logits.
 
+    Its layers may be replaced by others, also by those of a user; `config` follows the number of blocks and the width
+    of a linear head.
+
     Parameters
     ----------
     config : ViTConfig
         The configuration of the model.
-    seed : int or None
+    seed : int, np.random.Generator or None
         The seed of the initial parameters; None leaves them at zero, to be loaded.
     dtype : dtype
         The dtype of parameters, images and logits: "float32" or "float64" ("complex128" for the complex step).
@@ -35,7 +43,7 @@ class ViT(Layer):
         "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
     """
 
-    def __init__(self, config: ViTConfig, seed: int | None = 0, dtype: Any = "float32", backend: str = "numpy") -> None:
+    def __init__(self, config: ViTConfig, seed: Any = 0, dtype: Any = "float32", backend: str = "numpy") -> None:
         self._build(config)
         self.initialize(seed, dtype, backend)
 
@@ -47,36 +55,29 @@ class ViT(Layer):
         return model
 
     def _build(self, config: ViTConfig) -> None:
-        scheme = SCHEMES[config.init]
-        D = config.embed_dim
         self.config = config
-        self.patch_embed = PatchEmbed((config.patch_height, config.patch_width), config.in_chans, D, config.init)
-        self.cls_token = Parameter((1, 1, D), scheme.cls_token) if config.class_token else None
-        self.pos_embed = Parameter((1, config.num_tokens, D), scheme.pos_embed)
+        self.unused: dict[str, Array] = {}  # of the file it was loaded from: what the model does not use, for export
+        self.patch_embed = parts.patch_embed(config)
+        self.cls_token = parts.prefix_token(config, int(config.class_token))
+        self.reg_token = parts.prefix_token(config, config.reg_tokens)
+        self.pos_embed = parts.positions(config)
+        self.pos_embeds = parts.later_positions(config)
         self.pos_drop = Dropout(config.pos_drop_rate)
-        self.blocks = [
-            EncoderBlock(
-                D,
-                config.num_heads,
-                config.hidden_dim,
-                eps=config.norm_eps,
-                approximate=ACTIVATIONS[config.act_layer],
-                attn_drop_rate=config.attn_drop_rate,
-                proj_drop_rate=config.proj_drop_rate,
-                drop_path_rate=config.drop_path_rate * i / max(1, config.depth - 1),
-                init=config.init,
-            )
-            for i in range(config.depth)
-        ]
-        if config.global_pool == "token":
-            self.norm = LayerNorm(D, config.norm_eps)
-        else:
-            self.fc_norm = LayerNorm(D, config.norm_eps)
+        self.patch_drop = PatchDropout(config.patch_drop_rate, config.num_prefix_tokens)
+        self.norm_pre = parts.layer_norm(config, config.pre_norm)
+        self.blocks = [parts.encoder_block(config, i) for i in range(config.depth)]
+        self.norm = parts.layer_norm(config, config.final_norm and not config.norms_pooled)
+        self.attn_pool = parts.attention_pool(config)
+        self.fc_norm = parts.layer_norm(config, config.final_norm and config.norms_pooled)
         self.head_drop = Dropout(config.drop_rate)
-        self.head = Linear(D, config.num_classes, scheme.head_weight, scheme.bias)
+        self.pre_logits = parts.hidden_head(config)
+        self.head = parts.head(config)
 
-    def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+    def forward(self, x: Array, rng: RngLike = None, keep: bool = True) -> tuple[Array, Any]:
         """Return logits (B, num_classes) for images `x` (B, height, width, C), and the cache for `backward`.
+
+        `rng` may also be a seed or a NumPy generator, which a seed is drawn from. Without classes, the result is the
+        pooled vector (B, D), or that of the hidden layer.
 
         Raises
         ------
@@ -84,83 +85,233 @@ class ViT(Layer):
             The images' shape or dtype is not the model's.
         """
         self.check_images(x)
-        cls_token = None if self.cls_token is None else self.cls_token.value
-        x, cache1 = self.patch_embed.forward(x, keep=keep)
-        x, cache2 = ops.embed(x, self.pos_embed.value, cls_token, keep=keep)
-        x, cache3 = self.pos_drop.forward(x, fold(rng, "pos_drop"), keep)
-        block_caches = []
-        for i, block in enumerate(self.blocks):
-            x, cache = block.forward(x, fold(rng, f"blocks.{i}"), keep, self.queries(i))
-            block_caches.append(cache)
-        x, cache4 = ops.pool(x, self.config.global_pool, int(self.config.class_token), keep=keep)
-        x, cache5 = self.final_norm().forward(x, keep=keep)
-        x, cache6 = self.head_drop.forward(x, fold(rng, "head_drop"), keep)
-        logits, cache7 = self.head.forward(x, keep=keep)
-        return logits, (cache1, cache2, cache3, block_caches, cache4, cache5, cache6, cache7) if keep else None
+        rng = as_key(rng, len(x), namespace(x))
+        x, cache1 = self.embed(x, rng, keep)
+        x, cache2 = self.encode(x, rng, keep)
+        logits, cache3 = self.classify(x, rng, keep)
+        return logits, (cache1, cache2, cache3) if keep else None
 
-    def backward(self, dy: Array, cache: Any, release: bool = False) -> Array:
+    def backward(self, dy: Array, cache: Any, release: bool = False, first_block: int = 0) -> Array:
         """Add to all gradients for the gradient `dy` (B, num_classes) of the logits; return that of the images.
 
-        With ``release=True`` the cache is used up: the part of each block is freed when it has been read.
+        With ``release=True`` the cache is used up: the part of each block is freed when it has been read. With a
+        `first_block` above 0 the pass ends at that block: what comes before it gets no gradient, and the gradient of
+        its input (B, N, D) is returned.
         """
-        cache1, cache2, cache3, block_caches, cache4, cache5, cache6, cache7 = self.kept(cache)
-        if not release:
-            block_caches = list(block_caches)
-        dx = self.head.backward(dy, cache7)
-        dx = self.head_drop.backward(dx, cache6)
-        dx = self.final_norm().backward(dx, cache5)
-        dx = ops.pool_backward(dx, cache4)
-        for block in reversed(self.blocks):
-            dx = block.backward(dx, block_caches.pop())
-        dx = self.pos_drop.backward(dx, cache3)
-        dx, dpos_embed, dcls_token = ops.embed_backward(dx, cache2)
-        self.pos_embed.add_grad(dpos_embed)
-        if self.cls_token is not None and dcls_token is not None:
-            self.cls_token.add_grad(dcls_token)
+        cache1, cache2, cache3 = self.kept(cache)
+        dx = self.classify_backward(dy, cache3)
+        dx = self.encode_backward(dx, cache2 if release else list(cache2), first_block)
+        return dx if first_block else self.embed_backward(dx, cache1)
+
+    def embed(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+        """Return the tokens (B, N, D) that enter the first block for images `x`, and the cache (equation 1)."""
+        x, cache1 = self.patch_embed.forward(x, fold(rng, "patch_embed"), keep)
+        cache2 = None
+        if isinstance(self.pos_embed, Layer):  # by rows and columns, of patch tokens alone
+            x, cache2 = self.pos_embed.forward(x, fold(rng, "pos_embed"), keep)
+        x, cache3 = ops.embed(x, *map(_value, self._tokens()), keep=keep)
+        x, cache4 = self.pos_drop.forward(x, fold(rng, "pos_drop"), keep)
+        x, cache5 = self.patch_drop.forward(x, fold(rng, "patch_drop"), keep)
+        x, cache6 = self.norm_pre.forward(x, fold(rng, "norm_pre"), keep)
+        return x, (cache1, cache2, cache3, cache4, cache5, cache6) if keep else None
+
+    def embed_backward(self, dy: Array, cache: Any) -> Array:
+        """Return the gradient of the images for the gradient `dy` (B, N, D) of `embed`'s result."""
+        cache1, cache2, cache3, cache4, cache5, cache6 = self.kept(cache)
+        dx = self.norm_pre.backward(dy, cache6)
+        dx = self.patch_drop.backward(dx, cache5)
+        dx = self.pos_drop.backward(dx, cache4)
+        dx, *dtokens = ops.embed_backward(dx, cache3)
+        for parameter, dvalue in zip(self._tokens(), dtokens, strict=True):
+            if parameter is not None and dvalue is not None:
+                parameter.add_grad(dvalue)
+        if isinstance(self.pos_embed, Layer):
+            dx = self.pos_embed.backward(dx, cache2)
         return self.patch_embed.backward(dx, cache1)
+
+    def encode(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+        """Return the tokens after the last block for those before the first, and a list of caches (equations 2 and 3).
+
+        Of the last block these are the tokens that `classify` reads.
+        """
+        caches = []
+        for i, block in enumerate(self.blocks):
+            x, cache1 = self._with_positions(x, i, keep)
+            queries = (self.queries(i),) if isinstance(block, EncoderBlock) else ()
+            x, cache2 = block.forward(x, fold(rng, f"blocks.{i}"), keep, *queries)
+            caches.append((cache1, cache2))
+        return x, caches if keep else None
+
+    def encode_backward(self, dy: Array, caches: list[Any], first_block: int = 0) -> Array:
+        """Return the gradient of the input of block `first_block`, for the gradient `dy` of `encode`'s result.
+
+        The list `caches` is used up.
+        """
+        dx = dy
+        for i in reversed(range(first_block, len(self.blocks))):
+            cache1, cache2 = caches.pop()
+            dx = self.blocks[i].backward(dx, cache2)
+            if (positions := self._later_positions(i)) is not None:
+                dx, dpositions, *_ = ops.embed_backward(dx, cache1)
+                assert dpositions is not None
+                positions.add_grad(dpositions)
+        return dx
+
+    def classify(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+        """Return the logits (B, num_classes) for the tokens `x` after the last block, and the cache (equation 4)."""
+        of_one = self.config.global_pool == "token"  # the norm of each token is its own: one alone is normalised
+        cache1 = cache2 = None
+        if not of_one:
+            x, cache1 = self.norm.forward(x, fold(rng, "norm"), keep)
+        x, cache3 = self._pool(x, rng, keep)
+        if of_one:
+            x, cache2 = self.norm.forward(x, fold(rng, "norm"), keep)
+        x, cache4 = self.fc_norm.forward(x, fold(rng, "fc_norm"), keep)
+        x, cache5 = self.head_drop.forward(x, fold(rng, "head_drop"), keep)
+        x, cache6 = self.pre_logits.forward(x, fold(rng, "pre_logits"), keep)
+        logits, cache7 = self.head.forward(x, fold(rng, "head"), keep)
+        if self.config.num_classes and logits.shape != (len(x), self.config.num_classes):
+            raise UserError(
+                f"the head returned an array of shape {logits.shape}; expected (B, {self.config.num_classes}), "
+                "as config.num_classes says: change the head, or set config to dataclasses.replace(config, ...)"
+            )
+        return logits, (cache1, cache2, cache3, cache4, cache5, cache6, cache7) if keep else None
+
+    def classify_backward(self, dy: Array, cache: Any) -> Array:
+        """Return the gradient of the tokens for the gradient `dy` (B, num_classes) of the logits."""
+        cache1, cache2, cache3, cache4, cache5, cache6, cache7 = self.kept(cache)
+        of_one = self.config.global_pool == "token"
+        dx = self.head.backward(dy, cache7)
+        dx = self.pre_logits.backward(dx, cache6)
+        dx = self.head_drop.backward(dx, cache5)
+        dx = self.fc_norm.backward(dx, cache4)
+        if of_one:
+            dx = self.norm.backward(dx, cache2)
+        dx = self._pool_backward(dx, cache3)
+        return dx if of_one else self.norm.backward(dx, cache1)
+
+    def forward_features(self, x: Array) -> Array:
+        """Return all tokens (B, N, D) of images `x` after the last block and `norm`, in evaluation, as timm does."""
+        return self.get_intermediate_layers(x, n=1, return_prefix_tokens=None, norm=True)[0]
+
+    def get_intermediate_layers(
+        self,
+        x: Array,
+        n: int | Iterable[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool | None = False,
+        norm: bool = False,
+    ) -> list[Any]:
+        """Return the tokens after some blocks, in evaluation, as timm and DINO do.
+
+        Parameters
+        ----------
+        x : Array
+            (B, height, width, C).
+        n : int or sequence of int
+            The last `n` blocks, or the numbers of blocks, from 0; -1 is the last one.
+        reshape : bool
+            Return the patch tokens as (B, rows, columns, D) in place of (B, patches, D).
+        return_prefix_tokens : bool or None
+            Return pairs of the patch tokens and the class and register tokens; None leaves them in one array (B, N, D).
+        norm : bool
+            Whether to apply the final norm.
+
+        Returns
+        -------
+        list
+            For each block, in the order of `n`, patch tokens (B, patches, D), or what the arguments above say.
+
+        Raises
+        ------
+        UserError
+            The images are not of the model's size, or there is no such block.
+        """
+        self.check_images(x)
+        depth, prefix = len(self.blocks), self.config.num_prefix_tokens
+        try:
+            chosen = list(map(index, n if isinstance(n, Iterable) else range(-index(n), 0)))
+        except TypeError:
+            chosen = []
+        if not chosen or any(not -depth <= i < depth for i in chosen):
+            raise UserError(f"n is {n!r:.60}; expected 1 to {depth} blocks, or numbers from 0 to {depth - 1}")
+        wanted = [i % depth for i in chosen]
+        x, _ = self.embed(x, None, keep=False)
+        found: dict[int, Any] = {}
+        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+            x, _ = self._with_positions(x, i, keep=False)
+            x, _ = block.forward(x, keep=False)
+            if i in wanted:
+                y = self.norm(x) if norm else x
+                patches = y[:, prefix:].reshape(len(y), *self.config.grid, -1) if reshape else y[:, prefix:]
+                found[i] = y if return_prefix_tokens is None else patches
+                if return_prefix_tokens:
+                    found[i] = patches, y[:, :prefix]
+        return [found[i] for i in wanted]
+
+    def _tokens(self) -> tuple[Parameter | None, Parameter | None, Parameter | None]:
+        """Return the parameters that `ops.embed` adds to the patch tokens: positions, class token, register tokens."""
+        return self.pos_embed if isinstance(self.pos_embed, Parameter) else None, self.cls_token, self.reg_token
+
+    def _with_positions(self, x: Array, i: int, keep: bool) -> tuple[Array, Any]:
+        """Return the tokens that enter block `i`: with positions added to them again, if there are any."""
+        positions = self._later_positions(i)
+        return (x, None) if positions is None else ops.embed(x, positions.value, keep=keep)
+
+    def _later_positions(self, i: int) -> Parameter | None:
+        """Return the positions that are added before block `i` again, if there are any."""
+        if i == 0 or self.config.pos_embed_layers == "first":
+            return None
+        return self.pos_embeds[i - 1] if self.pos_embeds else self._tokens()[0]
+
+    def _pool(self, x: Array, rng: Key | None, keep: bool) -> tuple[Array, Any]:
+        first = self.config.first_pooled
+        if self.attn_pool is None:
+            return ops.pool(x, self.config.global_pool, first, keep=keep)
+        y, cache = self.attn_pool.forward(x[:, first:], fold(rng, "attn_pool"), keep)
+        return y, (cache, x.shape, first) if keep else None
+
+    def _pool_backward(self, dy: Array, cache: Any) -> Array:
+        if self.attn_pool is None:
+            return ops.pool_backward(dy, cache)
+        pool_cache, shape, first = cache
+        dpatches = self.attn_pool.backward(dy, pool_cache)
+        dx: Array = namespace(dpatches).zeros(shape, dtype=dpatches.dtype)
+        dx[:, first:] = dpatches
+        return dx
 
     def queries(self, i: int) -> slice:
         """Return the tokens whose result block `i` computes.
 
         These are all tokens, except in the last block before a class-token head, which reads only the class token.
-        Under `ops.reference_only`, every block computes all tokens.
+        Under `ops.reference_only`, and in a block whose attention was replaced, every block computes all tokens.
         """
-        last = i == self.config.depth - 1 and not runs_references_only()
-        return slice(0, 1) if last and self.config.global_pool == "token" else ALL
+        if i != len(self.blocks) - 1 or self.config.global_pool != "token" or runs_references_only():
+            return ALL
+        block = self.blocks[i]
+        return slice(0, 1) if isinstance(block, EncoderBlock) and isinstance(block.attn, Attention) else ALL
+
+    def _adapt(self) -> None:
+        """Let `config` follow the blocks and a linear head."""
+        config, head = self.config, self.head
+        wrong = [i for i, block in enumerate(self.blocks) if not isinstance(block, Layer)]
+        if wrong:
+            raise UserError(f"blocks[{wrong[0]}] is a {type(self.blocks[wrong[0]]).__name__}; expected a minivit.Layer")
+        classes = head.weight.shape[1] if isinstance(head, Linear) else config.num_classes
+        if (classes, len(self.blocks)) != (config.num_classes, config.depth):
+            self.config = replace(config, num_classes=classes, depth=len(self.blocks))
 
     def is_standard(self) -> bool:
         """Return whether every block consists of its original layers, so that workers may share its tokens."""
-        return type(self) is ViT and all(isinstance(b, EncoderBlock) and b.is_standard() for b in self.blocks)
-
-    def costs(self) -> dict[str, Cost]:
-        """Return the cost of each part for one image, in the order of the forward pass; a block has four parts."""
-        config = self.config
-        tokens = config.num_tokens, config.embed_dim
-        costs = {"patch_embed": self.patch_embed.cost((config.height, config.width, config.in_chans))}
-        costs["tokens"] = self.pos_drop.cost(tokens)
-        for i, block in enumerate(self.blocks):
-            costs |= {f"blocks.{i}.{name}": cost for name, cost in block.costs(tokens, self.queries(i)).items()}
-        pooled = (config.embed_dim,)
-        costs["norm" if config.global_pool == "token" else "fc_norm"] = self.final_norm().cost(pooled)
-        costs["head"] = total_cost([self.head_drop.cost(pooled), self.head.cost(pooled)])
-        return costs
-
-    def final_norm(self) -> LayerNorm:
-        """Return the norm before the head."""
-        # Each token is normalised independently, so the norm is applied after pooling, to one vector per image.
-        return self.norm if self.config.global_pool == "token" else self.fc_norm
+        standard = all(isinstance(b, EncoderBlock) and b.is_standard() for b in self.blocks)
+        return type(self) is ViT and standard and self.config.pos_embed_layers == "first"
 
     def check_images(self, x: Array) -> None:
         """Raise ValueError or TypeError unless `x` are images that the model takes."""
-        namespace(x, self.pos_embed.value)
-        config = self.config
-        expected = (config.height, config.width, config.in_chans)
-        if x.ndim != 4 or x.shape[1:] != expected or x.shape[0] == 0:
-            raise ValueError(
-                f"images have shape {x.shape}; this model takes (B, {', '.join(map(str, expected))}): "
-                "batch, height, width, channels, and at least one image"
-            )
-        if x.dtype != self.pos_embed.value.dtype:
-            raise TypeError(
-                f"images have dtype {x.dtype}; this model computes in {self.pos_embed.value.dtype}: convert with astype"
-            )
+        values = self.parameters.store.values  # the layers may have been replaced
+        namespace(x, values)
+        check_input(x, self.config, values.dtype)
+
+
+def _value(parameter: Parameter | None) -> Array | None:
+    return None if parameter is None else parameter.value

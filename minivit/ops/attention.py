@@ -34,25 +34,59 @@ class AttentionCache(NamedTuple):
     queries: slice
 
 
-def heads(qkv: Array, num_heads: int) -> tuple[Array, Array, Array]:
-    """Return views (B, H, N, K) of the queries, keys and values in `qkv` (B, N, 3 D)."""
-    B, N, D3 = qkv.shape
-    q, k, v = qkv.reshape(B, N, 3, num_heads, D3 // (3 * num_heads)).transpose(2, 0, 3, 1, 4)
-    return q, k, v
+def heads(qkv: Array, num_heads: int, parts: int = 3) -> Array:
+    """Return views (parts, B, H, N, K) of the queries, keys and values in the columns of `qkv` (B, N, parts H K)."""
+    B, N, columns = qkv.shape
+    return qkv.reshape(B, N, parts, num_heads, columns // (parts * num_heads)).transpose(2, 0, 3, 1, 4)
 
 
-def check_attention(qkv: Array, num_heads: int, mask: Array | None, queries: slice) -> Any:
-    """Return the array library of the arguments of `attention`, or raise if they are invalid."""
+def check_attention(qkv: Array, num_heads: int, mask: Array | None, queries: slice, name: str = "attention") -> Any:
+    """Return the array library of the arguments of the op `name`, or raise if they are invalid."""
     xp = namespace(qkv) if mask is None else namespace(qkv, mask)
-    same_dtype("attention", qkv=qkv)
-    expect("attention", "qkv", qkv, ("B", "N", "3 D"))
+    same_dtype(name, qkv=qkv)
+    expect(name, "qkv", qkv, ("B", "N", "3 D"))
     B, N, D3 = qkv.shape
+    if N == 0 or D3 == 0:
+        raise ValueError(f"{name}: qkv has shape {qkv.shape}; expected at least one token and one column")
     if num_heads < 1 or D3 % (3 * num_heads):
-        raise ValueError(f"attention: qkv has {D3} columns; expected a multiple of 3 * {num_heads}, q, k and v by head")
+        raise ValueError(f"{name}: qkv has {D3} columns; expected a multiple of 3 * {num_heads}, q, k and v by head")
     if mask is not None:
-        expect("attention", "mask", mask, (B, num_heads, len(range(N)[queries]), N))
-        same_precision("attention", "mask", mask, qkv)
+        expect(name, "mask", mask, (B, num_heads, len(range(N)[queries]), N))
+        same_precision(name, "mask", mask, qkv)
     return xp
+
+
+def weighted_values(scores: Array, v: Array, mask: Array | None, keep: bool) -> tuple[Array, SoftmaxCache | None]:
+    """Return ``softmax(scores / sqrt(K)) * mask @ v``, (B, M, H K), and the cache of the softmax.
+
+    The `scores` (B, H, M, N) are changed in place. This is what all forms of attention have in common.
+    """
+    xp = namespace(scores)
+    B, H, M, _ = scores.shape
+    K = v.shape[-1]
+    scores *= K**-0.5
+    weights, softmax_cache = softmax(scores, keep=keep)
+    dropped = weights if mask is None else weights * mask
+    y = xp.empty((B, M, H, K), dtype=v.dtype)
+    xp.matmul(dropped, v, out=y.transpose(0, 2, 1, 3))
+    return y.reshape(B, M, H * K), softmax_cache
+
+
+def scores_derivative(dy: Array, v: Array, mask: Array | None, softmax_cache: SoftmaxCache, dv: Array) -> Array:
+    """Return ``dscores`` for the gradient `dy` of the result of `weighted_values`, and write `dv`."""
+    xp = namespace(dy)
+    weights = softmax_cache.y
+    B, H, M, _ = weights.shape
+    K = v.shape[-1]
+    dy = dy.reshape(B, M, H, K).transpose(0, 2, 1, 3)
+    dropped = weights if mask is None else weights * mask
+    xp.matmul(dropped.swapaxes(-1, -2), dy, out=dv)
+    dweights = dy @ v.swapaxes(-1, -2)
+    if mask is not None:
+        dweights *= mask
+    dscores = softmax_backward(dweights, softmax_cache)
+    dscores *= K**-0.5
+    return dscores
 
 
 @op
@@ -80,41 +114,24 @@ def attention(
         (B, M, D), of the dtype of `qkv`.
     cache : AttentionCache or None
     """
-    xp = check_attention(qkv, num_heads, mask, queries)
+    check_attention(qkv, num_heads, mask, queries)
     q, k, v = heads(qkv, num_heads)
-    q = q[:, :, queries]
-    B, H, M, K = q.shape
-    scores = q @ k.swapaxes(-1, -2)
-    scores *= K**-0.5
-    weights, softmax_cache = softmax(scores, keep=keep)
-    dropped = weights if mask is None else weights * mask
-    y = xp.empty((B, M, H, K), dtype=qkv.dtype)
-    xp.matmul(dropped, v, out=y.transpose(0, 2, 1, 3))
-    return y.reshape(B, M, H * K), AttentionCache(
-        qkv, softmax_cache, mask, queries
-    ) if softmax_cache is not None else None
+    scores = q[:, :, queries] @ k.swapaxes(-1, -2)
+    y, softmax_cache = weighted_values(scores, v, mask, keep)
+    return y, None if softmax_cache is None else AttentionCache(qkv, softmax_cache, mask, queries)
 
 
 @op_backward
 def attention_backward(dy: Array, cache: AttentionCache) -> Array:
     """Return ``dqkv`` (B, N, 3 D) for the gradient `dy` (B, M, D) of `attention`'s result."""
     qkv, softmax_cache, mask, queries = cache
-    weights = softmax_cache.y
-    B, H, M, _ = weights.shape
+    B, H, M, _ = softmax_cache.y.shape
     expect_gradient("attention", dy, (B, M, qkv.shape[2] // 3), qkv.dtype)
     xp = namespace(dy, qkv)
     q, k, v = heads(qkv, H)
-    K = q.shape[-1]
-    dy = dy.reshape(B, M, H, K).transpose(0, 2, 1, 3)
     dqkv = xp.zeros(qkv.shape, dtype=qkv.dtype)
     dq, dk, dv = heads(dqkv, H)
-    dropped = weights if mask is None else weights * mask
-    xp.matmul(dropped.swapaxes(-1, -2), dy, out=dv)
-    dweights = dy @ v.swapaxes(-1, -2)
-    if mask is not None:
-        dweights *= mask
-    dscores = softmax_backward(dweights, softmax_cache)
-    dscores *= K**-0.5
+    dscores = scores_derivative(dy, v, mask, softmax_cache, dv)
     xp.matmul(dscores, k, out=dq[:, :, queries])
     xp.matmul(dscores.swapaxes(-1, -2), q[:, :, queries], out=dk)
     return dqkv

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minivit.arrays import Array, namespace
+import numpy as np
+
+from minivit.arrays import Array, namespace, native
 from minivit.ops.registry import op
 from minivit.random import Key
 
@@ -33,6 +35,8 @@ def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...], dt
     ValueError
         `mean` or `std` does not have one number for each channel.
     """
+    images = native(images)
+    namespace(images)
     if not len(mean) == len(std) == images.shape[-1]:
         channels = images.shape[-1]
         raise ValueError(f"images have {channels} channels, but mean has {len(mean)} and std {len(std)} numbers")
@@ -48,6 +52,7 @@ def channel_scale(mean: Sequence[float], std: Sequence[float], dtype: Any, libra
     return library.asarray(scale, dtype=dtype), library.asarray(shift, dtype=dtype)
 
 
+@np.errstate(under="ignore")
 def normalized(images: Array, scale: Array, shift: Array, dtype: Any) -> Array:
     """Return ``images * scale + shift`` for uint8 `images` (B, height, width, C), as `dtype`.
 

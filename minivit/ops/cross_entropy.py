@@ -14,7 +14,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minivit.arrays import Array, namespace, real_dtype
+from minivit.errors import UserError
 from minivit.ops.registry import op, op_backward
 from minivit.ops.shapes import expect, expect_gradient, same_dtype
 
@@ -35,15 +38,45 @@ def check_cross_entropy(logits: Array, labels: Array, label_smoothing: float, so
     expect("cross_entropy", "logits", logits, ("B", "C"))
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; expected at least 0 and below 1")
-    same_dtype("cross_entropy", logits=logits)
+    if 0 in logits.shape:
+        raise ValueError(f"cross_entropy: logits has shape {logits.shape}; expected at least one image and one class")
     B, C = logits.shape
-    if labels.dtype.kind in "iu":
-        expect("cross_entropy", "labels", labels, (B,))
-    else:
-        expect("cross_entropy", "labels", labels, (B, C))
-        if labels.dtype not in soft:
-            raise TypeError(f"cross_entropy: labels have dtype {labels.dtype}; expected integers or {soft[0]}")
+    check_labels(labels, B, C, soft)
     return xp
+
+
+def check_labels(labels: Array, B: int, C: int, soft: tuple[Any, ...]) -> None:
+    """Raise UserError unless `labels` are B integers below C, or (B, C) finite soft targets of a dtype in `soft`.
+
+    The values are checked on the host alone, because on a device the host would have to wait; there the loss is NaN.
+    """
+    hard = labels.dtype.kind in "iu"
+    if labels.shape != ((B,) if hard else (B, C)) or not (hard or labels.dtype in soft):
+        raise UserError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; expected ({B},) integers or "
+            f"({B}, {C}) soft targets of {soft[0]}{_conversion(labels, B, C, soft[0])}"
+        )
+    if namespace(labels) is not np:
+        return
+    if hard and not (labels.min() >= 0 and labels.max() < C):
+        at = int(np.argmax((labels < 0) | (labels >= C)))
+        from_one = labels.min() == 1 and labels.max() == C
+        raise UserError(
+            f"label {labels[at]} of image {at} is out of range; {C} classes have the labels 0 to {C - 1}"
+            + (" (do the labels start at 1?)" if from_one else "")
+        )
+    if not hard and not (labels.min() >= 0.0 and labels.max() < np.inf):  # a comparison with NaN is false
+        image, of = np.argwhere(~((labels >= 0.0) & (labels < np.inf)))[0]
+        raise UserError(
+            f"the soft target of image {image} for class {of} is {labels[image, of]}; expected a finite number that is "
+            "not negative"
+        )
+
+
+def _conversion(labels: Array, B: int, C: int, soft: Any) -> str:
+    """Return the conversion of `labels` of a wrong shape or dtype that was probably meant, or ""."""
+    meant = {(B, 1): "labels[:, 0]", (B, C): f"labels.astype('{soft}')", (B,): "labels.astype(int)"}
+    return f": use {meant[labels.shape]}" if labels.shape in meant else ""
 
 
 @op
@@ -57,7 +90,8 @@ def cross_entropy(
     logits : Array
         (B, C), floating.
     labels : Array
-        (B,) integers below C, or (B, C) soft targets, real, of the precision of `logits`. The values are not checked.
+        (B,) integers below C, or (B, C) soft targets, real, of the precision of `logits`, that are finite and not
+        negative.
     label_smoothing : float
         The fraction of the target that is distributed over all classes, in [0, 1).
     keep : bool
@@ -66,13 +100,24 @@ def cross_entropy(
     Returns
     -------
     loss : Array
-        0-d, of the dtype of `logits`.
+        0-d, of the dtype of `logits`. On a device it is NaN if a label or a soft target is invalid.
     cache : CrossEntropyCache or None
+
+    Raises
+    ------
+    UserError
+        On the host, a label is out of range, or a soft target is negative, infinite or NaN.
     """
+    namespace(logits)
+    same_dtype("cross_entropy", logits=logits)
     dtype = real_dtype(logits.dtype)
     xp = check_cross_entropy(logits, labels, label_smoothing, (dtype,))
     B, C = logits.shape
-    targets = (labels[:, None] == xp.arange(C)).astype(dtype) if labels.dtype.kind in "iu" else labels
+    hard = labels.dtype.kind in "iu"
+    targets = (labels[:, None] == xp.arange(C)).astype(dtype) if hard else labels
+    if xp is not np:
+        valid = (labels[:, None] >= 0) & (labels[:, None] < C) if hard else (labels >= 0.0) & (labels < np.inf)
+        targets = xp.where(valid, targets, xp.nan)
     if label_smoothing:
         targets = targets * (1.0 - label_smoothing) + label_smoothing / C
     shifted = logits - logits.real.max(axis=-1, keepdims=True)

@@ -5,7 +5,7 @@
     dx = dy * mask
 
 `keep_mask` draws the mask from a key (random.py) on the device where it is used. It is the same for the same seed,
-step, sample and place.
+step, sample and place. The steps are in docs/derivations/dropout.md.
 """
 
 from __future__ import annotations

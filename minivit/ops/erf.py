@@ -15,7 +15,8 @@ z < 1, where 1 - 2 Phi(-z) would cancel, erf(x) ≈ x + x s(x²), with errors of
 docs/derivations/fit_erf.py computes the coefficients.
 
 complex128 uses the same arithmetic. Signs and branches depend on the real part alone and no derivative is used, so the
-complex step f(x + ih).imag / h is the slope of this approximation, within 1e-14 of the exact slope.
+complex step f(x + ih).imag / h is the slope of this approximation, within 1e-14 of the exact slope. The derivatives are
+used in docs/derivations/gelu.md.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from minivit.arrays import Array, namespace
+import numpy as np
+
+from minivit.arrays import Array, namespace, native
 
 
 class _Fit(NamedTuple):
@@ -60,6 +63,7 @@ _FITS = {"float32": _SINGLE, "float64": _DOUBLE, "complex128": _DOUBLE}
 _LIMIT = 39.0
 
 
+@np.errstate(under="ignore")
 def erf(x: Array) -> Array:
     """Return the error function of `x`, in its shape and dtype.
 
@@ -74,15 +78,17 @@ def erf(x: Array) -> Array:
     TypeError
         `x` is not an array, or has another dtype.
     """
+    x = native(x)
     xp, fit, flat = _prepare(x)
     bounded = clip_real(xp, flat, _LIMIT / math.sqrt(2))
-    z = _magnitude(xp, bounded)
+    z = magnitude(xp, bounded)
     near = bounded + bounded * _polynomial(fit.s, z * z)
     far = 1.0 - 2.0 * normal_cdf(-math.sqrt(2) * z)[0]
     y: Array = xp.where(z.real < 1, near, xp.where(flat.real < 0, -far, far))
     return y.reshape(x.shape)
 
 
+@np.errstate(under="ignore")
 def normal_cdf(x: Array) -> tuple[Array, Array]:
     """Return the normal distribution function of `x` and the exponential in it, in the shape and dtype of `x`.
 
@@ -104,7 +110,7 @@ def normal_cdf(x: Array) -> tuple[Array, Array]:
         `x` is not an array, or has another dtype.
     """
     xp, fit, flat = _prepare(x)
-    z = _magnitude(xp, clip_real(xp, flat, _LIMIT))
+    z = magnitude(xp, clip_real(xp, flat, _LIMIT))
     tail = _polynomial(fit.p, z)
     tail /= _polynomial(fit.q, z)
     gauss = xp.multiply(z, z, out=z)
@@ -112,7 +118,7 @@ def normal_cdf(x: Array) -> tuple[Array, Array]:
     xp.exp(gauss, out=gauss)
     tail *= gauss
     # |1 - tail| for x >= 0 and |0 - tail| for x < 0: ten times as fast as xp.where on random signs.
-    cdf = _magnitude(xp, xp.subtract(flat.real >= 0, tail, out=tail))
+    cdf = magnitude(xp, xp.subtract(flat.real >= 0, tail, out=tail))
     return cdf.reshape(x.shape), gauss.reshape(x.shape)
 
 
@@ -132,7 +138,7 @@ def clip_real(xp: Any, x: Array, limit: float) -> Array:
     return xp.where(x.real > limit, limit, xp.where(x.real < -limit, -limit, x))
 
 
-def _magnitude(xp: Any, x: Array) -> Array:
+def magnitude(xp: Any, x: Array) -> Array:
     """Return x times the sign of its real part: |x| for a real x, and analytic for a complex one."""
     return xp.where(x.real < 0, -x, x) if x.dtype.kind == "c" else xp.abs(x)
 

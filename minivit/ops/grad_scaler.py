@@ -6,6 +6,7 @@ The optimiser multiplies the gradients by this factor. From the first loss or gr
 is NaN and no step changes anything. With float16 a gradient can also overflow only because of the loss scale: then one
 step is skipped and the scale is halved; 2000 good steps double it. At a scale of 1 such a gradient also stops the run.
 All of this is computed on the device of the gradients, so that the host does not have to wait for it.
+The steps are in docs/derivations/grad_scaler.md.
 """
 
 from __future__ import annotations

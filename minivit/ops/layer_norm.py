@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
 from minivit.ops.shapes import expect, expect_gradient, expect_last, same_dtype
+from minivit.ops.sums import sum_of_rows
 
 
 class LayerNormCache(NamedTuple):
@@ -33,6 +34,8 @@ def check_layer_norm(x: Array, weight: Array, bias: Array) -> Any:
     xp = namespace(x, weight, bias)
     same_dtype("layer_norm", x=x, weight=weight, bias=bias)
     expect("layer_norm", "weight", weight, ("D",))
+    if weight.size == 0:
+        raise ValueError("layer_norm: weight has shape (0,); expected at least one feature")
     expect("layer_norm", "bias", bias, weight.shape)
     expect_last("layer_norm", "x", x, weight.shape[0], "weight")
     return xp
@@ -75,9 +78,8 @@ def layer_norm_backward(dy: Array, cache: LayerNormCache) -> tuple[Array, Array,
     """Return ``dx, dweight, dbias`` for the gradient `dy` (..., D) of `layer_norm`'s result."""
     x_hat, inv_std, weight = cache
     expect_gradient("layer_norm", dy, x_hat.shape, x_hat.dtype)
-    tokens = tuple(range(dy.ndim - 1))
-    dweight = (dy * x_hat).sum(axis=tokens)
-    dbias = dy.sum(axis=tokens)
+    dweight = sum_of_rows(dy * x_hat)
+    dbias = sum_of_rows(dy)
     dx_hat = dy * weight
     through_mean = dx_hat.mean(axis=-1, keepdims=True)
     through_variance = x_hat * (dx_hat * x_hat).mean(axis=-1, keepdims=True)

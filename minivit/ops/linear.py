@@ -4,7 +4,8 @@
 
     dx = dy @ weight.T        dweight = x.T @ dy        dbias = sum of dy over the rows
 
-All leading axes are flattened to rows, so that there is one matrix product.
+All leading axes are flattened to rows, so that there is one matrix product. The steps are in
+docs/derivations/README.md.
 """
 
 from __future__ import annotations
@@ -21,21 +22,27 @@ class LinearCache(NamedTuple):
 
     x: Array  # (..., I)
     weight: Array  # (I, O)
+    has_bias: bool = True
 
 
-def check_linear(x: Array, weight: Array, bias: Array) -> Any:
+def check_linear(x: Array, weight: Array, bias: Array | None) -> Any:
     """Return the array library of the arguments of `linear`, or raise if they are invalid."""
-    xp = namespace(x, weight, bias)
+    xp = namespace(x, weight) if bias is None else namespace(x, weight, bias)
     same_dtype("linear", x=x, weight=weight, bias=bias)
     expect("linear", "weight", weight, ("I", "O"))
-    expect("linear", "bias", bias, (weight.shape[1],))
+    if 0 in weight.shape:
+        raise ValueError(f"linear: weight has shape {weight.shape}; expected at least one row and one column")
+    if bias is not None:
+        expect("linear", "bias", bias, (weight.shape[1],))
     expect_last("linear", "x", x, weight.shape[0], "the first axis of weight")
     return xp
 
 
 @op
-def linear(x: Array, weight: Array, bias: Array, *, keep: bool = True) -> tuple[Array, LinearCache | None]:
-    """Return ``x @ weight + bias``.
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True
+) -> tuple[Array, LinearCache | None]:
+    """Return ``x @ weight + bias``, or ``x @ weight`` without a bias.
 
     Parameters
     ----------
@@ -43,7 +50,7 @@ def linear(x: Array, weight: Array, bias: Array, *, keep: bool = True) -> tuple[
         (..., I), floating.
     weight : Array
         (I, O).
-    bias : Array
+    bias : Array, optional
         (O,).
     keep : bool
         Whether to return the cache that `linear_backward` reads.
@@ -56,19 +63,21 @@ def linear(x: Array, weight: Array, bias: Array, *, keep: bool = True) -> tuple[
     """
     check_linear(x, weight, bias)
     y = x.reshape(-1, x.shape[-1]) @ weight
-    y += bias
-    return y.reshape(*x.shape[:-1], -1), LinearCache(x, weight) if keep else None
+    if bias is not None:
+        y += bias
+    return y.reshape(*x.shape[:-1], weight.shape[1]), LinearCache(x, weight, bias is not None) if keep else None
 
 
 @op_backward
-def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array]:
-    """Return ``dx, dweight, dbias`` for the gradient `dy` (..., O) of `linear`'s result."""
-    x, weight = cache
+def linear_backward(dy: Array, cache: LinearCache) -> tuple[Array, Array, Array | None]:
+    """Return ``dx, dweight, dbias`` for the gradient `dy` (..., O) of `linear`'s result; no bias, no ``dbias``."""
+    x, weight, has_bias = cache
     xp = namespace(dy, x)
     expect_gradient("linear", dy, (*x.shape[:-1], weight.shape[1]), x.dtype)
     dy_rows = dy.reshape(-1, dy.shape[-1])
     x_rows = x.reshape(-1, x.shape[-1])
     dx = dy_rows @ weight.T
     dweight = x_rows.T @ dy_rows
-    dbias = xp.ones(len(dy_rows), dtype=dy.dtype) @ dy_rows  # three times as fast as a sum over the rows
+    # three times as fast as a sum over the rows
+    dbias = xp.ones(len(dy_rows), dtype=dy.dtype) @ dy_rows if has_bias else None
     return dx.reshape(x.shape), dweight, dbias

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op
+from minivit.ops.shapes import expect
 
 
 @op
@@ -22,6 +23,8 @@ def record_metrics(record: Array, loss: Array, logits: Array, labels: Array, sto
         (B,) integers.
     """
     namespace(record, loss, logits, labels, stopped)
+    expect("record_metrics", "logits", logits, ("B", "C"))
+    expect("record_metrics", "labels", labels, logits.shape[:1])
     record[0] = loss
     record[1] = (logits.argmax(axis=1) == labels).sum().astype(record.dtype)
     record[2] = stopped

@@ -5,6 +5,7 @@
     dx = the entries of dy at the positions of their pixels
 
 Every pixel is in exactly one patch. The map is a permutation, so the backward pass is the inverse permutation.
+The steps are in docs/derivations/embeddings.md.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def patches(x: Array, patch_size: tuple[int, int], *, keep: bool = True) -> tupl
     B, height, width, C = x.shape
     P, Q = patch_size
     y = x.reshape(B, height // P, P, width // Q, Q, C).transpose(0, 1, 3, 2, 4, 5)  # (B, row, column, P, Q, C)
-    return y.reshape(B, -1, P * Q * C), PatchesCache((B, height, width, C), (P, Q)) if keep else None
+    return y.reshape(B, height // P * (width // Q), P * Q * C), PatchesCache(
+        (B, height, width, C), (P, Q)
+    ) if keep else None
 
 
 @op_backward

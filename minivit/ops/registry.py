@@ -5,6 +5,10 @@ declare it. `kernels/` registers kernels for what is declared here, and for noth
 kernel whether it covers the arguments. The class of the cache decides which backward function runs. An op without a
 backward function, such as an optimiser's update, has kernels without one. `reference_only` runs the references alone.
 `observe` shows every call of an op.
+
+An op that returns a result takes NumPy arrays of any class and byte order (`arrays.native`); one that changes its
+arguments in place refuses all but plain ones. Numbers that are too small for their dtype become zero in an op, whatever
+`numpy.seterr` says of underflow.
 """
 
 from __future__ import annotations
@@ -16,7 +20,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from minivit.arrays import library_name, namespace
+import numpy as np
+
+from minivit.arrays import library_name, namespace, native
+from minivit.ops.interception import current_interception
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,6 +59,7 @@ class Kernel:
 
 
 _kernels: dict[str, list[Kernel]] = {}  # by the names that were declared
+_arguments: dict[str, tuple[str, ...]] = {}  # the names of each op's arguments
 # The names that run as references: for each active `reference_only` block of any thread, and in this thread alone.
 # Blocks of several threads may overlap and end in any order.
 _blocks: list[frozenset[str]] = []
@@ -112,14 +120,28 @@ def kernel_of_cache(name: str, cache: Any) -> Kernel | None:
 def op(reference: Callable[P, R]) -> Callable[P, R]:
     """Make `reference` an op: it runs unless a registered kernel covers the arguments."""
     name = reference.__name__
+    in_place = reference.__annotations__["return"] in (None, "None")  # it would change the converted copies
     declare(name)
+    _arguments[name] = reference.__code__.co_varnames[: reference.__code__.co_argcount]
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = args
+        named: Any = kwargs
+        if not in_place:
+            given, named = [native(x) for x in args], {key: native(value) for key, value in kwargs.items()}
+        with np.errstate(under="ignore"):
+            kernel = find_kernel(name, *given, **named)
+            result: R = reference(*given, **named) if kernel is None else kernel.forward(*given, **named)
+        for observation in _observations:
+            observation.forward_ran(name, args, kwargs, result)
+        return result
 
     @functools.wraps(reference)
     def forward(*args: P.args, **kwargs: P.kwargs) -> R:
-        kernel = find_kernel(name, *args, **kwargs)
-        result: R = reference(*args, **kwargs) if kernel is None else kernel.forward(*args, **kwargs)
-        for observation in _observations:
-            observation.forward_ran(name, args, kwargs, result)
+        interception = current_interception()
+        if interception is None:
+            return run(*args, **kwargs)
+        result: R = interception.op_forward(name, _arguments[name], run, args, kwargs)
         return result
 
     return forward
@@ -131,14 +153,23 @@ def op_backward(reference: Callable[[Dy, Cache], R]) -> Callable[[Dy, Cache | No
     if name not in _kernels:
         raise ValueError(f"{reference.__name__} is the backward function of no op called {name!r}")
 
+    def run(dy: Dy, cache: Cache) -> R:
+        kernel = kernel_of_cache(name, cache)
+        dy = native(dy)
+        with np.errstate(under="ignore"):
+            gradients: R = reference(dy, cache) if kernel is None else kernel.backward(dy, cache)
+        for observation in _observations:
+            observation.backward_ran(dy, cache, gradients)
+        return gradients
+
     @functools.wraps(reference)
     def backward(dy: Dy, cache: Cache | None) -> R:
         if cache is None:
             raise ValueError(f"{reference.__name__} needs a cache, but the forward pass ran with keep=False")
-        kernel = kernel_of_cache(name, cache)
-        gradients: R = reference(dy, cache) if kernel is None else kernel.backward(dy, cache)
-        for observation in _observations:
-            observation.backward_ran(dy, cache, gradients)
+        interception = current_interception()
+        if interception is None:
+            return run(dy, cache)
+        gradients: R = interception.op_backward(name, _arguments[name], run, dy, cache)
         return gradients
 
     return backward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minivit.arrays import is_floating, real_dtype
+from minivit.arrays import is_floating, namespace, real_dtype
 
 
 def same_dtype(op: str, **arrays: Any) -> None:
@@ -32,6 +32,12 @@ def expect(op: str, name: str, array: Any, expected: tuple[int | str | None, ...
         raise ValueError(f"{op}: {name} has shape {shape}; expected ({wanted})")
 
 
+def expect_rows(op: str, name: str, array: Any) -> None:
+    """Raise ValueError unless `array` has a last axis with at least one number."""
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(f"{op}: {name} has shape {array.shape}; expected (..., C), with C at least 1")
+
+
 def expect_last(op: str, name: str, array: Any, size: int, of: str) -> None:
     """Raise ValueError unless the last axis of `array` has `size`, the size of `of`."""
     if array.ndim == 0 or array.shape[-1] != size:
@@ -40,6 +46,7 @@ def expect_last(op: str, name: str, array: Any, size: int, of: str) -> None:
 
 def expect_gradient(op: str, dy: Any, shape: tuple[int, ...], dtype: Any = None) -> None:
     """Raise unless `dy`, the gradient of the result of `op`, has the result's `shape` and, if given, its `dtype`."""
+    namespace(dy)
     if dy.shape != shape:
         raise ValueError(f"{op}_backward: dy has shape {dy.shape}; expected {shape}, the shape of the result of {op}")
     if dtype is None and not is_floating(dy.dtype):

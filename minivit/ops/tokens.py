@@ -1,10 +1,15 @@
 """From patches to tokens, and from tokens to one vector for each image (Dosovitskiy et al. 2020, equations 1 and 4).
 
-embed:  y = [cls_token; x] + pos_embed          (equation 1; without a class token, y = x + pos_embed)
-        dx = dy[1:],  dcls_token = sum of dy[0],  dpos_embed = sum of dy,  sums over the batch
+embed:  y = [cls_token; reg_token; x] + pos_embed          (equation 1; every part but x is optional)
+        dx = dy at the patches;  dcls_token, dreg_token, dpos_embed = sums of dy over the batch, at their tokens
+
+        pos_embed has a vector for each token, or for the patches alone: y = [cls_token; reg_token; x + pos_embed].
+        Register tokens: Darcet et al. 2023.
 
 pool:   y = x[0], the class token (equation 4), or y = mean of the patch tokens
         dx = dy at the class token, or dy / count at every patch token, and 0 elsewhere
+
+The steps are in docs/derivations/embeddings.md.
 """
 
 from __future__ import annotations
@@ -21,65 +26,91 @@ class EmbedCache(NamedTuple):
 
     shape: tuple[int, int, int]  # (B, N, D) of the result
     has_cls_token: bool
+    registers: int  # number of register tokens
+    positions: int  # number of tokens with a position, the last ones
 
 
-def check_embed(x: Array, pos_embed: Array, cls_token: Array | None) -> Any:
+def check_embed(
+    x: Array, pos_embed: Array | None = None, cls_token: Array | None = None, reg_token: Array | None = None
+) -> Any:
     """Return the array library of the arguments of `embed`, or raise if they are invalid."""
-    xp = namespace(x, pos_embed) if cls_token is None else namespace(x, pos_embed, cls_token)
-    same_dtype("embed", x=x, pos_embed=pos_embed, cls_token=cls_token)
+    xp = namespace(x, *(other for other in (pos_embed, cls_token, reg_token) if other is not None))
+    same_dtype("embed", x=x, pos_embed=pos_embed, cls_token=cls_token, reg_token=reg_token)
     expect("embed", "x", x, ("B", "N", "D"))
     _, N, D = x.shape
-    expect("embed", "pos_embed", pos_embed, (1, N + (cls_token is not None), D))
     if cls_token is not None:
         expect("embed", "cls_token", cls_token, (1, 1, D))
+    if reg_token is not None:
+        expect("embed", "reg_token", reg_token, (1, "R", D))
+        if reg_token.shape[1] == 0:
+            raise ValueError("embed: reg_token has no tokens; leave it out")
+    prefix = (cls_token is not None) + (0 if reg_token is None else reg_token.shape[1])
+    if pos_embed is not None and pos_embed.shape not in ((1, N, D), (1, prefix + N, D)):
+        or_patches = f", or {(1, N, D)} for the patches alone" if prefix else ""
+        raise ValueError(f"embed: pos_embed has shape {pos_embed.shape}; expected {(1, prefix + N, D)}{or_patches}")
     return xp
 
 
 @op
 def embed(
-    x: Array, pos_embed: Array, cls_token: Array | None = None, *, keep: bool = True
+    x: Array,
+    pos_embed: Array | None = None,
+    cls_token: Array | None = None,
+    reg_token: Array | None = None,
+    *,
+    keep: bool = True,
 ) -> tuple[Array, EmbedCache | None]:
-    """Return the tokens with the class token in front and a learned position embedding added.
+    """Return the tokens with class token and register tokens in front and a learned position embedding added.
 
     Parameters
     ----------
     x : Array
         (B, N, D), the projected patches.
-    pos_embed : Array
-        (1, N, D), or (1, N + 1, D) with a class token.
+    pos_embed : Array, optional
+        (1, R' + N, D) for all tokens, of which R' are in front of the patches, or (1, N, D) for the patches alone.
     cls_token : Array, optional
         (1, 1, D).
+    reg_token : Array, optional
+        (1, R, D).
     keep : bool
         Whether to return the cache that `embed_backward` reads.
 
     Returns
     -------
     y : Array
-        (B, N, D) or (B, N + 1, D).
+        (B, R' + N, D).
     cache : EmbedCache or None
     """
-    xp = check_embed(x, pos_embed, cls_token)
+    xp = check_embed(x, pos_embed, cls_token, reg_token)
     B, N, D = x.shape
-    start = 0 if cls_token is None else 1
-    y = xp.empty((B, N + start, D), dtype=x.dtype)
+    first = 0 if cls_token is None else 1
+    start = first + (0 if reg_token is None else reg_token.shape[1])
+    y = xp.empty((B, start + N, D), dtype=x.dtype)
     if cls_token is not None:
-        y[:, :1] = cls_token
+        y[:, :first] = cls_token
+    if reg_token is not None:
+        y[:, first:start] = reg_token
     y[:, start:] = x
-    y += pos_embed
-    return y, EmbedCache((B, N + start, D), cls_token is not None) if keep else None
+    positions = 0 if pos_embed is None else pos_embed.shape[1]
+    if pos_embed is not None:
+        y[:, -positions:] += pos_embed
+    return y, EmbedCache((B, start + N, D), cls_token is not None, start - first, positions) if keep else None
 
 
 @op_backward
-def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array, Array | None]:
-    """Return ``dx, dpos_embed, dcls_token`` for the gradient `dy` of `embed`'s result.
+def embed_backward(dy: Array, cache: EmbedCache) -> tuple[Array, Array | None, Array | None, Array | None]:
+    """Return ``dx, dpos_embed, dcls_token, dreg_token`` for the gradient `dy` of `embed`'s result.
 
-    Without a class token, ``dcls_token`` is None.
+    The gradient of an argument that was None is None.
     """
+    _, has_cls_token, registers, positions = cache
     expect_gradient("embed", dy, cache.shape)
-    dpos_embed = dy.sum(axis=0, keepdims=True)
-    if not cache.has_cls_token:
-        return dy, dpos_embed, None
-    return dy[:, 1:], dpos_embed, dy[:, :1].sum(axis=0, keepdims=True)
+    first = int(has_cls_token)
+    start = first + registers
+    dpos_embed = dy[:, -positions:].sum(axis=0, keepdims=True) if positions else None
+    dcls_token = dy[:, :first].sum(axis=0, keepdims=True) if has_cls_token else None
+    dreg_token = dy[:, first:start].sum(axis=0, keepdims=True) if registers else None
+    return dy[:, start:], dpos_embed, dcls_token, dreg_token
 
 
 class PoolCache(NamedTuple):
@@ -95,6 +126,8 @@ def check_pool(x: Array, mode: str, num_prefix_tokens: int) -> tuple[Any, int, i
     xp = namespace(x)
     same_dtype("pool", x=x)
     expect("pool", "x", x, ("B", "N", "D"))
+    if x.shape[1] == 0:
+        raise ValueError(f"pool: x has shape {x.shape}; expected at least one token")
     if mode not in ("token", "avg"):
         raise ValueError(f"pool: mode is {mode!r}; expected 'token' or 'avg'")
     if mode == "avg" and not 0 <= num_prefix_tokens < x.shape[1]:
@@ -115,7 +148,7 @@ def pool(x: Array, mode: str, num_prefix_tokens: int, *, keep: bool = True) -> t
     mode : str
         "token" for the first token, "avg" for the mean of the tokens after the first `num_prefix_tokens`.
     num_prefix_tokens : int
-        The number of tokens in front of the patches: 1 with a class token, otherwise 0.
+        The number of tokens that the mean leaves out: those in front of the patches, or 0 to include them.
     keep : bool
         Whether to return the cache that `pool_backward` reads.
     """

@@ -10,11 +10,14 @@ With g the gradient, lr the learning rate, wd the weight decay and t = 1, 2, ...
 
     AdamW   p = p - lr * wd * p, then Adam with wd = 0 (Loshchilov and Hutter 2019, algorithm 2)
 
+An average a of the parameters over several steps moves towards them by a weight w: a = a + w * (p - a).
+
 A step takes an optional factor for all gradients, a 0-d array on their device. If it is NaN the step changes nothing: a
 device can skip a step without waiting for the host.
 
 These rules are elementwise: they work on any span of the flat vector. A rule for matrices can take the same groups, one
-for each parameter, with the parameter's shape and the names of its equal parts.
+for each parameter, with the parameter's shape and the names of its equal parts. The steps are in
+docs/derivations/optimizers.md.
 """
 
 from __future__ import annotations
@@ -167,6 +170,18 @@ def adam_step(
 
 
 @op
+def average_step(average: Array, values: Array, *, weight: float) -> None:
+    """Move the flat vector `average` towards `values`, which do not change, by `weight` (0 to 1), in place."""
+    xp = namespace(average, values)
+    (whole,) = _scratch(values, 1)
+    for start in range(0, values.size, max(1, whole.size)):
+        piece = slice(start, min(start + whole.size, values.size))
+        a = xp.subtract(values[piece], average[piece], out=whole[: piece.stop - piece.start])
+        a *= weight
+        average[piece] += a
+
+
+@op
 def gradient_norm(gradients: Array) -> Array:
     """Return the L2 norm of the flat vector `gradients`, a 0-d array on its device."""
     xp = namespace(gradients)
@@ -175,6 +190,7 @@ def gradient_norm(gradients: Array) -> Array:
     return xp.asarray(xp.sqrt(sum((piece * piece).sum() for piece in pieces)))
 
 
+@np.errstate(under="ignore")
 def clip_factor(norm: Array, max_norm: float) -> Array:
     """Return the factor, at most 1, that scales a vector of norm `norm` (0-d) to a norm of at most `max_norm`."""
     xp = namespace(norm)

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
 from minivit.files import atomic_write
+from minivit.train.run_folder import RunFolder
 
 _COLOURS = {"train": "#3b6ea5", "val": "#d1603d"}
 _NAMES = {"train": "training", "val": "validation"}
 
 
-def save_curves(metrics: list[dict[str, Any]], path: Path) -> str | None:
+def draw_curves(run: RunFolder) -> str | None:
+    """Draw the curves of a run into curves.png, and return its path; a figure that fails costs a warning.
+
+    Warns
+    -----
+    UserWarning
+        The figure could not be drawn or written. None is returned, as without matplotlib.
+    """
+    try:
+        return save_curves(run.metrics(), run.path / "curves.png", run.recipe.label_smoothing)
+    except Exception as error:  # matplotlib can fail in many ways, of which none is worth a run
+        warnings.warn(f"curves.png could not be drawn ({error}); the run itself is complete", stacklevel=2)
+        return None
+
+
+def save_curves(metrics: list[dict[str, Any]], path: Path, label_smoothing: float = 0.0) -> str | None:
     """Draw loss and accuracy by epoch, of training and validation, into a PNG file.
 
     Parameters
@@ -21,6 +38,8 @@ def save_curves(metrics: list[dict[str, Any]], path: Path) -> str | None:
         The lines of metrics.jsonl, at least one.
     path : Path
         The file.
+    label_smoothing : float
+        That of the training loss, which the legend names.
 
     Returns
     -------
@@ -40,7 +59,8 @@ def save_curves(metrics: list[dict[str, Any]], path: Path) -> str | None:
     figure = Figure(figsize=(9.0, 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy = figure.subplots(1, 2)
-    _draw(loss, metrics, "loss", 1.0)
+    smoothed = f" (label smoothing {label_smoothing:g})" if label_smoothing else ""
+    _draw(loss, metrics, "loss", 1.0, smoothed)
     loss.set_ylabel("cross-entropy loss")
     _draw(accuracy, metrics, "accuracy", 100.0)
     accuracy.set_ylabel("accuracy (%)")
@@ -57,7 +77,7 @@ def save_curves(metrics: list[dict[str, Any]], path: Path) -> str | None:
     return str(path)
 
 
-def _draw(axes: Any, metrics: list[dict[str, Any]], quantity: str, scale: float) -> None:
+def _draw(axes: Any, metrics: list[dict[str, Any]], quantity: str, scale: float, about_training: str = "") -> None:
     from matplotlib.ticker import MaxNLocator
 
     marker = "." if len(metrics) < 20 else ""  # a run of one epoch is a single point
@@ -65,7 +85,8 @@ def _draw(axes: Any, metrics: list[dict[str, Any]], quantity: str, scale: float)
         if f"{part}_{quantity}" in metrics[-1]:
             values = [scale * line[f"{part}_{quantity}"] for line in metrics]
             epochs = [line["epoch"] for line in metrics]
-            axes.plot(epochs, values, marker=marker, color=_COLOURS[part], label=_NAMES[part])
+            label = _NAMES[part] + (about_training if part == "train" else "")
+            axes.plot(epochs, values, marker=marker, color=_COLOURS[part], label=label)
     axes.set_xlabel("epoch")
     axes.set_xlim(0.5, metrics[-1]["epoch"] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))

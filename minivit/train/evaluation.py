@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from minivit.engine import Engine
 from minivit.ops.augment import channel_scale, normalized
 
 EVALUATION_BATCH = 1024
+_MOST_NUMBERS = 1 << 24  # of a batch, which is smaller if images are larger than 73 x 73 pixels
 
 
 class Evaluation(NamedTuple):
@@ -32,14 +34,22 @@ def evaluate(
 
     The images are copied to the model's device in batches, and the logits of each batch are copied back at once.
     """
-    transform = image_transform(engine, mean, std)
     total_loss = 0.0
     confusion = np.zeros((engine.model.config.num_classes,) * 2, np.int64)
-    for part in batches(np.arange(len(images)), EVALUATION_BATCH):
-        logits = to_host(engine.predict(transform(images[part])))
+    for part, logits in predictions(engine, images, mean, std):
         total_loss += float(ops.cross_entropy(logits, labels[part], keep=False)[0]) * len(part)
         np.add.at(confusion, (labels[part], logits.argmax(axis=1)), 1)
     return Evaluation(int(confusion.trace()) / len(images), total_loss / len(images), len(images), confusion)
+
+
+def predictions(
+    engine: Engine, images: Array, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Iterator[tuple[Array, Array]]:
+    """Yield the numbers of some of the uint8 `images`, and their logits on the host, in order of the images."""
+    transform = image_transform(engine, mean, std)
+    fitting = max(1, _MOST_NUMBERS // math.prod(images.shape[1:]))
+    for part in batches(np.arange(len(images)), min(EVALUATION_BATCH, fitting)):
+        yield part, to_host(engine.predict(transform(images[part])))
 
 
 def image_transform(engine: Engine, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array], Array]:
@@ -51,6 +61,6 @@ def image_transform(engine: Engine, mean: tuple[float, ...], std: tuple[float, .
 
     def transform(images: Array) -> Array:
         with on_device_of(values):
-            return normalized(to_backend(images, library), scale, shift, engine.dtype)
+            return normalized(to_backend(np.asarray(images), library), scale, shift, engine.dtype)
 
     return transform

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-import tomllib
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import resources
+from functools import partial
 from typing import Any
 
 from minivit.data.dataset import Dataset
-from minivit.errors import UserError
+from minivit.errors import UserError, did_you_mean
 from minivit.nn.config import ViTConfig
 from minivit.nn.presets import get_config
 from minivit.nn.vit import ViT
+from minivit.train.groups import parameter_groups
 from minivit.train.optimizers import SGD, Adam, AdamW, Optimizer
-from minivit.train.schedules import SCHEDULES
+from minivit.train.records import COUNT, LARGEST_SEED, POSITIVE_COUNT, Number, short
+from minivit.train.schedules import SCHEDULES, annealed, learning_rate
+from minivit.weights.preprocessing import FITS, INTERPOLATIONS
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
+
+_CHOICES = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "choose_by": ("accuracy", "loss"),
+    "dtype": ("float32", "float64"),
+}
+_BELOW_1 = Number(0, math.nextafter(1.0, 0.0))
+_REAL = Number(0, float(2**1023))
+_POSITIVE = math.nextafter(0.0, 1.0)
+_NUMBERS = {
+    "epochs": POSITIVE_COUNT,
+    "batch_size": POSITIVE_COUNT,
+    "lr": _REAL,
+    "weight_decay": _REAL,
+    "warmup_epochs": _REAL,
+    "warmup_steps": COUNT,
+    "swa_lr": _REAL,
+    "swa_anneal_epochs": COUNT,
+    "clip_norm": _REAL,
+    "crop_padding": COUNT,
+    "micro_batch": COUNT,
+    "reduction_groups": COUNT,
+    "seed": Number(0, LARGEST_SEED, whole=True),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +57,10 @@ class Recipe:
     model : str
         A preset; its classes, channels and image size are replaced by those of the data set.
     model_options : dict
-        Other fields of `ViTConfig` that differ from the preset's.
+        Other fields of `ViTConfig` that differ from the preset's. With an `img_size`, images are resized to it.
+    init : str
+        The fingerprint of the model file that the run begins with; "" for random parameters. See
+        `minivit.train.initial`.
     epochs, batch_size : int
         Passes over the training images; images in a step.
     optimizer : str
@@ -42,10 +73,26 @@ class Recipe:
         The momentum of SGD.
     warmup_epochs : float
         Epochs over which the learning rate rises from zero.
+    warmup_steps : int
+        Steps of the warmup, in place of `warmup_epochs`; 0 for those.
     schedule : str
-        "cosine", "linear" or "constant", after the warmup.
+        "cosine", "linear" or "constant", after the warmup, or "onecycle"; see `minivit.train.schedules`.
     clip_norm : float
         Largest global norm of the gradients; 0 for no clipping.
+    layer_decay : float
+        The factor of the learning rate from a layer to the one before it; 1 for one rate. See `parameter_groups`.
+    freeze : tuple of str
+        Patterns of the names of parameters that stay as they are, such as "patch_embed.*" and "blocks.[0-5].*".
+    ema_decay : float
+        The factor of Polyak averaging; 0 for none. See `minivit.train.averaging`.
+    swa_start : float
+        The share of the epochs after which stochastic weight averaging begins; 0 for none.
+    swa_lr : float
+        The learning rate during stochastic weight averaging; 0 for that of the schedule.
+    swa_anneal_epochs : int
+        The epochs over which the learning rate goes from that of the schedule to `swa_lr`, by half a cosine.
+    choose_by : str
+        "accuracy" or "loss": what of the validation images chooses the best epoch.
     label_smoothing : float
         See `ops.cross_entropy`.
     crop_padding : int
@@ -54,6 +101,11 @@ class Recipe:
         Whether half of the images are mirrored.
     validation : float
         Share of the training images that are held out to choose the best epoch.
+    mean, std : tuple of float
+        Mean and deviation of each channel for pixels from 0 to 1; () for those of the weights, else of the data set.
+    crop_pct, crop_mode, interpolation
+        How images are resized, as `save_model` describes it; 0 and "" for what the weights say, else 1, "center" and
+        "bicubic".
     micro_batch : int
         Images that a worker takes at a time; 0 for the model's own number. It is part of the recipe because the bits
         depend on it. It has no effect on a device.
@@ -69,6 +121,7 @@ class Recipe:
     dataset: str
     model: str
     model_options: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
     epochs: int = 10
     batch_size: int = 128
     optimizer: str = "adamw"
@@ -77,36 +130,70 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
     warmup_epochs: float = 1.0
+    warmup_steps: int = 0
     schedule: str = "cosine"
     clip_norm: float = 1.0
+    layer_decay: float = 1.0
+    freeze: tuple[str, ...] = ()
+    ema_decay: float = 0.0
+    swa_start: float = 0.0
+    swa_lr: float = 0.0
+    swa_anneal_epochs: int = 10
+    choose_by: str = "accuracy"
     label_smoothing: float = 0.0
     crop_padding: int = 0
     flip: bool = False
     validation: float = 0.1
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    crop_pct: float = 0.0
+    crop_mode: str = ""
+    interpolation: str = ""
     micro_batch: int = 0
     reduction_groups: int = 0
     dtype: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("epochs", "batch_size", "crop_padding", "micro_batch", "reduction_groups", "seed"):
-            _expect(name, getattr(self, name), type(getattr(self, name)) is int, "a whole number")
+        for name in ("dataset", "model", *_CHOICES):
+            value = getattr(self, name)
+            _expect(name, value, isinstance(value, str) and value and "\0" not in value, "a text")
+        _expect("model_options", self.model_options, isinstance(self.model_options, dict), "fields and their values")
+        for name, rule in _NUMBERS.items():
+            _expect(name, getattr(self, name), rule.fits(getattr(self, name)), str(rule))
+        for name in ("validation", "label_smoothing", "momentum", "ema_decay", "swa_start"):
+            _expect(name, getattr(self, name), _BELOW_1.fits(getattr(self, name)), "at least 0 and below 1")
+        pair = isinstance(self.betas, tuple | list) and len(self.betas) == 2 and all(map(_BELOW_1.fits, self.betas))
+        _expect("betas", self.betas, pair, "two numbers of at least 0 and below 1")
+        fits = Number(_POSITIVE, 1).fits(self.layer_decay)
+        _expect("layer_decay", self.layer_decay, fits, "a number above 0 and at most 1")
+        for name, kind, words in (
+            ("freeze", lambda item: isinstance(item, str) and item, "patterns of names"),
+            ("mean", Number(0, 1).fits, "numbers from 0 to 1"),
+            ("std", Number(_POSITIVE, 1).fits, "numbers above 0 and at most 1"),
+        ):
+            value = getattr(self, name)
+            _expect(name, value, isinstance(value, tuple | list) and all(map(kind, value)), f"a list of {words}")
+        for name in ("betas", "freeze", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.mean) != len(self.std):
+            raise UserError(f"mean has {len(self.mean)} numbers and std {len(self.std)}; expected one for each channel")
+        if self.ema_decay and self.swa_start:
+            raise UserError("ema_decay and swa_start are two averages; a run has one of them")
+        for name, of_images in (("crop_mode", tuple(FITS)), ("interpolation", INTERPOLATIONS)):
+            value = getattr(self, name)
+            _expect(name, value, value in ("", *of_images), f"one of {', '.join(of_images)}")
+        _expect("crop_pct", self.crop_pct, Number(0, 1).fits(self.crop_pct), "a number from 0 to 1")
+        _expect("init", self.init, isinstance(self.init, str), "the fingerprint of a model file")
         _expect("flip", self.flip, isinstance(self.flip, bool), "true or false")
-        for name in ("epochs", "batch_size"):
-            _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        floats = ("lr", "weight_decay", "warmup_epochs", "clip_norm")
-        for name in (*floats, "crop_padding", "micro_batch", "reduction_groups", "seed"):
-            _expect(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more")
-        for name in ("validation", "label_smoothing", "momentum"):
-            _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        _expect("optimizer", self.optimizer, self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
-        _expect("schedule", self.schedule, self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-        _expect("dtype", self.dtype, self.dtype in ("float32", "float64"), "float32 or float64")
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            _expect(name, value, value in allowed, f"one of {', '.join(allowed)};{did_you_mean(value, allowed)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for a file."""
-        return {**asdict(self), "betas": list(self.betas)}
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
@@ -133,26 +220,66 @@ class Recipe:
             reduction_groups=self.reduction_groups or config.reduction_groups,
         )
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How images are resized, as `save_model` takes it."""
+        mode, interpolation = self.crop_mode or "center", self.interpolation or "bicubic"
+        return {"crop_pct": self.crop_pct or 1.0, "crop_mode": mode, "interpolation": interpolation}
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How images are resized, as `load_dataset` takes it, with their channels if the weights determine them."""
+        said = self.preprocessing
+        resizing = {"crop_fraction": said["crop_pct"], "fit": FITS[said["crop_mode"]]}
+        # Greyscale files are read as RGB if the weights are for RGB.
+        channels = {"channels": 3} if self.init and self.model_options.get("in_chans") == 3 else {}
+        return resizing | {"interpolation": said["interpolation"]} | channels
+
+    @property
+    def swa_epochs_before(self) -> int:
+        """The number of epochs before stochastic weight averaging."""
+        return int(self.epochs * self.swa_start)
+
+    def warmup(self, steps_per_epoch: int) -> int:
+        """Return the number of steps of the warmup."""
+        return self.warmup_steps or round(self.warmup_epochs * steps_per_epoch)
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of `step`, from 0.
+
+        During stochastic weight averaging it is constant over an epoch, as with PyTorch's SWALR.
+        """
+        rate = partial(
+            learning_rate,
+            total_steps=self.epochs * steps_per_epoch,
+            lr=self.lr,
+            warmup_steps=self.warmup(steps_per_epoch),
+            schedule=self.schedule,
+        )
+        first = self.swa_epochs_before
+        if not (self.swa_start and self.swa_lr) or step < first * steps_per_epoch:
+            return rate(step)
+        epoch = step // steps_per_epoch - first
+        return annealed(rate(first * steps_per_epoch), self.swa_lr, epoch, self.swa_anneal_epochs)
+
     def differences(self, options: dict[str, Any]) -> list[str]:
         """Return a line for each of `options` that differs from this recipe."""
+        asked = replace(self, **options)
         return [
-            f"{name} is {getattr(self, name)!r} in the run, {value!r} was asked for"
-            for name, value in options.items()
-            if getattr(self, name) != value
+            f"{name} is {getattr(self, name)!r} in the run, {getattr(asked, name)!r} was asked for"
+            for name in options
+            if getattr(self, name) != getattr(asked, name)
         ]
 
 
-def _expect(name: str, value: Any, fits: bool, expected: str) -> None:
+def _expect(name: str, value: Any, fits: object, expected: str) -> None:
     if not fits:
-        raise UserError(f"{name} is {value!r}; expected {expected}")
+        raise UserError(f"{name} is {short(value)}; expected {expected}".rstrip(";"))
 
 
-def load_recipe(dataset: str, **options: Any) -> Recipe:
-    """Return minivit's own recipe for `dataset`, "folder" for a path, with `options` replaced."""
-    folder = resources.files("minivit.train") / "recipes"
-    name = dataset if (folder / f"{dataset}.toml").is_file() else "folder"
-    values = tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
-    return replace(Recipe.from_dict({**values, "dataset": dataset}), **options)
+def normalised(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """Return the data set with the mean and deviation of the recipe, if it has them."""
+    return replace(dataset, mean=recipe.mean, std=recipe.std) if recipe.mean else dataset
 
 
 def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
@@ -169,6 +296,8 @@ def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
     for name, value in fitting.items():
         if getattr(config, name) != value:
             asked = getattr(config, name)
+            if recipe.init and name != "num_classes":
+                raise UserError(f"the weights are of a model with {name} {asked}, but {dataset.name} has {value}")
             raise UserError(f"{name} {asked} was asked for, but {dataset.name} has {value}; leave it out")
     if recipe.crop_padding >= min(height, width):
         raise UserError(f"crop_padding {recipe.crop_padding} could shift images of {height} x {width} away")
@@ -176,8 +305,13 @@ def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
 
 
 def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
-    """Return the recipe's optimiser for `model`."""
+    """Return the recipe's optimiser for `model`, which leaves its frozen parameters as they are."""
+    frozen = model.parameters.matching(*recipe.freeze)
+    groups = parameter_groups(model, recipe.lr, recipe.weight_decay, recipe.layer_decay)
+    groups = [group for group in groups if group.name not in frozen]
+    if not groups:
+        raise UserError(f"freeze {', '.join(recipe.freeze)} leaves no parameter to train")
     if recipe.optimizer == "sgd":
-        return SGD(model, recipe.lr, recipe.momentum, recipe.weight_decay)
+        return SGD(model, recipe.lr, recipe.momentum, groups=groups)
     kind = AdamW if recipe.optimizer == "adamw" else Adam
-    return kind(model, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay)
+    return kind(model, recipe.lr, recipe.betas, groups=groups)

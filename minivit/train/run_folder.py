@@ -3,33 +3,48 @@
     recipe.json             the recipe
     best/  last/            model.safetensors and config.json: after the best epoch, and at the last checkpoint
     last/training.safetensors   the state for a resumed run: parameters, the optimiser's vectors, the other state
-    metrics.jsonl           a line for each epoch
+    metrics.jsonl           a line for each epoch; metrics.csv has the same for other programs
+    steps/step-000100/      model.safetensors and config.json: the weights after a step, with --keep-every
+    watch.jsonl             statistics by layer of some steps, with --watch
+    tensorboard/            metrics and statistics for TensorBoard, with --tensorboard
     result.json             the result; it is written when the run is finished
     curves.png              loss and accuracy by epoch
 
 Every file is written under a temporary name, synced and renamed, so that a run killed at any moment leaves whole files.
+They carry checksums, and the model files the id of the run and their step. The state is written before the models that
+belong to it: after a kill between them, the models are written again from the state.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.data.dataset import Dataset
 from minivit.errors import UserError
-from minivit.files import atomic_write, read_json, remove_leftovers, write_json
+from minivit.files import (
+    expect_checksum,
+    locked,
+    make_folder,
+    read_json,
+    remove_leftovers,
+    with_checksum,
+    write_json,
+)
 from minivit.nn.vit import ViT
+from minivit.train.averaging import Averaging
+from minivit.train.checkpoint import load_checkpoint, save_checkpoint
 from minivit.train.optimizers import Optimizer
 from minivit.train.recipe import Recipe
+from minivit.train.records import read_metrics, read_result, read_watched, write_metrics
 from minivit.train.state import TrainState
-from minivit.weights import read_tensors, save_model, write_tensors
+from minivit.train.watch_options import WatchOptions
+from minivit.weights import model_metadata, read_tensors, save_model
 
-# The fields that are read from a line of metrics.jsonl, and from result.json.
-_METRICS = {"epoch", "step", "train_loss", "train_accuracy"}
-_RESULT = {"run", "test_accuracy", "test_images", "best_epoch", "best_val_accuracy", "seconds", "images_per_second"}
+_ORIGIN = ("id", "data", "extended", "watch")
 
 
 class RunFolder:
@@ -43,9 +58,12 @@ class RunFolder:
         The recipe of the run.
     """
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
+    def __init__(self, path: Path, recipe: Recipe, origin: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.recipe = recipe
+        # id, data: the fingerprint of the images, extended: earlier numbers of epochs, watch: WatchOptions
+        self.origin = dict(origin or {})
+        self._is_locked = False
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
@@ -54,13 +72,16 @@ class RunFolder:
         Raises
         ------
         UserError
-            The folder holds a run already.
+            The folder holds a run already, or another process is at work in it.
         RunError
             The folder cannot be made or written to.
         """
-        cls.expect_free(path)
-        write_json(path / "recipe.json", recipe.to_dict())
-        return cls(path, recipe)
+        make_folder(path)
+        run = cls(path, recipe)
+        with run.locked():
+            cls.expect_free(path)
+            run._write_recipe()
+        return run
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -69,11 +90,19 @@ class RunFolder:
         Raises
         ------
         UserError
-            The folder holds no run, or its recipe cannot be read.
+            The folder holds no run, or its recipe cannot be read or was changed.
         """
         if not cls.exists(path):
             raise UserError(f"{path} is not a run: it has no recipe.json; `minivit train` makes one")
-        return cls(path, Recipe.from_dict(read_json(path / "recipe.json")))
+        file = path / "recipe.json"
+        values = read_json(file)
+        values = expect_checksum(values, file, required="id" in values)  # earlier versions wrote neither
+        origin: dict[str, Any] = {name: values.pop(name) for name in _ORIGIN if name in values}
+        try:
+            WatchOptions.from_dict(origin.get("watch", {}))
+            return cls(path, Recipe.from_dict(values), origin)
+        except UserError as error:
+            raise UserError(f"{file} is damaged: {error}") from error
 
     @staticmethod
     def exists(path: Path) -> bool:
@@ -86,21 +115,171 @@ class RunFolder:
         if cls.exists(path):
             raise UserError(f"{path} holds a run already; --resume goes on with it, another --run starts a new one")
 
-    def save_model(self, which: str, model: ViT, dataset: Dataset) -> None:
+    def replaced(self, **fields: Any) -> RunFolder:
+        """Return the run with other fields of the recipe; `begin` or `go_on` writes them to recipe.json."""
+        run = RunFolder(self.path, replace(self.recipe, **fields), self.origin)
+        run._is_locked = self._is_locked
+        return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the folder inside the block, if this object does not hold it already.
+
+        Raises
+        ------
+        UserError
+            Another process is at work in the folder.
+        """
+        if self._is_locked:
+            yield
+            return
+        with locked(self.path):
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
+
+    def is_as_on_disk(self) -> bool:
+        """Whether recipe.json holds this recipe; it does not after `replaced`."""
+        return RunFolder.open(self.path).recipe == self.recipe
+
+    def is_extended(self) -> bool:
+        """Whether the run has more epochs than in recipe.json."""
+        return self.exists(self.path) and self.recipe.epochs > RunFolder.open(self.path).recipe.epochs
+
+    def is_trained_on(self, name: str, dataset: Dataset) -> bool:
+        """Whether the run was begun on the data set of this name, or on the same images elsewhere."""
+        return self.recipe.dataset == name or self.origin.get("data") == dataset.fingerprint()
+
+    def expect_data(self, fingerprint: str) -> None:
+        """Raise UserError if the run was begun on other images than those of this fingerprint."""
+        if self.origin.get("data", fingerprint) != fingerprint:
+            raise UserError(
+                f"{self.path} was trained on other images than the dataset {self.recipe.dataset!r} has now: "
+                "give the run's own, or begin a new run"
+            )
+
+    def begin(self, fingerprint: str) -> None:
+        """Write recipe.json of a new run on the data set with this fingerprint; both determine the id of the run."""
+        values = {name: value for name, value in self.recipe.to_dict().items() if name != "dataset"}
+        self.origin |= {"id": with_checksum(values, fingerprint)["checksum"], "data": fingerprint}
+        self._write_recipe()
+
+    def withdraw(self) -> None:
+        """Remove what `begin` wrote if no checkpoint could be written, so that the same command begins anew."""
+        if not self.has_state():
+            (self.path / "recipe.json").unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.path / "last").rmdir()
+
+    def go_on(self, step: int) -> None:
+        """Write recipe.json of a run that goes on at `step`, if it has more epochs, moved images or other records.
+
+        A result of fewer epochs is not the result of this run any more; it is removed.
+        """
+        before = RunFolder.open(self.path)
+        if self.result() is None:  # before recipe.json is written: a result without epochs is of those in it
+            (self.path / "result.json").unlink(missing_ok=True)
+        is_longer = before.recipe.epochs != self.recipe.epochs
+        if is_longer:
+            extended = {"epochs": before.recipe.epochs, "until_step": step}
+            self.origin["extended"] = [*before.origin.get("extended", []), extended]
+        is_changed = before.recipe != self.recipe or before.watch_options != self.watch_options
+        if is_longer or (is_changed and self.origin.get("id")):
+            self._write_recipe()
+
+    @property
+    def watch_options(self) -> WatchOptions:
+        """What is recorded beside the metrics; `begin` or `go_on` writes it to recipe.json."""
+        return WatchOptions.from_dict(self.origin.get("watch", {}))
+
+    @watch_options.setter
+    def watch_options(self, options: WatchOptions) -> None:
+        self.origin.pop("watch", None)
+        if values := options.to_dict():
+            self.origin["watch"] = values
+
+    def _write_recipe(self) -> None:
+        write_json(self.path / "recipe.json", with_checksum({**self.recipe.to_dict(), **self.origin}))
+
+    def save_model(self, which: str, model: ViT, dataset: Dataset, step: int) -> None:
         """Write the model as "best" or "last", with the class names, mean and deviation that prediction needs."""
         about = {"class_names": list(dataset.class_names), "mean": list(dataset.mean), "std": list(dataset.std)}
+        about |= self.recipe.preprocessing
+        if "id" in self.origin:
+            about |= {"run": self.origin["id"], "step": step}
         save_model(model, self.path / which / "model.safetensors", extra=about)
 
-    def save_state(self, model: ViT, optimizer: Optimizer, state: TrainState, fingerprint: str) -> None:
+    def expect_models(self, step: int, best_step: int) -> None:
+        """Check the models in the folder before a run goes on from its checkpoint.
+
+        Those of the step of the checkpoint are written again from it: they may be missing, or older after a kill.
+
+        Parameters
+        ----------
+        step, best_step : int
+            The step of the checkpoint and that of the best epoch so far, 0 if there is none.
+
+        Raises
+        ------
+        UserError
+            A model is damaged, of another run or of another step, or the best model is missing.
+        """
+        for which, expected in (("last", step), ("best", best_step)):
+            path = self.path / which / "model.safetensors"
+            rewritten = expected == step or not expected
+            if rewritten and not path.exists():
+                continue
+            read_tensors(path)  # verifies the checksum
+            if "id" not in self.origin:
+                continue
+            about = model_metadata(path)
+            if about.get("run") != self.origin["id"] or not (rewritten or about.get("step") == expected):
+                raise UserError(f"{path} is not the model of this run after step {expected}: put the original back")
+
+    def save_state(
+        self, model: ViT, optimizer: Optimizer, state: TrainState, fingerprint: str, averaging: Averaging
+    ) -> None:
         """Write everything that a resumed run needs into one file; `fingerprint` is that of the data set."""
-        tensors = {"values": to_host(model.parameters.store.values), **optimizer.state()}
-        about = {
-            "progress": state.to_json(),
-            "parameters": _layout(model),
-            "recipe": json.dumps(self.recipe.to_dict()),
-            "data": fingerprint,
-        }
-        write_tensors(self._state_path, tensors, about)
+        save_checkpoint(self._state_path, self.recipe, model, optimizer, state, fingerprint, averaging)
+
+    def keep_step(self, model: ViT, dataset: Dataset, step: int) -> None:
+        """Write the weights after `step`, from 0, into ``steps/``."""
+        self.save_model(f"steps/step-{step:06d}", model, dataset, step)
+
+    def kept_steps(self) -> dict[int, Path]:
+        """Return the folders with the weights of kept steps, by step, which `load_model` reads.
+
+        These are the weights that were trained, also where the recipe asks for an average.
+
+        Raises
+        ------
+        UserError
+            The run has kept none.
+        """
+        folders = (self.path / "steps").glob("step-*/model.safetensors")
+        steps = {int(tail): path.parent for path in folders if (tail := path.parent.name[5:]).isdecimal()}
+        if not steps:
+            raise UserError(
+                f"{self.path} has no weights of single steps; a run with `minivit train --keep-every N` keeps them"
+            )
+        return dict(sorted(steps.items()))
+
+    def watched(self) -> list[dict[str, Any]]:
+        """Return the lines of watch.jsonl, oldest first; none if the run was not watched.
+
+        Raises
+        ------
+        UserError
+            The file is damaged.
+        """
+        return read_watched(self.path / "watch.jsonl")
+
+    def __repr__(self) -> str:
+        finished = (self.path / "result.json").exists()
+        stage = "finished" if finished else "can be resumed" if self.has_state() else "without a checkpoint"
+        return f"RunFolder({str(self.path)!r}, {self.recipe.model}, {self.recipe.epochs} epochs, {stage})"
 
     @property
     def _state_path(self) -> Path:
@@ -110,8 +289,8 @@ class RunFolder:
         """Whether there is a checkpoint from which the run can be resumed."""
         return self._state_path.exists()
 
-    def load_state(self, model: ViT, optimizer: Optimizer, fingerprint: str) -> TrainState:
-        """Set the model and the optimiser to the last checkpoint, and return its state.
+    def load_state(self, model: ViT, optimizer: Optimizer, fingerprint: str, averaging: Averaging) -> TrainState:
+        """Set the model, the optimiser and the average to the last checkpoint, and return its state.
 
         Temporary files of a writer that was killed are removed from the folder.
 
@@ -122,38 +301,8 @@ class RunFolder:
         """
         for folder in (self.path, self.path / "best", self.path / "last"):
             remove_leftovers(folder)
-        path = self._state_path
-        tensors, about = read_tensors(path)
-        if about.get("parameters") != _layout(model) or "values" not in tensors:
-            raise UserError(f"{path} is the checkpoint of another model than the one in recipe.json")
-        values = model.parameters.store.values
-        try:
-            changed = self._changed_fields(about.get("recipe", ""), model)
-            state = TrainState.from_json(about.get("progress", ""))
-            for name, vector in tensors.items():
-                _expect_like(name, vector, values)
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}; bring it back, or begin a new run") from error
-        if changed:
-            raise UserError(
-                f"{self.path / 'recipe.json'} was changed since the run was begun: {', '.join(changed)}; "
-                "put it back, or begin a new run"
-            )
-        if about.get("data") != fingerprint:
-            raise UserError(f"{path} was trained on other images than {self.recipe.dataset} has now; begin a new run")
-        values[...] = to_backend(tensors.pop("values"), namespace(values))
-        optimizer.load_state(tensors, state.step)
-        return state
-
-    def _changed_fields(self, text: str, model: ViT) -> list[str]:
-        """Return the fields of the recipe that differ from those of the checkpoint, which `text` holds as JSON.
-
-        A field that an older version of minivit did not have counts as its default. The path of the data set is left
-        out: the images may have moved, and their fingerprint shows whether they are the same.
-        """
-        recipes = Recipe.from_dict(json.loads(text)), self.recipe
-        begun, now = (json.loads(json.dumps(recipe.resolved(model.config).to_dict())) for recipe in recipes)
-        return [name for name in now if name != "dataset" and begun[name] != now[name]]
+        self.origin = RunFolder.open(self.path).origin
+        return load_checkpoint(self._state_path, self.recipe, model, optimizer, fingerprint, averaging)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metrics of the epochs so far.
@@ -163,17 +312,7 @@ class RunFolder:
         UserError
             The file is damaged.
         """
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        try:
-            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}") from error
-        for number, record in enumerate(records, start=1):
-            if not (isinstance(record, dict) and record.keys() >= _METRICS):
-                raise UserError(f"{path} is damaged: line {number} is not the metrics of an epoch")
-        return records
+        return read_metrics(self.path / "metrics.jsonl")
 
     def metrics_until(self, step: int, steps_per_epoch: int) -> list[dict[str, Any]]:
         """Return the metrics of the epochs that ended at `step` or before.
@@ -193,11 +332,12 @@ class RunFolder:
 
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Write the metrics of all epochs so far."""
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        atomic_write(self.path / "metrics.jsonl", lambda file: file.write(text.encode()))
+        write_metrics(self.path / "metrics.jsonl", records)
 
     def result(self) -> dict[str, Any] | None:
-        """Return the result of a finished run, or None if it is not finished.
+        """Return the result of a finished run, or None if it is not finished, or was extended since.
+
+        ``run`` and ``curves`` are where the folder is now.
 
         Raises
         ------
@@ -207,52 +347,14 @@ class RunFolder:
         path = self.path / "result.json"
         if not path.exists():
             return None
-        result = read_json(path)
-        if missing := sorted(_RESULT - result.keys()):
-            raise UserError(
-                f"{path} is not the result of a run: it lacks {', '.join(missing)}; remove it and --resume anew"
-            )
-        return result
+        result = read_result(path)
+        if "epochs" not in result:  # an earlier version of minivit wrote it
+            result["epochs"] = RunFolder.open(self.path).recipe.epochs
+        if result["epochs"] != self.recipe.epochs:
+            return None
+        curves = self.path / "curves.png"
+        return {**result, "run": str(self.path), "curves": str(curves) if curves.exists() else None}
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the result, which marks the run as finished."""
-        write_json(self.path / "result.json", dict(result))
-
-
-def _layout(model: ViT) -> str:
-    return json.dumps([[name, list(parameter.shape)] for name, parameter in model.parameters.items()])
-
-
-def _expect_like(name: str, vector: Array, values: Array) -> None:
-    if vector.shape != values.shape or vector.dtype != values.dtype:
-        raise UserError(
-            f"its {name} has {vector.size} numbers of {vector.dtype}; this model needs {values.size} of {values.dtype}"
-        )
-
-
-def next_run_path(dataset: str, root: Path = Path("runs")) -> Path:
-    """Return the first free ``runs/NAME-1``, ``runs/NAME-2``, ... for a data set."""
-    return root / f"{_short(dataset)}-{max(_numbers(dataset, root), default=0) + 1}"
-
-
-def latest_run_path(dataset: str, root: Path = Path("runs")) -> Path:
-    """Return the newest of the folders named by `next_run_path`.
-
-    Raises
-    ------
-    UserError
-        There is none.
-    """
-    numbers = _numbers(dataset, root)
-    if not numbers:
-        raise UserError(f"there is no run of {dataset} in {root} to resume; name its folder with --run")
-    return root / f"{_short(dataset)}-{max(numbers)}"
-
-
-def _short(dataset: str) -> str:
-    return Path(dataset).resolve().name.split(".")[0] or "images"
-
-
-def _numbers(dataset: str, root: Path) -> list[int]:
-    folders = root.glob(f"{_short(dataset)}-*")
-    return [int(tail) for folder in folders if (tail := folder.name.rpartition("-")[2]).isdigit()]
+        write_json(self.path / "result.json", with_checksum(result))

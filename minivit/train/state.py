@@ -7,7 +7,23 @@ from dataclasses import asdict, dataclass, fields
 from typing import Self
 
 from minivit.errors import UserError
+from minivit.files import parse_json
 from minivit.ops.grad_scaler import FIRST_SCALE, LARGEST_SCALE
+from minivit.train.evaluation import Evaluation
+from minivit.train.records import COUNT, LOSS, SECONDS, STEP, Number, expect_values, short
+
+_RULES = {
+    "step": STEP,
+    "best_accuracy": Number(-1, 1),
+    "best_loss": LOSS._replace(null=True),
+    "best_epoch": COUNT,
+    "seconds": SECONDS,
+    "epoch_seconds": SECONDS,
+    "epoch_loss": LOSS,
+    "epoch_correct": STEP,
+    "epoch_images": STEP,
+    "averaged": COUNT,
+}
 
 
 @dataclass
@@ -18,18 +34,21 @@ class TrainState:
     ----------
     step : int
         The number of steps that were started.
-    best_accuracy, best_epoch
-        The best epoch, and its accuracy on the validation images.
+    best_accuracy, best_loss, best_epoch
+        The best epoch, and its accuracy and loss on the validation images; -1 and None without them.
     seconds : float
         The time of all steps of the run.
     epoch_seconds, epoch_loss, epoch_correct, epoch_images
         Sums over the images of the current epoch.
     scaling : tuple
         The loss scale of float16, and the number of good steps since it last changed.
+    averaged : int
+        `Averaging.count`.
     """
 
     step: int = 0
     best_accuracy: float = -1.0
+    best_loss: float | None = None
     best_epoch: int = 0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
@@ -37,6 +56,23 @@ class TrainState:
     epoch_correct: int = 0
     epoch_images: int = 0
     scaling: tuple[float, int] = (FIRST_SCALE, 0)
+    averaged: int = 0
+
+    def choose(self, epoch: int, validation: Evaluation | None, by: str) -> None:
+        """Make `epoch` the best if none was better by "accuracy" or "loss", or if there are no validation images."""
+        if validation is None:
+            self.best_epoch = epoch
+            return
+        if by == "loss":
+            is_best = self.best_loss is None or validation.loss <= self.best_loss
+        else:
+            is_best = validation.accuracy >= self.best_accuracy
+        if is_best:
+            self.best_epoch, self.best_accuracy, self.best_loss = epoch, validation.accuracy, validation.loss
+
+    def forget_best(self) -> None:
+        """Let the next epoch be the best so far."""
+        self.best_accuracy, self.best_loss = -1.0, None
 
     def begin_epoch(self) -> None:
         """Set the sums over an epoch to zero."""
@@ -54,16 +90,21 @@ class TrainState:
         Raises
         ------
         UserError
-            The text is something else, or its loss scale is out of range.
+            The text is something else, or a value is out of range.
         """
         try:
-            values = {"scaling": cls.scaling, **json.loads(text)}  # older checkpoints have no loss scale
-            scale, good = values["scaling"] = float(values["scaling"][0]), int(values["scaling"][1])
-            state = cls(**{field.name: values[field.name] for field in fields(cls)})
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+            added = {"scaling": list(cls.scaling), "best_loss": None, "averaged": 0}  # after the first version
+            values = {**added, **parse_json(text, "its progress")}
+            expect_values(values, _RULES)
+            if not (isinstance(values["scaling"], list) and len(values["scaling"]) == 2):
+                raise UserError(f"scaling is {short(values['scaling'])}; expected two numbers")
+        except UserError as error:
             raise UserError(f"it does not say how far the run was ({error})") from error
-        if not (1 <= scale <= LARGEST_SCALE and good >= 0):
-            raise UserError(
-                f"its loss scale is {scale:g} after {good} good steps; expected 1 to {LARGEST_SCALE:.0f}, and 0 or more"
-            )
+        scaling = dict(zip(("loss scale", "number of good steps"), values["scaling"], strict=True))
+        rules = {"loss scale": Number(1, LARGEST_SCALE), "number of good steps": COUNT}
+        for name, rule in rules.items():
+            if not rule.fits(scaling[name]):
+                raise UserError(f"its {name} is {short(scaling[name])}; expected {rule}")
+        state = cls(**{field.name: values[field.name] for field in fields(cls)})
+        state.scaling = float(values["scaling"][0]), int(values["scaling"][1])
         return state

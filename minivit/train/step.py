@@ -15,13 +15,16 @@ import numpy as np
 from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
 from minivit.data.batches import epoch_order
 from minivit.data.dataset import Dataset
-from minivit.engine import Engine, check_labels
+from minivit.data.resized import as_resized
+from minivit.engine import Engine
 from minivit.ops import grad_scaler
-from minivit.ops.augment import channel_scale, training_images
+from minivit.ops.augment import augment, channel_scale, normalized, training_images
+from minivit.ops.cross_entropy import check_labels
 from minivit.ops.metrics import record_metrics
 from minivit.ops.update_rules import gradient_norm
 from minivit.random import Key
 from minivit.train.diagnostics import where_not_finite
+from minivit.train.groups import first_trained_block, frozen_spans
 from minivit.train.optimizers import Optimizer
 from minivit.train.recipe import Recipe
 
@@ -52,6 +55,8 @@ class TrainStep:
         store = engine.model.parameters.store
         values = store.values
         self.engine, self.optimizer, self.data_loader, self._store = engine, optimizer, data_loader, store
+        self._frozen = frozen_spans(engine.model, optimizer.groups)
+        engine.first_block = first_trained_block(optimizer.groups, engine.model.config.depth)
         self.label_smoothing = recipe.label_smoothing
         self.grad_scaler = GradScaler(values, recipe.clip_norm, scaled=engine.dtype == np.float16)
         self.metrics = MetricsBuffer(values, 1 if namespace(values) is np else _READ_EVERY)
@@ -64,6 +69,8 @@ class TrainStep:
         # Its loss and gradients
         scale = self.grad_scaler.loss_scale
         loss, logits = self.engine.training_step(images, labels, key, self.label_smoothing, scale)
+        for span in self._frozen:  # the norm is that of the other gradients
+            self._store.gradients[span] = 0
         # Clipping; NaN if nothing may be updated
         factor = self.grad_scaler.factor(loss, self._store.gradients)
         # The update
@@ -89,6 +96,8 @@ class TrainStep:
 class DataLoader:
     """The uint8 training images, on the model's device, and the batches that are made from them there.
 
+    Images that are resized when they are read stay on the host, and are copied batch by batch.
+
     Parameters
     ----------
     dataset : Dataset
@@ -103,24 +112,36 @@ class DataLoader:
 
     def __init__(self, dataset: Dataset, index: Array, recipe: Recipe, library: Any) -> None:
         labels = dataset.train_labels
-        check_labels(labels, len(labels), len(dataset.class_names), recipe.dtype)
+        check_labels(labels, len(labels), len(dataset.class_names), (np.dtype(recipe.dtype),))
         self._library, self._index, self._recipe = library, index, recipe
-        self._images, self._labels = to_backend(dataset.train_images, library), to_backend(labels, library)
+        self._labels = to_backend(labels, library)
+        images = dataset.train_images
+        self._resized = as_resized(images)
+        self._images = images if self._resized is not None else to_backend(images, library)
         self._scale, self._shift = channel_scale(dataset.mean, dataset.std, recipe.dtype, library)
 
     def order(self, epoch: int) -> Array:
         """Return the indices of the training images in the order of an epoch, on the device.
 
-        They are sorted on the host, where the order is the same for all devices, and copied once an epoch.
+        They are sorted on the host, where the order is the same for all devices, and copied once an epoch. They stay on
+        the host if images are resized there.
         """
-        return to_backend(self._index[epoch_order(len(self._index), self._recipe.seed, epoch)], self._library)
+        order = self._index[epoch_order(len(self._index), self._recipe.seed, epoch)]
+        return order if self._resized is not None else to_backend(order, self._library)
 
     def batch(self, samples: Array, step: int, dtype: Any) -> tuple[Array, Array, Key]:
         """Return the images (B, height, width, C) with the indices `samples`, their labels (B,) and the step's key.
 
         The images are augmented for this step, normalised, and of `dtype`.
         """
-        recipe, key = self._recipe, Key(self._recipe.seed, step, samples)
+        recipe = self._recipe
+        if self._resized is not None:
+            pixels = to_backend(np.asarray(self._resized[to_host(samples)]), self._library)
+            samples = to_backend(samples, self._library)
+            key = Key(recipe.seed, step, samples)
+            images = augment(pixels, key, crop_padding=recipe.crop_padding, flip=recipe.flip)
+            return normalized(images, self._scale, self._shift, dtype), self._labels[samples], key
+        key = Key(recipe.seed, step, samples)
         images = training_images(
             self._images,
             key,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -21,17 +22,21 @@ from minivit.data.dataset import Dataset, split_validation
 from minivit.engine import Engine
 from minivit.engine.device_step import DEVICE_BATCH
 from minivit.errors import RunError, UserError
-from minivit.files import locked
 from minivit.nn.vit import ViT
+from minivit.train.advice import nothing_learnt, unlikely_settings
+from minivit.train.averaging import Averaging
 from minivit.train.diagnostics import first_non_finite_parameter, not_finite_error, where_evaluation_is_not_finite
 from minivit.train.evaluation import Evaluation, evaluate
+from minivit.train.initial import begun_model, options_with_head
 from minivit.train.interrupt import Interrupt, Interrupted
 from minivit.train.memory import explain_out_of_memory, image_bytes
-from minivit.train.recipe import make_optimizer, model_config
+from minivit.train.recipe import make_optimizer, model_config, normalised
 from minivit.train.run_folder import RunFolder
-from minivit.train.schedules import learning_rate
 from minivit.train.state import TrainState
 from minivit.train.step import DataLoader, StepMetrics, TrainStep
+from minivit.train.watch import Watch
+from minivit.train.watch_options import WatchOptions
+from minivit.weights.load import OpenedModel
 
 
 class StepReport(NamedTuple):
@@ -76,6 +81,10 @@ class Trainer:
         On a GPU "float32", "tf32", "bfloat16" or "float16"; see `minivit.arrays.precision`. Parameters stay float32.
     micro_batch : int, optional
         Images that a device takes at a time; by default the whole batch. On the host the recipe sets it.
+    start : OpenedModel, optional
+        For a recipe with `init`, the file that `begun_with` returned; a run that is resumed does not need it.
+    watch : WatchOptions, optional
+        What is recorded beside the metrics; by default what the run folder says. It changes no bit of the result.
 
     Raises
     ------
@@ -93,29 +102,41 @@ class Trainer:
         backend: str = "numpy",
         precision: str | None = None,
         micro_batch: int | None = None,
+        start: OpenedModel | None = None,
+        watch: WatchOptions | None = None,
     ) -> None:
+        if start is not None:
+            run = run.replaced(model_options=options_with_head(run.recipe, start, len(dataset.class_names)))
         config = model_config(run.recipe, dataset)
+        dataset = normalised(dataset, run.recipe)
         recipe = run.recipe.resolved(config)
         self._library = arrays.backend(backend)
         on_host = self._library is np
         if on_host and micro_batch is not None:
             raise UserError("on the host the recipe sets the micro-batch; set micro_batch there")
-        self.run, self.dataset, self.recipe = RunFolder(run.path, recipe), dataset, recipe
+        self.run = run.replaced(micro_batch=recipe.micro_batch, reduction_groups=recipe.reduction_groups)
+        self.dataset, self.recipe = dataset, recipe
         self.backend, self.precision = backend, precision
         self.micro_batch = recipe.micro_batch if on_host else micro_batch
         self.train_index, self.validation_index = split_validation(dataset, recipe.validation, recipe.seed)
         self.steps_per_epoch = -(-len(self.train_index) // recipe.batch_size)
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.state = TrainState()
+        self._is_learning, self._has_start = False, start is not None
         self.fingerprint = dataset.fingerprint()
         self.bytes_per_image = 0
         with self._explain_out_of_memory("before the first step"):
-            self.model = ViT(config, seed=recipe.seed, dtype=recipe.dtype, backend=backend)
+            if start is None:
+                self.model = ViT(config, seed=recipe.seed, dtype=recipe.dtype, backend=backend)
+            else:
+                self.model = begun_model(start, config, recipe.dtype, backend)
             self.optimizer = make_optimizer(recipe, self.model)
+            self.averaging = Averaging(self.model.parameters.store, recipe)
             self.engine = Engine(self.model, threads, self.micro_batch, precision, recipe.reduction_groups)
             self.bytes_per_image = image_bytes(config, self.engine.dtype)
             self.data_loader = DataLoader(dataset, self.train_index, recipe, self._library)
             self.train_step = TrainStep(self.engine, self.optimizer, self.data_loader, recipe)
+            self.watch = Watch(self.run, dataset, self.train_step, watch or self.run.watch_options, self.total_steps)
 
     def fit(self, reporter: Reporter, resume: bool = False, checkpoint_seconds: float = 60.0) -> dict[str, Any]:
         """Train from the start, or from the last checkpoint, to the end.
@@ -145,21 +166,51 @@ class Trainer:
         if resume and (result := self.run.result()) is not None:
             return result
         values, explained = self.model.parameters.store.values, self._explain_out_of_memory("outside of a step")
-        with locked(self.run.path), Interrupt() as interrupt, on_device_of(values), self.engine, explained:
+        with self.run.locked(), Interrupt() as interrupt, on_device_of(values), self.engine, explained:
             self._begin(resume)
             reporter.started(self.run, self.model, self.state.step, self.total_steps, self.steps_per_epoch)
-            self._train(reporter, interrupt, checkpoint_seconds)
+            with self.watch:
+                self._train(reporter, interrupt, checkpoint_seconds)
             return self._finish()
 
     def _begin(self, resume: bool) -> None:
         if resume and self.run.has_state():
-            self.state = self.run.load_state(self.model, self.optimizer, self.fingerprint)
+            self.state = self.run.load_state(self.model, self.optimizer, self.fingerprint, self.averaging)
+            if self.state.step > self.total_steps:
+                raise UserError(
+                    f"{self.run.path} has {self.state.step} steps already, more than the {self.total_steps} of "
+                    f"{self.recipe.epochs} epochs"
+                )
             self.train_step.grad_scaler.load_state(self.state.scaling)
-            self.run.write_metrics(self.run.metrics_until(self.state.step, self.steps_per_epoch))
+            metrics = self.run.metrics_until(self.state.step, self.steps_per_epoch)
+            self.run.expect_models(self.state.step, self._best_step())
+            self.run.watch_options = self.watch.options  # loading the state has read those in recipe.json
+            self.run.go_on(self.state.step)
+            self.run.write_metrics(metrics)
+            self.watch.go_on(self.state.step, metrics)
+            self._save_models()
         elif resume and self.run.metrics():
             raise UserError(f"{self.run.path} has lost last/training.safetensors; bring it back, or begin a new run")
         else:
-            self._checkpoint()
+            if self.recipe.init and not self._has_start:
+                raise UserError(
+                    f"{self.run.path} has no checkpoint yet; give the weights that it begins with once more"
+                )
+            for words in unlikely_settings(self.recipe, self.model.config, self.total_steps):
+                warnings.warn(words, stacklevel=3)
+            self.run.watch_options = self.watch.options
+            self.run.begin(self.fingerprint)
+            self.averaging.begin()
+            try:
+                self._checkpoint()
+                self.watch.begin()
+            except RunError:
+                if not resume:
+                    self.run.withdraw()
+                raise
+
+    def _best_step(self) -> int:
+        return self.state.best_epoch * self.steps_per_epoch
 
     def _train(self, reporter: Reporter, interrupt: Interrupt, checkpoint_seconds: float) -> None:
         state = self.state
@@ -167,9 +218,10 @@ class Trainer:
         while state.step < self.total_steps:
             epoch, done = divmod(state.step, self.steps_per_epoch)
             for samples in list(batches(self.data_loader.order(epoch), self.recipe.batch_size))[done:]:
-                self._step(samples)
-                if self.train_step.metrics.full:
-                    self._read_metrics(reporter)
+                with self.watch.step(state.step + 1, samples) as is_recorded:
+                    self._step(samples)
+                    if is_recorded or self.train_step.metrics.full:
+                        self._read_metrics(reporter)
                 if state.step % self.steps_per_epoch == 0:
                     self._read_metrics(reporter)
                     reporter.epoch_ended(self._end_epoch(epoch + 1))
@@ -183,12 +235,12 @@ class Trainer:
 
     def _step(self, samples: Array) -> None:
         """Take a step on the images with the indices `samples`; `_read_metrics` reads its metrics."""
-        step, recipe = self.state.step, self.recipe
-        warmup_steps = round(recipe.warmup_epochs * self.steps_per_epoch)
-        lr = learning_rate(step, self.total_steps, recipe.lr, warmup_steps, recipe.schedule)
+        step = self.state.step
+        lr = self.recipe.learning_rate(step, self.steps_per_epoch)
         at_once = min(len(samples), self.micro_batch or len(samples))
         with self._explain_out_of_memory(f"at step {step + 1}", at_once):
             self.train_step.run(step, samples, lr)
+            self.averaging.after_step()
         self.state.step += 1
 
     def _read_metrics(self, reporter: Reporter) -> None:
@@ -203,6 +255,7 @@ class Trainer:
             state.epoch_images += images
             state.epoch_loss += step.loss * images
             state.epoch_correct += step.correct
+            self.watch.loss = step.loss
             reporter.stepped(self._report(step))
 
     def _report(self, step: StepMetrics) -> StepReport:
@@ -232,16 +285,19 @@ class Trainer:
             "precision": self.precision or self.recipe.dtype,
         }
         self._expect_finite_parameters()
-        accuracy = state.best_accuracy  # without validation images every epoch is the best so far
+        if self.averaging.after_epoch(epoch):
+            state.forget_best()  # the best epoch is one with an average
+        validation = None
         if len(self.validation_index):
             held_out = dataset.train_images[self.validation_index], dataset.train_labels[self.validation_index]
-            validation = self._evaluate(self.engine, *held_out, "validation")
+            with self.averaging.applied():
+                validation = self._evaluate(self.engine, *held_out, "validation")
             metrics |= {"val_loss": validation.loss, "val_accuracy": validation.accuracy}
-            accuracy = validation.accuracy
-        if accuracy >= state.best_accuracy:
-            state.best_accuracy, state.best_epoch = accuracy, epoch
-            self.run.save_model("best", self.model, dataset)
-        self.run.write_metrics([*self.run.metrics(), metrics])
+        state.choose(epoch, validation, self.recipe.choose_by)
+        lines = [*self.run.metrics(), metrics]
+        self.run.write_metrics(lines)
+        self.watch.epoch_ended(metrics)
+        self._expect_learning(lines)
         state.begin_epoch()
         self._checkpoint()
         return metrics
@@ -249,6 +305,14 @@ class Trainer:
     def _expect_finite_parameters(self) -> None:
         if (name := first_non_finite_parameter(self.model)) is not None:
             raise self._not_finite(self.state.step, f"the parameter {name} holds NaN or infinity after it")
+
+    def _expect_learning(self, lines: list[dict[str, Any]]) -> None:
+        """Warn once, at the end of an epoch, if nothing has been learnt."""
+        if not self._is_learning:
+            labels = self.dataset.train_labels[self.train_index]
+            self._is_learning, words = nothing_learnt(self.recipe, self.steps_per_epoch, lines, labels)
+            if words:
+                warnings.warn(words, stacklevel=2)
 
     def _evaluate(self, engine: Engine, images: Array, labels: Array, part: str) -> Evaluation:
         mean, std, step = self.dataset.mean, self.dataset.std, self.state.step
@@ -269,11 +333,19 @@ class Trainer:
     def _checkpoint(self) -> None:
         self._expect_finite_parameters()
         self.state.scaling = self.train_step.grad_scaler.state() or self.state.scaling
-        self.run.save_model("last", self.model, self.dataset)
-        self.run.save_state(self.model, self.optimizer, self.state, self.fingerprint)
+        self.state.averaged = self.averaging.count
+        self.run.save_state(self.model, self.optimizer, self.state, self.fingerprint, self.averaging)
+        self._save_models()
+
+    def _save_models(self) -> None:
+        """Write last/, and best/ after the best epoch: the models that belong to the state that was just written."""
+        step = self.state.step
+        with self.averaging.applied():
+            for which in ("last", "best") if step and step == self._best_step() else ("last",):
+                self.run.save_model(which, self.model, self.dataset, step)
 
     def _finish(self) -> dict[str, Any]:
-        from minivit.train.curves import save_curves
+        from minivit.train.curves import draw_curves
         from minivit.weights import load_model
 
         state = self.state
@@ -288,8 +360,8 @@ class Trainer:
             "best_epoch": state.best_epoch,
             "best_val_accuracy": state.best_accuracy if len(self.validation_index) else None,
             "seconds": state.seconds,
-            "images_per_second": len(self.train_index) * self.recipe.epochs / state.seconds,
-            "curves": save_curves(self.run.metrics(), self.run.path / "curves.png"),
+            "images_per_second": len(self.train_index) * self.recipe.epochs / max(state.seconds, 1e-9),
+            "epochs": self.recipe.epochs,
         }
         self.run.write_result(result)
-        return result
+        return {**result, "curves": draw_curves(self.run)}

@@ -1,217 +1,227 @@
-"""Conversion from and to timm's layout, which has the same names and PyTorch's shapes.
+"""timm's layout, which has the same names and PyTorch's shapes; minivit's own files are in it.
 
     weights of linear layers  minivit (in, out)     timm (out, in)
     patch_embed.proj.weight   minivit (P P C, D)    timm (D, C, P, P), the weight of a convolution
     everything else           the same
 
-A patch is flattened in the order row, column, channel. Without a configuration, the shapes determine the sizes.
+A patch is flattened in the order row, column, channel. Parameters that timm's Vision Transformer has not are stored
+under our names. Without a configuration, the shapes determine the sizes.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields as dataclass_fields
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, ClassVar
 
 from minivit.arrays import Array
 from minivit.errors import UserError, counted
 from minivit.nn.config import ViTConfig
-from minivit.nn.presets import PRESETS
 from minivit.nn.vit import ViT
+from minivit.weights.deduce import PASS_HEADS, PASS_SIZE, image_pair, mlp_ratio, square, warn_of_assumed
+from minivit.weights.entries import Entry, convolution, same, transposed
+from minivit.weights.layout import Layout, WeightsFile
+from minivit.weights.preprocessing import pretrained_part, timm_metadata
+from minivit.weights.recognise import unsupported_parts
+from minivit.weights.timm_config import arguments, config_json, family, is_known, warn_of_depth
 
 _PATCH = "patch_embed.proj.weight"
+_FIRST = "blocks.0."
+# Numbers of axes of other tensors that define the model, where a file has them.
+_RANKS = {
+    "head.weight": 2,
+    "pre_logits.fc.weight": 2,
+    _FIRST + "attn.qkv.weight": 2,
+    _FIRST + "attn.q_norm.weight": 1,
+}
+_TABLES = re.compile(r"^pos_embed\.|\.rel_pos$")  # with two axes and no weight of a linear layer
 _FIELDS = {field.name for field in dataclass_fields(ViTConfig)}
-# Arguments of timm's model that do not matter in evaluation, or that change the names of the weights.
-_HARMLESS = {"qkv_bias", "proj_bias", "final_norm", "pos_embed", "weight_init", "fix_init", "patch_drop_rate"}
-_HARMLESS |= {"dynamic_img_size", "strict_img_size"}
-# Architectures of timm that are Vision Transformers with exact GELU, eps 1e-6 and the usual number of heads.
-_PLAIN = re.compile(r"(vit|deit)_(tiny|small|base|large|huge)_patch(8|14|16|32)_\d{3}")  # names of timm
-_HEADS = {config.embed_dim: config.num_heads for name, config in PRESETS.items() if _PLAIN.fullmatch(name)}
 
 
-def exported(name: str, value: Array, config: ViTConfig) -> Array:
-    """Return the value or the gradient of the parameter `name` in timm's shape."""
-    if name == _PATCH:
-        value = value.reshape(config.patch_height, config.patch_width, config.in_chans, config.embed_dim)
-        return value.transpose(3, 2, 0, 1)
-    return _transposed(value)
+class Timm(Layout):
+    """timm's VisionTransformer."""
 
-
-def imported(path: Path, tensors: Mapping[str, Array], model: ViT) -> dict[str, Array]:
-    """Return timm's tensors in the layout of `model`.
-
-    Raises
-    ------
-    UserError
-        A name is missing or unknown, a shape is wrong, or a value is not finite.
-    """
-    named = model.parameters
-    missing = [name for name in named if name not in tensors]
-    unknown = [name for name in tensors if name not in named]
-    if missing or unknown:
-        wrong = ("missing", missing), ("unknown", unknown)
-        raise UserError(
-            f"{path} is not a Vision Transformer that minivit supports: "
-            + " and ".join(counted(f"tensors {what}", names) for what, names in wrong if names)
-        )
-    state = {}
-    for name, parameter in named.items():
-        value = tensors[name]
-        expected = exported(name, parameter.value, model.config).shape
-        if value.shape != expected:
-            raise UserError(f"{path}: {name} has shape {value.shape}; its configuration requires {expected}")
-        if not np.isfinite(value).all():
-            raise UserError(f"{path}: {name} holds NaN or infinity; these weights cannot be used")
-        state[name] = value.transpose(2, 3, 1, 0).reshape(parameter.shape) if name == _PATCH else _transposed(value)
-    return state
-
-
-def _transposed(value: Array) -> Array:
-    return value.T if value.ndim == 2 else value
-
-
-def config_json(config: ViTConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``config.json`` from which timm builds the model of `config`."""
-    plain = (name for name in PRESETS if _PLAIN.fullmatch(name))
-    named = {"embed_dim", "depth", "num_heads", "patch_size", "img_size"}
-    same = (name for name in plain if all(getattr(PRESETS[name], key) == getattr(config, key) for key in named))
-    model_args = {name: value for name, value in config.to_dict().items() if name not in ("init", "norm_eps")}
-    if config.norm_eps != 1e-6:
-        # JSON cannot express the eps. timm fails on this name unless the caller passes norm_layer.
-        model_args["norm_layer"] = f"LayerNorm(eps={config.norm_eps})"
-    pretrained: dict[str, Any] = {
-        "num_classes": config.num_classes,
-        "input_size": [config.in_chans, config.height, config.width],
-        "fixed_input_size": True,
-        "crop_pct": 1.0,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
-    for theirs, ours in (("mean", "mean"), ("std", "std"), ("label_names", "class_names")):
-        if ours in extra:
-            pretrained[theirs] = extra[ours]
-    return {
-        "architecture": next(same, "vit_base_patch16_224"),  # model_args replace all its sizes
-        "num_classes": config.num_classes,
-        "num_features": config.embed_dim,
-        "global_pool": config.global_pool,
-        "model_args": model_args,
-        "pretrained_cfg": pretrained,
+    name = "timm"
+    program = "timm"
+    # What timm's model can express; our own files hold any model.
+    expresses: ClassVar[Mapping[str, Collection[Any] | None]] = dict.fromkeys(_FIELDS) | {
+        "head_dim": (0,),
+        "patch_stride": (0,),
+        "conv_stem": ((),),
+        "embed_norm": ("none", "after"),
+        "pos_embed": ("learn", "none"),
+        "pos_embed_layers": ("first",),
+        "representation_size": (0,),
     }
 
+    def recognises(self, names: Collection[str]) -> bool:
+        """Return whether there is a projection of patches of timm's name."""
+        return _PATCH in names
 
-def preprocessing(config_json: Mapping[str, Any]) -> dict[str, Any]:
-    """Return mean, std and class_names, as far as timm's ``config.json`` has them."""
-    pretrained = _part(config_json, "pretrained_cfg") or config_json  # older files have a single level
-    names = config_json.get("label_names") or pretrained.get("label_names")
-    found = {"class_names": names, "mean": pretrained.get("mean"), "std": pretrained.get("std")}
-    return {key: value for key, value in found.items() if value is not None}
+    def prepare(self, tensors: dict[str, Array]) -> dict[str, Array]:
+        """Return the tensors with the present names of LayerScale, which DeiT III called ``gamma_1``.
 
+        Without positions they are those of EVA, whose rotary positions have no tensors; `sizes` refuses them.
+        """
+        if "pos_embed" not in tensors:
+            return tensors
+        return {
+            re.sub(r"(^blocks\.\d+\.)gamma_([12])$", r"\1ls\2.gamma", name): value for name, value in tensors.items()
+        }
 
-def config_fields(
-    path: Path, tensors: Mapping[str, Array], config_json: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the fields of the configuration of a timm file.
+    def entries(self, model: ViT) -> list[Entry]:
+        """Return an entry for each parameter, also those of a user's own layers."""
+        return [entry(name, parameter.shape, model.config) for name, parameter in model.declared().items()]
 
-    The sources, in order of precedence, are `given`, ``config.json``, the shapes, and timm's defaults. A warning is
-    issued for a default that may be wrong.
-    """
-    sizes = sizes_of(path, tensors)
-    model_args = _part(config_json, "model_args")
-    pretrained = _part(config_json, "pretrained_cfg") or config_json  # older files have a single level
-    unsupported = [name for name, value in model_args.items() if value and name not in _FIELDS | _HARMLESS]
-    if unsupported and not (unsupported == ["norm_layer"] and "norm_eps" in given):
-        options = ", ".join(f"{name}={model_args[name]!r}" for name in unsupported)
-        raise UserError(f"{path.with_name('config.json')} asks for {options}, which minivit does not support")
-
-    known = {name: value for name, value in model_args.items() if name in _FIELDS} | dict(given)
-    if config_json.get("global_pool"):
-        known.setdefault("global_pool", config_json["global_pool"])
-    ratio = sizes["hidden_dim"] / sizes["embed_dim"]
-    exact = int(sizes["embed_dim"] * ratio) == sizes["hidden_dim"]
-    values = {name: value for name, value in sizes.items() if name in _FIELDS}
-    values["mlp_ratio"] = ratio if exact else math.nextafter(ratio, math.inf)
-    values["img_size"] = known.get("img_size") or _image_size(path, sizes, pretrained.get("input_size"))
-    if "num_heads" not in known:
-        values["num_heads"] = _usual_heads(path, sizes["embed_dim"])
-    values |= known
-    if not _PLAIN.fullmatch(str(config_json.get("architecture", ""))):
-        assumed = {"num_heads": values["num_heads"], "act_layer": "gelu", "norm_eps": 1e-6}
-        words = [f"{name}={value!r}" for name, value in assumed.items() if name not in known]
-        if words:
-            warnings.warn(
-                f"{path}: assumed {', '.join(words)}, which the files do not define; pass other values to load_model",
-                stacklevel=3,
-            )
-    return values
-
-
-def _part(config_json: Mapping[str, Any], key: str) -> dict[str, Any]:
-    part = config_json.get(key)
-    return part if isinstance(part, dict) else {}
-
-
-def _usual_heads(path: Path, embed_dim: int) -> int:
-    if embed_dim in _HEADS:
-        return _HEADS[embed_dim]
-    if embed_dim % 64:
-        raise UserError(f"{path} does not define the number of heads for embed_dim {embed_dim}; pass num_heads=...")
-    return embed_dim // 64
-
-
-def _image_size(path: Path, sizes: Mapping[str, Any], input_size: Any) -> tuple[int, int]:
-    P, Q = sizes["patch_size"]
-    patches = sizes["num_tokens"] - sizes["class_token"]
-    if isinstance(input_size, list) and len(input_size) == 3 and all(isinstance(n, int) for n in input_size):
-        _, height, width = input_size
-        if height % P == 0 and width % Q == 0 and height // P * (width // Q) == patches:
-            return height, width
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise UserError(f"{path} has positions for {patches} patches, not a square; pass img_size=(height, width)")
-    return side * P, side * Q
-
-
-def sizes_of(path: Path, tensors: Mapping[str, Array]) -> dict[str, Any]:
-    """Return the sizes that the shapes determine.
-
-    Raises
-    ------
-    UserError
-        A tensor that determines a size is missing or has the wrong number of axes.
-    """
-    ranks = {_PATCH: 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2, "head.weight": 2}
-    wrong = [name for name, rank in ranks.items() if name not in tensors or tensors[name].ndim != rank]
-    if wrong:
-        found = ", ".join(list(tensors)[:3])
-        raise UserError(
-            f"{path} is not a Vision Transformer of timm: it has no {', '.join(wrong)} of timm's shape, but {found} ..."
-        )
-    patch, pos_embed, fc1, head = (tensors[name].shape for name in ranks)
-    return {
-        "patch_size": (patch[2], patch[3]),
-        "in_chans": patch[1],
-        "num_classes": head[0],
-        "embed_dim": patch[0],
-        "depth": len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
-        "hidden_dim": fc1[0],
-        "num_tokens": pos_embed[1],
-        "class_token": "cls_token" in tensors,
-        "global_pool": "avg" if "fc_norm.weight" in tensors else "token",
-    }
-
-
-def check_sizes(path: Path, tensors: Mapping[str, Array], config: ViTConfig) -> None:
-    """Raise UserError if the shapes and `config` differ in a size, before a model is created."""
-    for name, found in sizes_of(path, tensors).items():
-        expected = (config.patch_height, config.patch_width) if name == "patch_size" else getattr(config, name)
-        if found != expected:
+    def sizes(self, file: WeightsFile) -> dict[str, Any]:
+        """Return the sizes of a model of timm or of ours."""
+        shapes = file.shapes
+        patch, fc1 = shapes.get(_PATCH, ()), shapes.get(_FIRST + "mlp.fc1.weight", ())
+        if parts := unsupported_parts(shapes):
             raise UserError(
-                f"{path} belongs to another model: its tensors have {name} {found}, but its configuration {expected}"
+                f"{file.path} holds a Vision Transformer with {' and '.join(parts)}, which minivit does not support"
             )
+        wrong = [] if len(patch) in (2, 4) else [_PATCH]
+        wrong += [] if len(fc1) == 2 else [_FIRST + "mlp.fc1.weight"]
+        wrong += [name for name, rank in _RANKS.items() if name in shapes and len(shapes[name]) != rank]
+        if wrong:
+            found = counted("tensors", list(shapes))
+            raise UserError(
+                f"{file.path} is not a Vision Transformer of timm: it has no {', '.join(wrong)} of timm's shape, but "
+                f"{found}"
+            )
+        sizes: dict[str, Any] = {
+            "num_classes": shapes.get("head.weight", (0,))[0],
+            "embed_dim": patch[0],
+            "depth": len({name.split(".")[1] for name in shapes if name.startswith("blocks.")}),
+            "hidden_dim": fc1[0],
+        }
+        if len(patch) == 4:  # not a stem of convolutions
+            sizes |= {"in_chans": patch[1], "patch_size": (patch[2], patch[3])}
+        return sizes
+
+    def fields(self, file: WeightsFile, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of the configuration of a file of timm."""
+        sizes, shapes = self.sizes(file), file.shapes
+        if "patch_size" not in sizes:
+            raise UserError(
+                f"{file.path} is not a Vision Transformer of timm: it has no {_PATCH} of timm's shape, but "
+                f"{counted('tensors', list(shapes))}"
+            )
+        said = arguments(file, given)
+        known, usual = said | dict(given), family(file, sizes["embed_dim"])
+        values = _parts(shapes) | {name: value for name, value in sizes.items() if name in _FIELDS}
+        values |= {"mlp_ratio": mlp_ratio(sizes)} | _pooling(shapes, known)
+        values |= {name: value for name, value in (usual | known).items() if name not in values}
+        values.setdefault("init_values", 1e-5)  # replaced by those of the file
+        values |= _positions(file, sizes, said, given, values)
+        values |= _head_width(file, values)
+        warn_of_depth(file, sizes, known)
+        if not is_known(file):
+            warn_of_assumed(file, {name: values[name] for name in usual if name not in known})
+        return values | {name: said[name] for name in ("embed_dim", "depth", "patch_size", "in_chans") if name in said}
+
+    def metadata(self, file: WeightsFile) -> dict[str, Any]:
+        """Return what timm's ``config.json`` says of images and classes."""
+        return timm_metadata(file.config_json, self.sizes(file)["num_classes"])
+
+    def side_files(self, config: ViTConfig, extra: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the ``config.json`` from which timm builds the model, which is empty where timm has no such model."""
+        return {"config.json": {} if self.refusals(config) else config_json(config, extra)}
+
+    def refusals(self, config: ViTConfig) -> list[str]:
+        """Return what timm's Vision Transformer cannot express."""
+        found = super().refusals(config)
+        if config.mlp_bias != config.proj_bias:
+            found.append(f"mlp_bias={config.mlp_bias} with proj_bias={config.proj_bias}")
+        return found
+
+
+def entry(name: str, shape: tuple[int, ...], config: ViTConfig) -> Entry:
+    """Return the entry of the parameter `name` of a model of `config`."""
+    fan_in = config.patch_height * config.patch_width * config.in_chans
+    if name == _PATCH and shape == (fan_in, config.embed_dim):
+        return convolution(name, name, (config.patch_height, config.patch_width), config.in_chans)
+    return same(name) if len(shape) != 2 or _TABLES.search(name) else transposed(name)
+
+
+def _parts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return the fields that follow from which tensors there are."""
+    return {
+        "class_token": "cls_token" in shapes,
+        "reg_tokens": shapes["reg_token"][1] if len(shapes.get("reg_token", ())) == 3 else 0,
+        "embed_norm": "after" if "patch_embed.norm.weight" in shapes else "none",
+        "qkv_bias": _FIRST + "attn.qkv.bias" in shapes,
+        "proj_bias": _FIRST + "attn.proj.bias" in shapes,
+        "mlp_bias": _FIRST + "mlp.fc1.bias" in shapes,
+        "qk_norm": _FIRST + "attn.q_norm.weight" in shapes,
+        "pre_norm": "norm_pre.weight" in shapes,
+        "representation_size": shapes.get("pre_logits.fc.weight", (0,))[0],
+    } | ({} if _FIRST + "ls1.gamma" in shapes else {"init_values": 0.0})
+
+
+def _pooling(shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Any]) -> dict[str, Any]:
+    tokens, pooled = "norm.weight" in shapes, "fc_norm.weight" in shapes
+    usual = "avg" if pooled or "cls_token" not in shapes else "token"
+    pool = "map" if "attn_pool.latent" in shapes else known.get("global_pool", usual)
+    values = {"global_pool": pool, "final_norm": tokens or pooled}
+    return values | ({"fc_norm": pooled} if (tokens or pooled) and pooled != (pool == "avg") else {})
+
+
+def _head_width(file: WeightsFile, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number of heads, which their norms say if there are some, and `head_dim` if it is not D / H."""
+    width, heads = file.shapes.get(_FIRST + "attn.qkv.weight", (0,))[0] // 3, values["num_heads"]
+    norm = file.shapes.get(_FIRST + "attn.q_norm.weight", (0,))[0]
+    if norm and width % norm == 0:
+        heads = width // norm
+    if heads == 0:
+        raise UserError(
+            f"{file.path} does not define the number of heads for embed_dim {values['embed_dim']}; {PASS_HEADS}"
+        )
+    if type(heads) is not int or width == values["embed_dim"]:
+        return {"num_heads": heads}
+    return {"num_heads": heads, "head_dim": max(1, width // heads)}
+
+
+def _positions(
+    file: WeightsFile,
+    sizes: Mapping[str, Any],
+    said: Mapping[str, Any],
+    given: Mapping[str, Any],
+    values: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return `img_size`, and whether there are positions and which tokens they cover.
+
+    The size is that of ``config.json``, else a square, as timm assumes, else the given one.
+    """
+    P, Q = sizes["patch_size"]
+    shape = file.shapes.get("pos_embed", ())
+    input_size = pretrained_part(file.config_json).get("input_size")
+    from_json = said.get("img_size"), input_size[1:] if isinstance(input_size, list) else None
+    asked = image_pair(given.get("img_size"))
+    if len(shape) != 3:
+        for size in (*map(image_pair, from_json), asked):
+            if size and size[0] % P == 0 and size[1] % Q == 0:
+                return {"pos_embed": "none", "img_size": size, "no_embed_class": False}
+        raise UserError(f"{file.path} has no positions, so it does not define the image size; {PASS_SIZE}")
+    prefix = int(values["class_token"]) + values["reg_tokens"]
+    covers = {shape[1] - prefix: False, shape[1]: True}  # the number of patches, and so no_embed_class
+    if (known := given.get("no_embed_class", said.get("no_embed_class"))) is not None:
+        covers = {patches: excluded for patches, excluded in covers.items() if excluded == known}
+    covers = covers if prefix else {shape[1]: False}
+    first = next(iter(covers), 0)
+    squares = [(square(patches) * P, square(patches) * Q) for patches in covers if patches > 0]
+    for size in (*map(image_pair, from_json), None if square(max(first, 0)) else asked, *squares):
+        patches = size[0] // P * (size[1] // Q) if size and not (size[0] % P or size[1] % Q) else 0
+        if not (size and patches in covers and patches > 0):
+            continue
+        if input_size is not None and size not in map(image_pair, from_json):
+            warnings.warn(
+                f"{file.path.with_name('config.json')} says input_size {input_size!r:.40}, but the positions in "
+                f"{file.path.name} are for images of {size[0]} x {size[1]}, which are used",
+                stacklevel=5,
+            )
+        return {"img_size": size, "no_embed_class": covers[patches]}
+    raise UserError(f"{file.path} has positions for {first} patches, not a square; {PASS_SIZE}")

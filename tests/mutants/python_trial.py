@@ -27,12 +27,13 @@ KERNEL_TESTS = (DETAILS, "test_kernels.py", "test_kernels_extremes.py", "test_op
 TESTS = tuple(dict.fromkeys(KERNEL_TESTS + OP_TESTS + LAYER_TESTS))
 KERNELS = "minivit/kernels/numpy/"
 LAYERS = "minivit/nn"
+BASES = ("layer.py", "interception.py")  # base classes, which compute nothing
 
 
 def find_mutants() -> list[Mutant]:
     """Return the mutants of all backward passes and derivatives, file by file."""
     files = [path for folder in ("minivit/ops", KERNELS, LAYERS) for path in sorted((ROOT / folder).glob("*.py"))]
-    return [mutant for path in files for mutant in _mutants_in(path) if path.name != "layer.py"]
+    return [mutant for path in files for mutant in _mutants_in(path) if path.name not in BASES]
 
 
 def _mutants_in(file: Path) -> Iterator[Mutant]:
@@ -40,8 +41,8 @@ def _mutants_in(file: Path) -> Iterator[Mutant]:
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
             for method in node.body:
-                if isinstance(method, ast.FunctionDef) and method.name == "backward":
-                    yield from mutants_of(method, path, f"{node.name}.backward", node.name)
+                if isinstance(method, ast.FunctionDef) and method.name.endswith("backward"):
+                    yield from mutants_of(method, path, f"{node.name}.{method.name}", node.name)
         elif isinstance(node, ast.FunctionDef) and node.name.endswith(("_backward", "_derivative")):
             of_the_file = path.startswith(KERNELS) or node.name.endswith("_derivative")
             op = file.stem if of_the_file else node.name.removesuffix("_backward")

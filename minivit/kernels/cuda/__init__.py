@@ -13,12 +13,15 @@ from minivit.kernels.cuda import (
     linear,
     optimizer,
     random,
+    sixteen_bits,
     softmax,
     step,
 )
 
+# The kernel registered last is tried first, so those of `sixteen_bits` run where no other one does.
 _MODULES = (
-    attention, cross_entropy, elementwise, encoder_block, gelu, layer_norm, linear, optimizer, random, softmax, step,
+    sixteen_bits, attention, cross_entropy, elementwise, encoder_block, gelu, layer_norm, linear, optimizer, random,
+    softmax, step,
 )  # fmt: skip
 
 

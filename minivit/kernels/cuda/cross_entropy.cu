@@ -2,9 +2,13 @@
 #include "common.cuh"
 
 // Returns the target of image b for class c: the soft target, or 1 at the label and 0 elsewhere, with label smoothing.
+// It is NaN, and so is the loss, for what the host does not check here: a label out of range, or a soft target that is
+// negative or infinite.
 __device__ __forceinline__ acc target(const long long *labels, const acc *soft, size b, size c, size classes,
                                       double smoothing) {
   const acc plain = soft ? soft[b * classes + c] : acc(labels[b] == c);
+  const bool valid = soft ? plain >= 0 && plain - plain == 0 : labels[b] >= 0 && labels[b] < classes;
+  if (!valid) return sqrt(acc(-1)); // NaN
   return smoothing == 0 ? plain : plain * acc(1 - smoothing) + acc(smoothing / classes);
 }
 
@@ -30,8 +34,6 @@ extern "C" __global__ void cross_entropy(const real *logits, const long long *la
     if (p) p[b * classes + c] = exp(log_p);
   }
   loss = row_sum(loss);
-  // An invalid label, which the host does not check, makes the loss NaN.
-  if (labels && (labels[b] < 0 || labels[b] >= classes)) loss = sqrt(acc(-1)); // NaN
   if (threadIdx.x == 0) losses[b] = loss / batch;
 }
 

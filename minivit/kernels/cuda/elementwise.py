@@ -98,8 +98,22 @@ def _covers_tokens(x: Array, *_: object, keep: bool = True) -> bool:
     return covers_count(x)
 
 
+def _covers_embed(
+    x: Array,
+    pos_embed: Array | None = None,
+    cls_token: Array | None = None,
+    reg_token: Array | None = None,
+    *,
+    keep: bool = True,
+) -> bool:
+    """Positions of all tokens and no register tokens: the embedding of most models."""
+    if pos_embed is None or reg_token is not None:
+        return False
+    return covers_count(x) and (cls_token is None or pos_embed.shape[1:] != x.shape[1:])
+
+
 def _embed(
-    x: Array, pos_embed: Array, cls_token: Array | None = None, *, keep: bool = True
+    x: Array, pos_embed: Array, cls_token: Array | None = None, reg_token: None = None, *, keep: bool = True
 ) -> tuple[Array, CudaEmbedCache | None]:
     xp = check_embed(x, pos_embed, cls_token)
     shape = (len(x), pos_embed.shape[1], x.shape[2])
@@ -107,15 +121,15 @@ def _embed(
     cls_token = None if cls_token is None else aligned(cls_token)
     launch("elementwise", "embed", x, grid_of_all(y.size), (THREADS,), aligned(x), aligned(pos_embed), cls_token, y,
            y.size, *shape[1:])  # fmt: skip
-    return y, CudaEmbedCache(shape, cls_token is not None) if keep else None
+    return y, CudaEmbedCache(shape, cls_token is not None, 0, shape[1]) if keep else None
 
 
-def _embed_backward(dy: Array, cache: CudaEmbedCache) -> tuple[Array, Array, Array | None]:
-    (B, N, D), has_cls_token = cache
+def _embed_backward(dy: Array, cache: CudaEmbedCache) -> tuple[Array, Array, Array | None, None]:
+    B, N, D = cache.shape
     expect_gradient("embed", dy, cache.shape)
     sums = namespace(dy).empty((1, N, D), dtype=acc_dtype(dy.dtype))
     column_sums(aligned(dy).reshape(B, N * D), sums)
-    return (dy[:, 1:], sums, sums[:, :1]) if has_cls_token else (dy, sums, None)
+    return (dy[:, 1:], sums, sums[:, :1], None) if cache.has_cls_token else (dy, sums, None, None)
 
 
 class CudaPoolCache(PoolCache):
@@ -143,5 +157,5 @@ def register(library: str) -> None:
     """Register the kernels for the array library called `library`."""
     register_kernel("dropout", Kernel(library, _covers_dropout, _dropout, _dropout_backward, CudaDropoutCache))
     register_kernel("patches", Kernel(library, _covers_patches, _patches, _patches_backward, CudaPatchesCache))
-    register_kernel("embed", Kernel(library, _covers_tokens, _embed, _embed_backward, CudaEmbedCache))
+    register_kernel("embed", Kernel(library, _covers_embed, _embed, _embed_backward, CudaEmbedCache))
     register_kernel("pool", Kernel(library, _covers_tokens, _pool, _pool_backward, CudaPoolCache))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit.arrays import Array, is_out_of_memory, namespace
-from minivit.arrays.cuda import OR_NUMPY, WHEELS, one_line
+from minivit.arrays.cuda import OR_NUMPY, one_line, wheels
 from minivit.errors import UserError
 
 FOLDER = Path(__file__).parent
@@ -123,7 +123,7 @@ def _compiled(xp: Any, file: str, function: str, options: tuple[str, ...]) -> An
         if is_out_of_memory(error):
             raise
         raise UserError(
-            f"the CUDA kernel {function} cannot be compiled ({one_line(error)[:200]}); {WHEELS} {OR_NUMPY}"
+            f"the CUDA kernel {function} cannot be compiled ({one_line(error)[:200]}); {wheels()} {OR_NUMPY}"
         ) from error
 
 

@@ -1,0 +1,149 @@
+"""Points at which a function is not differentiable, such as ReLU at 0 or a maximum at a tie.
+
+Let phi be the function of `minivit.checking.methods`, and T+ and T- the terms of its one-sided derivatives along an
+element, one for each output. The element is a kink if T+ and T- differ. There, a gradient is accepted if it lies
+between sum(min(T+, T-)) and sum(max(T+, T-)). Whether an element is a kink follows from the forward pass alone, so a
+wrong gradient is never taken for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from minivit.arrays import Array
+from minivit.checking.methods import EPS, Probe
+
+_STEPS = (2.0**-17, 2.0**-21, 2.0**-25)  # the largest one covers the steps of the central differences
+_RATIO = 2.0**4  # of one step to the next
+_SMOOTH = 1e-4  # the two terms differ less than this, relatively, where the function is smooth
+_NODES = 1500  # largest number of parts of an array that are examined
+_TOLERANCE = 1e-5
+_TINY = 2.0**-28
+
+
+@dataclass(frozen=True)
+class Kinks:
+    """The elements of an array at which the function is not differentiable, or may not be.
+
+    Attributes
+    ----------
+    mask
+        Bool, of the shape of the array: True at these elements.
+    complete
+        Whether each element was found alone; otherwise `mask` also covers parts that were not searched to the end.
+    """
+
+    mask: Array
+    complete: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.mask.any())
+
+
+def one_sided(probe: Probe, step: Array, size: float) -> tuple[Array, Array, float]:
+    """Return T+ and T- along `step`, in units of `size`, and a bound of their rounding errors."""
+    with np.errstate(all="ignore"):
+        high, low = probe.evaluate(probe.shifted(step)), probe.evaluate(probe.shifted(-step))
+        rounding = 8 * EPS * float(np.max(np.abs(probe.upstream * probe.y), initial=0)) / size
+        return probe.upstream * (high - probe.y) / size, probe.upstream * (probe.y - low) / size, rounding
+
+
+def find_kinks(probe: Probe, shape: tuple[int, ...], rng: np.random.Generator) -> Kinks:
+    """Return the kinks of the function at ``probe.x``, found by bisection.
+
+    Along a smooth direction, T+ - T- falls as the step; at a kink it does not.
+    """
+    count = int(np.prod(shape))
+    signs = rng.choice([-1.0, 1.0], count) * rng.uniform(0.5, 1.5, count)
+    found, complete, nodes = np.zeros(count, bool), True, 0
+
+    def bent(part: Array) -> bool:
+        direction = np.zeros(count)
+        direction[part] = signs[part]
+        before: tuple[Array, Array] | None = None
+        for relative in _STEPS:
+            size = relative * probe.rms
+            high, low, rounding = one_sided(probe, size * direction.reshape(shape), size)
+            gap = np.abs(high - low)
+            bound = _SMOOTH * np.maximum(np.abs(high), np.abs(low)) + 8 * rounding
+            if before is not None:
+                falls = np.abs(before[0] - _RATIO * gap) <= 0.5 * before[0] + before[1] + 8 * _RATIO * rounding
+                if np.any((before[0] > before[1]) & ~falls):
+                    return True
+            before = gap, bound
+        return False
+
+    parts = [np.arange(count)] if count else []
+    while parts:
+        part = parts.pop()
+        nodes += 1
+        if not bent(part):
+            continue
+        if part.size == 1 or nodes > _NODES:
+            found[part] = True
+            complete &= part.size == 1
+        else:
+            parts.extend(np.array_split(part, 2))
+    return Kinks(found.reshape(shape), complete)
+
+
+def beside(probe: Probe, kinks: Kinks, rng: np.random.Generator) -> Array:
+    """Return the array with its kinks moved aside by about 1 percent of its root mean square."""
+    moves = rng.choice([-1.0, 1.0], kinks.mask.shape) * rng.uniform(1, 2, kinks.mask.shape) * 2.0**-7 * probe.rms
+    return probe.shifted(np.where(kinks.mask, moves, 0.0))
+
+
+def neighbours(probe: Probe, kinks: Kinks) -> Iterator[Array]:
+    """Yield the array with its kinks moved very little, by steps that rise or fall with the index."""
+    order = np.zeros(kinks.mask.shape)
+    order[kinks.mask] = np.arange(1, np.sum(kinks.mask) + 1)
+    for steps in (order, order.max() + 1 - order):
+        for sign in (1.0, -1.0):
+            yield probe.shifted(np.where(kinks.mask, sign * _TINY * probe.rms * steps, 0.0))
+
+
+def judge(probe: Probe, gradient: Array, kinks: Kinks) -> tuple[bool, str]:
+    """Return whether the gradient lies between the one-sided derivatives at each kink, and a note that says so."""
+    points = [tuple(int(k) for k in point) for point in np.argwhere(kinks.mask)]
+    if not kinks.complete:
+        return True, f"kinks among {len(points)} elements: verified with these moved aside"
+    outside, shown, bends = "", "", 0
+    for index in points:
+        only = np.zeros(kinks.mask.shape, bool)
+        only[index] = True
+        left, right, margin, least, largest = _sides(probe, only, abs(float(probe.x[probe.where][index])))
+        bent = largest - least > 2 * margin
+        bends += bent
+        claim = float(gradient[index])
+        sides = f"the one-sided derivatives are {left:.6g} and {right:.6g}"
+        words = f"{_place(index)}: {sides}, backward gives {claim + 0.0:.6g}"
+        shown = shown or (words if bent else "")
+        if not outside and not least - margin <= claim <= largest + margin:
+            outside = f"kink at {words}, which is not between them" if bent else f"at {words}, beside a kink"
+    if outside:
+        return False, outside
+    _, _, margin, least, largest = _sides(probe, kinks.mask, 0.0)
+    if not least - margin <= float(np.sum(gradient[kinks.mask])) <= largest + margin:
+        others = f" and {len(points) - 1} more" if len(points) > 1 else ""
+        return (
+            False,
+            f"kink at {_place(points[0])}{others}: wrong if all of these move together: is a tie counted twice?",
+        )
+    more = f"; {bends - 1} more like it" if bends > 1 else ""
+    return True, f"kink at {shown}, which is accepted{more}" if shown else ""
+
+
+def _sides(probe: Probe, moving: Array, value: float) -> tuple[float, float, float, float, float]:
+    """Return the one-sided derivatives as `moving` elements move, a margin, and the least and largest subgradient."""
+    size = _TINY * max(2.0**8 * value, probe.rms)
+    right, left, rounding = one_sided(probe, np.where(moving, size, 0.0), size)
+    margin = _TOLERANCE * float(np.sum(np.maximum(np.abs(right), np.abs(left)))) + rounding * max(1, right.size) ** 0.5
+    least, largest = float(np.sum(np.minimum(right, left))), float(np.sum(np.maximum(right, left)))
+    return float(np.sum(left)) + 0.0, float(np.sum(right)) + 0.0, margin, least, largest
+
+
+def _place(index: tuple[int, ...]) -> str:
+    return str(list(index)) if index else "this point"

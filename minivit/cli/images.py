@@ -1,0 +1,184 @@
+"""The images of a command: those of a data set, with labels in the order of a model's classes, and image files."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minivit.arrays import Array
+from minivit.cli.common import OpenedModel, dataset_name, open_dataset
+from minivit.cli.terminal import Terminal
+from minivit.data import Dataset, split_validation
+from minivit.data.images import Decoding, decode_file, quiet_pillow
+from minivit.data.load import NAMES
+from minivit.data.resized import as_resized
+from minivit.errors import UserError, counted
+from minivit.train.run_folder import RunFolder
+
+# A class of ImageNet as its folder is called. Sorted, they are in the order of the heads of all models of ImageNet-1k.
+_SYNSET = re.compile(r"n\d{8}")
+
+
+class LabelledImages(NamedTuple):
+    """Images of a data set, of the size that a model takes, and their labels."""
+
+    dataset: Dataset
+    class_names: tuple[str, ...]  # the model's, or the data set's where the model has none
+    pixels: Array  # uint8 (n, height, width, C)
+    labels: Array  # (n,): the numbers of the classes in the model
+
+
+def run_folder_of(run: str) -> RunFolder | None:
+    """Return the run that an argument names, or None for a model file or folder.
+
+    Raises
+    ------
+    UserError
+        There is neither.
+    """
+    path = Path(run).expanduser()
+    if not path.exists():
+        raise UserError(f"there is no run or model {run}")
+    return RunFolder.open(path) if RunFolder.exists(path) else None
+
+
+def dataset_of(run: str, dataset: str | None, folder: RunFolder | None) -> str:
+    """Return the name or the path of --dataset, or of the data set of the run.
+
+    Raises
+    ------
+    UserError
+        There is none, or it is gone.
+    """
+    if dataset is not None:
+        return dataset_name(dataset)
+    if folder is None:
+        raise UserError(f"{run} is not a run and has no data set; give one with --dataset")
+    name = folder.recipe.dataset
+    if name not in NAMES and not Path(name).exists():
+        raise UserError(f"the images of {run} were in {name}, which is gone; give --dataset with their new path")
+    return name
+
+
+def labelled_images(
+    run: str, args: argparse.Namespace, opened: OpenedModel, folder: RunFolder | None, split: str, terminal: Terminal
+) -> LabelledImages:
+    """Return the images of one part, "test", "validation" or "train", of the data set of a run or of --dataset.
+
+    Raises
+    ------
+    UserError
+        There is no such data set or no such part, or its images or classes are not those of the model.
+    """
+    config = opened.model.config
+    name = dataset_of(run, args.dataset, folder)
+    size = (config.height, config.width)
+    converted = {"channels": 3} if config.in_chans == 3 else {}  # greyscale files are shown as RGB
+    decoding = {**opened.preprocessing.decoding, **converted}
+    dataset = open_dataset(name, size, args.data, terminal, args.skip_bad, **decoding)
+    if (resized := as_resized(dataset.test_images)) is not None:
+        terminal.say(
+            f"the images of {dataset.name} are resized from {_by(resized.source.shape)} to {_by(resized.shape)}"
+        )
+    channels = dataset.test_images.shape[3]
+    if channels != config.in_chans:
+        raise UserError(f"{run} expects images of {config.in_chans} channels, but {dataset.name} has {channels}")
+    names, order = _class_order(run, opened, dataset)
+    own = folder.recipe if folder is not None and folder.is_trained_on(name, dataset) else None
+    pixels, labels = _part(dataset, split, (own.validation, own.seed) if own else None)
+    return LabelledImages(dataset, names, pixels, order[labels])
+
+
+def image_files(paths: Sequence[str], opened: OpenedModel, terminal: Terminal) -> NDArray[np.uint8]:
+    """Return the pixels (n, height, width, C) of image files, as the model takes them; say what was done to them.
+
+    Raises
+    ------
+    UserError
+        A file cannot be read as an image.
+    """
+    config = opened.model.config
+    size = (config.height, config.width)
+    decoding = Decoding(size, config.in_chans, **opened.preprocessing.decoding)
+    images = []
+    with quiet_pillow():
+        for path in paths:
+            file = Path(path).expanduser()
+            if not file.exists():
+                raise UserError(f"there is no file {path}")
+            if file.is_dir():
+                raise UserError(f"{path} is a folder; give image files, as --image a.jpg b.jpg")
+            pixels, (height, width) = decode_file(file, decoding)
+            images.append(pixels)
+            done = [f"resized and cropped to {size[0]} x {size[1]}"] if (height, width) != size else []
+            mode, needed = _mode(file), "L" if config.in_chans == 1 else "RGB"
+            if mode != needed:
+                done.append(f"converted from {mode} to {needed}")
+            if done:
+                terminal.say(f"{path} ({height} x {width}) was {' and '.join(done)}", style="dim")
+    return np.stack(images)
+
+
+def _mode(file: Path) -> str:
+    """Return Pillow's name for the channels of an image: L, RGB, RGBA, P, ..."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return image.mode
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[2]}"
+
+
+def _class_order(run: str, opened: OpenedModel, dataset: Dataset) -> tuple[tuple[str, ...], Array]:
+    """Return the model's names of the classes, and for each class of the data set its number in the model.
+
+    Names are compared in one Unicode form: file systems differ in the form of an accent.
+
+    Raises
+    ------
+    UserError
+        The model and the data set have different classes.
+    """
+    known = opened.class_names
+    theirs = [unicodedata.normalize("NFC", name) for name in dataset.class_names]
+    if known is None or (len(known) == len(theirs) and all(map(_SYNSET.fullmatch, theirs))):
+        if len(theirs) != opened.model.config.num_classes:
+            raise UserError(
+                f"{run} has {opened.model.config.num_classes} classes without names, "
+                f"but {dataset.name} has {counted('classes', theirs)}"
+            )
+        if known is None:
+            words = f"its classes are taken to be those of {dataset.name} in their order"
+            warnings.warn(f"{run} does not name its classes; {words}", stacklevel=2)
+        return known or dataset.class_names, np.arange(len(theirs))
+    ours = [unicodedata.normalize("NFC", name) for name in known]
+    if sorted(ours) != sorted(theirs) or len(set(ours)) != len(ours):
+        differ = [f"{name} only {where}" for where, names, others in (("there", ours, theirs), ("here", theirs, ours))
+                  for name in names if name not in others]  # fmt: skip
+        raise UserError(
+            f"{run} has {counted('classes', known)}, but {dataset.name} has "
+            f"{counted('classes', dataset.class_names)}: {counted('of them differ', differ)}"
+        )
+    return known, np.array([ours.index(name) for name in theirs])
+
+
+def _part(dataset: Dataset, split: str, validation: tuple[float, int] | None) -> tuple[Array, Array]:
+    if split == "test":
+        return dataset.test_images, dataset.test_labels
+    if validation is None:
+        raise UserError(f"--split {split} needs a run and the data set that it was trained on; leave --split out")
+    train_index, validation_index = split_validation(dataset, *validation)
+    index = train_index if split == "train" else validation_index
+    if not len(index):
+        raise UserError("the run has no validation images; leave --split out")
+    return dataset.train_images[index], dataset.train_labels[index]

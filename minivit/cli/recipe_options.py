@@ -1,0 +1,58 @@
+"""The options of `minivit train` that set fields of the recipe."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from minivit.train.recipe import OPTIMIZERS
+from minivit.train.schedules import SCHEDULES
+
+# An option that is not given leaves its field unchanged.
+RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {"help": "name of a model; `minivit info` lists them"},
+    "epochs": {"type": int, "help": "number of passes over the training images; with --resume, more than before"},
+    "batch_size": {"type": int, "help": "number of images per step"},
+    "lr": {"type": float, "help": "maximum learning rate"},
+    "schedule": {"choices": SCHEDULES, "help": "learning rate schedule after the warmup; onecycle includes it"},
+    "warmup_epochs": {"type": float, "help": "number of epochs of linear warmup"},
+    "warmup_steps": {"type": int, "help": "number of steps of linear warmup, in place of --warmup-epochs"},
+    "optimizer": {"choices": OPTIMIZERS, "help": "the optimizer"},
+    "weight_decay": {"type": float, "help": "weight decay of matrices; biases, norms, tokens and positions have none"},
+    "momentum": {"type": float, "help": "momentum of sgd"},
+    "layer_decay": {"type": float, "help": "factor of the learning rate from a layer to the one before it; 1: none"},
+    "freeze": {
+        "action": "append",
+        "metavar": "PATTERN",
+        "help": "parameters that are not trained, such as 'blocks.[0-5].*'; can be repeated",
+    },
+    "clip_norm": {"type": float, "help": "maximum global norm of the gradients; 0: no clipping"},
+    "ema_decay": {"type": float, "help": "factor of Polyak averaging, such as 0.9999; 0: none"},
+    "swa_start": {"type": float, "help": "fraction of the epochs before stochastic weight averaging; 0: none"},
+    "swa_lr": {"type": float, "help": "learning rate of stochastic weight averaging; 0: the schedule's"},
+    "crop_padding": {"type": int, "help": "padding of random crops in pixels; 0: no random crops"},
+    "flip": {"action": argparse.BooleanOptionalAction, "help": "flip training images at random"},
+    "label_smoothing": {"type": float, "help": "label smoothing of the loss"},
+    "validation": {"type": float, "help": "fraction of the training images used for validation"},
+    "micro_batch": {
+        "type": int,
+        "help": "images per micro-batch of a worker; 0: a function of the model's size. On a GPU it is only needed if "
+        "the memory is too small for the whole batch, and may change with --resume",
+    },
+    "dtype": {"choices": ("float32", "float64"), "help": "dtype of parameters and arithmetic"},
+    "seed": {"type": int, "help": "seed of all random numbers"},
+}
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Add --recipe and the options of `RECIPE_OPTIONS`."""
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="name of a recipe, such as labml or digits, or a file.toml; docs/systems.md lists them (default: that of "
+        "the data set)",
+    )
+    for name, options in RECIPE_OPTIONS.items():
+        if not {"choices", "action"} & set(options):
+            options = {"metavar": name.rpartition("_")[2].upper(), **options}
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)

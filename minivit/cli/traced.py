@@ -1,0 +1,207 @@
+"""What `minivit trace` runs: the model that a text names, and the images and labels for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
+from minivit.checking.layer import without_zeros
+from minivit.cli.common import OpenedModel, is_folder_of_images, open_model
+from minivit.cli.images import image_files
+from minivit.cli.model_fields import model_fields
+from minivit.cli.terminal import Terminal
+from minivit.data import load_dataset
+from minivit.data.scan import scan_folder
+from minivit.errors import UserError, did_you_mean
+from minivit.nn.presets import PRESETS, create_model
+from minivit.nn.vit import ViT
+from minivit.ops.augment import channel_scale, normalized
+from minivit.tracing.figures import count_of
+from minivit.train.run_folder import RunFolder
+from minivit.weights.preprocessing import Preprocessing
+
+
+class Subject(NamedTuple):
+    """What is traced.
+
+    Attributes
+    ----------
+    opened : OpenedModel
+        The model, its class names and its preprocessing.
+    pixels : Array
+        uint8 (B, height, width, C), on the host.
+    names : list of str
+        Of the images.
+    labels : Array or None
+        The known labels, or None.
+    """
+
+    opened: OpenedModel
+    pixels: Array
+    names: list[str]
+    labels: Array | None
+
+    @property
+    def images(self) -> Array:
+        """The input of the model: normalised, on its device."""
+        model, _, preprocessing = self.opened
+        values = model.parameters.store.values
+        library = namespace(values)
+        with on_device_of(values):
+            scale, shift = channel_scale(preprocessing.mean, preprocessing.std, values.dtype, library)
+            return normalized(to_backend(np.asarray(self.pixels), library), scale, shift, values.dtype)
+
+
+def open_target(
+    text: str, checkpoint: str, backend: str, fields: Sequence[str], seed: int, terminal: Terminal
+) -> OpenedModel:
+    """Return a preset with initial parameters, which is said, or the model of a run or a file."""
+    if text not in PRESETS:
+        if not Path(text).expanduser().exists() and (near := did_you_mean(text, PRESETS)):
+            raise UserError(f"there is no model, run or file {text};{near}")
+        return open_model(text, checkpoint, backend, model_fields(fields))
+    model, filled = without_zeros(create_model(text, seed=seed, backend=backend, **model_fields(fields)))
+    channels = model.config.in_chans
+    terminal.say(f"{text} has its initial parameters, those of seed {seed}{filled}", style="dim")
+    return OpenedModel(model, None, Preprocessing((0.5,) * channels, (0.5,) * channels))
+
+
+def from_data(text: str, opened: OpenedModel, data: str | None, index: int, seed: int, terminal: Terminal) -> Subject:
+    """Return a test image of the data set of the run `text`, or random pixels where there is none, which is said."""
+    path = Path(text).expanduser()
+    why = f"{text} is not a run" if text not in PRESETS else "a new model has no data set"
+    if RunFolder.exists(path):
+        name = RunFolder.open(path).recipe.dataset
+        try:
+            if is_folder_of_images(name):
+                return _of_folder(name, opened, index, terminal)
+            config = opened.model.config
+            size = config.height, config.width
+            dataset = load_dataset(
+                name, data_dir=data, download=False, image_size=size, **opened.preprocessing.decoding
+            )
+            if dataset.test_images.shape[3] == config.in_chans:
+                _check_index(index, len(dataset.test_images), dataset.name)
+                labels = np.asarray(dataset.test_labels[index : index + 1])
+                shown = [f"test image {index} of {dataset.name}"]
+                return Subject(opened, np.asarray(dataset.test_images[index : index + 1]), shown, labels)
+            why = f"the images of {dataset.name} have other channels"
+        except _NoSuchImageError:
+            raise
+        except UserError:
+            why = f"the data set {name} is not at hand"
+    config = opened.model.config
+    pixels = np.random.default_rng(seed).integers(0, 256, (1, config.height, config.width, config.in_chans), np.uint8)
+    terminal.say(f"the image is of random pixels: {why}; give one with --image", style="dim")
+    return Subject(opened, pixels, ["random pixels"], None)
+
+
+class _NoSuchImageError(UserError):
+    """The number of the test image is too large."""
+
+
+def _check_index(index: int, count: int, name: str) -> None:
+    if not 0 <= index < count:
+        raise _NoSuchImageError(f"--index is {index}; {name} has {count:,} test images, 0 to {count - 1}")
+
+
+def _of_folder(name: str, opened: OpenedModel, index: int, terminal: Terminal) -> Subject:
+    classes = scan_folder(Path(name)).test
+    files = [(file.path, label) for label, each in enumerate(classes.values()) for file in each]
+    _check_index(index, len(files), name)
+    file, label = files[index]
+    names = list(classes)
+    known = opened.class_names
+    if known is not None:
+        label = known.index(names[label]) if names[label] in known else -1
+    labels = np.array([label]) if label >= 0 else None
+    return Subject(opened, image_files([file], opened, terminal), [file], labels)
+
+
+def with_labels(subject: Subject, given: Sequence[str], terminal: Terminal) -> Subject:
+    """Return `subject` with the labels that were given, those that are known, or the model's predictions (said).
+
+    Of a model without a head there are none, which is said too.
+
+    Raises
+    ------
+    UserError
+        A label is no class of the model, or the numbers of labels and images differ.
+    """
+    model, names, _ = subject.opened
+    if not model.config.num_classes:
+        if given:
+            raise UserError("--label: the model has no head and so no classes; leave --label out")
+        words = "the model has no head, so that there is no loss and no gradient; --set num_classes=N adds a head"
+        terminal.say(words, style="dim")
+        return subject._replace(labels=None)
+    if not given and subject.labels is not None:
+        return subject
+    if not given:
+        labels = to_host(model(subject.images)).argmax(axis=-1)
+        words = ", ".join(dict.fromkeys(class_name(names, int(label)) for label in labels))
+        terminal.say(
+            f"the loss is that of the model's own prediction, {words}; give the class with --label", style="dim"
+        )
+        return subject._replace(labels=labels)
+    if len(given) not in (1, len(subject.pixels)):
+        images = count_of(len(subject.pixels), "image")
+        raise UserError(f"{len(given)} labels were given for {images}; give one for each, or one")
+    numbers = [_label(text, names, model) for text in given]
+    return subject._replace(labels=np.array(numbers * (len(subject.pixels) if len(numbers) == 1 else 1)))
+
+
+def class_name(names: tuple[str, ...] | None, label: int) -> str:
+    """Return the name of a class, or its number."""
+    name = str(label) if names is None else names[label]
+    return f"class {name}" if name.isdecimal() else name
+
+
+def _label(text: str, names: tuple[str, ...] | None, model: ViT) -> int:
+    count = model.config.num_classes
+    if names is not None and text in names:
+        return names.index(text)
+    if text.isdecimal():
+        if int(text) < count:
+            return int(text)
+        raise UserError(f"--label is {text}; the model has {count:,} classes, 0 to {count - 1}")
+    near = did_you_mean(text, {name.lower(): None for name in names or ()})
+    raise UserError(f"--label is {text!r}, which is no class of the model;{near or ' give its number'}")
+
+
+def replaced(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the arrays of texts such as "blocks.3.attn=y.npy"."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if not equals:
+            raise UserError(f"--replace {text}: expected NAME=FILE.npy")
+        try:
+            found[name] = np.load(Path(file).expanduser(), allow_pickle=False)
+        except OSError as error:
+            raise UserError(f"--replace {text}: {file} cannot be read: {error.strerror or error}") from None
+        except ValueError:
+            raise UserError(f"--replace {text}: {file} is no array of NumPy, as `np.save` writes it") from None
+        if not isinstance(found[name], np.ndarray):
+            raise UserError(
+                f"--replace {text}: {file} holds several arrays; give a file of one, as `np.save` writes it"
+            )
+    return found
+
+
+def scaled(texts: Sequence[str]) -> dict[str, float]:
+    """Return the factors of texts such as "blocks.3.attn.dy=0.5"."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UserError(f"--scale {text}: expected NAME=NUMBER")
+    return found

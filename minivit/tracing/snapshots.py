@@ -1,0 +1,58 @@
+"""Snapshots: copies of arrays as they were when they were seen, or their statistics, made once for each array.
+
+The result of one layer is the input of the next, and the caller of a layer may change a result in place. An array that
+was seen before is therefore known by its id and by a fingerprint of its content. Arrays on a device have none, since
+the host would wait for it: they are copied each time.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from minivit.arrays import Array, namespace
+from minivit.tracing.statistics import COUNTED, Statistics
+
+Snapshot: TypeAlias = Array | Statistics
+_WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}  # by the size of an element
+
+
+class Snapshots:
+    """Makes copies, or `Statistics` if `statistics` is set."""
+
+    def __init__(self, statistics: bool) -> None:
+        self.statistics = statistics
+        self._seen: dict[tuple[int, str], tuple[Any, int, Snapshot]] = {}
+
+    def kind(self, quantity: str) -> str:
+        """Return a name that is the same for quantities whose snapshots are."""
+        return quantity if self.statistics and quantity in COUNTED else ""
+
+    def of(self, array: Array, quantity: str, again: bool = True) -> Snapshot:
+        """Return the snapshot of `array`, which is the `quantity` of some layer or op, and may be seen `again`."""
+        if not again or namespace(array) is not np:
+            return self._new(array, quantity)
+        key = id(array), self.kind(quantity)
+        mark = _fingerprint(array)
+        known = self._seen.get(key)
+        if known is not None and known[0]() is array and known[1] == mark:
+            return known[2]
+        snapshot = self._new(array, quantity)
+        self._seen[key] = weakref.ref(array), mark, snapshot
+        return snapshot
+
+    def _new(self, array: Array, quantity: str) -> Snapshot:
+        return Statistics.of(array, quantity) if self.statistics else array.copy()
+
+
+def _fingerprint(array: Array) -> int:
+    """Return a number that a change of the array changes.
+
+    The exclusive or of all words finds every change of a single number, and a hash of some an exchange of numbers.
+    """
+    flat = array.reshape(-1)
+    words = flat.view(_WORDS.get(flat.itemsize, np.uint8))
+    some = words[:: max(1, words.size // 64)]
+    return hash((int(np.bitwise_xor.reduce(words)), some.tobytes()))

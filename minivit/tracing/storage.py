@@ -1,0 +1,95 @@
+"""Files of traces: safetensors with an array for each quantity, called "blocks.3.attn/y", or statistics alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from minivit.arrays import Array, to_host
+from minivit.errors import UserError
+from minivit.tracing.record import Record, TraceLike
+from minivit.tracing.statistics import Statistics
+from minivit.weights.tensors import write_tensors
+
+_NAMES = ("y", "labels", "loss")
+
+
+def write(trace: TraceLike, path: str | os.PathLike[str]) -> None:
+    """Write `trace` to a safetensors file that `read` reads; its baseline is not a part of it.
+
+    The metadata have the kinds of the layers and, of a trace of statistics, the statistics as JSON.
+
+    Raises
+    ------
+    RunError
+        The file cannot be written.
+    """
+    tensors: dict[str, Array] = {}
+    about: list[dict[str, Any]] = []
+    for record in trace.records.values():
+        about.append({"name": record.name, "kind": record.kind, "is_op": record.is_op, "own": record.argument_names})
+        statistics = {}
+        for quantity, value in record.quantities.items():
+            if isinstance(value, Statistics):
+                statistics[quantity] = _texts(value.to_dict())
+            else:
+                tensors[f"{record.name}/{quantity}"] = to_host(value)
+        if record.holds_statistics:
+            about[-1]["statistics"] = statistics
+    for name in _NAMES:
+        if (array := getattr(trace, name)) is not None:
+            tensors[f"/{name}"] = to_host(array)
+    write_tensors(path, tensors, {"trace": json.dumps(about), "interventions": trace.interventions})
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Array], str]:
+    """Return the records in a file that `write` wrote, y, labels and loss where it has them, and the interventions.
+
+    Raises
+    ------
+    UserError
+        The file is no trace, or it is damaged.
+    """
+    tensors, about = _read(path)
+    if "trace" not in about:
+        raise UserError(f"{os.fspath(path)} is no trace; expected a file that Trace.save wrote")
+    records: dict[str, Record] = {}
+    try:
+        for given in json.loads(about["trace"]):
+            statistics = given.get("statistics")
+            record = Record(given["name"], given["kind"], given["is_op"], statistics is not None)
+            record.argument_names = list(given["own"])
+            for quantity, values in (statistics or {}).items():
+                record.quantities[quantity] = Statistics.from_dict(_numbers(values))
+            records[record.name] = record
+        for name, array in tensors.items():
+            owner, _, quantity = name.rpartition("/")
+            if owner:
+                records[owner].quantities[quantity] = array
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{os.fspath(path)} is a damaged trace: {error!r}") from error
+    own = {name: tensors[f"/{name}"] for name in _NAMES if f"/{name}" in tensors}
+    return records, own, about.get("interventions", "")
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
+    """Return tensors of every dtype, integers too, and the metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{os.fspath(path)} cannot be read as a trace: {error}") from error
+
+
+def _texts(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with numbers that are not finite as texts, since JSON has none."""
+    return {k: repr(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(v) if isinstance(v, str) else v for k, v in values.items()}

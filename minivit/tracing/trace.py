@@ -1,0 +1,318 @@
+"""`trace`: run a model forward and backward once, and return everything that passed through its layers and ops.
+
+    trace = minivit.trace(model, images, labels)
+    trace["blocks.3.attn"].dy                    the gradient of the loss in the result of a layer
+    trace["blocks.3.attn"].weights               attention's weights (B, H, N, N)
+    trace["blocks.*.attn"].dweights              a list, one for each block
+    print(trace)                                 a table by depth
+
+The model, its gradients and the random stream stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from minivit import ops
+from minivit.arrays import Array, namespace, native, on_device_of
+from minivit.errors import UserError
+from minivit.files import atomic_write
+from minivit.nn.layer import Layer
+from minivit.nn.parameters import Parameter
+from minivit.nn.vit import ViT
+from minivit.ops.interception import intercepted
+from minivit.ops.registry import reference_only_here
+from minivit.random import Key, RngLike, as_key
+from minivit.tracing import html, storage, table
+from minivit.tracing.interventions import Interventions
+from minivit.tracing.names import ROOT, as_names, is_pattern, matches, unknown
+from minivit.tracing.record import Record, Records
+from minivit.tracing.snapshots import Snapshots
+from minivit.tracing.statistics import Statistics
+from minivit.tracing.table import Effect
+from minivit.tracing.tracer import Tracer
+
+_EXPECTED = "expected whole numbers (B,), soft targets (B, C), or a function that returns the gradient of the result"
+
+Labels: TypeAlias = Array | Sequence[int] | Callable[[Array], Array]
+
+
+class Trace:
+    """What passed through a model in one forward pass and one backward pass, in the order of the forward pass.
+
+    Attributes
+    ----------
+    records : dict
+        `Record` by name.
+    y : Array
+        The result of the model.
+    labels : Array or None
+        The labels, where the loss is the cross-entropy.
+    loss : Array or None
+        The loss, 0-d.
+    interventions : str
+        What was changed, in words, or "".
+    baseline : Trace or None
+        With interventions: the same trace without them.
+    """
+
+    def __init__(
+        self,
+        records: Mapping[str, Record],
+        y: Array | None = None,
+        labels: Array | None = None,
+        loss: Array | None = None,
+        interventions: str = "",
+        baseline: Trace | None = None,
+    ) -> None:
+        self.records = dict(records)
+        self.y, self.labels, self.loss = y, labels, loss
+        self.interventions = interventions
+        self.baseline = baseline
+
+    @property
+    def logits(self) -> Array | None:
+        """The result of the model."""
+        return self.y
+
+    def names(self) -> list[str]:
+        """Return the names of all records, in the order of the forward pass."""
+        return list(self.records)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the `Record` of a layer or an op, or for a pattern the `Records` of all that match.
+
+        "blocks.3.attn" is a layer, "blocks.3.attn.softmax" an op that it calls, "model" or "" the model itself. In a
+        pattern "*" stands for one part of a name and "**" for any number of parts.
+
+        Raises
+        ------
+        UserError
+            Nothing has this name.
+        """
+        if not isinstance(name, str):
+            raise UserError(f"trace[{name!r}] has no meaning; expected the name of a layer or op, or a pattern")
+        name = name or ROOT
+        if name in self.records:
+            return self.records[name]
+        found = Records(record for key, record in self.records.items() if matches(key, name))
+        if not found:
+            raise unknown(name, self.records)
+        return found if is_pattern(name) else found[0]
+
+    def __contains__(self, name: str) -> bool:
+        return (name or ROOT) in self.records
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records.values())
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __repr__(self) -> str:
+        return f"{table.summary(self)}\n{self.table()}"
+
+    def _repr_html_(self) -> str:
+        return html.table(self)
+
+    def rows(self, at: str | Sequence[str] | None = None) -> list[table.Row]:
+        """Return what `table` shows as numbers: a `Row` for each layer."""
+        return table.rows(self.records, at)
+
+    def table(self, at: str | Sequence[str] | None = None) -> str:
+        """Return a table of the norms of results, gradients and parameters' gradients.
+
+        Parameters
+        ----------
+        at : str or sequence of str, optional
+            Patterns of names; by default the parts of the model by depth: the patch embedding, each block, the head.
+        """
+        return table.text([table.HEADER, *map(table.cells, self.rows(at))])
+
+    def to_html(self, path: str | os.PathLike[str], title: str = "Trace") -> None:
+        """Write a page with the table, and every quantity of every layer and op with its histogram."""
+        atomic_write(path, lambda file: file.write(html.page(self, title).encode()))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file that `minivit.tracing.load_trace` reads; the arrays are called "blocks.3.attn/y"."""
+        storage.write(self, path)
+
+    def compare(self) -> list[Effect]:
+        """Return what the interventions changed, layer by layer, in comparison with the baseline.
+
+        Raises
+        ------
+        UserError
+            The trace has no interventions.
+        """
+        if self.baseline is None:
+            raise UserError("this trace has no interventions: pass zero, scale or replace to minivit.trace")
+        return table.effects(self, self.baseline)
+
+
+def load_trace(path: str | os.PathLike[str]) -> Trace:
+    """Return the trace in a file that `Trace.save` wrote, with its arrays on the host and without its baseline.
+
+    Raises
+    ------
+    UserError
+        The file is no trace, or it is damaged.
+    """
+    records, own, interventions = storage.read(path)
+    return Trace(records, own.get("y"), own.get("labels"), own.get("loss"), interventions)
+
+
+def trace(
+    model: Layer,
+    images: Array,
+    labels: Labels | None = None,
+    at: str | Sequence[str] = "**",
+    *,
+    rng: RngLike = None,
+    statistics: bool = False,
+    label_smoothing: float = 0.0,
+    zero: str | Sequence[str] = (),
+    scale: Mapping[str, float] | None = None,
+    replace: Mapping[str, Array] | None = None,
+) -> Trace:
+    """Run `model` once, and record what passes through each layer and each op in it.
+
+    Parameters
+    ----------
+    model : Layer
+        A ViT, or any layer.
+    images : Array
+        What the model takes, of its dtype: (B, height, width, C), or the input of the layer.
+    labels : Array, sequence of int or callable, optional
+        Of a ViT: the labels (B,), or soft targets (B, C), for the cross-entropy. Of another layer: the gradient of its
+        result. Of both: a function that returns this gradient for the result, so that any loss can be traced. Without
+        labels there is no backward pass.
+    at : str or sequence of str
+        Patterns of the names to record, such as "blocks.*.attn"; all by default.
+    rng : Key, seed or generator, optional
+        For dropout, as in training; a generator is left as it is. Without it the pass is that of evaluation.
+    statistics : bool
+        Keep `Statistics` of each array in place of the array. That takes little memory.
+    label_smoothing : float
+        For the cross-entropy.
+    zero, scale, replace
+        Interventions: names of activations and gradients to set to zero, mappings of names to factors or to arrays.
+        "blocks.3.attn" is the result of a layer; "blocks.3.attn.dy", "blocks.*.mlp.x", "blocks.3.attn.weights" and
+        "blocks.3.attn.heads.2" are other quantities. One that has several is first replaced, then scaled, then set to
+        zero. `Trace.baseline` is then the trace without them.
+
+    Returns
+    -------
+    Trace
+
+    Raises
+    ------
+    UserError
+        A name matches nothing, or an array has another shape or kind of numbers than what it replaces; the gradient
+        that `labels` is or returns has another shape or dtype than the result.
+
+    Notes
+    -----
+    The bits are those of `ops.reference_only`: no kernels run, and the last block computes all tokens. Hooks of the
+    model are called. The gradients of the pass are in the trace and not in the model.
+    """
+    if not isinstance(model, Layer):
+        raise UserError(f"trace was given a {type(model).__name__}; expected a model or a layer of minivit")
+    patterns = [each or ROOT for each in as_names("at", at)]
+    with on_device_of(model.parameters.store.values):
+        images, xp = native(images), namespace(images)
+        key = as_key(copy.deepcopy(rng) if isinstance(rng, np.random.Generator) else rng, len(images), xp)
+        layers = [name or ROOT for name, _ in model.named_layers()]
+        changes = Interventions(zero, scale or {}, replace or {}, layers)
+        run = _Run(model, images, labels, patterns, key, statistics, label_smoothing)
+        result = run(changes)
+        if changes:
+            result.interventions = str(changes)
+            result.baseline = run(Interventions((), {}, {}, ()))
+        return result
+
+
+class _Run:
+    """The arguments of `trace`; a call runs the model with interventions."""
+
+    def __init__(
+        self,
+        model: Layer,
+        x: Array,
+        labels: Labels | None,
+        at: list[str],
+        rng: Key | None,
+        statistics: bool,
+        label_smoothing: float,
+    ) -> None:
+        self._model, self._x, self._at, self._rng = model, x, at, rng
+        self._statistics, self._label_smoothing = statistics, label_smoothing
+        if labels is None or callable(labels) or hasattr(labels, "dtype"):
+            self._labels: Any = labels
+        else:
+            try:
+                self._labels = namespace(x).asarray(labels)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"labels are lists of different lengths, or of no numbers; {_EXPECTED}") from error
+        if getattr(getattr(self._labels, "dtype", None), "kind", "") == "O":
+            raise UserError(f"labels are objects, such as {self._labels.reshape(-1)[:1].tolist()}; {_EXPECTED}")
+
+    def __call__(self, changes: Interventions) -> Trace:
+        values = self._model.parameters.store.values
+        # The arrays of a trace stay as they are while the model is trained further.
+        replica = self._model.replica(None if self._statistics else values.copy())
+        tracer = Tracer(replica, self._at, Snapshots(self._statistics), changes)
+        labels, loss = self._labels, None
+        of_classes = isinstance(replica, ViT) and labels is not None and not callable(labels)
+        # Arrays of 16 bits have no references of ops.
+        names = ("EncoderBlock",) if self._x.dtype.itemsize == 2 else ()
+        # Overflow and NaN are in the trace; in NumPy's words they would be said once for each op.
+        quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+        with reference_only_here(*names), intercepted(tracer), quiet:
+            y, cache = replica.forward(self._x, self._rng)
+            if of_classes:
+                loss, loss_cache = ops.cross_entropy(y, labels, self._label_smoothing)
+                dy = ops.cross_entropy_backward(1.0, loss_cache)
+            elif labels is not None:
+                dy = labels(y) if callable(labels) else labels
+                _expect_gradient(dy, y, "the result of labels(y)" if callable(labels) else "labels")
+            if labels is not None:
+                if isinstance(replica, ViT) and type(replica).backward is ViT.backward:
+                    replica.backward(dy, cache, release=True)
+                else:
+                    replica.backward(dy, cache)
+        changes.check_used(tracer.names, list(replica.parameters))
+        for pattern in self._at:
+            if not any(matches(name, pattern) for name in tracer.names):
+                raise unknown(pattern, tracer.names)
+        for name, layer in tracer.layers:
+            record = tracer.records.get(name)
+            if record is not None:
+                _add_parameters(record, layer, labels is not None)
+        return Trace(tracer.records, y, labels if of_classes else None, loss)
+
+
+def _expect_gradient(dy: Any, y: Any, what: str) -> None:
+    """Raise UserError if `dy` cannot be the gradient of `y`: it would be broadcast, or converted, somewhere behind."""
+    if not hasattr(y, "dtype"):  # a layer of a user's own may return something else
+        return
+    if not hasattr(dy, "dtype"):
+        raise UserError(
+            f"{what} is of type {type(dy).__name__}; expected the gradient of the result, {y.dtype} {y.shape}"
+        )
+    if dy.shape != y.shape or dy.dtype != y.dtype:
+        raise UserError(f"{what} is {dy.dtype} {dy.shape}; expected the gradient of the result, {y.dtype} {y.shape}")
+
+
+def _add_parameters(record: Record, layer: Layer, with_gradients: bool) -> None:
+    for name, parameter in layer._members():
+        if isinstance(parameter, Parameter):
+            record.argument_names.append(name)
+            arrays = {name: parameter.value} | ({f"d{name}": parameter.grad} if with_gradients else {})
+            for quantity, array in arrays.items():
+                record.quantities[quantity] = Statistics.of(array) if record.holds_statistics else array

@@ -1,0 +1,95 @@
+"""What is said in one line when a run is likely to learn little: unlikely settings, a loss that does not fall."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minivit.arrays import Array
+from minivit.nn.config import ViTConfig
+from minivit.nn.presets import get_config
+from minivit.train.recipe import Recipe
+
+STEPS_TO_LEARN = 100  # fewer steps at the loss of guessing mean nothing
+_FEW_PATCHES = 16
+_SHARE_OF_THE_START = 0.05
+
+
+def unlikely_settings(recipe: Recipe, config: ViTConfig, total_steps: int) -> Iterator[str]:
+    """Yield a sentence for each setting that leaves little to learn with.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The recipe of a run that begins.
+    config : ViTConfig
+        Its model, with the size of the images.
+    total_steps : int
+        The steps of the run.
+    """
+    steps_per_epoch = total_steps // recipe.epochs
+    if recipe.warmup(steps_per_epoch) >= total_steps:
+        unit = "steps" if recipe.warmup_steps else "epochs"
+        yield (
+            f"the warmup of {recipe.warmup_steps or recipe.warmup_epochs:g} {unit} is as long as the run: the learning "
+            f"rate only rises; a smaller --warmup-{unit}, or more --epochs"
+        )
+    if (share := recipe.ema_decay**total_steps) > _SHARE_OF_THE_START:
+        yield (
+            f"the initial weights make up {share:.0%} of the Polyak average after the {total_steps:,} steps of the "
+            f"run; a smaller --ema-decay than {recipe.ema_decay:g}, or more --epochs"
+        )
+    if recipe.swa_start and recipe.epochs - recipe.swa_epochs_before == 1:
+        yield "stochastic weight averaging has one epoch, the last; a smaller --swa-start, or more --epochs"
+    patches = config.num_patches
+    remedy = "a larger --set img_size=N" if recipe.init else "a --model with smaller patches, or --set patch_size=N"
+    if patches < _FEW_PATCHES and patches < get_config(recipe.model).num_patches:
+        yield (
+            f"patches of {config.patch_height} x {config.patch_width} cut an image of {config.height} x "
+            f"{config.width} into {patches} patches, which is little to learn from; {remedy}"
+        )
+
+
+def nothing_learnt(
+    recipe: Recipe, steps_per_epoch: int, lines: list[dict[str, Any]], labels: Array
+) -> tuple[bool, str | None]:
+    """Say whether all epochs since the warmup have had the loss of guessing.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The recipe of the run.
+    steps_per_epoch : int
+        Its steps in an epoch.
+    lines : list of dict
+        The metrics of the epochs so far.
+    labels : Array
+        The labels of the training images.
+
+    Returns
+    -------
+    decided : bool
+        Whether there have been enough steps to tell.
+    words : str or None
+        A sentence if nothing has been learnt.
+    """
+    epochs = lines[math.ceil(recipe.warmup(steps_per_epoch) / steps_per_epoch) :]
+    if len(epochs) * steps_per_epoch < STEPS_TO_LEARN or len(epochs) < min(5, recipe.epochs):
+        return False, None
+    loss = loss_of_guessing(labels)
+    if any(line["train_loss"] < 0.98 * loss for line in epochs):
+        return True, None
+    return True, (
+        f"nothing has been learnt in {len(lines)} epochs: the loss stays at that of guessing ({loss:.2f}); "
+        f"a smaller --lr than {recipe.lr:g} may help, or more epochs"
+    )
+
+
+def loss_of_guessing(labels: Array) -> float:
+    """Return the smallest mean cross-entropy of a prediction that is the same for every image."""
+    _, counts = np.unique(labels, return_counts=True)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

@@ -1,0 +1,75 @@
+"""Recipes by name: that of each data set, and those of published documents, in the TOML files of this folder."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from minivit.errors import UserError, did_you_mean
+from minivit.files import read_bytes
+from minivit.train.recipe import Recipe
+
+FINE_TUNING = ("finetune", "lightning-tutorial", "paper-finetune")  # the recipes for runs that begin with weights
+_LARGEST = 1 << 20  # bytes
+
+
+def recipe_names() -> list[str]:
+    """Return the names that `load_recipe` knows."""
+    files = (entry.name for entry in resources.files(__name__).iterdir())
+    return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
+
+
+def recipe_values(name: str) -> dict[str, Any]:
+    """Return the fields that a recipe sets.
+
+    Parameters
+    ----------
+    name : str
+        One of `recipe_names`, or the path of a TOML file, which ends in ".toml".
+
+    Raises
+    ------
+    UserError
+        There is no such recipe, or the file is no TOML or names a data set.
+    """
+    if name in recipe_names():
+        text = (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8")
+    elif name.endswith(".toml"):
+        text = read_bytes(Path(name).expanduser(), _LARGEST).decode(errors="replace")
+    else:
+        known = recipe_names()
+        near = did_you_mean(name, known)
+        raise UserError(f"there is no recipe {name!r};{near} the recipes are {', '.join(known)}, or a file.toml")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{name} is not a recipe: {error}") from error
+    if "dataset" in values:
+        raise UserError(f"{name} names a data set; leave it out of the recipe and give it to `minivit train`")
+    return values
+
+
+def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe:
+    """Return a recipe for `dataset` with `options` replaced.
+
+    Parameters
+    ----------
+    dataset : str
+        The data set, or the path of one.
+    name : str, optional
+        See `recipe_values`; by default the data set's own recipe, "folder" for a path.
+    options
+        Fields of the recipe. `model_options` are added to those of the recipe.
+
+    Raises
+    ------
+    UserError
+        There is no such recipe, or a field is unknown or out of range.
+    """
+    values = recipe_values(name or (dataset if dataset in recipe_names() else "folder"))
+    if "model_options" in options:
+        options["model_options"] = {**values.get("model_options", {}), **options["model_options"]}
+    return replace(Recipe.from_dict({**values, "dataset": dataset}), **options)

@@ -1,0 +1,156 @@
+"""Find and open a model file: one .safetensors file, several with an index, or an .npz file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minivit.arrays import Array
+from minivit.errors import UserError, counted
+from minivit.files import parse_json, read_json
+from minivit.weights.entries import hollow
+from minivit.weights.layout import WeightsFile
+from minivit.weights.recognise import is_archive, kind_of_file
+from minivit.weights.tensors import read_about, read_shapes, read_tensors
+
+FILE = "model.safetensors"
+KEY = "minivit"  # of our configuration, in the metadata of the file and in config.json
+_INDEX = FILE + ".index.json"
+# The endings of other weights in a folder, of which the message says what they are.
+_OTHERS = {".bin", ".ckpt", ".gguf", ".h5", ".keras", ".msgpack", ".onnx", ".pb", ".pt", ".pth", ".tflite"}
+
+
+def model_file(path: str | os.PathLike[str]) -> Path:
+    """Return the model file that `path` names: itself, or that in a folder or in ``best/`` of a run folder.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"there is no file {path}; expected a .safetensors or .npz file, or a folder with {FILE}")
+        return path
+    for candidate in (path / FILE, path / _INDEX, path / "best" / FILE):
+        if candidate.exists():
+            return candidate
+    for other in sorted(path.iterdir()):
+        if other.suffix in (".safetensors", ".npz") and other.name != "training.safetensors":  # the state of a run
+            raise UserError(f"the folder {path} holds no {FILE}; give the file itself, such as {other}")
+        if other.suffix in _OTHERS:
+            refuse_other_kinds(other)
+    raise UserError(f"the folder {path} holds no model: expected {FILE} in it, or best/{FILE} in a run folder")
+
+
+def open_weights(path: Path) -> WeightsFile:
+    """Return the model file, of which only the headers are read.
+
+    Raises
+    ------
+    UserError
+        The file is missing, truncated, damaged or of another kind.
+    """
+    refuse_other_kinds(path)
+    if is_archive(path):
+        from minivit.weights.npz import read_npz, read_npz_shapes  # not for every `import minivit`
+
+        shapes, comment = read_npz_shapes(path)
+        about = {KEY: comment} if comment.startswith("{") else {}
+        return WeightsFile(path, _hollow(path, shapes), about, {}, lambda: read_npz(path))
+    beside = path.with_name("config.json")
+    config_json = read_json(beside) if beside.exists() else {}
+    if KEY in config_json and path.name not in (FILE, _INDEX):
+        config_json = {}  # `save_model` wrote it for model.safetensors
+    if path.name.endswith(".index.json"):
+        shards = _shards(path)
+        shapes = {name: shape for shard, found in shards.items() for name, shape in found.items()}
+        return WeightsFile(path, _hollow(path, shapes), {}, config_json, lambda: _read_shards(shards))
+    shapes, about = read_shapes(path), read_about(path)
+    return WeightsFile(path, _hollow(path, shapes), about, config_json, lambda: read_tensors(path)[0])
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """Return a checksum of the model file that `path` names, of all of them if there are several with an index.
+
+    Raises
+    ------
+    UserError
+        There is none, or it cannot be read.
+    """
+    path = model_file(path)
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for file in (path, *(_shards(path) if path.name.endswith(".index.json") else ())):
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "blake2b").digest())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def refuse_other_kinds(path: Path) -> None:
+    """Raise UserError, which says what the file is, unless it may hold a model."""
+    try:
+        kind = kind_of_file(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if kind is not None:
+        raise UserError(f"{path} is {kind}")
+
+
+def own_part(file: WeightsFile) -> dict[str, Any] | None:
+    """Return minivit's configuration and extra values from the model file, else from config.json, else None.
+
+    Raises
+    ------
+    UserError
+        They are damaged, or config.json is that of another model.
+    """
+    path, repeated = file.path, file.config_json.get(KEY)
+    own = parse_json(file.about[KEY], f"{path}: the configuration inside it") if KEY in file.about else repeated
+    if own is None:
+        return None
+    if not (isinstance(own, dict) and isinstance(own.get("config"), dict) and isinstance(own.get("extra"), dict)):
+        raise UserError(f"{path}: the configuration inside it has the wrong structure; the file is damaged")
+    if repeated is not None and (not isinstance(repeated, dict) or repeated.get("config") != own["config"]):
+        raise UserError(
+            f"{path.with_name('config.json')} describes another model than {path.name}; "
+            "keep each model in its own folder, or remove this config.json to use the configuration in the model file"
+        )
+    return own
+
+
+def _hollow(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    # vit_pytorch's models without a class token have one of no numbers.
+    if empty := [name for name, shape in shapes.items() if 0 in shape and not name.endswith("cls_token")]:
+        raise UserError(f"{path} is damaged: it has {counted('tensors without numbers', empty)}")
+    return {name: hollow(shape) for name, shape in shapes.items()}
+
+
+def _shards(path: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
+    """Return the shapes in each file of an index, which must hold just the tensors that the index names."""
+    places = read_json(path).get("weight_map")
+    if not (isinstance(places, dict) and places and all(isinstance(file, str) for file in places.values())):
+        raise UserError(f"{path} does not say in which files its tensors are: expected a 'weight_map'")
+    present = {file.name for file in path.parent.iterdir()}
+    for file in set(places.values()):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise UserError(f"{path} names {file!r:.60}; expected a .safetensors file in the same folder")
+        if file not in present:
+            raise UserError(f"{path} names {file!r:.60}, which is missing in its folder")
+    shards: dict[Path, dict[str, tuple[int, ...]]] = {}
+    for file in sorted(set(places.values())):
+        shards[path.with_name(file)] = shapes = read_shapes(path.with_name(file))
+        named = {name for name, where in places.items() if where == file}
+        if wrong := sorted(named ^ shapes.keys()):
+            raise UserError(f"{path} and {file} differ: {counted('tensors are in one of them only', wrong)}")
+    return shards
+
+
+def _read_shards(shards: Mapping[Path, object]) -> dict[str, Array]:
+    return {name: value for shard in shards for name, value in read_tensors(shard)[0].items()}

@@ -1,0 +1,104 @@
+"""At a point where a function is not differentiable, a right backward pass passes with a note and a wrong one fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from small_passes import normal
+
+from minivit.arrays import Array
+from minivit.checking import gradcheck
+from minivit.checking.kinks import find_kinks
+from minivit.checking.methods import Probe
+from minivit.testing import arrays, shapes
+
+
+def relu(x: Array) -> Any:
+    return np.maximum(x, 0), x
+
+
+def largest(x: Array) -> Any:
+    return x.max(axis=-1), x
+
+
+def first_largest(dy: Array, x: Array) -> Any:
+    return np.where(np.arange(x.shape[-1]) == x.argmax(-1)[..., None], dy[..., None], 0)
+
+
+def scatter_sorted(dy: Array, x: Array) -> Any:
+    order = np.argsort(np.argsort(x, -1, kind="stable"), -1, kind="stable")
+    return np.take_along_axis(dy, order, -1)
+
+
+RIGHT: dict[str, tuple[Any, Any]] = {
+    "relu, 0 at 0": (relu, lambda dy, x: dy * (x > 0)),
+    "relu, 1 at 0": (relu, lambda dy, x: dy * (x >= 0)),
+    "relu by where": (lambda x: (np.where(x.real > 0, x, 0), x), lambda dy, x: dy * (x > 0)),
+    "leaky relu": (lambda x: (np.where(x > 0, x, 0.1 * x), x), lambda dy, x: dy * np.where(x > 0, 1, 0.1)),
+    "abs": (lambda x: (np.abs(x), x), lambda dy, x: dy * np.sign(x)),
+    "clip": (lambda x: (np.clip(x, 0, 1), x), lambda dy, x: dy * ((x > 0) & (x < 1))),
+    "hinge": (lambda x: (np.maximum(0, 1 - x).sum(), x), lambda dy, x: -dy * (x < 1)),
+    "max": (largest, first_largest),
+    "sort": (lambda x: (np.sort(x, -1), x), scatter_sorted),
+}
+INTEGERS = np.random.default_rng(3).integers(-1, 2, (4, 7)).astype(float)  # zeros, ones and ties in each row
+ZEROS = normal(4, 7)
+ZEROS[0, 0] = ZEROS[1, 2] = 0
+
+
+@pytest.mark.parametrize("x", [ZEROS, INTEGERS, np.zeros((3, 4))], ids=["two zeros", "integers", "zeros"])
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_backward_pass_passes_at_kinks(name: str, x: Array) -> None:
+    report = gradcheck(*RIGHT[name], x)
+    assert report, str(report)
+
+
+WRONG: dict[str, tuple[Any, Any]] = {
+    "no mask": (relu, lambda dy, x: dy + 0),
+    "the other half": (relu, lambda dy, x: dy * (x < 0)),
+    "a factor": (relu, lambda dy, x: 1.001 * dy * (x > 0)),
+    "nothing": (relu, lambda dy, x: 0 * dy),
+    "abs as relu": (lambda x: (np.abs(x), x), lambda dy, x: dy * (x > 0)),
+    "5 at 0": (relu, lambda dy, x: dy * (x > 0) + 5 * (x == 0)),
+    "-dy at 0": (relu, lambda dy, x: dy * (x > 0) - dy * (x == 0)),
+}
+
+
+@pytest.mark.parametrize("x", [ZEROS, INTEGERS, np.zeros((3, 4))], ids=["two zeros", "integers", "zeros"])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_backward_pass_is_not_excused_by_kinks(name: str, x: Array) -> None:
+    assert not gradcheck(*WRONG[name], x)
+
+
+def test_a_tie_that_is_counted_twice_fails() -> None:
+    report = gradcheck(largest, lambda dy, x: (x == x.max(-1, keepdims=True)) * dy[:, None], INTEGERS)
+    assert not report
+    assert "is a tie counted twice?" in str(report)
+
+
+def test_the_report_names_the_kink_and_its_one_sided_derivatives() -> None:
+    accepted = str(gradcheck(*RIGHT["relu, 0 at 0"], ZEROS))
+    assert "kink at [0, 0]: the one-sided derivatives are 0 and 0.12573, backward gives 0, which is acc" in accepted
+    assert "1 more like it" in accepted
+    assert "which is not between them" in str(gradcheck(*WRONG["5 at 0"], ZEROS))
+
+
+def test_only_the_elements_at_kinks_are_found() -> None:
+    def kinks(f: Any, x: Array) -> list[int]:
+        probe = Probe(f, x, f(x), np.ones(f(x).shape))
+        return np.flatnonzero(find_kinks(probe, x.shape, np.random.default_rng(0)).mask).tolist()
+
+    x = normal(300)
+    x[[3, 250]] = 0
+    assert kinks(lambda x: np.maximum(x, 0), x) == [3, 250]
+    for smooth in (np.tanh, np.exp, np.square, lambda x: x**3, lambda x: x * x.sum(), np.cos):
+        assert kinks(smooth, x) == []
+
+
+@given(x=shapes(2, (2, 3, 5, 7)).flatmap(lambda shape: arrays(shape, values="mixed")))
+def test_arrays_with_zeros_and_ties_do_not_fail_a_right_backward_pass(x: Array) -> None:
+    for name in ("relu, 0 at 0", "leaky relu", "abs", "clip", "max"):
+        assert gradcheck(*RIGHT[name], x)
