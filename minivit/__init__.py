@@ -12,12 +12,13 @@ from minivit.errors import RunError, UserError, stop_in_one_line
 
 stop_in_one_line()  # before anything slow is imported
 
+import importlib
 import importlib.util
+from typing import TYPE_CHECKING
 
-from minivit import layers, ops, testing
+from minivit import layers, ops
 from minivit import random as keys  # its name in earlier versions
 from minivit.arrays import to_backend, to_host
-from minivit.checking import compare, gradcheck, gradcheck_layer, gradcheck_model
 from minivit.engine import Engine
 from minivit.nn import initializers
 from minivit.nn.config import ViTConfig
@@ -26,9 +27,14 @@ from minivit.nn.parameters import Parameter
 from minivit.nn.presets import PRESETS, create_model, get_config, list_models
 from minivit.nn.vit import ViT
 from minivit.random import Key
-from minivit.tracing import trace
 from minivit.train.optimizers import SGD, Adam, AdamW
 from minivit.weights import load_model, save_model
+
+if TYPE_CHECKING:
+    from minivit import testing
+    from minivit.checking.checks import gradcheck, gradcheck_layer, gradcheck_model
+    from minivit.checking.compare import compare
+    from minivit.tracing.trace import trace
 
 if importlib.util.find_spec("minivit.kernels"):
     importlib.import_module("minivit.kernels")
@@ -66,3 +72,25 @@ __all__ = [
     "to_host",
     "trace",
 ]
+
+# Training and prediction need none of these, which would take half of the time of `import minivit`.
+_IMPORTED_ON_USE = {
+    "compare": "minivit.checking",
+    "gradcheck": "minivit.checking",
+    "gradcheck_layer": "minivit.checking",
+    "gradcheck_model": "minivit.checking",
+    "testing": "minivit.testing",
+    "trace": "minivit.tracing",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _IMPORTED_ON_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_IMPORTED_ON_USE[name])
+    globals()[name] = value = module if name == "testing" else getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_IMPORTED_ON_USE})

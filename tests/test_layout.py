@@ -124,3 +124,16 @@ def test_importing_minivit_needs_numpy_and_threadpoolctl_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_importing_minivit_does_not_import_the_gradient_check_and_traces() -> None:
+    """They are half of the time of the import; their public names are imported on use, and are listed."""
+    code = (
+        "import sys\n"
+        "import minivit\n"
+        "print(any(name.startswith(('minivit.checking', 'minivit.tracing')) for name in sys.modules))\n"
+        "print(set(minivit.__all__) <= set(dir(minivit)), all(hasattr(minivit, name) for name in minivit.__all__))\n"
+        "print(minivit.trace.__module__, minivit.testing.__name__, hasattr(minivit, 'nothing'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False", "True True", "minivit.tracing.trace minivit.testing False"]
