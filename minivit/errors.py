@@ -133,7 +133,7 @@ def stop_in_one_line() -> None:
         os.write(2, b"minivit: stopped\n")
         os._exit(1)
 
-    name = os.path.basename(getattr(sys, "argv", [""])[0])  # noqa: PTH119
+    name = os.path.basename(getattr(sys, "argv", [""])[0])  # noqa: PTH119 - pathlib takes time to import
     as_module = name == "-m" and "minivit" in sys.orig_argv[:4]  # while Python looks for the module to run
     if (as_module or name == "minivit") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         try:

@@ -108,6 +108,8 @@ def test_a_missing_file_and_a_folder_without_a_model_are_refused(tmp_path: Path)
         load_model(tmp_path / "nothing.safetensors")
     with pytest.raises(UserError, match=r"holds no model: expected model\.safetensors"):
         load_model(tmp_path)
+    with pytest.raises(UserError, match=r"^a+ cannot be read: "):
+        load_model("a" * 5000)
 
 
 def drop(name: str) -> Callable[[dict[str, Array]], object]:

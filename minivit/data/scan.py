@@ -89,7 +89,7 @@ def scan_folder(path: Path) -> Scan:
         found.notes.append(f"{path} has one class alone, {name}: every answer is right, so nothing is learnt")
     others += [str(path / name) for name in files]
     if others:
-        names = [os.path.basename(name) for name in others]  # noqa: PTH119
+        names = [os.path.basename(name) for name in others]  # noqa: PTH119 - a Path for each of many files is slow
         found.notes.append(f"skipped files that are not images {some(names)}")
     return found
 
@@ -233,7 +233,7 @@ def _search(
         unreadable.append((folder, message))
         return
     for name in subfolders:
-        inner = os.path.join(folder, name)  # noqa: PTH118
+        inner = os.path.join(folder, name)  # noqa: PTH118 - as above
         _search(inner, f"{below}{name}/", found, others, unreadable, (*above, this))
 
 

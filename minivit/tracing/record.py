@@ -112,7 +112,7 @@ class Record:
         names = self.argument_names if self.is_op == of_op else []
         if names and self.holds_statistics:  # an AttributeError of a property would be hidden by `__getattr__`
             raise UserError(_ONLY_STATISTICS.format(names[0]))
-        return {name: Values(self.quantities[name], self.quantities.get(f"d{name}")) for name in names}  # type: ignore[arg-type]
+        return {name: Values(self.quantities[name], self.quantities.get(f"d{name}")) for name in names}  # type: ignore[arg-type] # not statistics
 
     @property
     def parameters(self) -> dict[str, Values]:

@@ -139,7 +139,7 @@ def _read_lines(
         text = read_bytes(path, limit).decode()
         if may_be_cut:
             text = text[: text.rfind("\n") + 1]
-        for number, line in enumerate(text.splitlines(), start=1):  # noqa: B007
+        for number, line in enumerate(text.splitlines(), start=1):  # noqa: B007 - read after an error
             values = parse_json(line, "it")
             records.append(expect_checksum(values, "it", before, required=bool(before)))
             before = str(values.get("checksum", ""))

@@ -32,8 +32,12 @@ def model_file(path: str | os.PathLike[str]) -> Path:
         There is none.
     """
     path = Path(path)
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if not path.is_dir():
-        if not path.exists():
+        if not exists:
             raise UserError(f"there is no file {path}; expected a .safetensors or .npz file, or a folder with {FILE}")
         return path
     for candidate in (path / FILE, path / _INDEX, path / "best" / FILE):
