@@ -85,8 +85,9 @@ function stageText(stage) {
   if (stage.kind === "loss") return `loss: ${number(stage.y_norm)}`;
   const gradient = stage.dy_norm === null ? "" : `, gradient norm ${number(stage.dy_norm)}`;
   const token = followed();
-  const its = stage.y && token !== null ? `; ${tokenName(token)}: ${number(stage.y[token])}${stage.dy ? ` and ${number(stage.dy[token])}` : ""}` : "";
-  return `${stage.title}: activation norm ${number(stage.y_norm)}${gradient}${its}`;
+  const its = [stage.y, stage.dy].map((norms) => norms?.[token] ?? null).filter((norm) => norm !== null).map((norm) => number(norm));
+  const followedHere = its.length ? `; ${tokenName(token)}: ${its.join(" and ")}` : "";
+  return `${stage.title}: activation norm ${number(stage.y_norm)}${gradient}${followedHere}`;
 }
 
 /** What is drawn in each lane, in words; on a narrow screen they stand along the lane. */
@@ -94,7 +95,8 @@ function laneNames(plan) {
   const scales = scalesOf(stagesNow(), true);
   return plan.lanes.map(([low, high], i) => {
     const { low: least, high: most } = i ? scales.backward : scales.forward;
-    const text = `${i ? "gradient" : "activation"} of the token${plan.across ? ", among those of all tokens (band)" : ""}: ${number(least, 2)} to ${number(most, 2)}`;
+    const range = plan.across ? `, among those of all tokens (band): ${number(least, 2)} to ${number(most, 2)}` : "";
+    const text = `${i ? "gradient" : "activation"} of the token${range}`;
     const style = plan.across ? { left: "4px", top: `${high - 22}px` } : { left: `${(low + high) / 2 - 9}px`, top: "4px" };
     return h("span", { class: "lane-name", style }, text);
   });
@@ -121,7 +123,8 @@ function showToken(path) {
 }
 
 function tokenText(stages, token) {
-  const known = stages.filter((stage) => stage.y);
+  const known = stages.filter((stage) => (stage.y?.[token] ?? null) !== null);
+  if (!known.length) return [`The ${tokenName(token)} is not there at any stage.`];
   const [first, last] = [known[0], known.at(-1)];
   const norms = (key) => `${number(first[key][token])} after ${first.title}, ${number(last[key][token])} after ${last.title}`;
   const texts = [h("strong", {}, `Following the ${tokenName(token).replace("patch row", "patch in row")}`), `. Activation: ${norms("y")}.`];
@@ -132,7 +135,7 @@ function tokenText(stages, token) {
 function showNumbers(box) {
   const token = followed();
   const norms = (stage) => [number(stage.y_norm), stage.dy_norm === null ? "–" : number(stage.dy_norm)];
-  const its = (values) => (values && token !== null ? number(values[token]) : "–");
+  const its = (values) => ((values?.[token] ?? null) === null ? "–" : number(values[token]));
   const rows = stagesNow().map((stage) => [stage.title, ...norms(stage), its(stage.y), its(stage.dy)]);
   const head = ["stage", "activation", "gradient", "activation of the token", "gradient of the token"];
   box.replaceChildren(box.firstChild, table("Norms along the path", head, rows));
