@@ -3,40 +3,42 @@
 import { data, mapAt, tokenName } from "./data.js";
 import { h, number } from "./dom.js";
 import { legend } from "./heat_map.js";
-import { about, largest, mapValues, valueCanvas, valueCell } from "./value_maps.js";
+import { about, largest, mapValue, resolution, valueCanvas, valueCell } from "./value_maps.js";
 
 /**
- * A card for each head.
+ * A card for each head; `flat` says that all gradients shown are zero, to the 8 bits of their maps.
  * @param {object} image - with the trace of the page's data
  * @param {{layer: string, weights: number[], dweights: number[] | null, queries: number, tokens: number}} block
  * @param {number} token - the one that is followed
  * @param {{to: boolean, together: boolean, beneath: boolean}} options - the column of the token instead of its row; one
  *   scale for all heads; the image beneath the weights
- * @returns {HTMLElement[]}
+ * @returns {{cards: HTMLElement[], flat: boolean}}
  */
 export function attentionHeads(image, block, token, options) {
-  const of = (maps) => maps?.map((index) => attentionOf(mapAt(index), block, token, options.to));
-  const [weights, dweights] = [of(block.weights), of(block.dweights)];
-  return weights.map((values, head) => {
-    const high = largest(...(options.together ? weights : [values]));
-    const parts = [["weights", values, 0, high]];
+  const slices = (maps) => maps.map((index) => attentionOf(mapAt(index), block, token, options.to));
+  const weights = slices(block.weights);
+  const dweights = block.dweights && slices(block.dweights);
+  const high = (arrays, maps, head) => {
+    const [shown, scales] = options.together ? [arrays, maps] : [[arrays[head]], [maps[head]]];
+    return Math.max(largest(...shown), ...scales.map((index) => resolution(mapAt(index))));
+  };
+  const cards = weights.map((values, head) => {
+    const parts = [["weights", values, 0, high(weights, block.weights, head)]];
     if (dweights) {
-      const most = largest(...(options.together ? dweights : [dweights[head]]));
+      const most = high(dweights, block.dweights, head);
       parts.push(["dweights", dweights[head], -most, most]);
     }
     const name = `head ${head}`;
     const maps = parts.map((part) => tokenMap(image, token, name, options, part));
     return h("section", { class: "head" }, h("h3", {}, name), h("p", { class: "muted" }, strongest(values)), h("div", { class: "pair" }, maps));
   });
+  return { cards, flat: !!dweights && largest(...dweights) === 0 };
 }
 
 /** The weights of one query over all keys, or of all queries for one key. */
-function attentionOf(map, block, token, to) {
-  const values = mapValues(map);
-  const { queries, tokens } = block;
-  if (to) return Float64Array.from({ length: queries }, (_, query) => values[query * tokens + token]);
+function attentionOf(map, { queries, tokens }, token, to) {
   const query = Math.min(token, queries - 1);
-  return values.slice(query * tokens, (query + 1) * tokens);
+  return Float64Array.from({ length: to ? queries : tokens }, (_, i) => (to ? mapValue(map, i, token) : mapValue(map, query, i)));
 }
 
 function strongest(values) {
@@ -48,7 +50,8 @@ function strongest(values) {
 function tokenMap(image, token, name, { beneath }, [what, values, low, high]) {
   const { prefix_tokens: prefix, grid } = data.model;
   const [rows, cols] = grid;
-  const label = `${what} of ${name} over the patches, ${rows} × ${cols}, from ${number(low, 2)} to ${number(high, 2)}; ${strongest(values)}`;
+  const range = `from ${number(Math.min(...values), 2)} to ${number(Math.max(...values), 2)}`;
+  const label = `${what} of ${name} over the patches, ${rows} × ${cols}, ${range}; ${strongest(values)}`;
   const over = values.length === data.model.tokens;
   const shape = over ? { values: values.slice(prefix), rows, cols } : { values, rows: values.length, cols: 1 };
   const cellName = (i) => tokenName(over ? prefix + i : i);

@@ -1,7 +1,7 @@
 /* The axes of charts: where a value lies, and the ticks that have room. */
 
 /** The room in pixels around the area of a chart; that on the left depends on the ticks. */
-export const CHART_ROOM = { top: 22, right: 12, bottom: 40 };
+export const CHART_ROOM = { top: 22, right: 22, bottom: 40 };
 
 const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 
@@ -25,11 +25,12 @@ export function chartAxis({ kind, labels = [], include = [] }, values, from, to)
 
 /** Every tick, or every second, third ... of them: as many as have room beside each other. */
 function withRoom(ticks, upright) {
-  const longest = Math.max(...ticks.map((tick) => tick.text.length));
-  const needed = upright ? 18 : 7 * longest + 8;
-  const apart = ticks.length > 1 ? Math.abs(ticks[1].at - ticks[0].at) : needed;
-  const every = Math.max(1, Math.ceil(needed / apart));
-  return ticks.filter((_, i) => i % every === 0);
+  const size = ({ text }) => (upright ? 16 : 7 * text.length + 8);
+  const fits = (some) => some.every((tick, i) => !i || Math.abs(tick.at - some[i - 1].at) >= (size(tick) + size(some[i - 1])) / 2);
+  for (let every = 1; ; every++) {
+    const some = ticks.filter((_, i) => i % every === 0);
+    if (fits(some)) return some;
+  }
 }
 
 function labelTicks(labels) {

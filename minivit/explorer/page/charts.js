@@ -33,25 +33,26 @@ let chartsMade = 0;
  */
 export function chart(options) {
   const id = `chart-${++chartsMade}`;
-  const svg = s("svg", { class: "plot", role: "img", "aria-labelledby": `${id}-title ${id}-text` });
-  const caption = h("figcaption");
+  const svg = s("svg", { class: "plot", role: "img", "aria-labelledby": `${id}-title`, "aria-describedby": `${id}-text` });
+  const caption = h("figcaption", { id: `${id}-title` });
+  const about = h("p", { class: "muted", id: `${id}-text` });
   const legend = h("ul", { class: "chart-legend" });
   const missing = h("p", { class: "chart-missing" });
   const numbers = details("Numbers");
-  const element = h("figure", { class: "chart" }, caption, legend, svg, missing, numbers);
+  const element = h("figure", { class: "chart" }, caption, about, legend, svg, missing, numbers);
   let drawn = 0;
 
   const draw = (width) => {
     drawn = width;
-    const { title, description, height = 240 } = options;
+    const { height = 240 } = options;
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    const texts = [s("title", { id: `${id}-title` }, title), s("desc", { id: `${id}-text` }, description)];
-    svg.replaceChildren(...texts, ...chartParts(options, width, height));
+    svg.replaceChildren(...chartParts(options, width, height));
   };
   const update = (next) => {
     options = next;
-    const { title, series, references = [] } = options;
+    const { title, description, series, references = [] } = options;
     caption.textContent = title;
+    about.textContent = description;
     const keys = [...series.map(legendKey), ...references.map(referenceKey)];
     legend.replaceChildren(...(keys.length > 1 ? keys : []));
     missing.textContent = missingText(options);

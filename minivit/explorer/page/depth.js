@@ -5,12 +5,12 @@ import { data } from "./data.js";
 import { h, number } from "./dom.js";
 import { detail, go, set, state } from "./state.js";
 
-export const depthView = { id: "depth", title: "Depth and time", build: buildDepth };
+export const depthView = { id: "depth", title: "Depth and time", build: build };
 
 /* The updates of a step are about a thousandth of the weights where training goes well. */
 const USUAL_RATIO = 1e-3;
 
-function buildDepth(root) {
+function build(root) {
   const { steps, note } = data.depth;
   const charts = depthCharts(chosenStep()).map((options) => chart(options));
   const slider = stepSlider(steps);

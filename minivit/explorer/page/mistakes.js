@@ -7,9 +7,9 @@ import { legend } from "./heat_map.js";
 import { address, detail, go } from "./state.js";
 import { largest, mapValues, valueCanvas } from "./value_maps.js";
 
-export const mistakesView = { id: "mistakes", title: "Break it", build: buildMistakes };
+export const mistakesView = { id: "mistakes", title: "Break it", build: build };
 
-function buildMistakes(root) {
+function build(root) {
   const { mistakes } = data;
   root.append(h("h2", {}, "Typical mistakes, and how the gradient check finds them"));
   if (!mistakes.length) {

@@ -25,7 +25,7 @@ export function attentionRollout(image) {
     h("p", {}, text),
     h(
       "div",
-      { class: "heads" },
+      { class: "pictures" },
       figure("image", picture),
       figure("bright where it contributes", masked),
       figure("rollout", canvas, legend(map.low, map.high)),
