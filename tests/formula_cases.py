@@ -208,7 +208,7 @@ def grid_positions_case() -> Case:
 
 def sincos_case() -> Case:
     powers = {"f": np.array([1, 1e-4]), "f_mae": np.array([1, 1e-2])}
-    case = Case(R=2, y=np.zeros((2, 8, 8)), **powers)
+    case = Case(R=2, t=np.zeros((8, 8)), **powers)
     return case.op(ops.sincos_positions, (2, 4), x=normal(2, 8, 8))
 
 

@@ -10,7 +10,11 @@ const file = new URL("../../minivit/explorer/formulas.json", import.meta.url);
 function mathml(latex) {
   const options = { displayMode: true, throwOnError: true };
   // Classes belong to a style sheet that the page does not have, and its policy refuses styles of elements.
-  const text = temml.renderToString(latex, options).replace(/ (class|style)="[^"]*"/g, "");
+  const text = temml
+    .renderToString(latex, options)
+    .replace(/ (class|style)="[^"]*"/g, "")
+    // The space of an operator beside a text: Chromium adds that of the operator to it.
+    .replace(/<mrow><mspace width="[^"]*"><\/mspace>(<mo>[^<]*<\/mo>)<mspace width="[^"]*"><\/mspace><\/mrow>/g, "$1");
   const said = latex.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/"/g, "&quot;");
   return text.replace("<math", `<math alttext="${said}"`);
 }
