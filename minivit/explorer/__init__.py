@@ -1,5 +1,6 @@
 """What training runs did: measures and figures of their metrics, their kept steps and their predictions."""
 
+from minivit.explorer.explore import MOST_IMAGES, PageData, explore
 from minivit.explorer.figures import plot_calibration, plot_confusion, plot_curves, plot_update_ratios
 from minivit.explorer.measures import (
     Calibration,
@@ -11,18 +12,23 @@ from minivit.explorer.measures import (
     update_ratios,
     worst_pairs,
 )
+from minivit.explorer.page import write_page
 
 __all__ = [
+    "MOST_IMAGES",
     "Calibration",
+    "PageData",
     "Pair",
     "UpdateRatios",
     "calibration",
     "confusion",
     "curves",
+    "explore",
     "plot_calibration",
     "plot_confusion",
     "plot_curves",
     "plot_update_ratios",
     "update_ratios",
     "worst_pairs",
+    "write_page",
 ]

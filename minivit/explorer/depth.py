@@ -1,0 +1,138 @@
+"""Norms, update-to-weight ratios and attention distance by depth, of a model and of the kept steps of its run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from minivit.arrays import Array, library_name, namespace, to_host
+from minivit.errors import UserError
+from minivit.explorer.measures import update_ratios
+from minivit.nn.vit import ViT
+from minivit.tracing.attention import attention_distance
+from minivit.tracing.figures import spaced
+from minivit.tracing.measures import part_of
+from minivit.tracing.table import norm_of
+from minivit.tracing.trace import Labels, Trace, trace
+from minivit.train.run_folder import RunFolder
+from minivit.weights import load_model, read_tensors
+
+MOST_STEPS = 24
+
+_NO_RUN = "The model is not of a run, so that there are no earlier steps of it."
+_NO_STEPS = "The run kept no steps: train with --keep-every 500 to see them."
+
+
+class Step(TypedDict):
+    """The model after one step. schema.json describes the fields."""
+
+    step: int | None
+    label: str
+    loss: float | None
+    y: list[float]
+    dy: list[float | None]
+    dparameters: list[float | None]
+    weights: list[float]
+    update_ratio: list[float | None] | None
+    distance: list[list[float]] | None
+
+
+class Depth(TypedDict):
+    """All steps, the last of which is the model of the page."""
+
+    layers: list[str]
+    steps: list[Step]
+    note: str
+
+
+def depth_of(
+    model: ViT, traced: Trace, image: Array, labels: Labels | None, run: RunFolder | None, label: str
+) -> Depth:
+    """Return the measures by depth for one image.
+
+    Parameters
+    ----------
+    model : ViT
+        The model of the page.
+    traced : Trace
+        Of the image.
+    image : Array
+        (1, height, width, C), as the model takes it.
+    labels : Labels or None
+        Its label.
+    run : RunFolder or None
+        Where kept steps are.
+    label : str
+        What the page calls the model, such as "best".
+    """
+    layers = [row.name for row in traced.rows()]
+    if run is None:
+        return {"layers": layers, "steps": [_step(model, traced, image, layers, None, label, None)], "note": _NO_RUN}
+    try:
+        kept = run.kept_steps()
+    except UserError:
+        return {"layers": layers, "steps": [_step(model, traced, image, layers, None, label, None)], "note": _NO_STEPS}
+    chosen = spaced(len(kept), MOST_STEPS)
+    folders = {number: folder for i, (number, folder) in enumerate(kept.items()) if i in chosen}
+    ratios: list[list[float | None] | None] = [None, *_ratios(folders, layers)]
+    library = library_name(namespace(model.parameters.store.values))
+    steps = []
+    for (number, folder), ratio in zip(folders.items(), ratios, strict=True):
+        earlier = load_model(folder, backend=library)
+        of_step = trace(earlier, image, labels, statistics=True)
+        steps.append(_step(earlier, of_step, image, layers, number, f"step {number}", ratio))
+    note = "" if len(folders) == len(kept) else f"{len(folders)} of the run's {len(kept)} kept steps, evenly chosen."
+    return {"layers": layers, "steps": [*steps, _step(model, traced, image, layers, None, label, None)], "note": note}
+
+
+def _ratios(folders: Mapping[int, Path], layers: list[str]) -> Iterator[list[float | None]]:
+    """Yield the median of the update ratios of the parameters of each part, step by step."""
+    if len(folders) < 2:
+        return
+    found = update_ratios((step, read_tensors(folder / "model.safetensors")[0]) for step, folder in folders.items())
+    parts = np.array([part_of(name) for name in found.names])
+    for row in found.ratios:
+        of_parts = [row[(parts == layer) & ~np.isnan(row)] for layer in layers]
+        yield [float(np.median(each)) if each.size else None for each in of_parts]
+
+
+def _step(
+    model: ViT,
+    traced: Trace,
+    image: Array,
+    layers: list[str],
+    step: int | None,
+    label: str,
+    ratio: list[float | None] | None,
+) -> Step:
+    rows = traced.rows()
+    return {
+        "step": step,
+        "label": label,
+        "loss": None if traced.loss is None else float(to_host(traced.loss).real),
+        "y": [norm_of(row.y) for row in rows],
+        "dy": [None if row.dy is None else norm_of(row.dy) for row in rows],
+        "dparameters": [row.gradient for row in rows],
+        "weights": _weights(model, layers),
+        "update_ratio": ratio,
+        "distance": _distance(model, image),
+    }
+
+
+def _weights(model: ViT, layers: list[str]) -> list[float]:
+    norms: dict[str, list[float]] = {layer: [] for layer in layers}
+    for name, parameter in model.parameters.items():
+        if (part := part_of(name)) in norms:
+            norms[part].append(float(np.linalg.norm(to_host(parameter.value).astype(np.float64))))
+    return [math.hypot(*norms[layer]) for layer in layers]
+
+
+def _distance(model: ViT, image: Array) -> list[list[float]] | None:
+    try:
+        return attention_distance(model, image).tolist()
+    except UserError:
+        return None
