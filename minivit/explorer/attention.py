@@ -42,7 +42,7 @@ def attention_of(trace: Trace, maps: HeatMaps) -> list[BlockAttention]:
 
 def _heads(weights: Array, what: str, maps: HeatMaps) -> list[int] | None:
     indices = [
-        maps.add_exactly(each, f"{what} of one head: queries by keys; a cell is a number") for each in weights[0]
+        maps.add_exactly(each, f"{what} of one head: queries by keys; a cell is a number, each row in 8 bits of its own scale") for each in weights[0]
     ]
     return None if None in indices else [index for index in indices if index is not None]
 
