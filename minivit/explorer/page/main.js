@@ -1,14 +1,17 @@
 /* Starts the page: the head, the tabs and the view that the URL names. */
 
+import { attentionView } from "./attention.js";
 import { className, data } from "./data.js";
+import { depthView } from "./depth.js";
 import { h, number, percent, whole } from "./dom.js";
 import { layersView } from "./layers.js";
+import { mistakesView } from "./mistakes.js";
 import { firstToken } from "./patches.js";
 import { pathView } from "./path.js";
 import { followHash, onChange, set, state } from "./state.js";
 import { makeTabs } from "./tabs.js";
 
-const VIEWS = [pathView, layersView];
+const VIEWS = [pathView, layersView, attentionView, depthView, mistakesView];
 
 function start() {
   set({ token: firstToken(data.images[0]) });

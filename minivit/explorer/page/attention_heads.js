@@ -1,0 +1,73 @@
+/* The heads of a block side by side: the weights of one token over the image's patches, and their gradient. */
+
+import { data, mapAt, tokenName } from "./data.js";
+import { h, number } from "./dom.js";
+import { legend } from "./heat_map.js";
+import { about, largest, mapValue, resolution, valueCanvas, valueCell } from "./value_maps.js";
+
+/**
+ * A card for each head; `flat` says that all gradients shown are zero, to the 8 bits of their maps.
+ * @param {object} image - with the trace of the page's data
+ * @param {{layer: string, weights: number[], dweights: number[] | null, queries: number, tokens: number}} block
+ * @param {number} token - the one that is followed
+ * @param {{to: boolean, together: boolean, beneath: boolean}} options - the column of the token instead of its row; one
+ *   scale for all heads; the image beneath the weights
+ * @returns {{cards: HTMLElement[], flat: boolean}}
+ */
+export function attentionHeads(image, block, token, options) {
+  const slices = (maps) => maps.map((index) => attentionOf(mapAt(index), block, token, options.to));
+  const weights = slices(block.weights);
+  const dweights = block.dweights && slices(block.dweights);
+  const high = (arrays, maps, head) => {
+    const [shown, scales] = options.together ? [arrays, maps] : [[arrays[head]], [maps[head]]];
+    return Math.max(largest(...shown), ...scales.map((index) => resolution(mapAt(index))));
+  };
+  const cards = weights.map((values, head) => {
+    const parts = [["weights", values, 0, high(weights, block.weights, head)]];
+    if (dweights) {
+      const most = high(dweights, block.dweights, head);
+      parts.push(["dweights", dweights[head], -most, most]);
+    }
+    const name = `head ${head}`;
+    const maps = parts.map((part) => tokenMap(image, token, name, options, part));
+    return h("section", { class: "head" }, h("h3", {}, name), h("p", { class: "muted" }, strongest(values)), h("div", { class: "pair" }, maps));
+  });
+  return { cards, flat: !!dweights && largest(...dweights) === 0 };
+}
+
+/** The weights of one query over all keys, or of all queries for one key. */
+function attentionOf(map, { queries, tokens }, token, to) {
+  const query = Math.min(token, queries - 1);
+  return Float64Array.from({ length: to ? queries : tokens }, (_, i) => (to ? mapValue(map, i, token) : mapValue(map, query, i)));
+}
+
+function strongest(values) {
+  const most = values.indexOf(Math.max(...values));
+  return `most: ${tokenName(most)}, ${about(values[most])}`;
+}
+
+/** The values over the grid of patches, and those of class and register tokens in cells above it. */
+function tokenMap(image, token, name, { beneath }, [what, values, low, high]) {
+  const { prefix_tokens: prefix, grid } = data.model;
+  const [rows, cols] = grid;
+  const range = `from ${number(Math.min(...values), 2)} to ${number(Math.max(...values), 2)}`;
+  const label = `${what} of ${name} over the patches, ${rows} × ${cols}, ${range}; ${strongest(values)}`;
+  const over = values.length === data.model.tokens;
+  const shape = over ? { values: values.slice(prefix), rows, cols } : { values, rows: values.length, cols: 1 };
+  const cellName = (i) => tokenName(over ? prefix + i : i);
+  const canvas = valueCanvas({ ...shape, low, high, label, cellName });
+  const before = Array.from({ length: over ? prefix : 0 }, (_, i) =>
+    valueCell(i ? `r${i}` : "cls", values[i], low, high, tokenName(i)),
+  );
+  const mark = over && token >= prefix ? h("div", { class: "patch-mark", style: place(token - prefix, rows, cols) }) : null;
+  const picture = beneath && over ? h("img", { src: image.png, alt: "" }) : null;
+  const map = h("div", { class: beneath && over ? "marked over-image" : "marked" }, picture, canvas, mark);
+  const cells = before.length ? h("div", { class: "value-cells" }, before) : null;
+  return h("figure", { class: "token-map" }, h("figcaption", {}, what), cells, map, legend(low, high));
+}
+
+function place(patch, rows, cols) {
+  const [row, col] = [Math.floor(patch / cols), patch % cols];
+  const part = (count, of) => `${(100 * count) / of}%`;
+  return { top: part(row, rows), left: part(col, cols), height: part(1, rows), width: part(1, cols) };
+}
