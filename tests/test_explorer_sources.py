@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_vit import batch, model
 
 import minivit
 from minivit import layers, ops
 from minivit.arrays import Array
 from minivit.explorer.explained import known_classes, known_ops
+from minivit.explorer.explore import explore
 from minivit.explorer.formulas import formulas
 from minivit.explorer.sources import kind_of, sources
 from minivit.nn.layer import Layer
@@ -105,3 +107,23 @@ def test_a_class_with_the_passes_of_ours_has_our_formulas() -> None:
 
 def test_every_kind_with_a_gradient_has_formulas() -> None:
     assert {*formulas([*known_classes(), *known_ops()])} == {*LAYERS, *OPS}
+
+
+def test_the_page_has_the_formulas_and_the_lines_of_the_kinds_of_its_layers() -> None:
+    class Attention(layers.Attention):
+        """Another class of this name."""
+
+        def backward(self, dy: Array, cache: Any) -> Array:
+            return super().backward(dy, cache)
+
+    vit = model()
+    vit.blocks[0].attn = Attention(12, 3).initialize(seed=0)
+    data = explore(vit, batch(1)[0], [0])
+    kinds = {layer["name"]: layer["kind"] for layer in data["images"][0]["layers"]}
+    assert kinds["model"] == "ViT"
+    assert kinds["blocks.1.attn"] == "Attention"
+    assert kinds["blocks.0.attn"] == f"{__name__}.{Attention.__qualname__}"
+    assert {*data["sources"]} == {*kinds.values()}
+    assert {*data["formulas"]} == {*kinds.values()} - {kinds["blocks.0.attn"]}
+    files = {each["name"]: each["file"] for each in data["sources"][kinds["blocks.0.attn"]]}
+    assert (files["Attention.forward"], files["Attention.backward"]) == ("minivit/nn/attention.py", __name__)

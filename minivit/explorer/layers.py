@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from minivit.explorer.heat_maps import HeatMaps, plane_of
+from minivit.explorer.sources import kind_of
+from minivit.nn.vit import ViT
+from minivit.tracing.names import ROOT
 from minivit.tracing.quantities import ATTENTION
 from minivit.tracing.record import Record
 from minivit.tracing.statistics import Statistics
@@ -77,23 +80,24 @@ class Layer(TypedDict):
     quantities: list[Quantity]
 
 
-def layers_of(records: Mapping[str, Record], dtype: str, maps: HeatMaps | None) -> list[Layer]:
+def layers_of(records: Mapping[str, Record], model: ViT, maps: HeatMaps | None) -> list[Layer]:
     """Return the layers of a trace of one image, and its ops that have no layer of their own, in their order.
 
     Parameters
     ----------
     records : mapping
         Those of the trace, by name.
-    dtype : str
-        Of the model: that of quantities of which there are statistics alone.
+    model : ViT
+        The traced model.
     maps : HeatMaps or None
         Where the heat maps go; None: statistics alone.
     """
-    names = shown(records)
+    names, dtype = shown(records), str(model.parameters.store.values.dtype)
+    classes = {name or ROOT: type(layer) for name, layer in model.named_layers()}
     return [
         {
             "name": name,
-            "kind": records[name].kind,
+            "kind": kind_of(classes[name]) if name in classes else records[name].kind,
             "title": title(name),
             "block": block_of(name),
             "parent": _parent(name, names),
