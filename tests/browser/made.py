@@ -62,7 +62,7 @@ def make_pages(folder: Path) -> Made:
     model = create_model(
         "vit_micro_patch4_8", patch_size=2, depth=2, embed_dim=8, num_heads=2, num_classes=3, dtype="float64"
     )
-    images = np.random.default_rng(0).standard_normal((1, model.config.height, model.config.width, 3))
+    images = np.random.default_rng(0).standard_normal((1, model.config.height, model.config.width, 1))
     write_page(explore(model, images, [1], class_names=(MARKUP, "two", "three"), names=[MARKUP]), paths["markup"])
     write_page(explore(model, images, None, title="Statistics"), paths["statistics"])
     return Made(paths, {name: data_of(path) for name, path in paths.items()})

@@ -7,7 +7,8 @@
     for (let up = node; up && up !== document.body; up = up.parentElement) if (scrolls(up)) return true;
     return false;
   };
-  const forReadersOnly = (node) => {  // one pixel that is cut away: for screen readers
+  const forReadersOnly = (node) => { // one pixel that is cut away, or left of the window until it has the focus
+    if (node.getBoundingClientRect().right <= 0) return true;
     for (let up = node; up; up = up.parentElement) {
       const style = getComputedStyle(up);
       if (style.clipPath !== "none" || style.clip !== "auto") return true;

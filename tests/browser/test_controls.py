@@ -68,4 +68,4 @@ def test_every_control_is_reached_by_the_keyboard(open_page: Open, view: str) ->
         if not page.evaluate(script("reach.js")):
             break
     missed = page.evaluate(script("missed.js"))
-    assert missed == []
+    assert not missed, "\n".join(missed)

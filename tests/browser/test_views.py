@@ -58,7 +58,7 @@ def test_no_text_overflows(open_page: Open, name: str, width: int) -> None:
         opened.page.evaluate("() => document.querySelectorAll('details').forEach(each => { each.open = true; })")
         found += [f"{view}: {line}" for line in opened.page.evaluate(script("overflow.js"))]
         found += [f"{view}: {line}" for line in opened.page.evaluate(script("overlap.js"))]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -76,7 +76,7 @@ def test_axe_finds_nothing(open_page: Open, node_modules: Path, scheme: str, wid
             for each in result["violations"]
             for node in each["nodes"]
         ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_the_first_view_is_there_within_a_second(open_page: Open) -> None:
