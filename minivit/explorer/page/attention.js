@@ -102,7 +102,7 @@ function drawHeads(root, token, options) {
   const about = !block.dweights
     ? "Without a label there is no loss, and so no gradient."
     : flat
-      ? "The gradients of these weights are zero, or too small for the 8 bits of their maps: here the loss does not depend on them."
+      ? "The gradient of these weights, dweights, is zero: the loss does not depend on them."
       : "Beside the weights of each head their gradient, dweights: where it is positive, more attention would raise the loss.";
   root.replaceChildren(h("h2", {}, `${looks}, ${block.layer}`), h("p", {}, about), h("div", { class: "heads" }, cards));
 }

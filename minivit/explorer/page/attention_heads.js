@@ -1,12 +1,12 @@
 /* The heads of a block side by side: the weights of one token over the image's patches, and their gradient. */
 
-import { data, mapAt, tokenName } from "./data.js";
+import { cellValue, data, mapAt, tokenName } from "./data.js";
 import { h, number } from "./dom.js";
 import { legend } from "./heat_map.js";
-import { about, largest, mapValue, resolution, valueCanvas, valueCell } from "./value_maps.js";
+import { about, largest, valueCanvas, valueCell } from "./value_maps.js";
 
 /**
- * A card for each head; `flat` says that all gradients shown are zero, to the 8 bits of their maps.
+ * A card for each head; `flat` says that all gradients shown are zero.
  * @param {object} image - with the trace of the page's data
  * @param {{layer: string, weights: number[], dweights: number[] | null, queries: number, tokens: number}} block
  * @param {number} token - the one that is followed
@@ -18,14 +18,11 @@ export function attentionHeads(image, block, token, options) {
   const slices = (maps) => maps.map((index) => attentionOf(mapAt(index), block, token, options.to));
   const weights = slices(block.weights);
   const dweights = block.dweights && slices(block.dweights);
-  const high = (arrays, maps, head) => {
-    const [shown, scales] = options.together ? [arrays, maps] : [[arrays[head]], [maps[head]]];
-    return Math.max(largest(...shown), ...scales.map((index) => resolution(mapAt(index))));
-  };
+  const high = (arrays, head) => largest(...(options.together ? arrays : [arrays[head]])) || 1; // 1 where all is zero
   const cards = weights.map((values, head) => {
-    const parts = [["weights", values, 0, high(weights, block.weights, head)]];
+    const parts = [["weights", values, 0, high(weights, head)]];
     if (dweights) {
-      const most = high(dweights, block.dweights, head);
+      const most = high(dweights, head);
       parts.push(["dweights", dweights[head], -most, most]);
     }
     const name = `head ${head}`;
@@ -38,7 +35,7 @@ export function attentionHeads(image, block, token, options) {
 /** The weights of one query over all keys, or of all queries for one key. */
 function attentionOf(map, { queries, tokens }, token, to) {
   const query = Math.min(token, queries - 1);
-  return Float64Array.from({ length: to ? queries : tokens }, (_, i) => (to ? mapValue(map, i, token) : mapValue(map, query, i)));
+  return Float64Array.from({ length: to ? queries : tokens }, (_, i) => (to ? cellValue(map, i, token) : cellValue(map, query, i)));
 }
 
 function strongest(values) {

@@ -68,38 +68,40 @@ function depthCharts(at) {
   const charts = [
     {
       title: "Activations and weights",
-      description: `Euclidean norms by depth at ${step.label}: of what each layer gives, and of its parameters.`,
+      description: `Euclidean norms of what each layer gives and of its parameters, ${step.label}.`,
       x,
       y: log("norm", "y", "weights"),
       series: [series("activation y", "y", 0), series("parameters", "weights", 2)],
     },
     {
       title: "Gradients",
-      description: `Euclidean norms by depth at ${step.label}: of the gradient that comes back to each layer, and of its parameters' gradients.`,
+      description: `Euclidean norms of the gradient that comes back to each layer and of its parameters' gradients, ${step.label}.`,
       x,
       y: log("norm", "dy", "dparameters"),
       series: [series("gradient dy", "dy", 1), series("parameters' gradients", "dparameters", 3)],
     },
   ];
-  if (steps.some((each) => each.update_ratio)) charts.push(ratioChart(step, x, layers, all("update_ratio")));
+  if (steps.some((each) => each.update_ratio)) charts.push(ratioChart(at, x, layers, all("update_ratio")));
   if (steps.some((each) => each.distance)) charts.push(distanceChart(step, blocks, all("distance")));
   const known = steps.filter((each) => each.loss !== null);
   if (known.length > 1) charts.push(lossChart(steps, at));
   return charts;
 }
 
-function ratioChart(step, x, layers, values) {
-  const points = (step.update_ratio ?? []).map((value, i) => [i, value]);
+/** The update to the shown step, or where it has none, such as the best checkpoint, that to the last step before it. */
+function ratioChart(at, x, layers, values) {
+  const { steps } = data.depth;
+  const from = steps.slice(0, at + 1).findLast((each) => each.update_ratio);
   const usual = { name: "rule of thumb: 0.001", points: [[0, USUAL_RATIO], [layers.length - 1, USUAL_RATIO]] };
-  const text = step.update_ratio
-    ? "The norm of a step's update of each layer's parameters over the norm of the parameters."
-    : "This step has none: it needs a kept step before it.";
+  const text = from
+    ? `How much a training step changes each layer's parameters, relative to their norm: the mean of the steps up to ${from.label}.`
+    : `None at ${steps[at].label}: it needs a kept step before it.`;
   return {
-    title: `Update-to-weight ratio${step.update_ratio ? "" : " (none at this step)"}`,
+    title: "Update-to-weight ratio",
     description: text,
     x,
     y: { kind: "log", label: "ratio of a step", include: [...values, USUAL_RATIO] },
-    series: [{ name: "update / weights", mark: 2, points }],
+    series: [{ name: "update / weights", mark: 2, points: (from?.update_ratio ?? []).map((value, i) => [i, value]) }],
     references: [usual],
   };
 }

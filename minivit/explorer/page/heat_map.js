@@ -33,7 +33,7 @@ export function legend(low, high) {
 export function mapCanvas(index, name, { statistics = null } = {}) {
   const map = mapAt(index);
   const canvas = h("canvas", { class: "map", role: "img", "aria-label": mapLabel(map, name, statistics) });
-  paint(canvas, map.bytes, map.rows, map.cols, isSigned(map));
+  paint(canvas, map.row_high ? onOneScale(map) : map.bytes, map.rows, map.cols, isSigned(map));
   canvas.style.setProperty("aspect-ratio", `${map.cols} / ${Math.max(map.rows, map.cols / 24)}`);
   canvas.style.setProperty("--cells", map.cols);
   canvas.addEventListener("pointermove", (event) => {
@@ -43,6 +43,13 @@ export function mapCanvas(index, name, { statistics = null } = {}) {
     canvas.title = `cell ${row + 1}, ${col + 1}: about ${number(cellValue(map, row, col), 3)}`;
   });
   return canvas;
+}
+
+/** The bytes of a map whose rows have scales of their own, on the scale of all cells. */
+function onOneScale(map) {
+  const { rows, cols, low, high } = map;
+  const values = Array.from({ length: rows * cols }, (_, i) => cellValue(map, Math.floor(i / cols), i % cols));
+  return Uint8Array.from(values, (value) => (high > low ? Math.round((255 * (value - low)) / (high - low)) : 0));
 }
 
 function mapLabel(map, name, statistics) {

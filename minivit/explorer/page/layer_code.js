@@ -5,10 +5,10 @@ import { details, h, scrollBox } from "./dom.js";
 
 const PASSES = ["forward", "backward"];
 
-/** The formulas, forward beside backward; null if the kind has none. */
+/** The formulas, forward beside backward. */
 export function formulaPart(kind) {
   const formulas = data.formulas[kind];
-  if (!formulas) return null;
+  if (!formulas) return h("p", { class: "muted" }, `No formulas are known for ${kind}.`);
   const columns = PASSES.map((pass) => {
     const lines = formulas[pass].map((markup, i) => scrollBox(`formula ${i + 1}, ${pass}`, mathOf(markup)));
     return h("div", { class: `pass ${pass}` }, h("h3", {}, pass === "forward" ? "Forward" : "Backward"), lines);
@@ -25,10 +25,10 @@ function mathOf(markup) {
   return template.content;
 }
 
-/** The source lines of both passes; null if the kind has none. */
+/** The source lines of both passes. */
 export function codePart(kind) {
   const sources = data.sources[kind];
-  if (!sources?.length) return null;
+  if (!sources?.length) return h("p", { class: "muted" }, `The source lines of ${kind} could not be read.`);
   const columns = PASSES.map((pass) => {
     const own = sources.filter(({ role }) => role === pass).map((source, i) => codeOf(source, i === 0));
     return h("div", { class: `pass ${pass}` }, own);
@@ -36,10 +36,9 @@ export function codePart(kind) {
   return h("section", {}, h("h3", {}, "Code"), h("div", { class: "passes" }, columns));
 }
 
-function codeOf({ name, file, line, text }, open) {
-  const lines = text.replace(/\n$/, "").split("\n");
-  const numbers = h("pre", { class: "line-numbers", "aria-hidden": "true" }, lines.map((_, i) => line + i).join("\n"));
-  const box = scrollBox(`${name}, from line ${line} of ${file}`, h("div", { class: "code" }, numbers, h("pre", {}, lines.join("\n"))));
+function codeOf({ name, file, line, text, numbers }, open) {
+  const column = h("pre", { class: "line-numbers", "aria-hidden": "true" }, numbers.join("\n"));
+  const box = scrollBox(`${name}, from line ${line} of ${file}`, h("div", { class: "code" }, column, h("pre", {}, text)));
   const element = details("", h("p", { class: "muted" }, `${file}, from line ${line}`), box);
   element.firstChild.append(h("code", {}, name));
   element.open = open;

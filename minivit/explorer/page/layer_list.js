@@ -11,7 +11,7 @@ export function layerList(layers) {
   const buttons = layers.map(layerButton);
   const groups = groupsOf(layers, buttons);
   const found = h("p", { class: "muted", "aria-live": "polite" });
-  const field = h("input", { type: "search", id: "layer-filter", placeholder: "attn, LayerNorm, blocks.3 …", autocomplete: "off" });
+  const field = h("input", { type: "search", id: "layer-filter", placeholder: "attn, Linear …", autocomplete: "off" });
   const list = h("nav", { class: "layer-names", "aria-label": "Layers" }, groups.map(({ element }) => element));
   const items = () => [...list.querySelectorAll("summary, button")].filter((item) => item.checkVisibility());
   const filter = () => {
@@ -40,6 +40,8 @@ export function layerList(layers) {
     const group = groups.find(({ members }) => members.some(isCurrent));
     if (group?.element.tagName === "DETAILS") group.element.open = true;
     keepOneInTabOrder(list, items());
+    const current = list.querySelector("[aria-current]");
+    if (current) list.scrollTop = current.offsetTop - list.clientHeight / 2;
   };
   filter();
   const label = h("label", { for: "layer-filter" }, "Filter");
@@ -49,9 +51,10 @@ export function layerList(layers) {
 const isCurrent = ({ button }) => button.hasAttribute("aria-current");
 
 function layerButton(layer) {
-  const indent = Math.max(0, layer.name.split(".").length - (layer.block === null ? 1 : 3));
-  const attributes = { type: "button", "data-layer": layer.name, style: { "--indent": indent } };
-  const name = layer.block === null ? layer.name : layer.name.split(".").slice(2).join(".") || layer.name;
+  const parts = layer.name.split(".");
+  const above = layer.block === null ? 1 : 2; // parts of the name that the list's order says already
+  const attributes = { type: "button", "data-layer": layer.name, style: { "--indent": Math.max(0, parts.length - (layer.block === null ? 1 : 3)) } };
+  const name = parts.length > above ? parts.slice(above).join(".") : layer.name;
   return h("button", { ...attributes, onclick: () => go("layer", layer.name) }, h("span", {}, name), h("span", { class: "kind" }, layer.kind));
 }
 

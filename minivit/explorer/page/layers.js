@@ -42,7 +42,7 @@ function layerParts(layer, layers) {
   const links = near.map(([{ name }, arrow]) => h("a", { href: address("layer", name) }, arrow, name));
   return [
     h("div", { class: "layer-head" }, h("h2", {}, layer.name), h("div", { class: "near" }, links)),
-    h("p", {}, `${layer.kind}: ${layer.title}. `, h("span", { class: "muted" }, shapesOf(layer))),
+    h("p", {}, `${layer.title} (${layer.kind}). `, h("span", { class: "muted" }, shapesOf(layer))),
     formulaPart(layer.kind),
     codePart(layer.kind),
     ...quantityParts(layer),

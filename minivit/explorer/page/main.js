@@ -34,7 +34,7 @@ function about() {
   const update = () => {
     const { label, loss, predicted, probabilities } = data.images[state.image];
     const truth = label === null ? "" : `; the label is ${className(label)}, the loss ${number(loss)}`;
-    says.textContent = `It says ${className(predicted)} (${percent(probabilities[predicted])})${truth}.`;
+    says.textContent = `The model says ${className(predicted)} (${percent(probabilities[predicted])})${truth}.`;
   };
   onChange((changed) => changed.has("image") && update());
   update();

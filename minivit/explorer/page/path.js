@@ -1,6 +1,6 @@
 /* The path: the model as the paper draws it, the norms of activations on the way up and of gradients on the way back. */
 
-import { className, data, tokenName } from "./data.js";
+import { className, data, layerNamed, tokenName } from "./data.js";
 import { details, h, number, percent, roving, s, setRoving, table } from "./dom.js";
 import { patchGrid } from "./patches.js";
 import { drawStreams, drawToken, logScale, normColour, placeOn } from "./path_drawing.js";
@@ -126,7 +126,8 @@ function tokenText(stages, token) {
   const known = stages.filter((stage) => (stage.y?.[token] ?? null) !== null);
   if (!known.length) return [`The ${tokenName(token)} is not there at any stage.`];
   const [first, last] = [known[0], known.at(-1)];
-  const norms = (key) => `${number(first[key][token])} after ${first.title}, ${number(last[key][token])} after ${last.title}`;
+  const titleOf = (stage) => layerNamed(data.images[state.image], stage.layer)?.title ?? stage.title;
+  const norms = (key) => `${number(first[key][token])} after ${titleOf(first)}, ${number(last[key][token])} after ${titleOf(last)}`;
   const texts = [h("strong", {}, `Following the ${tokenName(token).replace("patch row", "patch in row")}`), `. Activation: ${norms("y")}.`];
   if (first.dy && last.dy) texts.push(` Gradient: ${norms("dy")}.`);
   return texts;
@@ -150,5 +151,5 @@ function showPrediction(box) {
     h("span", { class: "class-bar" }, h("span", { style: { width: `${100 * probabilities[i]}%` } })),
     h("span", { class: "class-share" }, percent(probabilities[i])),
   ];
-  box.replaceChildren(h("h3", {}, "What the model says"), h("div", { class: "class-bars" }, order.map(row)));
+  box.replaceChildren(h("h2", {}, "What the model says"), h("div", { class: "class-bars" }, order.map(row)));
 }

@@ -2,10 +2,10 @@
    plan serves both directions: from left to right on a wide screen, from the bottom up on a narrow one. */
 
 const BAR = 32; // along the path: a stage that all tokens pass through, such as the last norm
-const GAP = 20; // between a bar and its neighbour
+const GAP = { least: 20, most: 64 }; // between a bar and its neighbour
 const BETWEEN_BLOCKS = 8;
 const NODE = 24; // along the path: attention or MLP within a block
-const BLOCK = { least: 58, most: 116 };
+const BLOCK = { least: 58, most: 170 };
 
 /* Across the path: the blocks' names, the streams' middles, the nodes, and the lanes of the token that is followed,
    each from the place of the least norm to that of the largest. */
@@ -23,7 +23,7 @@ const NARROW = { label: [0, 44], forward: 62, nodes: [98, 176], backward: 212 };
 /** Whether a path fits from left to right. */
 export function fitsAcross(stages, width) {
   const parts = grouped(stages);
-  return parts.reduce((sum, part) => sum + (part.block === null ? BAR + GAP : BLOCK.least + BETWEEN_BLOCKS), 0) <= width;
+  return parts.reduce((sum, part) => sum + (part.block === null ? BAR + GAP.least : BLOCK.least + BETWEEN_BLOCKS), 0) <= width;
 }
 
 /** The plan of a path in a space of a width. @returns {Plan} */
@@ -31,9 +31,7 @@ export function makePlan(stages, width) {
   const across = fitsAcross(stages, width);
   const v = across ? WIDE : narrow(width);
   const parts = grouped(stages);
-  const blocks = parts.filter((part) => part.block !== null).length;
-  const room = (width - (parts.length - blocks) * (BAR + GAP)) / Math.max(1, blocks) - BETWEEN_BLOCKS;
-  const step = across ? Math.min(BLOCK.most, room) : 92;
+  const { step, wide } = across ? spread(parts, width) : { step: 92, wide: GAP.least };
   const plan = { ...v, across, length: 0, boxes: [], blocks: [], stops: [], loops: [] };
   const streams = [v.forward - 22, v.backward + 22];
   let u = 0;
@@ -42,11 +40,20 @@ export function makePlan(stages, width) {
     if (part.block === null) plan.boxes.push({ stage: part.stages[0], text: part.stages[0].title, u: [u, end], v: streams, part: "bar" });
     else addBlock(plan, part, u, end, v);
     const next = parts[i + 1];
-    const gap = part.block !== null && next?.block !== null ? BETWEEN_BLOCKS : GAP;
+    const gap = part.block !== null && next?.block !== null ? BETWEEN_BLOCKS : wide;
     if (next) plan.stops.push({ u: [end, end + gap], stage: part.stages.at(-1) });
     u = end + (next ? gap : 0);
   });
   return { ...plan, length: u };
+}
+
+/** The length of a block and of the gaps beside bars that fill a width; the blocks grow first. */
+function spread(parts, width) {
+  const blocks = parts.filter((part) => part.block !== null).length;
+  const bars = parts.length - blocks;
+  const room = width - bars * (BAR + GAP.least) - blocks * BETWEEN_BLOCKS;
+  const step = Math.min(BLOCK.most, room / Math.max(1, blocks));
+  return { step, wide: Math.min(GAP.most, GAP.least + (room - blocks * step) / Math.max(1, bars)) };
 }
 
 function narrow(width) {

@@ -1,24 +1,13 @@
 /* Heat maps of values that a view computes from those of the data: a row of attention, a difference of gradients. */
 
 import { colourOf, scale } from "./colours.js";
-import { cellValue, isSigned } from "./data.js";
+import { cellValue } from "./data.js";
 import { h, number } from "./dom.js";
 import { paint } from "./heat_map.js";
 
-/** The smallest difference that a map of 8 bits can show. */
-export function resolution(map) {
-  return (map.high - map.low) / 255;
-}
-
-/** The value that a cell shows. On a signed scale zero lies between two of the 256 values; both are read as zero. */
-export function mapValue(map, row, col) {
-  const value = cellValue(map, row, col);
-  return isSigned(map) && Math.abs(value) < resolution(map) ? 0 : value;
-}
-
 /** The values that the cells of a map show, row by row. @returns {Float64Array} */
 export function mapValues(map) {
-  return Float64Array.from({ length: map.rows * map.cols }, (_, i) => mapValue(map, Math.floor(i / map.cols), i % map.cols));
+  return Float64Array.from({ length: map.rows * map.cols }, (_, i) => cellValue(map, Math.floor(i / map.cols), i % map.cols));
 }
 
 /** The largest of the absolute values of some lists. */
