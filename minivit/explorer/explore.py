@@ -13,8 +13,12 @@ import minivit
 from minivit.arrays import Array, on_device_of, to_host
 from minivit.errors import UserError
 from minivit.explorer.attention import rollout_of
+from minivit.explorer.checks import check_layers
 from minivit.explorer.depth import depth_of
+from minivit.explorer.formulas import formulas
 from minivit.explorer.images import LIMITS, Limits, images_within, weights_of
+from minivit.explorer.layers import kinds_of
+from minivit.explorer.sources import sources
 from minivit.explorer.tokens import picture
 from minivit.nn.vit import ViT
 from minivit.tracing.figures import count_of
@@ -91,6 +95,8 @@ def explore(
             image["png"] = picture(images[i], None if pixels is None else pixels[i])
             image["rollout"] = rollout_of(model, singles[i], maps) if measured else None
         depth = depth_of(model, first.whole, singles[0], numbers[0], run, checkpoint or called, measured)
+    shown = kinds_of(first.whole.records, model)
+    kinds = list(dict.fromkeys(shown.values()))
     return _plain(
         {
             "schema": 1,
@@ -105,9 +111,9 @@ def explore(
             "model": _model(model, class_names, called),
             "images": found,
             "maps": maps.table,
-            "formulas": {},
-            "sources": {},
-            "checks": {},
+            "formulas": formulas(kinds),
+            "sources": sources(kinds),
+            "checks": check_layers(model, first.arrays, [name for name in shown if name in first.arrays]),
             "mistakes": [],
             "depth": depth,
         }

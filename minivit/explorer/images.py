@@ -147,7 +147,7 @@ def _image(model: ViT, traces: Traces, image: Array, maps: HeatMaps, full: bool)
         "width": width,
         "height": height,
         "dimage": None if gradient is None else maps.add(Plane(gradient, "rows", "columns", over), gradient.shape),
-        "layers": layers_of(traced.records, str(model.parameters.store.values.dtype), maps if full else None),
+        "layers": layers_of(traced.records, model, maps if full else None),
         "path": path(traced, arrays, model),
         "attention": attention_of(traced, maps) if full else None,
     }

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from minivit.explorer.heat_maps import HeatMaps, plane_of
+from minivit.explorer.sources import kind_of
+from minivit.nn.vit import ViT
+from minivit.tracing.names import ROOT
 from minivit.tracing.quantities import ATTENTION
 from minivit.tracing.record import Record
 from minivit.tracing.statistics import Statistics
@@ -77,30 +80,37 @@ class Layer(TypedDict):
     quantities: list[Quantity]
 
 
-def layers_of(records: Mapping[str, Record], dtype: str, maps: HeatMaps | None) -> list[Layer]:
+def layers_of(records: Mapping[str, Record], model: ViT, maps: HeatMaps | None) -> list[Layer]:
     """Return the layers of a trace of one image, and its ops that have no layer of their own, in their order.
 
     Parameters
     ----------
     records : mapping
         Those of the trace, by name.
-    dtype : str
-        Of the model: that of quantities of which there are statistics alone.
+    model : ViT
+        The model of the trace.
     maps : HeatMaps or None
         Where the heat maps go; None: statistics alone.
     """
     names = shown(records)
+    dtype = str(model.parameters.store.values.dtype)
     return [
         {
             "name": name,
-            "kind": records[name].kind,
+            "kind": kind if isinstance(kind, str) else kind_of(kind),
             "title": title(name),
             "block": block_of(name),
             "parent": _parent(name, names),
             "quantities": _quantities(records[name], dtype, maps),
         }
-        for name in names
+        for name, kind in kinds_of(records, model).items()
     ]
+
+
+def kinds_of(records: Mapping[str, Record], model: ViT) -> dict[str, str | type]:
+    """Return the class of each layer that is shown, and the name of each op, by its name."""
+    classes: dict[str, type] = {name or ROOT: type(layer) for name, layer in model.named_layers()}
+    return {name: records[name].kind if records[name].is_op else classes[name] for name in shown(records)}
 
 
 def shown(records: Mapping[str, Record]) -> list[str]:
