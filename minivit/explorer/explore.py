@@ -13,10 +13,12 @@ import minivit
 from minivit.arrays import Array, on_device_of, to_host
 from minivit.errors import UserError
 from minivit.explorer.attention import rollout_of
+from minivit.explorer.checks import check_layers
 from minivit.explorer.depth import depth_of
 from minivit.explorer.formulas import formulas
 from minivit.explorer.images import LIMITS, Limits, images_within, weights_of
-from minivit.explorer.sources import kind_of, sources
+from minivit.explorer.layers import kinds_of
+from minivit.explorer.sources import sources
 from minivit.explorer.tokens import picture
 from minivit.nn.vit import ViT
 from minivit.tracing.figures import count_of
@@ -93,8 +95,8 @@ def explore(
             image["png"] = picture(images[i], None if pixels is None else pixels[i])
             image["rollout"] = rollout_of(model, singles[i], maps) if measured else None
         depth = depth_of(model, first.whole, singles[0], numbers[0], run, checkpoint or called, measured)
-    classes = {kind_of(type(layer)): type(layer) for _, layer in model.named_layers()}
-    kinds = [classes.get(kind, kind) for kind in dict.fromkeys(each["kind"] for each in found[0]["layers"])]
+    shown = kinds_of(first.whole.records, model)
+    kinds = list(dict.fromkeys(shown.values()))
     return _plain(
         {
             "schema": 1,
@@ -111,7 +113,7 @@ def explore(
             "maps": maps.table,
             "formulas": formulas(kinds),
             "sources": sources(kinds),
-            "checks": {},
+            "checks": check_layers(model, first.arrays, [name for name in shown if name in first.arrays]),
             "mistakes": [],
             "depth": depth,
         }

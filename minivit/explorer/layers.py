@@ -88,23 +88,29 @@ def layers_of(records: Mapping[str, Record], model: ViT, maps: HeatMaps | None) 
     records : mapping
         Those of the trace, by name.
     model : ViT
-        The traced model.
+        The model of the trace.
     maps : HeatMaps or None
         Where the heat maps go; None: statistics alone.
     """
-    names, dtype = shown(records), str(model.parameters.store.values.dtype)
-    classes = {name or ROOT: type(layer) for name, layer in model.named_layers()}
+    names = shown(records)
+    dtype = str(model.parameters.store.values.dtype)
     return [
         {
             "name": name,
-            "kind": kind_of(classes[name]) if name in classes else records[name].kind,
+            "kind": kind if isinstance(kind, str) else kind_of(kind),
             "title": title(name),
             "block": block_of(name),
             "parent": _parent(name, names),
             "quantities": _quantities(records[name], dtype, maps),
         }
-        for name in names
+        for name, kind in kinds_of(records, model).items()
     ]
+
+
+def kinds_of(records: Mapping[str, Record], model: ViT) -> dict[str, str | type]:
+    """Return the class of each layer that is shown, and the name of each op, by its name."""
+    classes: dict[str, type] = {name or ROOT: type(layer) for name, layer in model.named_layers()}
+    return {name: records[name].kind if records[name].is_op else classes[name] for name in shown(records)}
 
 
 def shown(records: Mapping[str, Record]) -> list[str]:
