@@ -189,16 +189,16 @@ def _flops(layer: Layer, name: str, trace: Trace) -> int:
     return own or sum(_flops(member, part, trace) for part, member in parts)
 
 
-def with_fewer_tokens(subject: Subject) -> Subject:
-    """Return the same layer with its first tokens alone, or `subject` where it has few of them or needs all.
+def with_fewer_tokens(subject: Subject, tokens: int = FEWER_TOKENS) -> Subject:
+    """Return the same layer with its first tokens alone, or `subject` where it has no more or needs all.
 
     Layers with positions, and those of a user, need all tokens.
     """
     record = subject.record
     by_token = not record.is_op and record.x.ndim == 3 and record.y.shape[:2] == record.x.shape[:2]
-    if not by_token or record.x.shape[1] <= FEWER_TOKENS or any(map(_needs_all, subject.layer.named_layers())):
+    if not by_token or record.x.shape[1] <= tokens or any(map(_needs_all, subject.layer.named_layers())):
         return subject
-    return replace(subject, tokens=FEWER_TOKENS)
+    return replace(subject, tokens=tokens)
 
 
 def _needs_all(named: tuple[str, Layer]) -> bool:

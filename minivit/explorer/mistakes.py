@@ -14,8 +14,9 @@ import numpy as np
 
 from minivit.arrays import Array, namespace
 from minivit.checking import Report
+from minivit.checking.explain import ELEMENTWISE
 from minivit.engine.machine import single_threaded_blas
-from minivit.explorer.checks import with_fewer_tokens, work_of
+from minivit.explorer.checks import FEWER_TOKENS, with_fewer_tokens, work_of
 from minivit.explorer.edits import EDITS, Edit, Edited
 from minivit.explorer.heat_maps import HeatMaps, plane_of
 from minivit.explorer.subjects import Subject, layers_by_name, subject_of
@@ -135,10 +136,11 @@ def _place(subject: Subject, model: Layer, traced: Trace) -> _Place:
     record = subject.record
     if record.kind == "embed" and len(record.x) == 1:
         subject = Subject(_with_mirror_image(model, traced, record.name), subject.layer)
-    own = subject.own_parameters
-    if not own and not record.is_op:  # of a layer of layers, the first weight
-        own = [name for name in subject.layer.parameters if name.endswith("weight")][:1]
-    return _Place(subject, subject.gradients(), with_fewer_tokens(subject), own)
+    # An array of few numbers is explained best, since each number is looked at.
+    alone = len(list(subject.layer.named_layers())) == 1
+    tokens = max(2, ELEMENTWISE // record.x.shape[-1]) if alone else FEWER_TOKENS
+    parameters = ["qkv.weight"] if record.kind == "Attention" else subject.own_parameters
+    return _Place(subject, subject.gradients(), with_fewer_tokens(subject, tokens), parameters)
 
 
 def _with_mirror_image(model: Layer, traced: Trace, name: str) -> Record:
