@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-import numpy as np
-
 from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.explorer.heat_maps import HeatMaps, Plane
 from minivit.nn.vit import ViT
 from minivit.tracing.attention import attention_rollout
+from minivit.tracing.statistics import Statistics
 from minivit.tracing.trace import Trace
 
 
@@ -29,7 +28,7 @@ def attention_of(trace: Trace, maps: HeatMaps) -> list[BlockAttention]:
     found: list[BlockAttention] = []
     for record in trace:
         weights = record.quantities.get("weights")
-        if record.is_op or not isinstance(weights, np.ndarray) or weights.ndim != 4:
+        if record.is_op or weights is None or isinstance(weights, Statistics) or weights.ndim != 4:
             continue
         shown = _heads(weights, "weights", maps)
         if shown is None:

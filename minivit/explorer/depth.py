@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
@@ -17,7 +18,7 @@ from minivit.tracing.attention import attention_distance
 from minivit.tracing.figures import spaced
 from minivit.tracing.measures import part_of
 from minivit.tracing.table import norm_of
-from minivit.tracing.trace import Labels, Trace, trace
+from minivit.tracing.trace import Trace, trace
 from minivit.train.run_folder import RunFolder
 from minivit.weights import load_model, read_tensors
 
@@ -50,7 +51,13 @@ class Depth(TypedDict):
 
 
 def depth_of(
-    model: ViT, traced: Trace, image: Array, labels: Labels | None, run: RunFolder | None, label: str
+    model: ViT,
+    traced: Trace,
+    image: Array,
+    label: int | None,
+    run: RunFolder | None,
+    called: str,
+    with_distance: bool,
 ) -> Depth:
     """Return the measures by depth for one image.
 
@@ -62,31 +69,45 @@ def depth_of(
         Of the image.
     image : Array
         (1, height, width, C), as the model takes it.
-    labels : Labels or None
+    label : int or None
         Its label.
     run : RunFolder or None
         Where kept steps are.
-    label : str
+    called : str
         What the page calls the model, such as "best".
+    with_distance : bool
+        Whether the attention distance is measured, which takes the memory of all attention weights.
     """
     layers = [row.name for row in traced.rows()]
+    distance = _distance(model, image) if with_distance else None
+    last = _step(model, traced, layers, None, called, None, distance)
     if run is None:
-        return {"layers": layers, "steps": [_step(model, traced, image, layers, None, label, None)], "note": _NO_RUN}
+        return {"layers": layers, "steps": [last], "note": _NO_RUN}
     try:
         kept = run.kept_steps()
     except UserError:
-        return {"layers": layers, "steps": [_step(model, traced, image, layers, None, label, None)], "note": _NO_STEPS}
+        return {"layers": layers, "steps": [last], "note": _NO_STEPS}
     chosen = spaced(len(kept), MOST_STEPS)
     folders = {number: folder for i, (number, folder) in enumerate(kept.items()) if i in chosen}
     ratios: list[list[float | None] | None] = [None, *_ratios(folders, layers)]
-    library = library_name(namespace(model.parameters.store.values))
     steps = []
     for (number, folder), ratio in zip(folders.items(), ratios, strict=True):
-        earlier = load_model(folder, backend=library)
-        of_step = trace(earlier, image, labels, statistics=True)
-        steps.append(_step(earlier, of_step, image, layers, number, f"step {number}", ratio))
+        earlier = _loaded(folder, model)
+        of_step = trace(earlier, image, None if label is None else [label], statistics=True)
+        distance = _distance(earlier, image) if with_distance else None
+        steps.append(_step(earlier, of_step, layers, number, f"step {number}", ratio, distance))
     note = "" if len(folders) == len(kept) else f"{len(folders)} of the run's {len(kept)} kept steps, evenly chosen."
-    return {"layers": layers, "steps": [*steps, _step(model, traced, image, layers, None, label, None)], "note": note}
+    return {"layers": layers, "steps": [*steps, last], "note": note}
+
+
+def _loaded(folder: Path, model: ViT) -> ViT:
+    """Return the model of a kept step, in the dtype, on the backend and with the configuration of `model`."""
+    values = model.parameters.store.values
+    library = library_name(namespace(values))
+    earlier = load_model(folder, values.dtype, library)
+    own, asked = asdict(earlier.config), asdict(model.config)
+    changed = {name: value for name, value in asked.items() if value != own[name]}
+    return load_model(folder, values.dtype, library, **changed) if changed else earlier
 
 
 def _ratios(folders: Mapping[int, Path], layers: list[str]) -> Iterator[list[float | None]]:
@@ -103,11 +124,11 @@ def _ratios(folders: Mapping[int, Path], layers: list[str]) -> Iterator[list[flo
 def _step(
     model: ViT,
     traced: Trace,
-    image: Array,
     layers: list[str],
     step: int | None,
     label: str,
     ratio: list[float | None] | None,
+    distance: list[list[float]] | None,
 ) -> Step:
     rows = traced.rows()
     return {
@@ -119,7 +140,7 @@ def _step(
         "dparameters": [row.gradient for row in rows],
         "weights": _weights(model, layers),
         "update_ratio": ratio,
-        "distance": _distance(model, image),
+        "distance": distance,
     }
 
 

@@ -40,6 +40,10 @@ class Plane(NamedTuple):
     over: str = ""  # the axes that a mean was taken over, in words
 
 
+class NoRoomError(Exception):
+    """The maps of a page are more than it may hold."""
+
+
 class HeatMaps:
     """The table of maps. Maps that are equal in everything are in it once.
 
@@ -47,6 +51,8 @@ class HeatMaps:
     ----------
     most : int
         The largest number of rows, and of columns, of a map that `add` makes.
+    room : int or None
+        The largest number of characters of all data; beyond it `add` and `add_exactly` raise NoRoomError.
 
     Attributes
     ----------
@@ -56,8 +62,8 @@ class HeatMaps:
         The characters of their data.
     """
 
-    def __init__(self, most: int = MOST_CELLS) -> None:
-        self.most = most
+    def __init__(self, most: int = MOST_CELLS, room: int | None = None) -> None:
+        self.most, self.room = most, room
         self.table: list[HeatMap] = []
         self.size = 0
         self._index: dict[tuple[object, ...], int] = {}
@@ -99,6 +105,8 @@ class HeatMaps:
             self._index[key] = len(self.table)
             text = base64.b64encode(data).decode("ascii")
             self.size += len(text)
+            if self.room is not None and self.size > self.room:
+                raise NoRoomError
             heat_map: HeatMap = {
                 "rows": rows,
                 "cols": cols,

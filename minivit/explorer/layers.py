@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from minivit.explorer.heat_maps import HeatMaps, plane_of
+from minivit.explorer.sources import kind_of
+from minivit.nn.vit import ViT
+from minivit.tracing.names import ROOT
 from minivit.tracing.quantities import ATTENTION
 from minivit.tracing.record import Record
 from minivit.tracing.statistics import Statistics
@@ -77,28 +80,37 @@ class Layer(TypedDict):
     quantities: list[Quantity]
 
 
-def layers_of(records: Mapping[str, Record], maps: HeatMaps | None) -> list[Layer]:
+def layers_of(records: Mapping[str, Record], model: ViT, maps: HeatMaps | None) -> list[Layer]:
     """Return the layers of a trace of one image, and its ops that have no layer of their own, in their order.
 
     Parameters
     ----------
     records : mapping
         Those of the trace, by name.
+    model : ViT
+        The model of the trace.
     maps : HeatMaps or None
         Where the heat maps go; None: statistics alone.
     """
     names = shown(records)
+    dtype = str(model.parameters.store.values.dtype)
     return [
         {
             "name": name,
-            "kind": records[name].kind,
+            "kind": kind if isinstance(kind, str) else kind_of(kind),
             "title": title(name),
             "block": block_of(name),
             "parent": _parent(name, names),
-            "quantities": _quantities(records[name], maps),
+            "quantities": _quantities(records[name], dtype, maps),
         }
-        for name in names
+        for name, kind in kinds_of(records, model).items()
     ]
+
+
+def kinds_of(records: Mapping[str, Record], model: ViT) -> dict[str, str | type]:
+    """Return the class of each layer that is shown, and the name of each op, by its name."""
+    classes: dict[str, type] = {name or ROOT: type(layer) for name, layer in model.named_layers()}
+    return {name: records[name].kind if records[name].is_op else classes[name] for name in shown(records)}
 
 
 def shown(records: Mapping[str, Record]) -> list[str]:
@@ -139,7 +151,7 @@ def _parent(name: str, names: list[str]) -> str | None:
     return None
 
 
-def _quantities(record: Record, maps: HeatMaps | None) -> list[Quantity]:
+def _quantities(record: Record, dtype: str, maps: HeatMaps | None) -> list[Quantity]:
     """Return x, y, dy and dx, then what is inside, then the parameters, each followed by its gradient."""
     names = [name for name in record.quantities if not name.startswith("d") or name[1:] not in record.quantities]
     # Of an op, the first argument is also called x; labels are no numbers to differentiate by.
@@ -149,26 +161,24 @@ def _quantities(record: Record, maps: HeatMaps | None) -> list[Quantity]:
         names = [name for name in names if name not in (*first, "labels") or name == "x"]
         parameters = [name for name in parameters if name in names]
     inside = [name for name in names if name not in ("x", "y", *parameters)]
-    found = [_quantity(record, name, role, maps) for name, role in _ROLES.items() if name in record.quantities]
+    found = [_quantity(record, name, role, dtype, maps) for name, role in _ROLES.items() if name in record.quantities]
     for group, role, gradient in ((inside, "inside", "inside"), (parameters, "parameter", "gradient")):
         for name in group:
-            found.append(_quantity(record, name, role, maps))
+            found.append(_quantity(record, name, role, dtype, maps))
             if f"d{name}" in record.quantities:
-                found.append(_quantity(record, f"d{name}", gradient, maps))
+                found.append(_quantity(record, f"d{name}", gradient, dtype, maps))
     return found
 
 
-def _quantity(record: Record, name: str, role: str, maps: HeatMaps | None) -> Quantity:
-    array = record.quantities[name]
-    shape, dtype, index = (), "", None
-    if not isinstance(array, Statistics):
-        shape, dtype = array.shape, str(array.dtype)
-        index = maps.add(plane_of(array, name, record.kind), shape) if maps is not None else None
+def _quantity(record: Record, name: str, role: str, dtype: str, maps: HeatMaps | None) -> Quantity:
+    array, shape, index = record.quantities[name], record.shapes[name], None
+    if maps is not None and not isinstance(array, Statistics):
+        index = maps.add(plane_of(array, name, record.kind), shape)
     return {
         "name": name,
         "role": role,
         "shape": list(shape),
-        "dtype": dtype,
+        "dtype": dtype if isinstance(array, Statistics) else str(array.dtype),
         "statistics": record.statistics[name].to_dict(),
         "map": index,
     }

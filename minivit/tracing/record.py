@@ -67,6 +67,8 @@ class Record:
         Of an op: its arguments by name, and their gradients.
     statistics : mapping
         The `Statistics` of each quantity by name, such as ``record.statistics["dy"].norm``.
+    shapes : dict
+        The shape of each quantity by name, where the quantities are statistics too.
 
     Notes
     -----
@@ -81,6 +83,7 @@ class Record:
         self.is_op = is_op
         self.holds_statistics = holds_statistics
         self.quantities: dict[str, Snapshot] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.argument_names: list[str] = []  # of the parameters, for a layer
         self.statistics: Mapping[str, Statistics] = _StatisticsOf(self.quantities)
 

@@ -176,6 +176,7 @@ class Tracer(Interception):
                 if kind not in made:
                     made[kind] = self._snapshots.of(value, quantity, again)
                 call.record.quantities[quantity] = made[kind]
+                call.record.shapes[quantity] = tuple(value.shape)
 
     @contextmanager
     def _call(self, name: str, kind: str, is_op: bool) -> Iterator[_Call]:

@@ -29,7 +29,7 @@ export function attentionMatrix() {
       select.replaceChildren(...Array.from({ length }, (_, head) => h("option", { value: head }, `head ${head}`)));
     draw();
   };
-  const choice = h("p", {}, h("label", {}, "Head ", select));
+  const choice = h("p", { class: "no-print" }, h("label", {}, "Head ", select));
   return { element: h("section", {}, h("h2", {}, "All queries of one head"), choice, figures), update };
 }
 
@@ -40,7 +40,7 @@ function matrixFigures({ layer, weights, dweights }, head) {
     const canvas = mapCanvas(maps[head], `${name} of ${layer}, head ${head}, queries by keys`);
     const line = h("div", { class: "line-mark" });
     const marked = h("div", { class: "marked" }, canvas, line);
-    const parts = [h("h3", {}, name), marked, legend(map.low, map.high), h("figcaption", {}, map.how)];
+    const parts = [h("h3", {}, `${name}, head ${head}`), marked, legend(map.low, map.high), h("figcaption", {}, map.how)];
     return { line, figure: h("figure", { class: "heat-map" }, parts) };
   });
 }

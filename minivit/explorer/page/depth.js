@@ -38,7 +38,7 @@ function stepSlider(steps) {
   const says = h("output", { for: "depth-step" });
   const choose = (event) => set({ details: { ...state.details, depth: event.target.value } });
   const keep = (event) => go("depth", event.target.value); // the URL follows when the slider is let go
-  const range = { type: "range", id: "depth-step", min: 0, max: steps.length - 1, step: 1, value: chosenStep() };
+  const range = { type: "range", id: "depth-step", class: "no-print", min: 0, max: steps.length - 1, step: 1, value: chosenStep() };
   const slider = h("input", { ...range, oninput: choose, onchange: keep });
   const update = () => {
     const { label, loss } = steps[chosenStep()];

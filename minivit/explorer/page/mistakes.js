@@ -42,7 +42,7 @@ function chosenMistake() {
 function mistakeButton({ title, category }, i) {
   const choose = () => go("mistakes", String(i));
   const attributes = { type: "button", "data-mistake": i, onclick: choose };
-  return h("button", attributes, h("span", {}, title), h("span", { class: "category" }, category));
+  return h("button", attributes, h("span", {}, title), " ", h("span", { class: "category" }, category));
 }
 
 /** The buttons below the names of the kinds of layers; within a kind those of a category follow each other. */
