@@ -10,10 +10,11 @@ import numpy as np
 from scipy.special import erf
 from scipy.stats import norm
 
-import minivit
 from minivit import layers, ops
 from minivit.arrays import Array
+from minivit.nn.config import ViTConfig
 from minivit.nn.layer import Layer
+from minivit.nn.vit import ViT
 from minivit.random import as_key
 
 RNG = np.random.default_rng(0)
@@ -47,10 +48,18 @@ class Case:
         self.names: dict[str, Any] = names
         self.forward: dict[str, Array] = {}
         self.backward: dict[str, Array] = {}
-        self.of_parts: dict[str, Array] = {}  # gradients of the parameters of layers in a layer: a formula may give them
+        self.of_parts: dict[
+            str, Array
+        ] = {}  # gradients of the parameters of layers in a layer: a formula may give them
 
     def op(
-        self, op: Callable[..., Any], *others: Any, y: str = "y", dy: str = "dy", dx: str = "", **arguments: Array
+        self,
+        op: Callable[..., Any],
+        arguments: dict[str, Array],
+        *others: Any,
+        y: str = "y",
+        dy: str = "dy",
+        dx: str = "",
     ) -> Case:
         """Run both passes of `op`; `y`, `dy` and `dx` are the names of results, by default those of the code."""
         backward: Callable[..., Any] = getattr(ops, f"{op.__name__}_backward")
@@ -139,11 +148,11 @@ def drop_mask(*shape: int, rate: float = 0.25) -> Array:
     return mask
 
 
-def attention_case(op: Callable[..., Any], **more: Array) -> Case:
+def attention_case(op: Callable[..., Any], more: dict[str, Array]) -> Case:
     q, k, v = normal(3, 2, 2, 5, 3)
     mask = drop_mask(2, 2, 5, 5)
     case = Case(q=q, k=k, v=v, mask=mask, drel_pos=np.zeros((9, 3)))
-    case.op(op, 2, mask, qkv=together(q, k, v), **more)
+    case.op(op, {"qkv": together(q, k, v)} | more, 2, mask)
     dqkv = case.backward.pop("dqkv")
     case.backward |= dict(zip(("dq", "dk", "dv"), split(dqkv), strict=True))
     return case
@@ -151,7 +160,7 @@ def attention_case(op: Callable[..., Any], **more: Array) -> Case:
 
 def cross_attention_case() -> Case:
     q, k, v = normal(1, 2, 3, 3), *normal(2, 2, 2, 5, 3)
-    case = Case(k=k, v=v).op(ops.cross_attention, 2, q_joined=joined(q), kv=together(k, v))
+    case = Case(k=k, v=v).op(ops.cross_attention, {"q_joined": joined(q), "kv": together(k, v)}, 2)
     case.names["q"] = q
     case.backward = {"dq": heads(case.backward["dq_joined"])} | dict(
         zip(("dk", "dv"), split(case.backward["dkv"], 2), strict=True)
@@ -160,44 +169,44 @@ def cross_attention_case() -> Case:
 
 
 def gelu_case() -> Case:
-    case = Case(dy=normal(2, 5, 8)).op(ops.gelu, y="exact", dx="dexact", x=normal(2, 5, 8))
-    return case.op(ops.gelu, "tanh", y="approximate", dx="dapproximate", x=case.names["x"])
+    case = Case(dy=normal(2, 5, 8)).op(ops.gelu, {"x": normal(2, 5, 8)}, y="exact", dx="dexact")
+    return case.op(ops.gelu, {"x": case.names["x"]}, "tanh", y="approximate", dx="dapproximate")
 
 
 def patches_case() -> Case:
-    names = {"R": 2, "S": 3, "P": 2, "Q": 1, "Y": np.zeros((2, 6, 2, 1, 4)), "dx": np.zeros((2, 4, 3, 4))}
-    case = Case(**names).op(ops.patches, (2, 1), x=normal(2, 4, 3, 4))
-    case.names["dY"] = case.names["dy"].reshape(names["Y"].shape)
+    case = Case(R=2, S=3, P=2, Q=1, Y=np.zeros((2, 6, 2, 1, 4)), dx=np.zeros((2, 4, 3, 4)))
+    case.op(ops.patches, {"x": normal(2, 4, 3, 4)}, (2, 1))
+    case.names["dY"] = case.names["dy"].reshape(case.names["Y"].shape)
     return case
 
 
 def unfold_case() -> Case:
     sizes = {"R": 3, "V": 2, "P": 3, "Q": 2, "S": 2, "T": 3, "p": 1, "q": 0}
     case = Case(**sizes, Y=np.zeros((2, 6, 3, 2, 4)), dx=np.zeros((2, 5, 6, 4)))
-    case.op(ops.unfold, (3, 2), (2, 3), (1, 0), x=normal(2, 5, 6, 4))
+    case.op(ops.unfold, {"x": normal(2, 5, 6, 4)}, (3, 2), (2, 3), (1, 0))
     case.names["dY"] = case.names["dy"].reshape(case.names["Y"].shape)
     return case
 
 
 def embed_case() -> Case:
     case = Case(p=4, R=3, dx=np.zeros((2, 5, 8)), dreg_token=np.zeros((1, 3, 8)))
-    tokens = {"cls_token": normal(1, 1, 8), "reg_token": normal(1, 3, 8)}
-    return case.op(ops.embed, x=normal(2, 5, 8), pos_embed=normal(1, 9, 8), **tokens)
+    arrays = {"x": normal(2, 5, 8), "pos_embed": normal(1, 9, 8)}
+    return case.op(ops.embed, arrays | {"cls_token": normal(1, 1, 8), "reg_token": normal(1, 3, 8)})
 
 
 def pool_case() -> Case:
     x = normal(2, 5, 8)
     case = Case(p=2, dtoken=np.zeros(x.shape), dmean=np.zeros(x.shape))
-    case.op(ops.pool, "token", 0, y="token", dx="dtoken", x=x)
-    return case.op(ops.pool, "avg", 2, y="mean", dx="dmean", x=x)
+    case.op(ops.pool, {"x": x}, "token", 0, y="token", dx="dtoken")
+    return case.op(ops.pool, {"x": x}, "avg", 2, y="mean", dx="dmean")
 
 
 def grid_positions_case() -> Case:
-    case = Case(R=3).op(ops.grid_positions, x=normal(2, 12, 8), rows=normal(3, 8), columns=normal(4, 8))
+    case = Case(R=3).op(ops.grid_positions, {"x": normal(2, 12, 8), "rows": normal(3, 8), "columns": normal(4, 8)})
     first, second = case.forward, case.backward
-    halves = {"rows2": normal(3, 4), "columns2": normal(4, 4)}
+    halves = {"x": case.names["x"], "rows2": normal(3, 4), "columns2": normal(4, 4)}
     case.forward, case.backward = {}, {}
-    case.op(ops.grid_positions, True, y="y2", x=case.names["x"], **halves)
+    case.op(ops.grid_positions, halves, True, y="y2")
     case.forward |= first
     case.backward |= second
     for arrays in (case.names, case.forward, case.backward):  # tokens as a grid
@@ -209,19 +218,19 @@ def grid_positions_case() -> Case:
 def sincos_case() -> Case:
     powers = {"f": np.array([1, 1e-4]), "f_mae": np.array([1, 1e-2])}
     case = Case(R=2, t=np.zeros((8, 8)), **powers)
-    return case.op(ops.sincos_positions, (2, 4), x=normal(2, 8, 8))
+    return case.op(ops.sincos_positions, {"x": normal(2, 8, 8)}, (2, 4))
 
 
 def cross_entropy_case() -> Case:
     labels = np.array([1, 3])
     case = Case(dloss=np.array(0.7), s=0.1, labels=np.eye(4)[labels])
-    return case.op(ops.cross_entropy, labels, 0.1, y="loss", dy="dloss", logits=normal(2, 4))
+    return case.op(ops.cross_entropy, {"logits": normal(2, 4)}, labels, 0.1, y="loss", dy="dloss")
 
 
 def take_tokens_case() -> Case:
     index = np.array([[4, 0, 2], [1, 3, 4]])
     case = Case(index=index, M=3, y=np.zeros((2, 3, 8)), dx=np.zeros((2, 5, 8)))
-    return case.op(ops.take_tokens, index, x=normal(2, 5, 8))
+    return case.op(ops.take_tokens, {"x": normal(2, 5, 8)}, index)
 
 
 def drop_path_case() -> Case:
@@ -273,8 +282,8 @@ def attention_pool_case() -> Case:
 
 
 def vit_case() -> Case:
-    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 4}
-    model = random_layer(minivit.create_model("vit_tiny_patch4_32", dtype="float64", **sizes))
+    config = ViTConfig(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=4)
+    model = random_layer(ViT(config))
     tokens = model.pos_embed.value, model.cls_token.value
     names = {
         "embed": Passes(lambda x: ops.embed(x, *tokens), lambda dy, cache: ops.embed_backward(dy, cache)[0]),
@@ -293,18 +302,18 @@ def attention_layer_case() -> Case:
 
 x = normal(2, 5, 8)
 CASES: dict[str, Callable[[], Case]] = {
-    "linear": lambda: Case().op(ops.linear, x=x, weight=normal(8, 3), bias=normal(3)),
-    "layer_norm": lambda: Case().op(ops.layer_norm, x=x, weight=normal(8), bias=normal(8)),
-    "softmax": lambda: Case().op(ops.softmax, x=x),
-    "attention": lambda: attention_case(ops.attention),
+    "linear": lambda: Case().op(ops.linear, {"x": x, "weight": normal(8, 3), "bias": normal(3)}),
+    "layer_norm": lambda: Case().op(ops.layer_norm, {"x": x, "weight": normal(8), "bias": normal(8)}),
+    "softmax": lambda: Case().op(ops.softmax, {"x": x}),
+    "attention": lambda: attention_case(ops.attention, {}),
     "cross_attention": cross_attention_case,
-    "relative_attention": lambda: attention_case(ops.relative_attention, rel_pos=normal(9, 3)),
+    "relative_attention": lambda: attention_case(ops.relative_attention, {"rel_pos": normal(9, 3)}),
     "gelu": gelu_case,
-    "quick_gelu": lambda: Case().op(ops.quick_gelu, x=x),
-    "relu": lambda: Case().op(ops.relu, x=x),
-    "tanh": lambda: Case().op(ops.tanh, x=x),
-    "dropout": lambda: Case(rate=0.25).op(ops.dropout, x=x, mask=drop_mask(2, 5, 8)),
-    "layer_scale": lambda: Case().op(ops.layer_scale, x=x, gamma=normal(8)),
+    "quick_gelu": lambda: Case().op(ops.quick_gelu, {"x": x}),
+    "relu": lambda: Case().op(ops.relu, {"x": x}),
+    "tanh": lambda: Case().op(ops.tanh, {"x": x}),
+    "dropout": lambda: Case(rate=0.25).op(ops.dropout, {"x": x, "mask": drop_mask(2, 5, 8)}),
+    "layer_scale": lambda: Case().op(ops.layer_scale, {"x": x, "gamma": normal(8)}),
     "patches": patches_case,
     "unfold": unfold_case,
     "embed": embed_case,

@@ -50,13 +50,13 @@ def formulas(kinds: Iterable[str | type]) -> dict[str, Formula]:
     Returns
     -------
     dict
-        For each kind (of a class, `kind_of`) a dict: "forward" and "backward", lists of lines in MathML; "latex", the
-        same lines in LaTeX; "page", the derivation in the source of minivit, or None. The lists are empty for a kind that
-        has no formulas. A class that inherits both passes of a layer of minivit has the formulas of that layer.
+        For each kind (of a class, `kind_of`) that has formulas a dict: "forward" and "backward", lists of lines in
+        MathML; "latex", the same lines in LaTeX; "page", the derivation in the source of minivit, or None. A class that
+        inherits both passes of a layer of minivit has the formulas of that layer.
     """
     named = ((kind, kind) if isinstance(kind, str) else (kind_of(kind), _same_passes(kind)) for kind in kinds)
-    known, none = known_formulas(), Formula(page=None, latex=Latex(forward=[], backward=[]), forward=[], backward=[])
-    return {key: known.get(kind, none) for key, kind in named}
+    known = known_formulas()
+    return {key: known[kind] for key, kind in named if kind in known}
 
 
 def _same_passes(cls: type) -> str:

@@ -31,7 +31,9 @@ def browser() -> Iterator[Browser]:
         pytest.fail(f"the tests of the browser need Playwright: pip install 'minivit[browser]' ({error})")
     with sync_playwright() as playwright:
         # Chromium's sandbox refuses to run as root, as which containers of CI run.
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--font-render-hinting=none"])
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--font-render-hinting=none"]
+        )
         yield browser
         browser.close()
 

@@ -15,42 +15,104 @@ class Control(NamedTuple):
 
     Attributes
     ----------
+    view : str
+        The hash of a view that has them.
     selector : str
         Finds them.
     changes : str
-        Finds what each must change; "itself" is the control.
-    view : str
-        The hash of a view that has them.
-    mouse : {"click", "hover", "choose", "slide", "type", "wheel"}
-        How the mouse uses them.
+        Finds what each must change; "parent" is the element around the control.
+    mouse : {"click", "hover", "choose", "slide", "type", "skip"}
+        How the mouse uses them; "skip" is a link that is shown only while it has the focus.
     key : str
-        The key that uses them when they have the focus; of a group, an arrow key moves on from the chosen one.
-    page : str
-        The page that has them.
+        The key that uses them when they have the focus.
     """
 
+    view: str
     selector: str
     changes: str
-    view: str
     mouse: str = "click"
     key: str = "Enter"
-    page: str = "digits"
 
 
-TABLE: list[Control] = []
+class Group(NamedTuple):
+    """Controls among which a key moves the focus."""
+
+    view: str
+    selector: str
+    key: str
+    chooses: bool = False
 
 
-def fingerprint(opened: Opened, selector: str) -> int | None:
-    """Return a number for all that can be seen of what `selector` finds; None if nothing is shown."""
-    opened.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return opened.page.evaluate(script("fingerprint.js"), selector)
+PANEL = "[role=tabpanel]"  # all but one are hidden
+LAYER = "#layer/blocks.0.attn"
+TABLE = [
+    Control(LAYER, "a.skip", ":focus", "skip"),
+    Control("#path", "[role=tab]", PANEL),
+    Control("#path", "#controls select", PANEL, "choose", "ArrowDown"),
+    Control("#path", "#controls button", "body"),
+    Control("#path", "#view-path .patch", ".path-token"),
+    Control("#path", "#view-path .stage", PANEL),
+    Control("#path", "#view-path summary", "parent"),
+    Control(LAYER, "#layer-filter", ".layer-names", "type", "n"),
+    Control(LAYER, ".layer-names button", ".layer h2"),
+    Control(LAYER, ".layer-names summary", "parent"),
+    Control(LAYER, ".layer .near a", ".layer h2"),
+    Control(LAYER, ".layer summary", "parent"),
+    Control(LAYER, ".layer .check a", PANEL),
+    Control("#attention", "#view-attention .patch", ".heads"),
+    Control("#attention", "#attention-block", ".heads", "slide", "ArrowLeft"),
+    Control("#attention", "#view-attention [type=radio]", ".heads", key="Space"),
+    Control("#attention", "#view-attention [type=checkbox]", ".heads", key="Space"),
+    Control("#attention", "#attention-head", ".matrices", "choose", "ArrowDown"),
+    Control("#depth", "#depth-step", ".charts", "slide", "ArrowLeft"),
+    Control("#depth", "#view-depth summary", "parent"),
+    Control("#mistakes", "[data-mistake]", ".mistake h2"),
+    Control("#mistakes", ".mistake p a", PANEL),
+]
+# What is shown where the mouse is, without a click.
+POINTED_AT = [
+    Control("#path", "#view-path .patch", ".path-token", "hover"),
+    Control("#path", "#view-path .stage", ".path-stage", "hover"),
+    Control("#attention", "#view-attention .patch", ".heads", "hover"),
+]
+# Of each group one control is in the tab order, and the key leads from each to the next one; in some groups it is
+# chosen at once.
+GROUPS = [
+    Group("#path", "[role=tab]", "ArrowRight", chooses=True),
+    Group("#path", "#view-path .patch", "ArrowRight", chooses=True),
+    Group("#path", "#view-path .stage", "ArrowRight"),
+    Group(LAYER, ".layer-names :is(button, summary)", "ArrowDown"),
+    Group("#attention", "#view-attention .patch", "ArrowRight", chooses=True),
+    Group("#mistakes", "[data-mistake]", "ArrowDown", chooses=True),
+]
+SCROLL_BOXES = ".scroll"
 
 
-def all_of(opened: Opened, control: Control) -> Locator:
-    """Return the controls of one kind that are shown, with every <details> open."""
-    opened.show(control.view)
-    opened.page.evaluate("() => document.querySelectorAll('details').forEach(each => { each.open = true; })")
-    return opened.page.locator(f"{control.selector}:visible")
+CHOSEN = """all => all.map(each => each.checked === true || ["aria-selected", "aria-checked", "aria-current"].some(
+    name => (each.getAttribute(name) ?? "false") !== "false"))"""
+
+
+def all_of(opened: Opened, kind: Control | Group) -> Locator:
+    """Return the controls of one kind that are shown, after opening their view if they are not."""
+    found = opened.page.locator(f"{kind.selector}:visible")
+    if not found.count():
+        opened.show(kind.view)
+        opened.open_details()
+    return found
+
+
+def fingerprint(opened: Opened, control: Control, each: Locator) -> int | None:
+    """Return a number for all that can be seen of what a control must change; None if nothing is shown."""
+    around = each.locator("..") if control.changes == "parent" else opened.page.locator(control.changes)
+    return around.evaluate_all(script("fingerprint.js"))
+
+
+def has_changed(opened: Opened, control: Control, each: Locator, before: int | None) -> bool:
+    """Return whether what a control must change is other than `before`, at once or in the next frame."""
+    if fingerprint(opened, control, each) != before:
+        return True
+    opened.settle()
+    return fingerprint(opened, control, each) != before
 
 
 def use_by_mouse(each: Locator, how: str) -> None:
@@ -64,16 +126,14 @@ def use_by_mouse(each: Locator, how: str) -> None:
     elif how == "slide":
         box = each.bounding_box()
         assert box
-        ends = [{"x": share * box["width"], "y": box["height"] / 2} for share in (0.03, 0.97)]
         before = each.input_value()
-        each.click(position=ends[0])
-        if each.input_value() == before:
-            each.click(position=ends[1])
+        for share in (0.03, 0.97):
+            if each.input_value() == before:
+                each.click(position={"x": share * box["width"], "y": box["height"] / 2})
     elif how == "type":
         each.click()
         each.press_sequentially("norm")
-    elif how == "wheel":
-        each.hover()
-        each.page.mouse.wheel(40, 0)
     else:
+        if how == "skip":
+            each.focus()
         each.click()

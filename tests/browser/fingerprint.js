@@ -1,7 +1,7 @@
-// Returns a number for all that can be seen of the elements that match: markup, pixels, values, scroll positions, scheme.
-(selector) => {
+// Returns a number for all that can be seen of the elements: markup, pixels, values, scroll positions, colours.
+(elements) => {
   const seen = [];
-  for (const each of document.querySelectorAll(selector)) {
+  for (const each of elements) {
     if (!each.checkVisibility()) continue;
     seen.push(each.outerHTML, getComputedStyle(each).color, getComputedStyle(each).backgroundColor);
     for (const node of [each, ...each.querySelectorAll("*")]) {

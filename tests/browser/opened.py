@@ -73,7 +73,15 @@ class Opened:
     def show(self, anchor: str) -> None:
         """Change the part of the address after ``#`` as a link does, and wait until the page has followed."""
         self.page.evaluate("anchor => { location.hash = anchor; }", anchor)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until what was changed is drawn."""
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def open_details(self) -> None:
+        """Open every part of the page that can be folded away."""
+        self.page.evaluate("() => document.querySelectorAll('details').forEach(each => { each.open = true; })")
 
     def close(self) -> None:
         """Close the page, and check that nothing went wrong in it and that it asked for nothing but itself."""

@@ -55,7 +55,7 @@ def test_no_text_overflows(open_page: Open, name: str, width: int) -> None:
     found: list[str] = []
     for view in VIEWS:
         opened.show(f"#{view}")
-        opened.page.evaluate("() => document.querySelectorAll('details').forEach(each => { each.open = true; })")
+        opened.open_details()
         found += [f"{view}: {line}" for line in opened.page.evaluate(script("overflow.js"))]
         found += [f"{view}: {line}" for line in opened.page.evaluate(script("overlap.js"))]
     assert not found, "\n".join(found)
@@ -69,7 +69,7 @@ def test_axe_finds_nothing(open_page: Open, node_modules: Path, scheme: str, wid
     found = []
     for view in VIEWS:
         opened.show(f"#{view}")
-        opened.page.evaluate("() => document.querySelectorAll('details').forEach(each => { each.open = true; })")
+        opened.open_details()
         result: dict[str, Any] = opened.page.evaluate("() => axe.run({ resultTypes: ['violations'] })")
         found += [
             f"{view}: {each['id']}: {node['target']} {node['failureSummary']}"

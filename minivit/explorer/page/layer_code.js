@@ -5,11 +5,11 @@ import { details, h, scrollBox } from "./dom.js";
 
 const PASSES = ["forward", "backward"];
 
-/** The formulas, forward beside backward; null if the kind has none. */
+/** The formulas, forward beside backward. */
 export function formulaPart(kind) {
   const formulas = data.formulas[kind];
   const passes = PASSES.filter((pass) => formulas?.[pass].length);
-  if (!passes.length) return null;
+  if (!passes.length) return h("p", { class: "muted" }, `No formulas are known for ${kind}.`);
   const columns = passes.map((pass) => {
     const lines = formulas[pass].map((markup, i) => scrollBox(`formula ${i + 1}, ${pass}`, mathOf(markup)));
     return h("div", { class: `pass ${pass}` }, h("h3", {}, pass === "forward" ? "Forward" : "Backward"), lines);
@@ -26,10 +26,10 @@ function mathOf(markup) {
   return template.content;
 }
 
-/** The source lines of both passes; null if the kind has none. */
+/** The source lines of both passes. */
 export function codePart(kind) {
   const sources = data.sources[kind];
-  if (!sources?.length) return null;
+  if (!sources?.length) return h("p", { class: "muted" }, `The source lines of ${kind} could not be read.`);
   const columns = PASSES.map((pass) => {
     const own = sources.filter(({ role }) => role === pass);
     const op = own.find(({ name }) => !name.includes(".") && !name.startsWith("_")); // what the layer's method calls
@@ -38,8 +38,9 @@ export function codePart(kind) {
   return h("section", {}, h("h3", {}, "Code"), h("div", { class: "passes" }, columns));
 }
 
-function codeOf({ name, file, line, text }, open) {
-  const box = scrollBox(`${name}, from line ${line} of ${file}`, h("pre", { class: "code" }, text));
+function codeOf({ name, file, line, text, numbers }, open) {
+  const column = h("pre", { class: "line-numbers", "aria-hidden": "true" }, numbers.join("\n"));
+  const box = scrollBox(`${name}, from line ${line} of ${file}`, h("div", { class: "code" }, column, h("pre", {}, text)));
   const element = details("", h("p", { class: "muted" }, `${file}, line ${line}; without the docstring`), box);
   element.firstChild.append(h("code", {}, name));
   element.open = open;
