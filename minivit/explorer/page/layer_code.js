@@ -8,8 +8,9 @@ const PASSES = ["forward", "backward"];
 /** The formulas, forward beside backward. */
 export function formulaPart(kind) {
   const formulas = data.formulas[kind];
-  if (!formulas) return h("p", { class: "muted" }, `No formulas are known for ${kind}.`);
-  const columns = PASSES.map((pass) => {
+  const passes = PASSES.filter((pass) => formulas?.[pass].length);
+  if (!passes.length) return h("p", { class: "muted" }, `No formulas are known for ${kind}.`);
+  const columns = passes.map((pass) => {
     const lines = formulas[pass].map((markup, i) => scrollBox(`formula ${i + 1}, ${pass}`, mathOf(markup)));
     return h("div", { class: `pass ${pass}` }, h("h3", {}, pass === "forward" ? "Forward" : "Backward"), lines);
   });

@@ -118,7 +118,7 @@ function wrongMaps(array, right, wrong, own) {
   const [rightValues, wrongValues] = [mapValues(right), mapValues(wrong)];
   const alike = right.rows === wrong.rows && right.cols === wrong.cols && right.how === wrong.how;
   const shown = [["right", rightValues, right], ["wrong", wrongValues, wrong]];
-  if (alike) shown.push(["difference, wrong − right", wrongValues.map((value, i) => value - rightValues[i]), right]);
+  if (alike) shown.push(["wrong − right", wrongValues.map((value, i) => value - rightValues[i]), right]);
   const all = largest(...shown.map(([, values]) => values)) || 1;
   const figures = shown.map(([name, values, map]) => {
     const high = own ? largest(values) || 1 : all;
