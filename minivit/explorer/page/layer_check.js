@@ -5,6 +5,14 @@ import { data } from "./data.js";
 import { h, number, shapeText, table } from "./dom.js";
 import { address } from "./state.js";
 
+/** The check of a layer in a few words, for its head; "" if it was not checked. */
+export function checkWords(layer) {
+  const errors = (data.checks[layer.name]?.rows ?? []).filter(({ verdict }) => verdict !== "skipped").map(({ error }) => error);
+  if (!errors.length) return "";
+  const { passed } = data.checks[layer.name];
+  return `${passed ? "✓ gradient check passed" : "✗ gradient check failed"}, largest relative error ${errors.includes(null) ? number(null) : number(Math.max(...errors))}`;
+}
+
 /** The check of a layer, and the mistakes that were tried on it; null if there is neither. */
 export function checkPart(layer) {
   const check = data.checks[layer.name];
@@ -13,6 +21,8 @@ export function checkPart(layer) {
 }
 
 function checkParts(check) {
+  const skipped = check.rows.filter(({ verdict }) => verdict === "skipped");
+  if (skipped.length === check.rows.length) return [h("p", {}, skipped.map(({ note }) => note).join("; "))];
   const verdict = check.passed ? "✓ The gradients are right" : "✗ A gradient is wrong";
   const about = `Computed on ${check.input} of the first image, in ${number(check.seconds, 2)} s.`;
   const rows = check.rows.map(({ array, shape, norm, error, slope, verdict: says, method, note }) => [
@@ -22,7 +32,7 @@ function checkParts(check) {
   return [
     h("p", { class: check.passed ? "verdict" : "verdict missed" }, `${verdict}. `, h("span", { class: "muted" }, about)),
     table("Errors of the gradients", head, rows),
-    taylorChart(check.taylor),
+    ...taylorParts(check.taylor),
   ];
 }
 
@@ -30,10 +40,19 @@ function slopeText(slope) {
   return slope === null ? "–" : typeof slope === "number" ? number(slope, 3) : slope;
 }
 
-/** The remainder f(x + h v) − f(x) − h ⟨dx, v⟩ over h: with the right gradient it falls with the square of h. */
-function taylorChart(taylor) {
-  const drawn = taylor.filter(({ remainder }) => remainder.some((value) => value > 0));
-  if (!drawn.length) return taylor.length ? h("p", {}, LINEAR) : null;
+/**
+ * The remainder f(x + h v) − f(x) − h ⟨dx, v⟩ over h: with the right gradient it falls with the square of h. In an array
+ * in which the layer is linear there is none but rounding.
+ */
+function taylorParts(taylor) {
+  const drawn = taylor.filter(({ slope, remainder }) => slope !== "linear" && remainder.some((value) => value > 0));
+  const linear = taylor.filter(({ slope }) => slope === "linear");
+  const most = Math.max(...linear.flatMap(({ remainder }) => remainder));
+  const text = `The layer is linear in ${linear.map(({ array }) => array).join(", ")}: the Taylor remainder is rounding alone, at most ${number(most)} at any step.`;
+  return [linear.length ? h("p", {}, text) : null, drawn.length ? taylorChart(drawn) : null];
+}
+
+function taylorChart(drawn) {
   const series = drawn.map(({ array, h: steps, remainder, slope }) => ({
     name: `${array}: slope ${slopeText(slope)}`,
     points: steps.map((step, i) => [step, remainder[i]]),
@@ -50,8 +69,6 @@ function taylorChart(taylor) {
     references: [square],
   }).element;
 }
-
-const LINEAR = "The layer is linear in each array: the remainder is zero but for rounding, so there is no slope to draw.";
 
 /** Links to the mistakes that were made in this layer, or in another one of its kind. */
 function mistakeLinks(layer) {

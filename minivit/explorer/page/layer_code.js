@@ -8,12 +8,13 @@ const PASSES = ["forward", "backward"];
 /** The formulas, forward beside backward. */
 export function formulaPart(kind) {
   const formulas = data.formulas[kind];
-  if (!formulas) return h("p", { class: "muted" }, `No formulas are known for ${kind}.`);
-  const columns = PASSES.map((pass) => {
+  const passes = PASSES.filter((pass) => formulas?.[pass].length);
+  if (!passes.length) return h("p", { class: "muted" }, `No formulas are known for ${kind}.`);
+  const columns = passes.map((pass) => {
     const lines = formulas[pass].map((markup, i) => scrollBox(`formula ${i + 1}, ${pass}`, mathOf(markup)));
     return h("div", { class: `pass ${pass}` }, h("h3", {}, pass === "forward" ? "Forward" : "Backward"), lines);
   });
-  const source = PASSES.flatMap((pass) => formulas.latex[pass]).join("\n");
+  const source = passes.flatMap((pass) => formulas.latex[pass]).join("\n");
   const page = formulas.page && h("p", { class: "muted" }, "Derived in ", h("code", {}, formulas.page));
   return h("section", { class: "formulas" }, h("div", { class: "passes" }, columns), page, details("LaTeX", scrollBox("LaTeX", h("pre", {}, source))));
 }
@@ -30,8 +31,9 @@ export function codePart(kind) {
   const sources = data.sources[kind];
   if (!sources?.length) return h("p", { class: "muted" }, `The source lines of ${kind} could not be read.`);
   const columns = PASSES.map((pass) => {
-    const own = sources.filter(({ role }) => role === pass).map((source, i) => codeOf(source, i === 0));
-    return h("div", { class: `pass ${pass}` }, own);
+    const own = sources.filter(({ role }) => role === pass);
+    const op = own.find(({ name }) => !name.includes(".") && !name.startsWith("_")); // what the layer's method calls
+    return h("div", { class: `pass ${pass}` }, own.map((source) => codeOf(source, source === own[0] || source === op)));
   });
   return h("section", {}, h("h3", {}, "Code"), h("div", { class: "passes" }, columns));
 }
@@ -39,7 +41,7 @@ export function codePart(kind) {
 function codeOf({ name, file, line, text, numbers }, open) {
   const column = h("pre", { class: "line-numbers", "aria-hidden": "true" }, numbers.join("\n"));
   const box = scrollBox(`${name}, from line ${line} of ${file}`, h("div", { class: "code" }, column, h("pre", {}, text)));
-  const element = details("", h("p", { class: "muted" }, `${file}, from line ${line}`), box);
+  const element = details("", h("p", { class: "muted" }, `${file}, from line ${line}; without the docstring`), box);
   element.firstChild.append(h("code", {}, name));
   element.open = open;
   return element;

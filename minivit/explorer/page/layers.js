@@ -2,7 +2,7 @@
 
 import { data, layerNamed } from "./data.js";
 import { h, shapeText } from "./dom.js";
-import { checkPart } from "./layer_check.js";
+import { checkPart, checkWords } from "./layer_check.js";
 import { codePart, formulaPart } from "./layer_code.js";
 import { layerList } from "./layer_list.js";
 import { markToken, quantityParts } from "./quantities.js";
@@ -42,7 +42,7 @@ function layerParts(layer, layers) {
   const links = near.map(([{ name }, arrow]) => h("a", { href: address("layer", name) }, arrow, name));
   return [
     h("div", { class: "layer-head" }, h("h2", {}, layer.name), h("div", { class: "near" }, links)),
-    h("p", {}, `${layer.title} (${layer.kind}). `, h("span", { class: "muted" }, shapesOf(layer))),
+    h("p", {}, `${layer.title} (${layer.kind}). `, h("span", { class: "muted" }, [shapesOf(layer), checkWords(layer)].filter(Boolean).join("; "))),
     formulaPart(layer.kind),
     codePart(layer.kind),
     ...quantityParts(layer),

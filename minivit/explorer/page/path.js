@@ -67,7 +67,8 @@ function drawPath(path, anew = false) {
   setRoving(path.buttons, chosen);
   path.parts.drawing.replaceChildren(svg, ...(followed() === null ? [] : laneNames(plan)), ...path.buttons);
   path.parts.drawing.classList.toggle("across", plan.across);
-  path.parts.legend.replaceChildren(legendOf("forward", "activation", scales), legendOf("backward", "gradient", scales));
+  const legends = [legendOf("forward", "activation", scales), stages.some((stage) => stage.dy_norm !== null) && legendOf("backward", "gradient", scales)];
+  path.parts.legend.replaceChildren(...legends.filter(Boolean));
   showToken(path);
 }
 
