@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_vit import batch, model
 
 import minivit
 from minivit import layers, ops
 from minivit.arrays import Array
 from minivit.explorer.explained import known_classes, known_ops
+from minivit.explorer.explore import explore
 from minivit.explorer.formulas import formulas
 from minivit.explorer.sources import kind_of, sources
 from minivit.nn.layer import Layer
@@ -55,10 +57,11 @@ def test_every_layer_and_op_has_the_lines_of_both_passes_as_they_are_in_the_file
     assert found[0]["name"] == first.format(kind)
     assert len({each["name"] for each in found}) == len(found)
     for each in found:
-        lines = (ROOT / each["file"]).read_text(encoding="utf-8").splitlines()
-        shown = each["text"].splitlines()
-        assert each["line"] == each["numbers"][0]
-        assert [lines[number - 1].strip() for number in each["numbers"]] == [line.strip() for line in shown]
+        lines = (ROOT / each["file"]).read_text(encoding="utf-8").splitlines()[each["line"] - 1 :]
+        shown = [line.strip() for line in each["text"].splitlines()]
+        assert shown[0] == lines[0].strip()
+        rest = iter(line.strip() for line in lines)
+        assert all(line in rest for line in shown)  # in this order
         assert '"""' not in each["text"]
 
 
@@ -105,3 +108,23 @@ def test_a_class_with_the_passes_of_ours_has_our_formulas() -> None:
 
 def test_every_kind_with_a_gradient_has_formulas() -> None:
     assert {*formulas([*known_classes(), *known_ops()])} == {*LAYERS, *OPS}
+
+
+def test_the_page_has_the_formulas_and_the_lines_of_the_kinds_of_its_layers() -> None:
+    class Attention(layers.Attention):
+        """Another class of this name."""
+
+        def backward(self, dy: Array, cache: Any) -> Array:
+            return super().backward(dy, cache)
+
+    vit = model()
+    vit.blocks[0].attn = Attention(12, 3).initialize(seed=0)
+    data = explore(vit, batch(1)[0], [0])
+    kinds = {layer["name"]: layer["kind"] for layer in data["images"][0]["layers"]}
+    assert kinds["model"] == "ViT"
+    assert kinds["blocks.1.attn"] == "Attention"
+    assert kinds["blocks.0.attn"] == f"{__name__}.{Attention.__qualname__}"
+    assert {*data["sources"]} == {*kinds.values()}
+    assert {*data["formulas"]} == {*kinds.values()} - {kinds["blocks.0.attn"]}
+    files = {each["name"]: each["file"] for each in data["sources"][kinds["blocks.0.attn"]]}
+    assert (files["Attention.forward"], files["Attention.backward"]) == ("minivit/nn/attention.py", __name__)

@@ -18,6 +18,7 @@ from minivit.explorer.depth import depth_of
 from minivit.explorer.formulas import formulas
 from minivit.explorer.images import LIMITS, Limits, images_within, weights_of
 from minivit.explorer.layers import kinds_of
+from minivit.explorer.mistakes import typical_mistakes
 from minivit.explorer.sources import sources
 from minivit.explorer.tokens import picture
 from minivit.nn.vit import ViT
@@ -95,6 +96,7 @@ def explore(
             image["png"] = picture(images[i], None if pixels is None else pixels[i])
             image["rollout"] = rollout_of(model, singles[i], maps) if measured else None
         depth = depth_of(model, first.whole, singles[0], numbers[0], run, checkpoint or called, measured)
+        mistakes, mistakes_note = typical_mistakes(model, first.arrays, maps if not note else None)
     shown = kinds_of(first.whole.records, model)
     kinds = list(dict.fromkeys(shown.values()))
     return _plain(
@@ -114,7 +116,8 @@ def explore(
             "formulas": formulas(kinds),
             "sources": sources(kinds),
             "checks": check_layers(model, first.arrays, [name for name in shown if name in first.arrays]),
-            "mistakes": [],
+            "mistakes": mistakes,
+            "mistakes_note": mistakes_note,
             "depth": depth,
         }
     )
@@ -174,6 +177,7 @@ def _model(model: ViT, class_names: Sequence[str], name: str) -> dict[str, Any]:
         "stride": list(config.stride),
         "grid": list(config.grid),
         "prefix_tokens": config.num_prefix_tokens,
+        "class_token": config.class_token,
         "tokens": config.num_tokens,
         "embed_dim": config.embed_dim,
         "depth": len(model.blocks),

@@ -96,7 +96,9 @@ def images_within(limits: Limits, model: ViT, singles: Sequence[Array], labels: 
         for most in limits.cells:
             with suppress(NoRoomError):
                 maps = HeatMaps(most, limits.maps)
-                return Images(*_images(model, singles, labels, maps, None), maps, "")
+                found = _images(model, singles, labels, maps, None)
+                maps.room = None  # what is added for the model as a whole is little
+                return Images(*found, maps, "")
     parts = [count_of(len(model.blocks), "block"), f"{config.num_heads} heads", f"{config.num_tokens:,} tokens"]
     several = "; fewer images may have room" if count > 1 else ""
     note = (

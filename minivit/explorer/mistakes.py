@@ -7,15 +7,16 @@ Mistakes of sums over the batch are shown for two images: the traced one and its
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
 
 from minivit.arrays import Array, namespace
 from minivit.checking import Report
+from minivit.checking.explain import ELEMENTWISE
 from minivit.engine.machine import single_threaded_blas
-from minivit.explorer.checks import with_fewer_tokens, work_of
+from minivit.explorer.checks import FEWER_TOKENS, with_fewer_tokens, work_of
 from minivit.explorer.edits import EDITS, Edit, Edited
 from minivit.explorer.heat_maps import HeatMaps, plane_of
 from minivit.explorer.subjects import Subject, layers_by_name, subject_of
@@ -94,6 +95,8 @@ def typical_mistakes(model: Layer, traced: Trace, maps: HeatMaps | None = None) 
     note : str
         Why mistakes are left out, or "".
     """
+    if any(record.holds_statistics for record in traced):
+        return [], "typical mistakes are left out: the trace has statistics and no arrays"
     found: list[Mistake] = []
     left_out: list[str] = []
     places: dict[str, _Place] = {}
@@ -135,10 +138,20 @@ def _place(subject: Subject, model: Layer, traced: Trace) -> _Place:
     record = subject.record
     if record.kind == "embed" and len(record.x) == 1:
         subject = Subject(_with_mirror_image(model, traced, record.name), subject.layer)
-    own = subject.own_parameters
-    if not own and not record.is_op:  # of a layer of layers, the first weight
-        own = [name for name in subject.layer.parameters if name.endswith("weight")][:1]
-    return _Place(subject, subject.gradients(), with_fewer_tokens(subject), own)
+    parameters = ["qkv.weight"] if record.kind == "Attention" else subject.own_parameters
+    return _Place(subject, subject.gradients(), _few(subject), parameters)
+
+
+def _few(subject: Subject) -> Subject:
+    """Return the part of a layer that is checked: of few numbers, since each is looked at to explain a mistake then."""
+    shape = subject.record.x.shape
+    few = max(2, ELEMENTWISE // shape[-1])
+    if subject.record.kind == "softmax":
+        few = min(few, shape[-2])
+        part = slice(None), slice(1), slice(few)
+        return replace(subject, part=part, part_words=f"the first {few} of {shape[-2]} queries of one head")
+    is_leaf = len(list(subject.layer.named_layers())) == 1
+    return with_fewer_tokens(subject, few if is_leaf else FEWER_TOKENS)
 
 
 def _with_mirror_image(model: Layer, traced: Trace, name: str) -> Record:
@@ -218,4 +231,4 @@ def _sentence(report: Report, subject: Subject) -> str:
     """Return what the gradient check says, in words."""
     notes = [f"{row.full_name}: {row.note}" for row in report.rows if row.note and row.verdict == "FAILED"]
     words = ". ".join([report.summary(), *notes, *report.findings])
-    return words if subject.tokens is None else f"{words} (checked on the first {subject.tokens} tokens)"
+    return f"{words} (checked on {subject.part_words})" if subject.part else words

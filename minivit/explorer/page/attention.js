@@ -26,8 +26,12 @@ function build(root) {
   const blocks = blockSlider();
   const draw = () => {
     const token = followed() ?? 0;
-    drawHeads(heads, token, options);
-    matrix.update(chosenBlock(), token, options.to);
+    const block = chosenBlock();
+    const pooling = block.queries !== data.model.tokens; // its query is not a token, so that it has one direction
+    controls.querySelector("fieldset").disabled = pooling;
+    const to = options.to && !pooling;
+    drawHeads(heads, block, token, { ...options, to });
+    matrix.update(block, token, to);
   };
   const controls = h("div", { class: "attention-controls" }, blocks.element, choices(options, draw));
   const side = h("div", { class: "attention-side" }, patches.element, says, controls);
@@ -93,11 +97,10 @@ function choices(options, draw) {
   ];
 }
 
-function drawHeads(root, token, options) {
+function drawHeads(root, block, token, options) {
   const image = data.images[state.image];
-  const block = chosenBlock();
-  const name = tokenName(token);
-  const looks = options.to ? `Who looks at ${name}` : `Where ${block.queries < block.tokens ? "the query" : name} looks`;
+  const name = block.queries === data.model.tokens ? tokenName(token) : "the query of the pooling";
+  const looks = options.to ? `Who looks at ${name}` : `Where ${name} looks`;
   const { cards, flat } = attentionHeads(image, block, token, options);
   const about = !block.dweights
     ? "Without a label there is no loss, and so no gradient."

@@ -15,6 +15,7 @@ import { about, largest, valueCanvas, valueCell } from "./value_maps.js";
  * @returns {{cards: HTMLElement[], flat: boolean}}
  */
 export function attentionHeads(image, block, token, options) {
+  const first = data.model.tokens - block.tokens; // attention pooling may leave out the tokens before the patches
   const slices = (maps) => maps.map((index) => attentionOf(mapAt(index), block, token, options.to));
   const weights = slices(block.weights);
   const dweights = block.dweights && slices(block.dweights);
@@ -26,8 +27,8 @@ export function attentionHeads(image, block, token, options) {
       parts.push(["dweights", dweights[head], -most, most]);
     }
     const name = `head ${head}`;
-    const maps = parts.map((part) => tokenMap(image, token, name, options, part));
-    return h("section", { class: "head" }, h("h3", {}, name), h("p", { class: "muted" }, strongest(values)), h("div", { class: "pair" }, maps));
+    const maps = parts.map((part) => tokenMap(image, token, first, { name, beneath: options.beneath }, part));
+    return h("section", { class: "head" }, h("h3", {}, name), h("p", { class: "muted" }, strongest(values, first)), h("div", { class: "pair" }, maps));
   });
   return { cards, flat: !!dweights && largest(...dweights) === 0 };
 }
@@ -38,29 +39,28 @@ function attentionOf(map, { queries, tokens }, token, to) {
   return Float64Array.from({ length: to ? queries : tokens }, (_, i) => (to ? cellValue(map, i, token) : cellValue(map, query, i)));
 }
 
-function strongest(values) {
+function strongest(values, first) {
   const most = values.indexOf(Math.max(...values));
-  return `most: ${tokenName(most)}, ${about(values[most])}`;
+  return `most: ${tokenName(first + most)}, ${about(values[most])}`;
 }
 
-/** The values over the grid of patches, and those of class and register tokens in cells above it. */
-function tokenMap(image, token, name, { beneath }, [what, values, low, high]) {
+/** The values, from token `first` on, over the grid of patches; those of class and register tokens in cells above it. */
+function tokenMap(image, token, first, { name, beneath }, [what, all, low, high]) {
   const { prefix_tokens: prefix, grid } = data.model;
   const [rows, cols] = grid;
-  const range = `from ${number(Math.min(...values), 2)} to ${number(Math.max(...values), 2)}`;
-  const label = `${what} of ${name} over the patches, ${rows} × ${cols}, ${range}; ${strongest(values)}`;
-  const over = values.length === data.model.tokens;
-  const shape = over ? { values: values.slice(prefix), rows, cols } : { values, rows: values.length, cols: 1 };
-  const cellName = (i) => tokenName(over ? prefix + i : i);
-  const canvas = valueCanvas({ ...shape, low, high, label, cellName });
-  const before = Array.from({ length: over ? prefix : 0 }, (_, i) =>
-    valueCell(i ? `r${i}` : "cls", values[i], low, high, tokenName(i)),
-  );
-  const mark = over && token >= prefix ? h("div", { class: "patch-mark", style: place(token - prefix, rows, cols) }) : null;
-  const picture = beneath && over ? h("img", { src: image.png, alt: "" }) : null;
-  const map = h("div", { class: beneath && over ? "marked over-image" : "marked" }, picture, canvas, mark);
-  const cells = before.length ? h("div", { class: "value-cells" }, before) : null;
-  return h("figure", { class: "token-map" }, h("figcaption", {}, what), cells, map, legend(low, high));
+  const [before, values] = [all.slice(0, prefix - first), all.slice(prefix - first)];
+  const range = `from ${number(Math.min(...all), 2)} to ${number(Math.max(...all), 2)}`;
+  const label = `${what} of ${name} over the patches, ${rows} × ${cols}, ${range}; ${strongest(all, first)}`;
+  const canvas = valueCanvas({ values, rows, cols, low, high, label, cellName: (i) => tokenName(prefix + i) });
+  const cells = Array.from(before, (value, i) => {
+    const title = tokenName(first + i);
+    return valueCell(title.replace("class token", "cls").replace("register ", "r"), value, low, high, title);
+  });
+  const mark = token >= prefix ? h("div", { class: "patch-mark", style: place(token - prefix, rows, cols) }) : null;
+  const picture = beneath ? h("img", { src: image.png, alt: "" }) : null;
+  const map = h("div", { class: beneath ? "marked over-image" : "marked" }, picture, canvas, mark);
+  const above = cells.length ? h("div", { class: "value-cells" }, cells) : null;
+  return h("figure", { class: "token-map" }, h("figcaption", {}, what), above, map, legend(low, high));
 }
 
 function place(patch, rows, cols) {
