@@ -22,7 +22,7 @@ from minivit.ops.registry import reference_only_here
 from minivit.tracing.names import ROOT
 from minivit.tracing.trace import Trace
 
-MOST_WORK = 3e11  # of all checks together, in floating-point operations
+MOST_WORK = 2.5e11  # of all checks together, in floating-point operations
 FEWER_TOKENS = 16  # that are checked where all would be too much work
 _PASSES = 30  # about as many forward passes verify the gradient of one array
 _OF_A_NUMBER = 100  # operations for each number that a layer takes or returns, such as an exponential
@@ -176,7 +176,7 @@ def work_of(subject: Subject, trace: Trace) -> float:
     if record.is_op:
         return float(rows * _PASSES * numbers)
     parameters = _OF_A_PARAMETER * sum(p.size for p in subject.layer.parameters.values())
-    share = 1.0 if subject.tokens is None else subject.tokens / record.x.shape[1]
+    share = record.x[subject.part].size / record.x.size if subject.part else 1.0
     return rows * _PASSES * (share * (_flops(subject.layer, record.name, trace) + numbers) + parameters)
 
 
@@ -198,7 +198,8 @@ def with_fewer_tokens(subject: Subject, tokens: int = FEWER_TOKENS) -> Subject:
     by_token = not record.is_op and record.x.ndim == 3 and record.y.shape[:2] == record.x.shape[:2]
     if not by_token or record.x.shape[1] <= tokens or any(map(_needs_all, subject.layer.named_layers())):
         return subject
-    return replace(subject, tokens=tokens)
+    words = f"the first {tokens} of {record.x.shape[1]} tokens"
+    return replace(subject, part=(slice(None), slice(tokens)), part_words=words)
 
 
 def _needs_all(named: tuple[str, Layer]) -> bool:

@@ -177,6 +177,7 @@ def _model(model: ViT, class_names: Sequence[str], name: str) -> dict[str, Any]:
         "stride": list(config.stride),
         "grid": list(config.grid),
         "prefix_tokens": config.num_prefix_tokens,
+        "class_token": config.class_token,
         "tokens": config.num_tokens,
         "embed_dim": config.embed_dim,
         "depth": len(model.blocks),

@@ -7,7 +7,7 @@ Mistakes of sums over the batch are shown for two images: the traced one and its
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
@@ -95,6 +95,8 @@ def typical_mistakes(model: Layer, traced: Trace, maps: HeatMaps | None = None) 
     note : str
         Why mistakes are left out, or "".
     """
+    if any(record.holds_statistics for record in traced):
+        return [], "typical mistakes are left out: the trace has statistics and no arrays"
     found: list[Mistake] = []
     left_out: list[str] = []
     places: dict[str, _Place] = {}
@@ -136,11 +138,20 @@ def _place(subject: Subject, model: Layer, traced: Trace) -> _Place:
     record = subject.record
     if record.kind == "embed" and len(record.x) == 1:
         subject = Subject(_with_mirror_image(model, traced, record.name), subject.layer)
-    # An array of few numbers is explained best, since each number is looked at.
-    alone = len(list(subject.layer.named_layers())) == 1
-    tokens = max(2, ELEMENTWISE // record.x.shape[-1]) if alone else FEWER_TOKENS
     parameters = ["qkv.weight"] if record.kind == "Attention" else subject.own_parameters
-    return _Place(subject, subject.gradients(), with_fewer_tokens(subject, tokens), parameters)
+    return _Place(subject, subject.gradients(), _few(subject), parameters)
+
+
+def _few(subject: Subject) -> Subject:
+    """Return the part of a layer that is checked: of few numbers, since each is looked at to explain a mistake then."""
+    shape = subject.record.x.shape
+    few = max(2, ELEMENTWISE // shape[-1])
+    if subject.record.kind == "softmax":
+        few = min(few, shape[-2])
+        part = slice(None), slice(1), slice(few)
+        return replace(subject, part=part, part_words=f"the first {few} of {shape[-2]} queries of one head")
+    is_leaf = len(list(subject.layer.named_layers())) == 1
+    return with_fewer_tokens(subject, few if is_leaf else FEWER_TOKENS)
 
 
 def _with_mirror_image(model: Layer, traced: Trace, name: str) -> Record:
@@ -220,4 +231,4 @@ def _sentence(report: Report, subject: Subject) -> str:
     """Return what the gradient check says, in words."""
     notes = [f"{row.full_name}: {row.note}" for row in report.rows if row.note and row.verdict == "FAILED"]
     words = ". ".join([report.summary(), *notes, *report.findings])
-    return words if subject.tokens is None else f"{words} (checked on the first {subject.tokens} tokens)"
+    return f"{words} (checked on {subject.part_words})" if subject.part else words

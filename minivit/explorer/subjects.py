@@ -41,13 +41,14 @@ class Subject:
         Holds the input and the upstream gradient.
     layer
         The layer itself, or for an op the layer that calls it.
-    tokens
-        Number of the first tokens that are checked, or None for all.
+    part, part_words
+        Which part of the input and of the result is used, and this part in words; all by default.
     """
 
     record: Record
     layer: Layer
-    tokens: int | None = None
+    part: tuple[slice, ...] = ()
+    part_words: str = ""
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -76,7 +77,7 @@ class Subject:
     @property
     def words(self) -> str:
         """What the check is made on, in words."""
-        some = "" if self.tokens is None else f"the first {self.tokens} of {self.record.x.shape[1]} tokens of "
+        some = f"{self.part_words} of " if self.part else ""
         if self.upstream is not None:
             return f"{some}the traced input in float64, with the traced gradient of the result"
         why = "is zero"
@@ -121,15 +122,13 @@ class Subject:
     def _part(self, value: Array) -> Array:
         value = to_host(value)
         value = value.astype(np.float64) if value.dtype.kind == "f" else value
-        return value if self.tokens is None else value[:, : self.tokens]
+        return value[self.part] if self.part else value
 
     def _dy(self, y: Array) -> Array:
         return np.random.default_rng(0).standard_normal(y.shape) if self.upstream is None else self.upstream
 
     def _copy(self) -> Layer:
-        layer = self.layer.to("numpy").astype(np.float64)
-        layer.zero_grad()
-        return layer
+        return self.layer._moved(np.float64, "numpy")
 
     def _functions(self) -> tuple[Callable[..., tuple[Array, Any]], Callable[[Array, Any], tuple[Any, ...]]]:
         """Return the op as a function of its arrays, and its backward function."""

@@ -40,6 +40,7 @@ export function tokenName(token) {
     const patch = token - prefix;
     return `patch row ${Math.floor(patch / grid[1]) + 1}, column ${(patch % grid[1]) + 1}`;
   }
+  if (!data.model.class_token) return `register ${token + 1}`;
   return token === 0 ? "class token" : `register ${token}`;
 }
 

@@ -38,9 +38,8 @@ export function codePart(kind) {
   return h("section", {}, h("h3", {}, "Code"), h("div", { class: "passes" }, columns));
 }
 
-function codeOf({ name, file, line, text, numbers }, open) {
-  const column = h("pre", { class: "line-numbers", "aria-hidden": "true" }, numbers.join("\n"));
-  const box = scrollBox(`${name}, from line ${line} of ${file}`, h("div", { class: "code" }, column, h("pre", {}, text)));
+function codeOf({ name, file, line, text }, open) {
+  const box = scrollBox(`${name}, from line ${line} of ${file}`, h("pre", { class: "code" }, text));
   const element = details("", h("p", { class: "muted" }, `${file}, line ${line}; without the docstring`), box);
   element.firstChild.append(h("code", {}, name));
   element.open = open;
