@@ -97,8 +97,7 @@ def explore(
             image["rollout"] = rollout_of(model, singles[i], maps) if measured else None
         depth = depth_of(model, first.whole, singles[0], numbers[0], run, checkpoint or called, measured)
         mistakes, mistakes_note = typical_mistakes(model, first.arrays, maps if not note else None)
-    shown = kinds_of(first.whole.records, model)
-    kinds = list(dict.fromkeys(shown.values()))
+    kinds = list(dict.fromkeys(kinds_of(first.whole.records, model).values()))
     return _plain(
         {
             "schema": 1,
@@ -115,7 +114,7 @@ def explore(
             "maps": maps.table,
             "formulas": formulas(kinds),
             "sources": sources(kinds),
-            "checks": check_layers(model, first.arrays, [name for name in shown if name in first.arrays]),
+            "checks": check_layers(model, first.arrays, first.checked),
             "mistakes": mistakes,
             "mistakes_note": mistakes_note,
             "depth": depth,

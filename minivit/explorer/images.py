@@ -13,7 +13,7 @@ from minivit import ops
 from minivit.arrays import Array, to_host
 from minivit.explorer.attention import attention_of
 from minivit.explorer.heat_maps import HeatMaps, NoRoomError, Plane
-from minivit.explorer.layers import layers_of
+from minivit.explorer.layers import layers_of, shown
 from minivit.explorer.tokens import path, stages
 from minivit.nn.vit import ViT
 from minivit.tracing.figures import count_of
@@ -42,17 +42,28 @@ class Limits(NamedTuple):
     maps: int = 6_000_000
     cells: tuple[int, ...] = (64, 32, 16)
     weights: int = 1 << 27
-    layer: int = 300_000
+    layer: int = 1_000_000
 
 
 LIMITS = Limits()
 
 
 class Traces(NamedTuple):
-    """The trace of an image, and that of its parts of which there are arrays: the same, or of a large model some."""
+    """The traces of an image.
+
+    Attributes
+    ----------
+    whole : Trace
+        With arrays or, of a large model, with statistics alone.
+    arrays : Trace
+        The same, or of a large model that of the stages of the path and of small layers, with arrays.
+    checked : list of str
+        The names of layers and ops whose gradients are checked: those that are shown or, of a large model, are small.
+    """
 
     whole: Trace
     arrays: Trace
+    checked: list[str]
 
 
 class Images(NamedTuple):
@@ -126,15 +137,16 @@ def _traced(model: ViT, image: Array, label: int | None, most: int | None) -> Tr
     """Return the traces of an image; if `most` is given, with arrays of the stages and of layers of `most` numbers."""
     labels = None if label is None else [label]
     traced = trace(model, image, labels, statistics=most is not None)
+    names = shown(traced.records)
     if most is None:
-        return Traces(traced, traced)
-    small = [each.name for each in traced if sum(map(math.prod, each.shapes.values())) <= most]
-    kept = {ROOT, *(name for name, kind in stages(traced, model).items() if kind not in ("attention", "mlp")), *small}
-    return Traces(traced, trace(model, image, labels, sorted(kept)))
+        return Traces(traced, traced, names)
+    small = [name for name in names if sum(map(math.prod, traced.records[name].shapes.values())) <= most]
+    kept = {name for name, kind in stages(traced, model).items() if kind not in ("attention", "mlp")}
+    return Traces(traced, trace(model, image, labels, [ROOT, *kept, *small]), small)
 
 
 def _image(model: ViT, traces: Traces, image: Array, maps: HeatMaps, full: bool) -> dict[str, Any]:
-    traced, arrays = traces
+    traced, arrays, _ = traces
     logits = to_host(traced.y)[0].real.astype(np.float64)
     probabilities, _ = ops.softmax(logits[None], keep=False)
     dimage = arrays.records[ROOT].dx
