@@ -30,8 +30,6 @@ class Function:
         Its lines, from 1; 0 where there is no file.
     source
         The lines without the docstring.
-    numbers
-        The number of each line of `source`.
     """
 
     name: str
@@ -39,7 +37,6 @@ class Function:
     first: int
     last: int
     source: str
-    numbers: tuple[int, ...] = ()
 
 
 def function_lines(function: AnyFunction, name: str) -> Function:
@@ -52,11 +49,10 @@ def function_lines(function: AnyFunction, name: str) -> Function:
         node = ast.parse(source).body[0]
     except (OSError, TypeError, SyntaxError):
         return Function(name, "", 0, 0, "# the source is not at hand")
-    shown, numbers = source.splitlines(), [*range(first, first + len(lines))]
+    shown = source.splitlines()
     if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
-        docstring = slice(node.body[0].lineno - 1, node.body[0].end_lineno)
-        del shown[docstring], numbers[docstring]
-    return Function(name, path, first, first + len(lines) - 1, "\n".join(shown), tuple(numbers))
+        del shown[node.body[0].lineno - 1 : node.body[0].end_lineno]
+    return Function(name, path, first, first + len(lines) - 1, "\n".join(shown))
 
 
 def tree_of(thing: type | AnyFunction) -> ast.AST:

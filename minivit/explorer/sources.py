@@ -20,7 +20,6 @@ class SourceLines(TypedDict):
     file: str
     line: int
     text: str
-    numbers: list[int]
 
 
 def kind_of(cls: type) -> str:
@@ -43,9 +42,8 @@ def sources(kinds: Iterable[str | type]) -> dict[str, list[SourceLines]]:
     dict
         For each kind (of a class, `kind_of`) the lines of its methods or functions and of those that they call, a list
         of dicts: "name", such as "Linear.forward"; "role", "forward" or "backward"; "file", its path in the package, or
-        the module of a user's class; "line", the first one; "text", without the docstring; "numbers", the number of
-        each line of it. What both passes call is listed with the first. The list is empty where the source cannot be
-        read, and for a name that is unknown.
+        the module of a user's class; "line", the first one; "text", without the docstring. What both passes call is
+        listed with the first. The list is empty where the source cannot be read, and for a name that is unknown.
     """
     return {kind if isinstance(kind, str) else kind_of(kind): list(_sources(kind)) for kind in kinds}
 
@@ -61,14 +59,7 @@ def _sources(kind: str | type) -> Iterator[SourceLines]:
             if name not in done and lines.path:
                 done.add(name)
                 file = _file(lines.path, inspect.unwrap(function).__module__)
-                yield SourceLines(
-                    name=name,
-                    role=role,
-                    file=file,
-                    line=lines.first,
-                    text=lines.source,
-                    numbers=[*lines.numbers],
-                )
+                yield {"name": name, "role": role, "file": file, "line": lines.first, "text": lines.source}
 
 
 def _functions(names: Iterable[str], role: str) -> list[AnyFunction]:

@@ -14,7 +14,7 @@ export function formulaPart(kind) {
     const lines = formulas[pass].map((markup, i) => scrollBox(`formula ${i + 1}, ${pass}`, mathOf(markup)));
     return h("div", { class: `pass ${pass}` }, h("h3", {}, pass === "forward" ? "Forward" : "Backward"), lines);
   });
-  const source = passes.flatMap((pass) => formulas.latex[pass]).join("\n");
+  const source = PASSES.flatMap((pass) => formulas.latex[pass]).join("\n");
   const page = formulas.page && h("p", { class: "muted" }, "Derived in ", h("code", {}, formulas.page));
   return h("section", { class: "formulas" }, h("div", { class: "passes" }, columns), page, details("LaTeX", scrollBox("LaTeX", h("pre", {}, source))));
 }
@@ -38,9 +38,8 @@ export function codePart(kind) {
   return h("section", {}, h("h3", {}, "Code"), h("div", { class: "passes" }, columns));
 }
 
-function codeOf({ name, file, line, text, numbers }, open) {
-  const column = h("pre", { class: "line-numbers", "aria-hidden": "true" }, numbers.join("\n"));
-  const box = scrollBox(`${name}, from line ${line} of ${file}`, h("div", { class: "code" }, column, h("pre", {}, text)));
+function codeOf({ name, file, line, text }, open) {
+  const box = scrollBox(`${name}, from line ${line} of ${file}`, h("pre", { class: "code" }, text));
   const element = details("", h("p", { class: "muted" }, `${file}, line ${line}; without the docstring`), box);
   element.firstChild.append(h("code", {}, name));
   element.open = open;

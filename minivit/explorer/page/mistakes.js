@@ -17,11 +17,17 @@ function build(root) {
     return () => {};
   }
   root.append(
-    h("p", {}, "Each was made in the layer's own backward pass when this page was written, and run on the numbers of the first image."),
+    h(
+      "p",
+      {},
+      "Each was made in the layer's own backward pass when this page was written, and run on the numbers of the first image; ",
+      "where the mistake is in a sum over images, on those of that image and its mirror image.",
+    ),
   );
   const buttons = mistakes.map((mistake, i) => mistakeButton(mistake, i));
   const list = h("nav", { class: "mistake-list", "aria-label": "Mistakes by kind of layer" }, mistakeGroups(mistakes, buttons));
   const shown = h("article", { class: "mistake" });
+  const options = { own: false };
   roving(list, () => orderedButtons(list), { onMove: (button) => go("mistakes", button.dataset.mistake) });
   root.append(h("div", { class: "mistakes-layout" }, list, shown));
   return (changed) => {
@@ -29,7 +35,7 @@ function build(root) {
     const at = chosenMistake();
     buttons.forEach((button, i) => (i === at ? button.setAttribute("aria-current", "true") : button.removeAttribute("aria-current")));
     setRoving(buttons, buttons[at]);
-    shown.replaceChildren(...mistakeParts(mistakes[at]));
+    shown.replaceChildren(...mistakeParts(mistakes[at], options));
   };
 }
 
@@ -59,47 +65,70 @@ function orderedButtons(list) {
   return [...list.querySelectorAll("button")];
 }
 
-function mistakeParts(mistake) {
+function mistakeParts(mistake, options) {
   const { title, category, kind, layer, before, after, arrays, found, verdict, sentence } = mistake;
-  const rows = verdict.map(({ array, error, verdict: says }) => [array, number(error), says]);
+  const gradients = h("div", {});
+  const draw = () => gradients.replaceChildren(...arrays.map((each) => wrongArray(each, options.own)));
+  draw();
+  const rows = verdict.map(({ array, error, verdict: says }) => [array, errorText(error), says]);
   return [
     h("h2", {}, title),
-    h("p", {}, `${category} in the backward pass of ${kind}, made in `, h("a", { href: address("layer", layer) }, layer), "."),
+    h("p", {}, `Kind of mistake: ${category}. Made in the backward pass of `, h("a", { href: address("layer", layer) }, layer), ` (${kind}).`),
     codeDiff(before, after),
     h("h3", {}, "What the check says"),
-    h("p", { class: found ? "verdict found" : "verdict missed" }, found ? "✓ found" : "✗ not found", ": ", sentence),
-    table("The gradient check of the wrong backward pass", ["array", "relative error", "verdict"], rows),
+    h("p", { class: found ? "verdict" : "verdict missed" }, h("strong", {}, found ? "✓ It finds the mistake." : "✗ It does not find it.")),
+    h("blockquote", {}, sentence),
+    table("Gradient check", ["array", "relative error", "verdict"], rows),
     h("h3", {}, "What becomes of the gradients"),
-    h("div", {}, arrays.map(wrongArray)),
+    ownScales(options, draw),
+    gradients,
   ];
 }
 
-/** One gradient: right, wrong and their difference on one scale, and how far they are apart. */
-function wrongArray({ array, right, wrong, right_norm, wrong_norm, cosine, changed, error }) {
+/** The choice between one scale for all maps of a gradient, and one for each. */
+function ownScales(options, draw) {
+  const choose = (event) => {
+    options.own = event.target.checked;
+    draw();
+  };
+  const box = h("input", { type: "checkbox", name: "own-scales", checked: options.own, onchange: choose });
+  return h("p", { class: "no-print" }, h("label", {}, box, " a scale for each map, so that small gradients are seen beside large ones"));
+}
+
+/** A relative error; there is none of an array of the wrong shape, or one that is not finite. */
+function errorText(error) {
+  return error === null ? "none" : number(error);
+}
+
+/** One gradient: right, wrong and their difference, and how far they are apart. */
+function wrongArray({ array, right, wrong, right_norm, wrong_norm, cosine, changed, error }, own) {
+  if (!changed) return h("section", { class: "wrong-array" }, h("h4", {}, array), h("p", { class: "muted" }, "This gradient stays as it was."));
   const facts = [
     ["norm, right", number(right_norm)],
     ["norm, wrong", number(wrong_norm)],
-    ["cosine of both", cosine === null ? "none: one is zero or not finite" : number(cosine)],
-    ["relative error", number(error)],
+    ["cosine of both", cosine === null ? "none" : number(cosine)],
+    ["relative error", errorText(error)],
   ];
   const list = h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
-  const maps = right === null || wrong === null ? null : changed ? threeMaps(array, mapAt(right), mapAt(wrong)) : null;
-  const same = changed ? null : h("p", { class: "muted" }, "This gradient stays as it was.");
-  return h("section", { class: "wrong-array" }, h("h4", {}, array), same, changed ? list : null, maps);
+  const maps = right === null || wrong === null ? null : wrongMaps(array, mapAt(right), mapAt(wrong), own);
+  return h("section", { class: "wrong-array" }, h("h4", {}, array), list, maps);
 }
 
-function threeMaps(array, right, wrong) {
+function wrongMaps(array, right, wrong, own) {
   const [rightValues, wrongValues] = [mapValues(right), mapValues(wrong)];
-  const alike = rightValues.length === wrongValues.length && right.cols === wrong.cols;
-  const difference = alike ? wrongValues.map((value, i) => value - rightValues[i]) : null;
-  const high = largest(rightValues, wrongValues, difference ?? []) || 1;
-  const figure = (name, values, map) => {
+  const alike = right.rows === wrong.rows && right.cols === wrong.cols && right.how === wrong.how;
+  const shown = [["right", rightValues, right], ["wrong", wrongValues, wrong]];
+  if (alike) shown.push(["wrong − right", wrongValues.map((value, i) => value - rightValues[i]), right]);
+  const all = largest(...shown.map(([, values]) => values)) || 1;
+  const figures = shown.map(([name, values, map]) => {
+    const high = own ? largest(values) || 1 : all;
     const label = `${name} of ${array}, shape ${shapeText(map.of)}, cells within ±${number(largest(values), 2)}`;
     const canvas = valueCanvas({ values, rows: map.rows, cols: map.cols, low: -high, high, label });
-    canvas.style.setProperty("aspect-ratio", `${map.cols} / ${Math.max(map.rows, map.cols / 24)}`);
-    return h("figure", { class: "heat-map" }, h("figcaption", {}, name), canvas);
-  };
-  const figures = [figure("right", rightValues, right), figure("wrong", wrongValues, wrong)];
-  if (difference) figures.push(figure("difference, wrong − right", difference, right));
-  return [h("div", { class: "three" }, figures), legend(-high, high), h("p", { class: "muted" }, `One scale for all. ${right.how}`)];
+    canvas.style.setProperty("aspect-ratio", `${map.cols} / ${Math.max(map.rows, map.cols / 8)}`); // a row alone is seen
+    const caption = alike ? name : `${name}, shape ${shapeText(map.of)}`;
+    return h("figure", { class: "heat-map" }, h("figcaption", {}, caption), canvas, own ? legend(-high, high) : null);
+  });
+  const how = alike ? right.how : `Right: ${right.how}. Wrong: ${wrong.how}`;
+  const scales = own ? "A scale for each." : "One scale for all.";
+  return [h("div", { class: "three" }, figures), own ? null : legend(-all, all), h("p", { class: "muted" }, `${scales} ${how}.`)];
 }
