@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit import ops
-from minivit.arrays import Array, to_host
+from minivit.arrays import Array
 from minivit.explorer.attention import attention_of
-from minivit.explorer.heat_maps import HeatMaps, NoRoomError, Plane
-from minivit.explorer.layers import layers_of
+from minivit.explorer.heat_maps import HeatMaps, NoRoomError, Plane, in_floats
+from minivit.explorer.layers import layers_of, shown
 from minivit.explorer.tokens import path, stages
 from minivit.nn.vit import ViT
 from minivit.tracing.figures import count_of
@@ -32,6 +32,8 @@ class Limits(NamedTuple):
         The characters of all heat maps. If they are more, the page has statistics alone.
     cells : tuple of int
         The numbers of rows and columns of a heat map, at most; the first is taken with which all maps fit.
+    steps : int
+        The number of kept steps of a run.
     weights : int
         The attention weights of one image that are computed for rollout and distance.
     layer : int
@@ -41,18 +43,30 @@ class Limits(NamedTuple):
     images: int = 16
     maps: int = 6_000_000
     cells: tuple[int, ...] = (64, 32, 16)
+    steps: int = 24
     weights: int = 1 << 27
-    layer: int = 300_000
+    layer: int = 1_000_000
 
 
 LIMITS = Limits()
 
 
 class Traces(NamedTuple):
-    """The trace of an image, and that of its parts of which there are arrays: the same, or of a large model some."""
+    """The traces of an image.
+
+    Attributes
+    ----------
+    whole : Trace
+        With arrays or, of a large model, with statistics alone.
+    arrays : Trace
+        The same, or of a large model that of the stages of the path and of small layers, with arrays.
+    checked : list of str
+        The names of layers and ops whose gradients are checked: those that are shown or, of a large model, are small.
+    """
 
     whole: Trace
     arrays: Trace
+    checked: list[str]
 
 
 class Images(NamedTuple):
@@ -126,23 +140,25 @@ def _traced(model: ViT, image: Array, label: int | None, most: int | None) -> Tr
     """Return the traces of an image; if `most` is given, with arrays of the stages and of layers of `most` numbers."""
     labels = None if label is None else [label]
     traced = trace(model, image, labels, statistics=most is not None)
+    names = shown(traced.records)
     if most is None:
-        return Traces(traced, traced)
-    small = [each.name for each in traced if sum(map(math.prod, each.shapes.values())) <= most]
-    kept = {ROOT, *(name for name, kind in stages(traced, model).items() if kind not in ("attention", "mlp")), *small}
-    return Traces(traced, trace(model, image, labels, sorted(kept)))
+        return Traces(traced, traced, names)
+    small = [name for name in names if sum(map(math.prod, traced.records[name].shapes.values())) <= most]
+    kept = {name for name, kind in stages(traced, model).items() if kind not in ("attention", "mlp")}
+    return Traces(traced, trace(model, image, labels, [ROOT, *kept, *small]), small)
 
 
 def _image(model: ViT, traces: Traces, image: Array, maps: HeatMaps, full: bool) -> dict[str, Any]:
-    traced, arrays = traces
-    logits = to_host(traced.y)[0].real.astype(np.float64)
+    traced, arrays, _ = traces
+    assert traced.y is not None
+    logits = in_floats(traced.y)[0]
     probabilities, _ = ops.softmax(logits[None], keep=False)
     dimage = arrays.records[ROOT].dx
-    gradient = None if dimage is None else np.linalg.norm(to_host(dimage)[0].astype(np.float64), axis=-1)
+    gradient = None if dimage is None else np.linalg.norm(in_floats(dimage)[0], axis=-1)
     height, width, channels = image.shape[1:]
     over = f"{channels} channels, as a norm"
     return {
-        "loss": None if traced.loss is None else float(to_host(traced.loss).real),
+        "loss": None if traced.loss is None else float(in_floats(traced.loss)),
         "logits": logits.tolist(),
         "probabilities": probabilities[0].tolist(),
         "predicted": int(logits.argmax()),
