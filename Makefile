@@ -1,7 +1,7 @@
 # check: lint and types    test: the suite    slow, conformance, cuda, browser, mutants: the longer checks    lock: renew the pins
 PYTHON ?= python
 
-.PHONY: check format test slow conformance cuda browser mutants cifar10 bench lock
+.PHONY: check format formulas test slow conformance cuda browser mutants cifar10 bench lock
 
 check:
 	$(PYTHON) -m ruff check .
@@ -11,6 +11,10 @@ check:
 format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+# The MathML of minivit/explorer/formulas.json from its LaTeX; needs Node.js and temml, as the tests of the browser do.
+formulas:
+	node tests/browser/make_formulas.mjs
 
 test:
 	$(PYTHON) -m pytest

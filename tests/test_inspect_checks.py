@@ -11,7 +11,6 @@ from bare_vit import images, model, shaken
 import minivit
 from minivit import Layer, ViT
 from minivit.arrays import Array
-from minivit.explorer import checks
 from minivit.explorer.checks import Check, check_layers
 from minivit.explorer.layers import shown
 from minivit.layers import Linear
@@ -20,9 +19,10 @@ from minivit.tracing import Trace
 VARIANTS: dict[str, dict[str, Any]] = {
     "the paper's": {},
     "mean pooling, tanh": {"global_pool": "avg", "act_layer": "gelu_tanh", "init_values": 0.3},
-    "sines": {"pos_embed": "sincos", "class_token": False, "global_pool": "avg"},
+    "sines": {"embed_dim": 8, "pos_embed": "sincos_2d", "class_token": False, "global_pool": "avg"},
     "overlapping patches": {"patch_stride": (1, 2)},
-    "relative positions": {"rel_pos": True, "qk_norm": True},
+    "relative positions": {"pos_embed": "relative", "qk_norm": True},
+    "rows and columns": {"pos_embed": "learn_2d", "class_token": False, "global_pool": "avg"},
     "attention pooling": {"global_pool": "map", "reg_tokens": 2},
     "convolutions": {"img_size": (8, 8), "patch_size": (4, 4), "conv_stem": (5, 6)},
     "relu": {"act_layer": "relu"},
@@ -48,7 +48,7 @@ def test_every_layer_that_the_page_shows_is_checked_and_right(fields: dict[str, 
     vit = shaken(model(**fields))
     trace = traced(vit)
     found = check_layers(vit, trace)
-    assert set(shown(trace.records)) <= {*found, *(r.name for r in trace if r.is_op and r.kind not in checks.OPS)}
+    assert set(found) == set(shown(trace.records))
     for name, check in found.items():
         assert check["passed"], (name, check)
         assert "skipped" not in verdicts(check), (name, check)
@@ -78,17 +78,18 @@ def test_the_remainders_fall_with_the_slope_that_is_shown() -> None:
     assert h[0] == 1
     assert np.all(np.diff(h) < 0)
     assert taylor["slope"] == pytest.approx(2, abs=0.05)
-    above = (rest > 1e-12) & (h < 1e-2)
-    assert above.sum() >= 3
+    above = (rest > 1e-15) & (h < 1e-2)
+    assert above.sum() >= 4
     assert np.polyfit(np.log(h[above]), np.log(rest[above]), 1)[0] == pytest.approx(2, abs=0.05)
 
 
 class WrongLinear(Linear):
-    """Forgets to sum the gradient of its weight over all tokens."""
+    """Gives half of the gradient of its weight."""
 
     def backward(self, dy: Array, cache: Any) -> Array:
+        before = self.weight.grad.copy()
         dx = super().backward(dy, cache)
-        self.weight.grad[...] /= 2
+        self.weight.grad[...] = (self.weight.grad + before) / 2
         return dx
 
 
@@ -166,7 +167,7 @@ def test_a_large_model_is_checked_on_its_first_tokens_and_its_largest_layers_are
     trace = traced(vit)  # 37 tokens
     everything = check_layers(vit, trace)
     assert {check["input"] for check in everything.values()} == {everything["model"]["input"]}
-    found = check_layers(vit, trace, work=1e7)
+    found = check_layers(vit, trace, work=3e7)
     assert found["blocks.0.norm1"]["passed"]
     assert found["blocks.0.norm1"]["input"].startswith("the first 16 of 37 tokens of the traced input")
     assert notes(found["model"]).startswith("not checked: the checks of all layers of so large a model take too long")

@@ -15,7 +15,8 @@ from typing import TypedDict
 from minivit.checking import Report, Row
 from minivit.checking.report import Slope
 from minivit.engine.machine import single_threaded_blas
-from minivit.explorer.subjects import OPS, Subject, layers_by_name, subject_of
+from minivit.explorer.layers import shown
+from minivit.explorer.subjects import Subject, layers_by_name, subject_of
 from minivit.nn.layer import Layer
 from minivit.nn.positions import GridPositions, SinCosPositions
 from minivit.ops.registry import reference_only_here
@@ -74,7 +75,7 @@ def check_layers(
     trace : Trace
         With arrays. Without a backward pass in it the upstream gradients are random.
     names : sequence of str, optional
-        Names of layers and ops in the trace; by default all layers, and the ops that no layer stands for.
+        Names of layers and ops in the trace; by default those that the page shows.
     seed : int
         Of the directions.
     work : float
@@ -89,7 +90,7 @@ def check_layers(
     """
     layers = layers_by_name(model)
     if names is None:
-        names = [record.name for record in trace if not record.is_op or record.kind in OPS]
+        names = shown(trace.records)
     checks: dict[str, Check] = {}
     subjects: dict[str, Subject] = {}
     for name in names:

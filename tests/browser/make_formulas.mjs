@@ -1,10 +1,11 @@
 // Writes the MathML of minivit/explorer/formulas.json anew, from the LaTeX in it: `make formulas`. With --check it writes
-// nothing, and fails if the file would change. Needs temml (npm install temml).
+// nothing, and fails if the file would change. It needs temml, in the folder that MINIVIT_NODE_MODULES names.
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { resolve } from "node:path";
 
-const require = createRequire(process.cwd() + "/");
-const temml = require("temml");
+const modules = resolve(process.env.MINIVIT_NODE_MODULES ?? "node_modules");
+const temml = createRequire(modules + "/")("temml");
 const file = new URL("../../minivit/explorer/formulas.json", import.meta.url);
 
 function mathml(latex) {

@@ -14,7 +14,7 @@ export function formulaPart(kind) {
     const lines = formulas[pass].map((markup, i) => scrollBox(`formula ${i + 1}, ${pass}`, mathOf(markup)));
     return h("div", { class: `pass ${pass}` }, h("h3", {}, pass === "forward" ? "Forward" : "Backward"), lines);
   });
-  const source = passes.flatMap((pass) => formulas.latex[pass]).join("\n");
+  const source = PASSES.flatMap((pass) => formulas.latex[pass]).join("\n");
   const page = formulas.page && h("p", { class: "muted" }, "Derived in ", h("code", {}, formulas.page));
   return h("section", { class: "formulas" }, h("div", { class: "passes" }, columns), page, details("LaTeX", scrollBox("LaTeX", h("pre", {}, source))));
 }

@@ -124,7 +124,7 @@ function wrongMaps(array, right, wrong, own) {
     const high = own ? largest(values) || 1 : all;
     const label = `${name} of ${array}, shape ${shapeText(map.of)}, cells within ±${number(largest(values), 2)}`;
     const canvas = valueCanvas({ values, rows: map.rows, cols: map.cols, low: -high, high, label });
-    canvas.style.setProperty("aspect-ratio", `${map.cols} / ${Math.max(map.rows, map.cols / 24)}`);
+    canvas.style.setProperty("aspect-ratio", `${map.cols} / ${Math.max(map.rows, map.cols / 8)}`); // a row alone is seen
     const caption = alike ? name : `${name}, shape ${shapeText(map.of)}`;
     return h("figure", { class: "heat-map" }, h("figcaption", {}, caption), canvas, own ? legend(-high, high) : null);
   });

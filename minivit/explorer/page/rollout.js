@@ -16,7 +16,9 @@ export function attentionRollout(image) {
   const shape = { class: "marked", style: { "aspect-ratio": `${image.width} / ${image.height}` } };
   const picture = h("div", shape, h("img", { src: image.png, alt: `the image, ${image.name}` }));
   const masked = h("div", shape, h("img", { src: image.png, alt: "" }), rolloutMask(map));
-  const canvas = h("div", shape, mapCanvas(image.rollout, "attention rollout"));
+  const cells = mapCanvas(image.rollout, "attention rollout");
+  cells.style.removeProperty("max-width"); // as wide as the image beside it
+  const canvas = h("div", shape, cells);
   const figure = (name, content, below) => h("figure", { class: "token-map" }, h("figcaption", {}, name), content, below);
   return h(
     "section",

@@ -26,7 +26,6 @@ export function valueCanvas({ values, rows, cols, low, high, label, cellName }) 
   const bytes = Uint8Array.from(values, (value) => byteOf(value, low, high));
   paint(canvas, bytes, rows, cols, low < 0);
   canvas.style.setProperty("aspect-ratio", `${cols} / ${rows}`);
-  canvas.style.setProperty("--cells", cols);
   canvas.addEventListener("pointermove", (event) => {
     const i = cellUnder(canvas, event, rows, cols);
     canvas.title = `${name(i)}: ${about(values[i])}`;
