@@ -24,7 +24,7 @@ class Control(NamedTuple):
     mouse : {"click", "hover", "choose", "slide", "type", "skip"}
         How the mouse uses them; "skip" is a link that is shown only while it has the focus.
     key : str
-        The key that uses them when they have the focus.
+        The key that uses them when they have the focus; "arrow" is the arrow that leads away from a slider's end.
     """
 
     view: str
@@ -60,11 +60,11 @@ TABLE = [
     Control(LAYER, ".layer summary", "parent"),
     Control(LAYER, ".layer .check a", PANEL),
     Control("#attention", "#view-attention .patch", ".heads"),
-    Control("#attention", "#attention-block", ".heads", "slide", "ArrowLeft"),
+    Control("#attention", "#attention-block", ".heads", "slide", "arrow"),
     Control("#attention", "#view-attention [type=radio]", ".heads", key="Space"),
     Control("#attention", "#view-attention [type=checkbox]", ".heads", key="Space"),
     Control("#attention", "#attention-head", ".matrices", "choose", "ArrowDown"),
-    Control("#depth", "#depth-step", ".charts", "slide", "ArrowLeft"),
+    Control("#depth", "#depth-step", ".charts", "slide", "arrow"),
     Control("#depth", "#view-depth summary", "parent"),
     Control("#mistakes", "[data-mistake]", ".mistake h2"),
     Control("#mistakes", ".mistake p a", PANEL),
@@ -137,3 +137,11 @@ def use_by_mouse(each: Locator, how: str) -> None:
         if how == "skip":
             each.focus()
         each.click()
+
+
+def use_by_key(each: Locator, key: str) -> None:
+    """Use a control as a person without a mouse does."""
+    each.focus()
+    if key == "arrow":
+        key = "ArrowRight" if each.evaluate("slider => slider.value === slider.min") else "ArrowLeft"
+    each.press(key)

@@ -6,7 +6,8 @@ import pytest
 
 from .conftest import Open
 from .controls import (
-    CHOSEN, GROUPS, POINTED_AT, SCROLL_BOXES, TABLE, Control, Group, all_of, fingerprint, has_changed, use_by_mouse,
+    CHOSEN, GROUPS, POINTED_AT, SCROLL_BOXES, TABLE, Control, Group, all_of, fingerprint, has_changed, use_by_key,
+    use_by_mouse,
 )  # fmt: skip
 from .opened import VIEWS, Opened, script
 
@@ -41,7 +42,7 @@ def test_a_control_works_by_keyboard(open_page: Open, control: Control) -> None:
         each = all_of(opened, control).nth(i)
         each.focus()
         before = fingerprint(opened, control, each)
-        each.press(control.key)
+        use_by_key(each, control.key)
         assert has_changed(opened, control, each, before), f"number {i} changes nothing"
 
 
