@@ -68,7 +68,7 @@ TABLE = [
     Control("#depth", "#view-depth summary", "parent"),
     Control("#mistakes", "[data-mistake]", ".mistake h2"),
     Control("#mistakes", ".mistake p a", PANEL),
-    Control("#mistakes", ".mistake [name=own-scales]", ".mistake", key="Space"),
+    Control("#mistakes", "[name=own-scales]", ".mistake", key="Space"),
 ]
 # What is shown where the mouse is, without a click.
 POINTED_AT = [

@@ -14,6 +14,7 @@ from PIL import Image
 from minivit import create_model
 from minivit.cli import main
 from minivit.explorer import explore, write_page
+from minivit.explorer.images import LIMITS
 
 MARKUP = '<img src=x onerror="alert(1)"><b>bold</b> & </script>'
 DIGITS = ["train", "digits", "--threads", "1", "--epochs", "2", "--warmup-epochs", "0", "--keep-every", "10"]
@@ -64,7 +65,7 @@ def make_pages(folder: Path) -> Made:
     )
     images = np.random.default_rng(0).standard_normal((1, model.config.height, model.config.width, 1))
     write_page(explore(model, images, [1], class_names=(MARKUP, "two", "three"), names=[MARKUP]), paths["markup"])
-    write_page(explore(model, images, None, title="Statistics"), paths["statistics"])
+    write_page(explore(model, images, [2], title="Statistics", limits=LIMITS._replace(maps=1000)), paths["statistics"])
     return Made(paths, {name: data_of(path) for name, path in paths.items()})
 
 

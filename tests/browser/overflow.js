@@ -35,7 +35,8 @@
       }
       if (!hasOwnBox(parent) && (rect.left < -1 || rect.right > window.innerWidth + 1)) found.add(`${where}: leaves the window`);
     }
-    for (let up = parent; up && up !== document.body && !scrolls(up); up = up.parentElement) {
+    if (hasOwnBox(parent)) continue;
+    for (let up = parent; up !== document.body; up = up.parentElement) {
       const style = getComputedStyle(up);
       if (up.closest("svg, math") || style.display === "inline" || !up.clientWidth) continue;
       if (up.scrollWidth > up.clientWidth + 1) found.add(`${name(up)} ${up.textContent.trim().slice(0, 40)}: ${up.scrollWidth} in a box of ${up.clientWidth}`);

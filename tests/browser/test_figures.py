@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from .conftest import Open
 from .made import Made
+from .shown import digits_of, rows_of
 
 pytestmark = pytest.mark.browser
 
@@ -37,32 +37,6 @@ def cells_of(heat_map: dict[str, Any]) -> Floats:
     high = np.array(heat_map.get("row_high", [heat_map["high"]])).reshape(-1, 1)
     low = -high if heat_map["low"] < 0 else 0 * high
     return np.asarray(low + share * (high - low), np.float64)
-
-
-def digits_of(value: float | None) -> str:
-    """Return a number as the page shows it, with four significant digits."""
-    if value is None:
-        return "not finite"
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 1e4:
-        places = 3 - math.floor(math.log10(abs(float(f"{value:.3e}"))))
-        return f"{value:.{max(0, places)}f}"
-    digits, power = f"{value:.3e}".split("e")
-    return f"{digits}e{int(power)}"
-
-
-def rows_of(page: Any, selector: str) -> list[list[str]]:
-    """Return the texts of a table's body."""
-    rows: list[list[str]] = page.locator(f"{selector} tbody tr").evaluate_all(
-        "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
-    )
-    return rows
-
-
-def test_numbers_are_written_with_four_digits() -> None:
-    shown = [digits_of(value) for value in (0.0, 1.0, -0.00123456, 9999.0, 12345.0, 0.00099999, 1e-10, None)]
-    assert shown == ["0", "1.000", "-0.001235", "9999", "1.234e4", "1.000e-3", "1.000e-10", "not finite"]
 
 
 @pytest.mark.parametrize("direction", ["from", "to"])

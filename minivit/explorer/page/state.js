@@ -45,12 +45,12 @@ export function address(view, chosen) {
   return `#${view}/${encodeURIComponent(chosen)}`;
 }
 
-/** Follows the hash of the URL, at the start and when it changes; one that names no view changes nothing. */
+/** Follows the hash of the URL, at the start and when it changes; one that names no view opens the first. */
 export function followHash(views) {
   const read = () => {
     const [view, ...rest] = location.hash.slice(1).split("/");
-    if (view && !views.includes(view)) return;
-    open(view || views[0], decoded(rest.join("/")));
+    if (views.includes(view)) open(view, decoded(rest.join("/")));
+    else open(views[0]);
   };
   addEventListener("popstate", read);
   addEventListener("hashchange", read);
