@@ -165,9 +165,9 @@ def test_what_prevents_the_mistakes_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(mistakes, "MOST_WORK", 6e5)
     found, note = typical_mistakes(vit, traced(vit))
     assert found
-    assert (
-        note
-        == "typical mistakes are left out where they take too long: embed, blocks.0, blocks.0.norm1, blocks.0.attn.proj, blocks.0.mlp.act"
+    assert note == (
+        "typical mistakes are left out where they take too long: "
+        "embed, blocks.0, blocks.0.norm1, blocks.0.attn.proj, blocks.0.mlp.act"
     )
 
     def no_source(thing: Any) -> str:
