@@ -10,8 +10,9 @@ from typing import TypedDict
 
 import numpy as np
 
-from minivit.arrays import Array, library_name, namespace, to_host
+from minivit.arrays import Array, library_name, namespace
 from minivit.errors import UserError
+from minivit.explorer.heat_maps import in_floats
 from minivit.explorer.measures import update_ratios
 from minivit.nn.vit import ViT
 from minivit.tracing.attention import attention_distance
@@ -21,8 +22,6 @@ from minivit.tracing.table import norm_of
 from minivit.tracing.trace import Trace, trace
 from minivit.train.run_folder import RunFolder
 from minivit.weights import load_model, read_tensors
-
-MOST_STEPS = 24
 
 _NO_RUN = "The model is not of a run, so that there are no earlier steps of it."
 _NO_STEPS = "The run kept no steps: train with --keep-every 500 to see them."
@@ -57,6 +56,7 @@ def depth_of(
     label: int | None,
     run: RunFolder | None,
     called: str,
+    most: int,
     with_distance: bool,
 ) -> Depth:
     """Return the measures by depth for one image.
@@ -75,6 +75,8 @@ def depth_of(
         Where kept steps are.
     called : str
         What the page calls the model, such as "best".
+    most : int
+        The number of kept steps, at most.
     with_distance : bool
         Whether the attention distance is measured, which takes the memory of all attention weights.
     """
@@ -87,7 +89,7 @@ def depth_of(
         kept = run.kept_steps()
     except UserError:
         return {"layers": layers, "steps": [last], "note": _NO_STEPS}
-    chosen = spaced(len(kept), MOST_STEPS)
+    chosen = spaced(len(kept), most)
     folders = {number: folder for i, (number, folder) in enumerate(kept.items()) if i in chosen}
     ratios: list[list[float | None] | None] = [None, *_ratios(folders, layers)]
     steps = []
@@ -134,7 +136,7 @@ def _step(
     return {
         "step": step,
         "label": label,
-        "loss": None if traced.loss is None else float(to_host(traced.loss).real),
+        "loss": None if traced.loss is None else float(in_floats(traced.loss)),
         "y": [norm_of(row.y) for row in rows],
         "dy": [None if row.dy is None else norm_of(row.dy) for row in rows],
         "dparameters": [row.gradient for row in rows],
@@ -148,7 +150,7 @@ def _weights(model: ViT, layers: list[str]) -> list[float]:
     norms: dict[str, list[float]] = {layer: [] for layer in layers}
     for name, parameter in model.parameters.items():
         if (part := part_of(name)) in norms:
-            norms[part].append(float(np.linalg.norm(to_host(parameter.value).astype(np.float64))))
+            norms[part].append(float(np.linalg.norm(in_floats(parameter.value))))
     return [math.hypot(*norms[layer]) for layer in layers]
 
 

@@ -81,13 +81,15 @@ def explore(
     Raises
     ------
     UserError
-        The model has no head; there are no images or too many; a label is no class; or the number of labels, names,
+        The model has no head or complex parameters; there are no images or too many; a label is no class; or the number of labels, names,
         pixels or class names is wrong.
     """
     expect_vit(model).check_images(images)
     source, called = subject or ("model", type(model).__name__)
     numbers = _checked(model, images, labels, class_names, names, pixels, limits)
-    with on_device_of(model.parameters.store.values):
+    # Numbers that are not finite are in the page; in NumPy's words they would be said once for each op.
+    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    with quiet, on_device_of(model.parameters.store.values):
         singles = [images[i : i + 1] for i in range(len(images))]
         measured = weights_of(model) <= limits.weights
         found, first, maps, note = images_within(limits, model, singles, numbers)
@@ -95,7 +97,7 @@ def explore(
             image["name"] = names[i] if names else f"image {i}"
             image["png"] = picture(images[i], None if pixels is None else pixels[i])
             image["rollout"] = rollout_of(model, singles[i], maps) if measured else None
-        depth = depth_of(model, first.whole, singles[0], numbers[0], run, checkpoint or called, measured)
+        depth = depth_of(model, first.whole, singles[0], numbers[0], run, checkpoint or called, limits.steps, measured)
         mistakes, mistakes_note = typical_mistakes(model, first.arrays, maps if not note else None)
     kinds = list(dict.fromkeys(kinds_of(first.whole.records, model).values()))
     return _plain(
@@ -133,6 +135,8 @@ def _checked(
 ) -> list[int | None]:
     """Return the label of each image, None without labels; UserError if the arguments do not fit each other."""
     B, C = len(images), model.config.num_classes
+    if np.iscomplexobj(images[:0]):
+        raise UserError("the model is of complex numbers; a page shows real ones: convert it with astype('float64')")
     if not C:
         raise UserError("the model has no head, and so no loss to go back from; give it one with num_classes")
     if not 1 <= B <= limits.images:

@@ -85,7 +85,7 @@ class HeatMaps:
         Each row has its own scale, for rows may differ by much: of the gradient of attention weights, that of the class
         token is often a hundred times larger than those of patches.
         """
-        cells = to_host(values).astype(np.float64)
+        cells = in_floats(values)
         if not np.isfinite(cells).all():
             return None
         row_high = np.abs(cells).max(axis=1)
@@ -122,6 +122,11 @@ class HeatMaps:
         return self._index[key]
 
 
+def in_floats(array: Array) -> Floats:
+    """Return an array on the host in float64."""
+    return to_host(array).astype(np.float64)
+
+
 def scale(cells: Floats) -> tuple[float, float]:
     """Return the ends of the scale: from 0 if no cell is negative, else symmetric so that zero is the middle."""
     largest = float(np.abs(cells).max())
@@ -148,8 +153,7 @@ def plane_of(array: Array, quantity: str = "", kind: str = "") -> Plane:
     kind : str
         The kind of the layer or op.
     """
-    values = to_host(array)
-    values = (values.real if values.dtype.kind == "c" else values).astype(np.float64)
+    values = in_floats(array)
     is_parameter = values.ndim < 3 and not (values.ndim == 2 and len(values) == 1)
     if values.ndim > 1 and len(values) == 1:
         values = values[0]

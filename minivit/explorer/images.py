@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit import ops
-from minivit.arrays import Array, to_host
+from minivit.arrays import Array
 from minivit.explorer.attention import attention_of
-from minivit.explorer.heat_maps import HeatMaps, NoRoomError, Plane
+from minivit.explorer.heat_maps import HeatMaps, NoRoomError, Plane, in_floats
 from minivit.explorer.layers import layers_of, shown
 from minivit.explorer.tokens import path, stages
 from minivit.nn.vit import ViT
@@ -32,6 +32,8 @@ class Limits(NamedTuple):
         The characters of all heat maps. If they are more, the page has statistics alone.
     cells : tuple of int
         The numbers of rows and columns of a heat map, at most; the first is taken with which all maps fit.
+    steps : int
+        The number of kept steps of a run.
     weights : int
         The attention weights of one image that are computed for rollout and distance.
     layer : int
@@ -41,6 +43,7 @@ class Limits(NamedTuple):
     images: int = 16
     maps: int = 6_000_000
     cells: tuple[int, ...] = (64, 32, 16)
+    steps: int = 24
     weights: int = 1 << 27
     layer: int = 1_000_000
 
@@ -147,14 +150,15 @@ def _traced(model: ViT, image: Array, label: int | None, most: int | None) -> Tr
 
 def _image(model: ViT, traces: Traces, image: Array, maps: HeatMaps, full: bool) -> dict[str, Any]:
     traced, arrays, _ = traces
-    logits = to_host(traced.y)[0].real.astype(np.float64)
+    assert traced.y is not None
+    logits = in_floats(traced.y)[0]
     probabilities, _ = ops.softmax(logits[None], keep=False)
     dimage = arrays.records[ROOT].dx
-    gradient = None if dimage is None else np.linalg.norm(to_host(dimage)[0].astype(np.float64), axis=-1)
+    gradient = None if dimage is None else np.linalg.norm(in_floats(dimage)[0], axis=-1)
     height, width, channels = image.shape[1:]
     over = f"{channels} channels, as a norm"
     return {
-        "loss": None if traced.loss is None else float(to_host(traced.loss).real),
+        "loss": None if traced.loss is None else float(in_floats(traced.loss)),
         "logits": logits.tolist(),
         "probabilities": probabilities[0].tolist(),
         "predicted": int(logits.argmax()),

@@ -9,7 +9,8 @@ from typing import TypedDict
 
 import numpy as np
 
-from minivit.arrays import Array, to_host
+from minivit.arrays import Array
+from minivit.explorer.heat_maps import in_floats
 from minivit.explorer.layers import title
 from minivit.nn.vit import ViT
 from minivit.tracing.figures import shown as as_picture
@@ -89,7 +90,7 @@ def _by_token(array: Snapshot | None, model: ViT) -> list[float] | None:
     config = model.config
     if array.shape[1] not in (config.num_patches, config.num_tokens):
         return None
-    norms = np.linalg.norm(to_host(array)[0].astype(np.float64), axis=-1).tolist()
+    norms = np.linalg.norm(in_floats(array)[0], axis=-1).tolist()
     return [math.nan] * (config.num_tokens - len(norms)) + norms
 
 
@@ -105,7 +106,7 @@ def picture(image: Array, pixels: Array | None) -> str:
     """
     from PIL import Image
 
-    values = np.nan_to_num(to_host(image).real.astype(np.float64), posinf=0, neginf=0) if pixels is None else pixels
+    values = np.nan_to_num(in_floats(image), posinf=0, neginf=0) if pixels is None else pixels
     file = io.BytesIO()
     Image.fromarray(np.rint(255 * as_picture(np.asarray(values))).astype(np.uint8)).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -20,7 +20,7 @@ export function sizeCanvas(canvas, rows, cols) {
   const cell = Math.min(24, 480 / cols, 360 / rows);
   const [width, height] = [Math.max(24, cell * cols), Math.max(16, cell * rows)];
   canvas.style.setProperty("aspect-ratio", `${width} / ${height}`);
-  canvas.style.setProperty("max-width", `${width}px`);
+  canvas.style.setProperty("--map-width", `${width}px`);
 }
 
 /** The legend of a scale: a bar with the low, middle and high value. */

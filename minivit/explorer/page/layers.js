@@ -24,7 +24,9 @@ function build(root) {
     if (changed.has("image") || changed.has("details")) {
       const layer = chosenLayer(layers);
       list.choose(layer.name);
+      const inside = shown.contains(document.activeElement);
       shown.replaceChildren(...layerParts(layer, layers));
+      if (inside) shown.querySelector("h2").focus(); // the link that was followed is gone
     }
     markToken(shown, followed());
   };
@@ -41,7 +43,7 @@ function layerParts(layer, layers) {
   const near = [[layers[at - 1], "← "], [layers[at + 1], "→ "]].filter(([other]) => other);
   const links = near.map(([{ name }, arrow]) => h("a", { href: address("layer", name) }, arrow, name));
   return [
-    h("div", { class: "layer-head" }, h("h2", {}, layer.name), h("div", { class: "near" }, links)),
+    h("div", { class: "layer-head" }, h("h2", { tabindex: "-1" }, layer.name), h("div", { class: "near" }, links)),
     h("p", {}, `${layer.title} (${layer.kind}). `, h("span", { class: "muted" }, [shapesOf(layer), checkWords(layer)].filter(Boolean).join("; "))),
     formulaPart(layer.kind),
     codePart(layer.kind),

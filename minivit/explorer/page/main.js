@@ -21,8 +21,15 @@ function start() {
   document.getElementById("about").append(...about());
   document.getElementById("views").append(list, ...panels);
   document.getElementById("notes").append(...notes());
+  document.querySelector(".skip").addEventListener("click", skip);
   document.body.classList.add("ready");
   open();
+}
+
+/** Goes to the views without an address of its own, since the address says which view is open. */
+function skip(event) {
+  event.preventDefault();
+  document.getElementById("views").focus();
 }
 
 /** What the page is about, in a line: the model, and what it says of the image. */
