@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -34,6 +33,8 @@ examples:
   minivit inspect runs/digits-1 --index 7 --out seven.html
   minivit inspect vit_tiny_patch4_32 --image cat.png --label 3"""
 
+_OUT = "page.html"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="image files; resized and converted")
     parser.add_argument("--label", nargs="+", default=[], metavar="N", help="the class of each image, or of all")
     parser.add_argument("--index", type=int, default=0, metavar="N", help="number of the test image (default: 0)")
-    parser.add_argument("--out", default="page.html", metavar="FILE", help="the page (default: page.html)")
+    parser.add_argument("--out", default=_OUT, metavar="FILE", help="the page (default: page.html)")
     parser.add_argument("--seed", type=int, default=0, help="of a named model and of random pixels (default: 0)")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)")
     parser.add_argument("--data", metavar="DIR", help="folder of CIFAR (default: $MINIVIT_DATA)")
@@ -56,8 +57,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     for name in ("seed", "index"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} is {getattr(args, name)}; expected at least 0")
-    if len(args.image) > explorer.MOST_IMAGES:
-        raise UserError(f"--image: {len(args.image)} files were given; a page has at most {explorer.MOST_IMAGES}")
+    if len(args.image) > explorer.LIMITS.images:
+        raise UserError(f"--image: {len(args.image)} files were given; a page has at most {explorer.LIMITS.images}")
     opened = open_target(args.target, args.checkpoint, args.backend, args.set, args.seed, terminal)
     path = Path(args.target).expanduser()
     folder = RunFolder.open(path) if args.target not in PRESETS and RunFolder.exists(path) else None
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             checkpoint=None if folder is None else args.checkpoint,
             subject=("run" if folder else "name" if args.target in PRESETS else "file", path.name),
             title=f"{path.name}: every gradient",
-            command=shlex.join(["minivit", *sys.argv[1:]]),
+            command=_command(args),
         )
         size = explorer.write_page(data, args.out)
     seconds = time.perf_counter() - start
@@ -96,3 +97,14 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             "layers": len(data["images"][0]["layers"]),
         }
     )
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return the command that makes the same page, without the options that have their defaults."""
+    words = ["minivit", "inspect", args.target]
+    for name in ("image", "label"):
+        words += [f"--{name}", *getattr(args, name)] if getattr(args, name) else []
+    for name, default in (("index", 0), ("seed", 0), ("checkpoint", "best"), ("data", None), ("backend", "numpy")):
+        words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) != default else []
+    words += [word for field in args.set for word in ("--set", field)]
+    return shlex.join([*words, *(["--out", args.out] if args.out != _OUT else [])])

@@ -1,7 +1,8 @@
 """What training runs did: measures and figures of their metrics, their kept steps and their predictions."""
 
-from minivit.explorer.explore import MOST_IMAGES, PageData, explore
+from minivit.explorer.explore import PageData, explore
 from minivit.explorer.figures import plot_calibration, plot_confusion, plot_curves, plot_update_ratios
+from minivit.explorer.images import LIMITS, Limits
 from minivit.explorer.measures import (
     Calibration,
     Pair,
@@ -15,8 +16,9 @@ from minivit.explorer.measures import (
 from minivit.explorer.page import write_page
 
 __all__ = [
-    "MOST_IMAGES",
+    "LIMITS",
     "Calibration",
+    "Limits",
     "PageData",
     "Pair",
     "UpdateRatios",

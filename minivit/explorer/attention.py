@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-import numpy as np
-
 from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.explorer.heat_maps import HeatMaps, Plane
 from minivit.nn.vit import ViT
 from minivit.tracing.attention import attention_rollout
+from minivit.tracing.statistics import Statistics
 from minivit.tracing.trace import Trace
 
 
@@ -29,7 +28,7 @@ def attention_of(trace: Trace, maps: HeatMaps) -> list[BlockAttention]:
     found: list[BlockAttention] = []
     for record in trace:
         weights = record.quantities.get("weights")
-        if record.is_op or not isinstance(weights, np.ndarray) or weights.ndim != 4:
+        if record.is_op or weights is None or isinstance(weights, Statistics) or weights.ndim != 4:
             continue
         shown = _heads(weights, "weights", maps)
         if shown is None:
@@ -41,9 +40,8 @@ def attention_of(trace: Trace, maps: HeatMaps) -> list[BlockAttention]:
 
 
 def _heads(weights: Array, what: str, maps: HeatMaps) -> list[int] | None:
-    indices = [
-        maps.add_exactly(each, f"{what} of one head: queries by keys; a cell is a number") for each in weights[0]
-    ]
+    how = f"{what} of one head: queries by keys; a cell is a number, each row in 8 bits of its own scale"
+    indices = [maps.add_exactly(each, how) for each in weights[0]]
     return None if None in indices else [index for index in indices if index is not None]
 
 

@@ -10,20 +10,20 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import minivit
-from minivit import ops
-from minivit.arrays import Array, to_host
+from minivit.arrays import Array, on_device_of, to_host
 from minivit.errors import UserError
-from minivit.explorer.attention import attention_of, rollout_of
+from minivit.explorer.attention import rollout_of
+from minivit.explorer.checks import check_layers
 from minivit.explorer.depth import depth_of
-from minivit.explorer.heat_maps import MOST_CELLS, HeatMaps, Plane
-from minivit.explorer.layers import layers_of
-from minivit.explorer.tokens import path, picture
+from minivit.explorer.formulas import formulas
+from minivit.explorer.images import LIMITS, Limits, images_within, weights_of
+from minivit.explorer.layers import kinds_of
+from minivit.explorer.mistakes import typical_mistakes
+from minivit.explorer.sources import sources
+from minivit.explorer.tokens import picture
 from minivit.nn.vit import ViT
 from minivit.tracing.measures import expect_vit
-from minivit.tracing.trace import Trace, trace
 from minivit.train.run_folder import RunFolder
-
-MOST_IMAGES = 16
 
 PageData: TypeAlias = dict[str, Any]
 
@@ -41,13 +41,14 @@ def explore(
     subject: tuple[str, str] | None = None,
     title: str = "",
     command: str | None = None,
+    limits: Limits = LIMITS,
 ) -> PageData:
     """Trace a model, and return what its page shows.
 
     Parameters
     ----------
     model : ViT
-        The model; it stays as it is.
+        The model, with a head; it stays as it is.
     images : Array
         (B, height, width, C), as the model takes them; at most 16.
     labels : Array or sequence of int, optional
@@ -57,7 +58,7 @@ def explore(
     names : sequence of str
         The names of the images.
     pixels : Array, optional
-        uint8, the images before they were normalised, as they are shown.
+        uint8 (B, height, width, C): the images before they were normalised, as they are shown.
     run : RunFolder, optional
         The run of the model, whose kept steps are shown.
     checkpoint : str, optional
@@ -68,86 +69,101 @@ def explore(
         The title of the page.
     command : str, optional
         The command that makes the page.
+    limits : Limits
+        What the page may hold.
 
     Returns
     -------
     PageData
-        A dict that `json.dumps` takes; explorer/schema.json describes it.
+        A dict that `json.dumps` takes; explorer/schema.json describes it. Numbers that are not finite are None.
 
     Raises
     ------
     UserError
-        There are no images or too many of them, or numbers of labels or names are wrong.
+        The model has no head or complex parameters; there are too many images; a label is no class; or the
+        number of labels, names, pixels or class names is wrong.
     """
-    expect_vit(model)
-    model.check_images(images)
-    B = len(images)
-    if not 1 <= B <= MOST_IMAGES:
-        raise UserError(f"{B} images were given; expected 1 to {MOST_IMAGES}")
-    for what, given in (("labels", labels), ("names", names or None), ("pixels", pixels)):
-        if given is not None and len(given) != B:
-            raise UserError(f"{len(given)} {what} were given for {B} images; give one for each")
-    maps = HeatMaps()
-    found, traces = [], []
-    for i in range(B):
-        image = images[i : i + 1]
-        label = None if labels is None else int(labels[i])
-        traced = trace(model, image, None if label is None else [label])
-        name = names[i] if names else f"image {i}"
-        found.append(_image(model, traced, image, label, name, None if pixels is None else pixels[i], maps))
-        traces.append(traced)
-    first = None if labels is None else [int(labels[0])]
+    expect_vit(model).check_images(images)
     source, called = subject or ("model", type(model).__name__)
-    data = {
-        "schema": 1,
-        "version": minivit.__version__,
-        "title": title or called,
-        "made": datetime.date.today().isoformat(),
-        "command": command,
-        "reduction": (
-            f"Arrays are reduced to at most {MOST_CELLS} x {MOST_CELLS} cells of 8 bits; each map says how, and has "
-            "its scale. Attention has a cell for each number. Statistics are those of all numbers, exactly."
-        ),
-        "note": "",
-        "full": True,
-        "subject": {"source": source, "name": called, "checkpoint": checkpoint},
-        "model": _model(model, class_names, called),
-        "images": found,
-        "maps": maps.table,
-        "formulas": {},
-        "sources": {},
-        "checks": {},
-        "mistakes": [],
-        "depth": depth_of(model, traces[0], images[:1], first, run, checkpoint or called),
-    }
-    return _plain(data)
+    numbers = _checked(model, images, labels, class_names, names, pixels, limits)
+    # Numbers that are not finite are in the page; in NumPy's words they would be said once for each op.
+    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    with quiet, on_device_of(model.parameters.store.values):
+        singles = [images[i : i + 1] for i in range(len(images))]
+        measured = weights_of(model) <= limits.weights
+        found, first, maps, note = images_within(limits, model, singles, numbers)
+        for i, image in enumerate(found):
+            image["name"] = names[i] if names else f"image {i}"
+            image["png"] = picture(images[i], None if pixels is None else pixels[i])
+            image["rollout"] = rollout_of(model, singles[i], maps) if measured else None
+        depth = depth_of(model, first.whole, singles[0], numbers[0], run, checkpoint or called, limits.steps, measured)
+        mistakes, mistakes_note = typical_mistakes(model, first.arrays, maps if not note else None)
+    kinds = list(dict.fromkeys(kinds_of(first.whole.records, model).values()))
+    return _plain(
+        {
+            "schema": 1,
+            "version": minivit.__version__,
+            "title": title or called,
+            "made": datetime.date.today().isoformat(),
+            "command": command,
+            "reduction": _reduction(maps.most, not note),
+            "note": note,
+            "full": not note,
+            "subject": {"source": source, "name": called, "checkpoint": checkpoint},
+            "model": _model(model, class_names, called),
+            "images": found,
+            "maps": maps.table,
+            "formulas": formulas(kinds),
+            "sources": sources(kinds),
+            "checks": check_layers(model, first.arrays, first.checked),
+            "mistakes": mistakes,
+            "mistakes_note": mistakes_note,
+            "depth": depth,
+        }
+    )
 
 
-def _image(
-    model: ViT, traced: Trace, image: Array, label: int | None, name: str, pixels: Array | None, maps: HeatMaps
-) -> dict[str, Any]:
-    logits = to_host(traced.y)[0].real.astype(np.float64)
-    probabilities, _ = ops.softmax(logits[None], keep=False)
-    dimage = traced.records["model"].dx
-    norms = None if dimage is None else np.linalg.norm(to_host(dimage)[0].astype(np.float64), axis=-1)
-    plane = None if norms is None else Plane(norms, "rows of the image", "columns", "")
-    height, width = image.shape[1:3]
-    return {
-        "name": name,
-        "label": label,
-        "loss": None if traced.loss is None else float(to_host(traced.loss).real),
-        "logits": logits.tolist(),
-        "probabilities": probabilities[0].tolist(),
-        "predicted": int(logits.argmax()),
-        "width": width,
-        "height": height,
-        "png": picture(image[0], pixels),
-        "dimage": None if plane is None else maps.add(plane, plane.values.shape),
-        "layers": layers_of(traced.records, maps),
-        "path": path(traced, model),
-        "attention": attention_of(traced, maps),
-        "rollout": rollout_of(model, image, maps),
-    }
+def _checked(
+    model: ViT,
+    images: Array,
+    labels: Array | Sequence[int] | None,
+    class_names: Sequence[str],
+    names: Sequence[str],
+    pixels: Array | None,
+    limits: Limits,
+) -> list[int | None]:
+    """Return the label of each image, None without labels; UserError if the arguments do not fit each other."""
+    B, C = len(images), model.config.num_classes
+    if np.iscomplexobj(images[:0]):
+        raise UserError("the model is of complex numbers; a page shows real ones: convert it with astype('float64')")
+    if not C:
+        raise UserError("the model has no head, and so no loss to go back from; give it one with num_classes")
+    if limits.images < B:
+        raise UserError(f"{B} images were given; a page shows at most {limits.images}")
+    for what, count, of in (
+        ("labels", B if labels is None else len(labels), "images"),
+        ("names", len(names) or B, "images"),
+        ("pixels", B if pixels is None else len(pixels), "images"),
+        ("class names", len(class_names) or C, "classes"),
+    ):
+        expected = B if of == "images" else C
+        if count != expected:
+            raise UserError(f"there are {count} {what} and {expected} {of}; give one for each")
+    if labels is None:
+        return [None] * B
+    numbers = np.asarray(to_host(labels) if hasattr(labels, "dtype") else labels)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers < C)).all():
+        raise UserError(f"labels are {numbers.tolist()}; expected a whole number below {C} for each image")
+    return [int(label) for label in numbers]
+
+
+def _reduction(most: int, full: bool) -> str:
+    if not full:
+        return "Statistics are those of all numbers, exactly. The arrays themselves are not in this page."
+    return (
+        f"Arrays are reduced to heat maps of at most {most} x {most} cells of 8 bits; each map says how, and has its "
+        "scale. Attention has a cell for each number. Statistics are those of all numbers, exactly."
+    )
 
 
 def _model(model: ViT, class_names: Sequence[str], name: str) -> dict[str, Any]:
@@ -163,6 +179,7 @@ def _model(model: ViT, class_names: Sequence[str], name: str) -> dict[str, Any]:
         "stride": list(config.stride),
         "grid": list(config.grid),
         "prefix_tokens": config.num_prefix_tokens,
+        "class_token": config.class_token,
         "tokens": config.num_tokens,
         "embed_dim": config.embed_dim,
         "depth": len(model.blocks),
@@ -172,7 +189,7 @@ def _model(model: ViT, class_names: Sequence[str], name: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return the data with null for each number that is not finite, as JSON has none."""
+    """Return the data with None for each number that is not finite, as JSON has none."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,10 @@ Floats = NDArray[np.float64]
 
 
 class HeatMap(TypedDict):
-    """One map as the page has it; ``value = low + byte / 255 * (high - low)``. schema.json describes the fields."""
+    """One map as the page has it; ``value = low + byte / 255 * (high - low)``. schema.json describes the fields.
+
+    With `row_high` each row has a scale of its own, of the same sign: high is ``row_high[row]``, low is 0 or -high.
+    """
 
     rows: int
     cols: int
@@ -25,6 +28,7 @@ class HeatMap(TypedDict):
     data: str
     of: list[int]
     how: str
+    row_high: NotRequired[list[float]]
 
 
 class Plane(NamedTuple):
@@ -33,7 +37,11 @@ class Plane(NamedTuple):
     values: Floats
     rows: str
     columns: str
-    over: str = ""  # the axes that a mean was taken over, in words
+    over: str = ""  # "mean over 3 heads", if an axis is not shown
+
+
+class NoRoomError(Exception):
+    """The maps of a page are more than it may hold."""
 
 
 class HeatMaps:
@@ -43,6 +51,8 @@ class HeatMaps:
     ----------
     most : int
         The largest number of rows, and of columns, of a map that `add` makes.
+    room : int or None
+        The largest number of characters of all data; beyond it `add` and `add_exactly` raise NoRoomError.
 
     Attributes
     ----------
@@ -52,8 +62,8 @@ class HeatMaps:
         The characters of their data.
     """
 
-    def __init__(self, most: int = MOST_CELLS) -> None:
-        self.most = most
+    def __init__(self, most: int = MOST_CELLS, room: int | None = None) -> None:
+        self.most, self.room = most, room
         self.table: list[HeatMap] = []
         self.size = 0
         self._index: dict[tuple[object, ...], int] = {}
@@ -66,27 +76,55 @@ class HeatMaps:
         factors = [-(-length // self.most) for length in values.shape]
         cells = _means(_means(values, factors[0], 0), factors[1], 1)
         each = f"cells are means of {factors[0]} x {factors[1]} numbers" if max(factors) > 1 else "a cell is a number"
-        words = [f"{plane.rows} by {plane.columns}", *([f"mean over {plane.over}"] if plane.over else []), each]
+        words = [f"{plane.rows} by {plane.columns}", *([plane.over] if plane.over else []), each]
         return self._put(cells, shape, "; ".join(words))
 
     def add_exactly(self, values: Array, how: str) -> int | None:
-        """Return the index of the map that has a cell for each number of `values` (rows, columns), or None as `add`."""
-        cells = to_host(values).astype(np.float64)
-        return self._put(cells, cells.shape, how) if np.isfinite(cells).all() else None
+        """Return the index of the map that has a cell for each number of `values` (rows, columns), or None as `add`.
 
-    def _put(self, cells: Floats, shape: tuple[int, ...], how: str) -> int:
+        Each row has its own scale, for rows may differ by much: of the gradient of attention weights, that of the class
+        token is often a hundred times larger than those of patches.
+        """
+        cells = in_floats(values)
+        if not np.isfinite(cells).all():
+            return None
+        row_high = np.abs(cells).max(axis=1)
+        return self._put(cells, cells.shape, how, row_high)
+
+    def _put(self, cells: Floats, shape: tuple[int, ...], how: str, row_high: Floats | None = None) -> int:
         low, high = scale(cells)
         rows, cols = cells.shape
-        data = in_bytes(cells, low, high)
-        key = (rows, cols, low, high, data, shape, how)
+        if row_high is None:
+            data = in_bytes(cells, low, high)
+        else:
+            of_row = np.divide(cells, row_high[:, None], out=np.zeros_like(cells), where=row_high[:, None] > 0)
+            data = in_bytes(of_row, -1.0 if low < 0 else 0.0, 1.0)
+        row_scales = None if row_high is None else tuple(row_high.tolist())
+        key = (rows, cols, low, high, row_scales, data, shape, how)
         if key not in self._index:
             self._index[key] = len(self.table)
             text = base64.b64encode(data).decode("ascii")
             self.size += len(text)
-            self.table.append(
-                {"rows": rows, "cols": cols, "low": low, "high": high, "data": text, "of": list(shape), "how": how}
-            )
+            if self.room is not None and self.size > self.room:
+                raise NoRoomError
+            heat_map: HeatMap = {
+                "rows": rows,
+                "cols": cols,
+                "low": low,
+                "high": high,
+                "data": text,
+                "of": list(shape),
+                "how": how,
+            }
+            if row_scales is not None:
+                heat_map["row_high"] = list(row_scales)
+            self.table.append(heat_map)
         return self._index[key]
+
+
+def in_floats(array: Array) -> Floats:
+    """Return an array on the host in float64."""
+    return to_host(array).astype(np.float64)
 
 
 def scale(cells: Floats) -> tuple[float, float]:
@@ -115,8 +153,7 @@ def plane_of(array: Array, quantity: str = "", kind: str = "") -> Plane:
     kind : str
         The kind of the layer or op.
     """
-    values = to_host(array)
-    values = (values.real if values.dtype.kind == "c" else values).astype(np.float64)
+    values = in_floats(array)
     is_parameter = values.ndim < 3 and not (values.ndim == 2 and len(values) == 1)
     if values.ndim > 1 and len(values) == 1:
         values = values[0]
@@ -129,9 +166,9 @@ def plane_of(array: Array, quantity: str = "", kind: str = "") -> Plane:
     if values.ndim == 3 and quantity.removeprefix("d") in ("q", "k", "v"):
         return Plane(values.swapaxes(0, 1).reshape(values.shape[1], -1), "tokens", "features of all heads")
     if values.ndim == 3 and (quantity.removeprefix("d") in ("scores", "weights") or kind == "softmax"):
-        return Plane(values.mean(axis=0), "queries", "keys", f"{len(values)} heads")
+        return Plane(values.mean(axis=0), "queries", "keys", f"mean over {len(values)} heads")
     if values.ndim == 3:
-        return Plane(values.mean(axis=2), "rows of the image", "columns", f"{values.shape[2]} channels")
+        return Plane(values.mean(axis=2), "rows of the image", "columns", f"mean over {values.shape[2]} channels")
     return Plane(values.reshape(len(values), -1), "first axis", "all others")
 
 

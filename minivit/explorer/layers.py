@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from minivit.explorer.heat_maps import HeatMaps, plane_of
+from minivit.explorer.sources import kind_of
+from minivit.nn.vit import ViT
+from minivit.tracing.names import ROOT
 from minivit.tracing.quantities import ATTENTION
 from minivit.tracing.record import Record
 from minivit.tracing.statistics import Statistics
@@ -77,13 +80,15 @@ class Layer(TypedDict):
     quantities: list[Quantity]
 
 
-def layers_of(records: Mapping[str, Record], maps: HeatMaps | None) -> list[Layer]:
+def layers_of(records: Mapping[str, Record], model: ViT, maps: HeatMaps | None) -> list[Layer]:
     """Return the layers of a trace of one image, and its ops that have no layer of their own, in their order.
 
     Parameters
     ----------
     records : mapping
         Those of the trace, by name.
+    model : ViT
+        The model of the trace.
     maps : HeatMaps or None
         Where the heat maps go; None: statistics alone.
     """
@@ -91,14 +96,20 @@ def layers_of(records: Mapping[str, Record], maps: HeatMaps | None) -> list[Laye
     return [
         {
             "name": name,
-            "kind": records[name].kind,
+            "kind": kind if isinstance(kind, str) else kind_of(kind),
             "title": title(name),
             "block": block_of(name),
             "parent": _parent(name, names),
             "quantities": _quantities(records[name], maps),
         }
-        for name in names
+        for name, kind in kinds_of(records, model).items()
     ]
+
+
+def kinds_of(records: Mapping[str, Record], model: ViT) -> dict[str, str | type]:
+    """Return the class of each layer that is shown, and the name of each op, by its name."""
+    classes: dict[str, type] = {name or ROOT: type(layer) for name, layer in model.named_layers()}
+    return {name: records[name].kind if records[name].is_op else classes[name] for name in shown(records)}
 
 
 def shown(records: Mapping[str, Record]) -> list[str]:
@@ -159,16 +170,14 @@ def _quantities(record: Record, maps: HeatMaps | None) -> list[Quantity]:
 
 
 def _quantity(record: Record, name: str, role: str, maps: HeatMaps | None) -> Quantity:
-    array = record.quantities[name]
-    shape, dtype, index = (), "", None
-    if not isinstance(array, Statistics):
-        shape, dtype = array.shape, str(array.dtype)
-        index = maps.add(plane_of(array, name, record.kind), shape) if maps is not None else None
+    array, shape, index = record.quantities[name], record.shapes[name], None
+    if maps is not None and not isinstance(array, Statistics):
+        index = maps.add(plane_of(array, name, record.kind), shape)
     return {
         "name": name,
         "role": role,
         "shape": list(shape),
-        "dtype": dtype,
+        "dtype": record.dtypes[name],
         "statistics": record.statistics[name].to_dict(),
         "map": index,
     }

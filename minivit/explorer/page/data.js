@@ -1,6 +1,6 @@
 /* The data of the page, described by schema.json, and its heat maps, which are decoded when they are first shown. */
 
-/** @typedef {{rows: number, cols: number, low: number, high: number, of: number[], how: string, bytes: Uint8Array}} HeatMap */
+/** @typedef {{rows: number, cols: number, low: number, high: number, of: number[], how: string, row_high?: number[], bytes: Uint8Array}} HeatMap */
 
 export const data = JSON.parse(document.getElementById("data").textContent);
 
@@ -15,9 +15,12 @@ export function mapAt(index) {
   return decoded.get(index);
 }
 
-/** The value that a cell shows. */
+/** The value that a cell shows. A signed scale has no byte for zero: it lies between 127 and 128, which are read as zero. */
 export function cellValue(map, row, col) {
-  return map.low + (map.bytes[row * map.cols + col] / 255) * (map.high - map.low);
+  const byte = map.bytes[row * map.cols + col];
+  const high = map.row_high ? map.row_high[row] : map.high;
+  if (!isSigned(map)) return (byte / 255) * high;
+  return byte === 127 || byte === 128 ? 0 : (byte / 127.5 - 1) * high;
 }
 
 /** Whether a map has a diverging scale, with zero in the middle. */
@@ -37,6 +40,7 @@ export function tokenName(token) {
     const patch = token - prefix;
     return `patch row ${Math.floor(patch / grid[1]) + 1}, column ${(patch % grid[1]) + 1}`;
   }
+  if (!data.model.class_token) return `register ${token + 1}`;
   return token === 0 ? "class token" : `register ${token}`;
 }
 

@@ -15,6 +15,14 @@ export function paint(canvas, bytes, rows, cols, signed) {
   context.putImageData(pixels, 0, 0);
 }
 
+/** Gives a canvas its largest size: square cells, but rows and columns of single cells wide enough to be seen. */
+export function sizeCanvas(canvas, rows, cols) {
+  const cell = Math.min(24, 480 / cols, 360 / rows);
+  const [width, height] = [Math.max(24, cell * cols), Math.max(16, cell * rows)];
+  canvas.style.setProperty("aspect-ratio", `${width} / ${height}`);
+  canvas.style.setProperty("--map-width", `${width}px`);
+}
+
 /** The legend of a scale: a bar with the low, middle and high value. */
 export function legend(low, high) {
   const signed = low < 0;
@@ -27,15 +35,13 @@ export function legend(low, high) {
  * A canvas alone, with a text alternative.
  * @param {number} index - of the map
  * @param {string} name - what is shown
- * @param {{statistics?: object, part?: {row: number, rows: number, cols: number}}} [options] - the array's statistics;
- *   `part` shows one row of the map as a grid, from its column `from` on
+ * @param {{statistics?: object}} [options] - the array's statistics, for the text alternative
  */
 export function mapCanvas(index, name, { statistics = null } = {}) {
   const map = mapAt(index);
   const canvas = h("canvas", { class: "map", role: "img", "aria-label": mapLabel(map, name, statistics) });
-  paint(canvas, map.bytes, map.rows, map.cols, isSigned(map));
-  canvas.style.setProperty("aspect-ratio", `${map.cols} / ${Math.max(map.rows, map.cols / 24)}`);
-  canvas.style.setProperty("--cells", map.cols);
+  paint(canvas, map.row_high ? onOneScale(map) : map.bytes, map.rows, map.cols, isSigned(map));
+  sizeCanvas(canvas, map.rows, map.cols);
   canvas.addEventListener("pointermove", (event) => {
     const box = canvas.getBoundingClientRect();
     const row = Math.min(map.rows - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * map.rows)));
@@ -43,6 +49,13 @@ export function mapCanvas(index, name, { statistics = null } = {}) {
     canvas.title = `cell ${row + 1}, ${col + 1}: about ${number(cellValue(map, row, col), 3)}`;
   });
   return canvas;
+}
+
+/** The bytes of a map whose rows have scales of their own, on the scale of all cells. */
+function onOneScale(map) {
+  const { rows, cols, low, high } = map;
+  const values = Array.from({ length: rows * cols }, (_, i) => cellValue(map, Math.floor(i / cols), i % cols));
+  return Uint8Array.from(values, (value) => (high > low ? Math.round((255 * (value - low)) / (high - low)) : 0));
 }
 
 function mapLabel(map, name, statistics) {

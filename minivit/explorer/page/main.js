@@ -1,14 +1,17 @@
 /* Starts the page: the head, the tabs and the view that the URL names. */
 
+import { attentionView } from "./attention.js";
 import { className, data } from "./data.js";
+import { depthView } from "./depth.js";
 import { h, number, percent, whole } from "./dom.js";
 import { layersView } from "./layers.js";
+import { mistakesView } from "./mistakes.js";
 import { firstToken } from "./patches.js";
 import { pathView } from "./path.js";
 import { followHash, onChange, set, state } from "./state.js";
 import { makeTabs } from "./tabs.js";
 
-const VIEWS = [pathView, layersView];
+const VIEWS = [pathView, layersView, attentionView, depthView, mistakesView];
 
 function start() {
   set({ token: firstToken(data.images[0]) });
@@ -18,8 +21,15 @@ function start() {
   document.getElementById("about").append(...about());
   document.getElementById("views").append(list, ...panels);
   document.getElementById("notes").append(...notes());
+  document.querySelector(".skip").addEventListener("click", skip);
   document.body.classList.add("ready");
   open();
+}
+
+/** Goes to the views without an address of its own, since the address says which view is open. */
+function skip(event) {
+  event.preventDefault();
+  document.getElementById("views").focus();
 }
 
 /** What the page is about, in a line: the model, and what it says of the image. */
@@ -31,7 +41,7 @@ function about() {
   const update = () => {
     const { label, loss, predicted, probabilities } = data.images[state.image];
     const truth = label === null ? "" : `; the label is ${className(label)}, the loss ${number(loss)}`;
-    says.textContent = `It says ${className(predicted)} (${percent(probabilities[predicted])})${truth}.`;
+    says.textContent = `The model says ${className(predicted)} (${percent(probabilities[predicted])})${truth}.`;
   };
   onChange((changed) => changed.has("image") && update());
   update();

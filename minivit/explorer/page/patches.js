@@ -42,7 +42,7 @@ export function patchGrid(label) {
 
 function cell(token) {
   const name = tokenName(token);
-  const text = token >= data.model.prefix_tokens ? "" : token === 0 ? "cls" : `r${token}`;
+  const text = token >= data.model.prefix_tokens ? "" : name;
   return h(
     "button",
     {

@@ -32,7 +32,12 @@ export function detail(view, fallback = "") {
 export function go(view, chosen = state.details[view]) {
   const hash = "#" + [view, ...(chosen ? [encodeURIComponent(chosen)] : [])].join("/");
   if (location.hash !== hash) history.pushState(null, "", hash);
-  set({ view, details: { ...state.details, ...(chosen ? { [view]: chosen } : {}) } });
+  open(view, chosen);
+}
+
+function open(view, chosen) {
+  const known = !chosen || state.details[view] === chosen;
+  set({ view, details: known ? state.details : { ...state.details, [view]: chosen } });
 }
 
 /** The address of a view for a link. */
@@ -40,20 +45,22 @@ export function address(view, chosen) {
   return `#${view}/${encodeURIComponent(chosen)}`;
 }
 
-/** Follows the hash of the URL, at the start and when it changes; an unknown view is the first one. */
+/** Follows the hash of the URL, at the start and when it changes; one that names no view opens the first. */
 export function followHash(views) {
   const read = () => {
     const [view, ...rest] = location.hash.slice(1).split("/");
-    const known = views.includes(view) ? view : views[0];
-    let chosen = rest.join("/");
-    try {
-      chosen = decodeURIComponent(chosen);
-    } catch {
-      chosen = "";
-    }
-    set({ view: known, details: { ...state.details, ...(chosen ? { [known]: chosen } : {}) } });
+    if (views.includes(view)) open(view, decoded(rest.join("/")));
+    else open(views[0]);
   };
   addEventListener("popstate", read);
   addEventListener("hashchange", read);
   read();
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return "";
+  }
 }

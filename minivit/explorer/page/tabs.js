@@ -14,7 +14,7 @@ const EVERYTHING = new Set(["view", "image", "token", "preview", "details"]);
 /** Makes the tabs and panels. @param {View[]} views @returns {{list: HTMLElement, panels: HTMLElement[]}} */
 export function makeTabs(views) {
   const tabs = views.map(({ id, title }) => tab(id, title));
-  const panels = views.map(({ id }) => panel(id));
+  const panels = views.map(({ id, title }) => panel(id, title));
   const list = h("div", { class: "tabs", role: "tablist", "aria-label": "views" }, tabs);
   const updates = new Map();
   roving(list, () => tabs, { onMove: (moved) => go(moved.dataset.view) });
@@ -31,9 +31,13 @@ export function makeTabs(views) {
     if (changed.has("view")) select(tabs, panels, at);
     show(at, changed.has("view") ? EVERYTHING : changed);
   });
-  const all = () => views.forEach((_, index) => show(index, EVERYTHING));
-  addEventListener("beforeprint", all); // all views are printed, one after another
-  matchMedia("print").addEventListener("change", (event) => event.matches && all());
+  const print = (printing) => {
+    document.body.classList.toggle("printing", printing); // shows all views, in the width of a printed page
+    if (printing) views.forEach((_, index) => show(index, EVERYTHING));
+  };
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
+  matchMedia("print").addEventListener("change", (event) => print(event.matches));
   select(tabs, panels, views.findIndex(({ id }) => id === state.view));
   return { list, panels, open: () => show(views.findIndex(({ id }) => id === state.view), EVERYTHING) };
 }
@@ -43,12 +47,18 @@ function tab(id, title) {
   return h("button", { ...attributes, onclick: () => go(id) }, title);
 }
 
-function panel(id) {
-  return h("section", { class: "view", role: "tabpanel", id: `view-${id}`, "aria-labelledby": `tab-${id}` });
+function panel(id, title) {
+  const attributes = { role: "tabpanel", id: `view-${id}`, "aria-labelledby": `tab-${id}`, "data-title": title, tabindex: "-1" };
+  return h("section", { class: "view", ...attributes });
 }
 
+/** Shows a panel, from its beginning; the focus follows from a panel that is hidden, as a link to a layer is. */
 function select(tabs, panels, at) {
+  const follows = panels.some((each, i) => i !== at && each.contains(document.activeElement));
   tabs.forEach((each, i) => each.setAttribute("aria-selected", String(i === at)));
   panels.forEach((each, i) => each.classList.toggle("shown", i === at));
   setRoving(tabs, tabs[at]);
+  if (follows) panels[at].focus({ preventScroll: true });
+  const views = tabs[at].parentElement;
+  if (views?.getBoundingClientRect().top < 0) views.scrollIntoView();
 }
