@@ -22,7 +22,6 @@ from minivit.explorer.mistakes import typical_mistakes
 from minivit.explorer.sources import sources
 from minivit.explorer.tokens import picture
 from minivit.nn.vit import ViT
-from minivit.tracing.figures import count_of
 from minivit.tracing.measures import expect_vit
 from minivit.train.run_folder import RunFolder
 
@@ -81,8 +80,8 @@ def explore(
     Raises
     ------
     UserError
-        The model has no head or complex parameters; there are no images or too many; a label is no class; or the number of labels, names,
-        pixels or class names is wrong.
+        The model has no head or complex parameters; there are too many images; a label is no class; or the
+        number of labels, names, pixels or class names is wrong.
     """
     expect_vit(model).check_images(images)
     source, called = subject or ("model", type(model).__name__)
@@ -139,8 +138,8 @@ def _checked(
         raise UserError("the model is of complex numbers; a page shows real ones: convert it with astype('float64')")
     if not C:
         raise UserError("the model has no head, and so no loss to go back from; give it one with num_classes")
-    if not 1 <= B <= limits.images:
-        raise UserError(f"{count_of(B, 'image')} were given; a page shows 1 to {limits.images}")
+    if limits.images < B:
+        raise UserError(f"{B} images were given; a page shows at most {limits.images}")
     for what, count, of in (
         ("labels", B if labels is None else len(labels), "images"),
         ("names", len(names) or B, "images"),
@@ -153,7 +152,7 @@ def _checked(
     if labels is None:
         return [None] * B
     numbers = np.asarray(to_host(labels) if hasattr(labels, "dtype") else labels)
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or (numbers < 0).any() or (numbers >= C).any():
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers < C)).all():
         raise UserError(f"labels are {numbers.tolist()}; expected a whole number below {C} for each image")
     return [int(label) for label in numbers]
 

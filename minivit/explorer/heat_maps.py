@@ -37,7 +37,7 @@ class Plane(NamedTuple):
     values: Floats
     rows: str
     columns: str
-    over: str = ""  # the axes that a mean was taken over, in words
+    over: str = ""  # "mean over 3 heads", if an axis is not shown
 
 
 class NoRoomError(Exception):
@@ -76,7 +76,7 @@ class HeatMaps:
         factors = [-(-length // self.most) for length in values.shape]
         cells = _means(_means(values, factors[0], 0), factors[1], 1)
         each = f"cells are means of {factors[0]} x {factors[1]} numbers" if max(factors) > 1 else "a cell is a number"
-        words = [f"{plane.rows} by {plane.columns}", *([f"mean over {plane.over}"] if plane.over else []), each]
+        words = [f"{plane.rows} by {plane.columns}", *([plane.over] if plane.over else []), each]
         return self._put(cells, shape, "; ".join(words))
 
     def add_exactly(self, values: Array, how: str) -> int | None:
@@ -166,9 +166,9 @@ def plane_of(array: Array, quantity: str = "", kind: str = "") -> Plane:
     if values.ndim == 3 and quantity.removeprefix("d") in ("q", "k", "v"):
         return Plane(values.swapaxes(0, 1).reshape(values.shape[1], -1), "tokens", "features of all heads")
     if values.ndim == 3 and (quantity.removeprefix("d") in ("scores", "weights") or kind == "softmax"):
-        return Plane(values.mean(axis=0), "queries", "keys", f"{len(values)} heads")
+        return Plane(values.mean(axis=0), "queries", "keys", f"mean over {len(values)} heads")
     if values.ndim == 3:
-        return Plane(values.mean(axis=2), "rows of the image", "columns", f"{values.shape[2]} channels")
+        return Plane(values.mean(axis=2), "rows of the image", "columns", f"mean over {values.shape[2]} channels")
     return Plane(values.reshape(len(values), -1), "first axis", "all others")
 
 

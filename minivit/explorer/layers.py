@@ -93,7 +93,6 @@ def layers_of(records: Mapping[str, Record], model: ViT, maps: HeatMaps | None) 
         Where the heat maps go; None: statistics alone.
     """
     names = shown(records)
-    dtype = str(model.parameters.store.values.dtype)
     return [
         {
             "name": name,
@@ -101,7 +100,7 @@ def layers_of(records: Mapping[str, Record], model: ViT, maps: HeatMaps | None) 
             "title": title(name),
             "block": block_of(name),
             "parent": _parent(name, names),
-            "quantities": _quantities(records[name], dtype, maps),
+            "quantities": _quantities(records[name], maps),
         }
         for name, kind in kinds_of(records, model).items()
     ]
@@ -151,7 +150,7 @@ def _parent(name: str, names: list[str]) -> str | None:
     return None
 
 
-def _quantities(record: Record, dtype: str, maps: HeatMaps | None) -> list[Quantity]:
+def _quantities(record: Record, maps: HeatMaps | None) -> list[Quantity]:
     """Return x, y, dy and dx, then what is inside, then the parameters, each followed by its gradient."""
     names = [name for name in record.quantities if not name.startswith("d") or name[1:] not in record.quantities]
     # Of an op, the first argument is also called x; labels are no numbers to differentiate by.
@@ -161,16 +160,16 @@ def _quantities(record: Record, dtype: str, maps: HeatMaps | None) -> list[Quant
         names = [name for name in names if name not in (*first, "labels") or name == "x"]
         parameters = [name for name in parameters if name in names]
     inside = [name for name in names if name not in ("x", "y", *parameters)]
-    found = [_quantity(record, name, role, dtype, maps) for name, role in _ROLES.items() if name in record.quantities]
+    found = [_quantity(record, name, role, maps) for name, role in _ROLES.items() if name in record.quantities]
     for group, role, gradient in ((inside, "inside", "inside"), (parameters, "parameter", "gradient")):
         for name in group:
-            found.append(_quantity(record, name, role, dtype, maps))
+            found.append(_quantity(record, name, role, maps))
             if f"d{name}" in record.quantities:
-                found.append(_quantity(record, f"d{name}", gradient, dtype, maps))
+                found.append(_quantity(record, f"d{name}", gradient, maps))
     return found
 
 
-def _quantity(record: Record, name: str, role: str, dtype: str, maps: HeatMaps | None) -> Quantity:
+def _quantity(record: Record, name: str, role: str, maps: HeatMaps | None) -> Quantity:
     array, shape, index = record.quantities[name], record.shapes[name], None
     if maps is not None and not isinstance(array, Statistics):
         index = maps.add(plane_of(array, name, record.kind), shape)
@@ -178,7 +177,7 @@ def _quantity(record: Record, name: str, role: str, dtype: str, maps: HeatMaps |
         "name": name,
         "role": role,
         "shape": list(shape),
-        "dtype": dtype if isinstance(array, Statistics) else str(array.dtype),
+        "dtype": record.dtypes[name],
         "statistics": record.statistics[name].to_dict(),
         "map": index,
     }

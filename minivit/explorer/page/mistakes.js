@@ -10,10 +10,10 @@ import { largest, mapValues, valueCanvas } from "./value_maps.js";
 export const mistakesView = { id: "mistakes", title: "Break it", build: build };
 
 function build(root) {
-  const { mistakes } = data;
+  const { mistakes, mistakes_note: note } = data;
   root.append(h("h2", {}, "Typical mistakes, and how the gradient check finds them"));
   if (!mistakes.length) {
-    root.append(h("p", { class: "note" }, "This page has no mistakes: the source of the layers was not there, or the model is too large."));
+    root.append(h("p", { class: "note" }, note || "There are none on this page."));
     return () => {};
   }
   root.append(
@@ -23,6 +23,7 @@ function build(root) {
       "Each was made in the layer's own backward pass when this page was written, and run on the numbers of the first image; ",
       "where the mistake is in a sum over images, on those of that image and its mirror image.",
     ),
+    note ? h("p", { class: "note" }, note) : "",
   );
   const buttons = mistakes.map((mistake, i) => mistakeButton(mistake, i));
   const list = h("nav", { class: "mistake-list", "aria-label": "Mistakes by kind of layer" }, mistakeGroups(mistakes, buttons));
