@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,8 +61,17 @@ def open_page(browser: Browser, made: Made) -> Iterator[Open]:
     """Open a page by its name; in the end, nothing may have gone wrong in any."""
     opened: list[Opened] = []
 
-    def open_page(name: str = "vit_tiny", anchor: str = "", **options: object) -> Opened:
-        opened.append(Opened(browser, made.paths[name], anchor=anchor, **options))
+    def open_page(
+        name: str = "vit_tiny",
+        anchor: str = "",
+        *,
+        width: int = 1440,
+        scheme: str = "light",
+        scripts: bool = True,
+        before: Sequence[str] = (),
+    ) -> Opened:
+        path = made.paths[name]
+        opened.append(Opened(browser, path, anchor, width=width, scheme=scheme, scripts=scripts, before=before))
         return opened[-1]
 
     yield open_page

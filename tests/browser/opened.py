@@ -37,12 +37,12 @@ class Opened:
         self,
         browser: Browser,
         path: Path,
+        anchor: str,
         *,
-        anchor: str = "",
-        width: int = 1440,
-        scheme: str = "light",
-        scripts: bool = True,
-        before: Sequence[str] = (),
+        width: int,
+        scheme: str,
+        scripts: bool,
+        before: Sequence[str],
     ) -> None:
         context = browser.new_context(
             viewport={"width": width, "height": 900},

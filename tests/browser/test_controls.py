@@ -6,12 +6,23 @@ import pytest
 
 from .conftest import Open
 from .controls import (
-    CHOSEN, GROUPS, POINTED_AT, SCROLL_BOXES, TABLE, Control, Group, all_of, fingerprint, has_changed, use_by_key,
+    CHOSEN,
+    GROUPS,
+    POINTED_AT,
+    SCROLL_BOXES,
+    TABLE,
+    Control,
+    Group,
+    all_of,
+    fingerprint,
+    has_changed,
+    use_by_key,
     use_by_mouse,
-)  # fmt: skip
+)
 from .opened import VIEWS, Opened, script
 
 pytestmark = pytest.mark.browser
+
 
 def named(control: Control | Group) -> str:
     return f"{control.view} {control.selector}"

@@ -8,37 +8,10 @@ import pytest
 
 from .conftest import Open
 from .made import Made
+from .opened import script
 from .shown import digits_of, rows_of
 
 pytestmark = pytest.mark.browser
-
-# Opens each layer as a link does, and returns what is shown of it: its cards, formulas, code and check.
-EVERY_LAYER = """async names => {
-  const shown = [];
-  for (const name of names) {
-    await new Promise(done => {
-      addEventListener("hashchange", done, { once: true }); // after the page's own listener
-      location.hash = `layer/${encodeURIComponent(name)}`;
-    });
-    const layer = document.querySelector(".layer");
-    const cards = [...layer.querySelectorAll(".card")].map(card => ({
-      name: card.querySelector("h4").textContent,
-      about: card.querySelector("p").textContent,
-      maps: [...card.querySelectorAll("canvas")].map(canvas => canvas.getAttribute("aria-label")),
-      counts: [...card.querySelectorAll("tbody td")].map(cell => cell.textContent),
-      facts: Object.fromEntries([...card.querySelectorAll("dl.statistics > div")].map(
-        each => [each.querySelector("dt").textContent, each.querySelector("dd").textContent])),
-    }));
-    shown.push({
-      title: layer.querySelector("h2").textContent,
-      formulas: layer.querySelectorAll(".formulas math").length,
-      code: [...layer.querySelectorAll("pre")].map(each => each.textContent).join("\\n"),
-      check: [...(layer.querySelector(".check table")?.tBodies[0].rows ?? [])].map(row => [...row.cells].map(cell => cell.textContent)),
-      cards,
-    });
-  }
-  return shown;
-}"""
 
 
 def share_of(value: float) -> str:
@@ -59,7 +32,7 @@ def test_every_layer_opens_and_its_numbers_are_those_of_the_data(open_page: Open
     data = made.data[name]
     layers = data["images"][0]["layers"]
     page = open_page(name, "#layer").page
-    shown = page.evaluate(EVERY_LAYER, [layer["name"] for layer in layers])
+    shown = page.evaluate(script("every_layer.js"), [layer["name"] for layer in layers])
     for layer, found in zip(layers, shown, strict=True):
         assert found["title"] == layer["name"]
         quantities = layer["quantities"]
@@ -68,6 +41,7 @@ def test_every_layer_opens_and_its_numbers_are_those_of_the_data(open_page: Open
         for quantity in quantities:
             card, statistics = cards[quantity["name"]], quantity["statistics"]
             assert card["facts"] == facts_of(statistics)
+            assert card["counts"] in ([str(count) for count in statistics["counts"]], [])
             assert len(card["maps"]) == (quantity["map"] is not None)
             assert " × ".join(map(str, quantity["shape"])) in card["about"]
             assert quantity["dtype"] in card["about"]
@@ -77,13 +51,17 @@ def test_every_layer_opens_and_its_numbers_are_those_of_the_data(open_page: Open
             assert source["text"].strip() in found["code"]
         rows = data["checks"].get(layer["name"], {"rows": []})["rows"]
         assert [row[0] for row in found["check"]] == [row["array"] for row in rows]
-        assert [row[2:4] for row in found["check"]] == [[digits_of(row["norm"]), digits_of(row["error"])] for row in rows]
+        assert [row[2:4] for row in found["check"]] == [
+            [digits_of(row["norm"]), digits_of(row["error"])] for row in rows
+        ]
 
 
 def test_a_text_alternative_of_a_map_has_its_numbers(open_page: Open, made: Made) -> None:
     layer = next(each for each in made.data["digits"]["images"][0]["layers"] if each["name"] == "blocks.0.attn")
-    labels = open_page("digits", "#layer/blocks.0.attn").page.locator(".card canvas").evaluate_all(
-        "all => all.map(each => each.getAttribute('aria-label'))"
+    labels = (
+        open_page("digits", "#layer/blocks.0.attn")
+        .page.locator(".card canvas")
+        .evaluate_all("all => all.map(each => each.getAttribute('aria-label'))")
     )
     for quantity in layer["quantities"]:
         label = next(each for each in labels if each.startswith(f"heat map of {quantity['name']} "))
