@@ -178,7 +178,7 @@ def test_a_class_in_place_of_a_layer_is_refused() -> None:
 
 def test_the_upstream_gradient_may_be_given() -> None:
     layer, x, dy = block(), normal(2, 5, 6), normal(2, 5, 6, seed=7)
-    y, cache = layer.forward(x)
+    _, cache = layer.forward(x)
     layer.zero_grad()
     dx = layer.backward(dy, cache)
     report = gradcheck_layer(layer, x, upstream=dy)
