@@ -115,6 +115,6 @@ def test_the_skip_link_leads_to_the_view_that_is_open(open_page: Open) -> None:
 def test_the_path_is_printed_from_another_view(open_page: Open) -> None:
     page = open_page("digits", "#depth").page
     page.emulate_media(media="print")
-    assert page.locator("#view-path path.stream").count() == 2
+    page.locator("#view-path path.stream").nth(1).wait_for()
     page.emulate_media(media="screen")
     page.locator("#view-path").wait_for(state="hidden")
