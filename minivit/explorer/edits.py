@@ -162,7 +162,7 @@ EDITS = (
         "return 0.5 + 0.5 * t + x * (0.5 - 0.5 * t * t) * (_C + 3.0 * _C * _A * square)",
         "return 0.5 + 0.5 * t + x * (0.5 - 0.5 * t * t)",
     ),
-    Edit("quick_gelu", "the derivative of the sigmoid is missing", "dropped term", "quick_gelu:_derivative",
+    Edit("QuickGELU", "the derivative of the sigmoid is missing", "dropped term", "quick_gelu:_derivative",
          "return s + _A * x * tail * (1.0 - tail)", "return s"),
 )  # fmt: skip
 

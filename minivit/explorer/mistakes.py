@@ -27,7 +27,7 @@ from minivit.tracing.names import ROOT, matches
 from minivit.tracing.record import Record
 from minivit.tracing.trace import Trace, trace
 
-MOST_WORK = 1e10  # of the check of one mistake, in floating-point operations
+MOST_WORK = 3e9  # of the check of one mistake, in floating-point operations
 _MOST_ARRAYS = 4  # that are shown: dx, and the parameters' gradients that changed most
 
 
