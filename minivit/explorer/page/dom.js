@@ -42,7 +42,7 @@ export function number(value, digits = 4) {
 
 /** A share as a percentage with one digit after the point. */
 export function percent(share) {
-  return `${(100 * share).toFixed(1)} %`;
+  return share === null ? number(share) : `${(100 * share).toFixed(1)} %`;
 }
 
 /** A whole number with its digits in groups of three. */

@@ -83,5 +83,5 @@ export function firstToken(image) {
   const stage = image.path.find((each) => each.dy?.length === tokens);
   if (!stage) return image.path.some((each) => each.y) ? prefix : null;
   const patches = stage.dy.slice(prefix);
-  return prefix + patches.indexOf(Math.max(...patches));
+  return prefix + Math.max(0, patches.indexOf(Math.max(...patches)));
 }

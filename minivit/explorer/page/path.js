@@ -38,8 +38,8 @@ function build(root) {
 }
 
 const INTRO =
-  "Forward, each stage passes its activations on; backward, each returns the gradient of the loss. A stretch is as wide " +
-  "and as strong in colour as the norm of what flows through it, on a logarithmic scale.";
+  "Activations go forward, the gradient of the loss comes back. A stretch is as wide and as strong in colour as the norm of " +
+  "what flows through it, on a logarithmic scale.";
 const HINT = "Point at a stage to read its norms; press it to open its layer.";
 
 const stagesNow = () => data.images[state.image].path;
@@ -67,8 +67,8 @@ function drawPath(path, anew = false) {
   setRoving(path.buttons, chosen);
   path.parts.drawing.replaceChildren(svg, ...(followed() === null ? [] : laneNames(plan)), ...path.buttons);
   path.parts.drawing.classList.toggle("across", plan.across);
-  const legends = [legendOf("forward", "activation", scales), stages.some((stage) => stage.dy_norm !== null) && legendOf("backward", "gradient", scales)];
-  path.parts.legend.replaceChildren(...legends.filter(Boolean));
+  const legends = ["forward", "backward"].map((direction) => legendOf(direction, stages, scales[direction]));
+  path.parts.legend.replaceChildren(...legends, plan.across ? "" : tokenRanges());
   showToken(path);
 }
 
@@ -91,27 +91,42 @@ function stageText(stage) {
   return `${stage.title}: activation norm ${number(stage.y_norm)}${gradient}${followedHere}`;
 }
 
-/** What is drawn in each lane, in words; on a narrow screen they stand along the lane. */
+/** What is drawn in each lane, in words; on a narrow screen they stand along the lane, and the ranges in the legend. */
 function laneNames(plan) {
   const scales = scalesOf(stagesNow(), true);
   return plan.lanes.map(([low, high], i) => {
-    const { low: least, high: most } = i ? scales.backward : scales.forward;
-    const range = plan.across ? `, among those of all tokens (band): ${number(least, 2)} to ${number(most, 2)}` : "";
-    const text = `${i ? "gradient" : "activation"} of the token${range}`;
-    const style = plan.across ? { left: "4px", top: `${high - 22}px` } : { left: `${(low + high) / 2 - 9}px`, top: "4px" };
-    return h("span", { class: "lane-name", style }, text);
+    const scale = i ? scales.backward : scales.forward;
+    if (!scale.any) return "";
+    const text = `${i ? "gradient" : "activation"} of the token`;
+    if (!plan.across) return h("span", { class: "lane-name", style: { left: `${(low + high) / 2 - 9}px`, top: "4px" } }, text);
+    const place = { left: "4px", top: `${high - 22}px` };
+    return h("span", { class: "lane-name", style: place }, `${text}, among those of all tokens (band): ${rangeText(scale)}`);
   });
 }
 
-/** Three sample widths with their norms. */
-function legendOf(direction, name, scales) {
-  const { low, middle, high, part } = scales[direction];
+function tokenRanges() {
+  const { forward, backward } = scalesOf(stagesNow(), true);
+  const ranges = [forward.any && `activations ${rangeText(forward)}`, backward.any && `gradients ${rangeText(backward)}`].filter(Boolean);
+  return ranges.length ? h("div", {}, `norms of all tokens (bands): ${ranges.join(", ")}`) : "";
+}
+
+function rangeText({ low, high }) {
+  return `${number(low, 2)} to ${number(high, 2)}`;
+}
+
+/** Three sample widths with their norms, or why there are none. */
+function legendOf(direction, stages, { low, middle, high, part, any }) {
+  const name = direction === "forward" ? "norm of the activation" : "norm of the gradient";
+  const without = stages.every((stage) => stage.dy_norm === null) && data.images[state.image].label === null;
+  if (!any) return h("div", {}, direction === "backward" && without ? NO_GRADIENT : `${direction}: no ${name} is finite and above zero`);
   const sample = (value) => {
     const bar = h("span", { class: "sample", style: { height: `${3 + 25 * part(value)}px`, background: normColour(direction, part(value)) } });
     return h("span", { class: "sample-value" }, bar, number(value, 3));
   };
-  return h("div", {}, h("span", {}, `${direction}: norm of the ${name}`), [low, middle, high].map(sample));
+  return h("div", {}, h("span", {}, `${direction}: ${name}`), [low, middle, high].map(sample));
 }
+
+const NO_GRADIENT = "backward: there is no label, so there is no loss and no gradient";
 
 /** Follows the token: its threads and lanes, in words, and in the table. */
 function showToken(path) {

@@ -7,13 +7,16 @@ const BRANCH = [1.5, 9];
 const THREAD = [1, 4.5];
 let gradients = 0;
 
-/** A logarithmic scale of norms: `part` is 0 at the least and 1 at the largest, null where there is no logarithm. */
+/**
+ * A logarithmic scale of norms: `part` is 0 at the least and 1 at the largest, null where there is no logarithm; `any` says
+ * whether there is one of any value.
+ */
 export function logScale(values) {
   const known = values.filter((value) => value > 0);
   const low = known.length ? Math.min(...known) : 1;
   const high = known.length ? Math.max(...known) : 1;
   const part = (value) => (!(value > 0) ? null : high > low ? Math.log(value / low) / Math.log(high / low) : 0.5);
-  return { low, high, middle: Math.sqrt(low * high), part };
+  return { low, high, middle: Math.sqrt(low * high), part, any: known.length > 0 };
 }
 
 /** The CSS colour of a part of a scale, "forward" or "backward". */
@@ -39,7 +42,7 @@ export function drawStreams(plan, scales) {
     branches(plan, place, "backward", scales.backward),
     stream(plan, place, "forward", scales.forward, STREAM, (stage) => stage.y_norm),
     stream(plan, place, "backward", scales.backward, STREAM, (stage) => stage.dy_norm),
-    arrows(plan, place),
+    arrows(plan, place, scales),
   ].flat(2);
 }
 
@@ -50,8 +53,8 @@ export function drawToken(plan, token, scales) {
   return [
     stream(plan, place, "forward", scales.forward, THREAD, (stage) => stage.y?.[token], "thread"),
     stream(plan, place, "backward", scales.backward, THREAD, (stage) => stage.dy?.[token], "thread"),
-    lane("forward", "y", plan.lanes[0]),
-    lane("backward", "dy", plan.lanes[1]),
+    scales.forward.any ? lane("forward", "y", plan.lanes[0]) : [],
+    scales.backward.any ? lane("backward", "dy", plan.lanes[1]) : [],
   ].flat(2);
 }
 
@@ -123,14 +126,17 @@ function branches(plan, place, direction, scale) {
 }
 
 /** The directions: an arrow at the end of each stream. */
-function arrows(plan, place) {
+function arrows(plan, place, scales) {
   if (!plan.stops.length) return [];
   const [first, last] = [plan.stops[0], plan.stops.at(-1)];
   const arrow = (u, v, to, direction) => {
     const corners = [place(u, v - 7), place(u + to, v), place(u, v + 7)].map((point) => point.join(" "));
     return s("path", { class: `arrow ${direction}`, d: `M${corners.join("L")}Z` });
   };
-  return [arrow(last.u[1] - 9, plan.forward, 9, "forward"), arrow(first.u[0] + 9, plan.backward, -9, "backward")];
+  return [
+    scales.forward.any ? arrow(last.u[1] - 9, plan.forward, 9, "forward") : [],
+    scales.backward.any ? arrow(first.u[0] + 9, plan.backward, -9, "backward") : [],
+  ];
 }
 
 /** The norm of a token at each stage as a line, over a band from the least to the largest norm of any token. */
@@ -146,7 +152,7 @@ function tokenLane(plan, place, token, { direction, key, low, high, scale }) {
     const joined = i > 0 && places[i - 1].value > 0;
     return value > 0 ? `${joined ? "L" : "M"}${place(u, at(value)).join(" ")}` : "";
   });
-  const dots = places.map(({ u, value }) => {
+  const dots = places.filter(({ value }) => value !== null).map(({ u, value }) => {
     const [cx, cy] = place(u, at(value));
     return s("circle", { class: value > 0 ? "token-dot" : "token-dot none", cx, cy, r: 3 });
   });
