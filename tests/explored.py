@@ -35,10 +35,10 @@ def assert_valid(data: dict[str, Any]) -> None:
 
 
 def small_page(model: ViT | None = None, count: int = 1, **options: Any) -> dict[str, Any]:
-    """Return the valid data of a small model and some images with labels."""
+    """Return the valid data of a small model and some images with labels; without gradient checks, which are slow."""
     model = model or small_vit.model(depth=1)
     images, labels, _ = small_vit.batch(count, str(model.parameters.store.values.dtype))
-    data = explore(model, images, **{"labels": labels, **options})
+    data = explore(model, images, **{"labels": labels, "checks": False, **options})
     assert_valid(data)
     return data
 

@@ -44,7 +44,7 @@ def trace(model: minivit.ViT) -> Trace:
 
 @pytest.fixture(scope="module")
 def data(model: minivit.ViT) -> dict[str, Any]:
-    return small_page(model, limits=Limits(cells=(CELLS,)))
+    return small_page(model, checks=True, limits=Limits(cells=(CELLS,)))
 
 
 def test_all_layers_and_the_ops_without_a_layer_are_shown_in_the_order_of_the_pass(

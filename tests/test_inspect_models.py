@@ -32,11 +32,11 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def page_of(dtype: str = "float32", **fields: Any) -> dict[str, Any]:
+def page_of(dtype: str = "float32", checks: bool = True, **fields: Any) -> dict[str, Any]:
     model = small_vit.model(dtype, **{"depth": 1, **fields})
     config = model.config
     shape = (1, config.height, config.width, config.in_chans)
-    data = explore(model, np.random.default_rng(0).standard_normal(shape).astype(dtype), [3])
+    data = explore(model, np.random.default_rng(0).standard_normal(shape).astype(dtype), [3], checks=checks)
     assert_valid(data)
     return data
 
@@ -58,14 +58,14 @@ def test_models_of_all_forms_have_a_page(fields: dict[str, Any]) -> None:
 
 
 def test_attention_pooling_has_its_own_attention_and_is_a_stage() -> None:
-    data = page_of(**FORMS["attention pooling"])
+    data = page_of(checks=False, **FORMS["attention pooling"])
     pooled = data["images"][0]["attention"][-1]
     assert (pooled["layer"], pooled["queries"], pooled["tokens"], len(pooled["weights"])) == ("attn_pool", 1, 6, 3)
     assert "attn_pool" in [stage["name"] for stage in data["images"][0]["path"]]
 
 
 def test_registers_come_before_patches_and_are_not_there_in_the_patch_embedding() -> None:
-    first = page_of(**FORMS["with registers"])["images"][0]["path"][0]
+    first = page_of(checks=False, **FORMS["with registers"])["images"][0]["path"][0]
     assert first["name"] == "patch_embed"
     assert first["y"][:3] == [None] * 3
     assert None not in first["y"][3:]
@@ -102,6 +102,22 @@ def test_numbers_that_are_not_finite_are_null(bad: float) -> None:
     stages = {stage["name"]: stage for stage in image["path"]}
     assert stages["blocks.0"]["y_norm"] > 0
     assert stages["blocks.1"]["y_norm"] is None
+
+
+def test_without_checks_there_are_none_and_no_mistakes() -> None:
+    data = small_page(checks=False)
+    assert (data["checks"], data["mistakes"]) == ({}, [])
+    assert data["mistakes_note"] == "the page was made without gradient checks"
+
+
+def test_layers_that_are_not_finite_are_not_checked() -> None:
+    model = small_vit.model(depth=1)
+    model.parameters["blocks.0.mlp.fc1.weight"].value[0, 0] = np.nan
+    data = small_page(model, checks=True)
+    (row,) = data["checks"]["blocks.0.mlp.fc1"]["rows"]
+    assert row["verdict"] == "skipped"
+    assert "NaN" in row["note"]
+    assert data["checks"]["blocks.0.attn"]["passed"]
 
 
 def test_attention_that_is_not_finite_is_left_out() -> None:
@@ -165,7 +181,7 @@ def test_a_large_model_has_statistics_alone_and_says_so(room: int) -> None:
 
 
 def test_of_a_large_model_the_gradients_of_small_layers_are_checked() -> None:
-    data = small_page(limits=Limits(maps=100, layer=300))
+    data = small_page(checks=True, limits=Limits(maps=100, layer=300))
     assert {"head", "norm"} <= set(data["checks"])
     assert not {"model", "blocks.0", "blocks.0.attn", "blocks.0.mlp.fc1"} & set(data["checks"])
     assert all(check["passed"] for check in data["checks"].values())
@@ -199,7 +215,7 @@ def test_a_layer_of_a_users_own_is_shown_with_its_code() -> None:
     own = Doubled(12, 12)
     own.initialize(0)
     model.blocks[0].attn.proj = own
-    data = small_page(model)
+    data = small_page(model, checks=True)
     assert layer(data, "blocks.0.attn.proj")["kind"] == "Doubled"
     assert any("2 * super().forward" in each["text"] or "2 * y" in each["text"] for each in data["sources"]["Doubled"])
     assert data["checks"]["blocks.0.attn.proj"]["passed"]
@@ -209,13 +225,13 @@ def test_the_model_stays_as_it_is() -> None:
     model = small_vit.model(depth=1)
     model.parameters["head.weight"].grad[...] = 1.0
     before = model.parameters.store.values.copy(), model.parameters.store.gradients.copy()
-    small_page(model)
+    small_page(model, checks=True)
     assert (model.parameters.store.values == before[0]).all()
     assert (model.parameters.store.gradients == before[1]).all()
 
 
 def test_the_same_arguments_give_the_same_page() -> None:
-    one, other = small_page(), small_page()
+    one, other = small_page(checks=True), small_page(checks=True)
     for check in (*one["checks"].values(), *other["checks"].values()):
         check["seconds"] = 0
     assert one == other

@@ -35,7 +35,7 @@ def image() -> tuple[Array, list[int]]:
 
 
 def page_of(run: RunFolder, **options: Any) -> dict[str, Any]:
-    data = explore(load_model(run.path / "best"), *image(), run=run, checkpoint="best", **options)
+    data = explore(load_model(run.path / "best"), *image(), run=run, checkpoint="best", checks=False, **options)
     assert_valid(data)
     return data
 
@@ -88,7 +88,7 @@ def test_of_many_steps_some_are_evenly_chosen_which_is_said(run: RunFolder) -> N
 def test_steps_are_of_the_configuration_of_the_page(run: RunFolder) -> None:
     model = load_model(run.path / "best", "float64", img_size=8)
     images = np.random.default_rng(0).standard_normal((1, 8, 8, 1))
-    data = explore(model, images, [0], run=run, checkpoint="best")
+    data = explore(model, images, [0], run=run, checkpoint="best", checks=False)
     assert_valid(data)
     first = load_model(run.kept_steps()[0], "float64", img_size=8)
     expected = minivit.trace(first, images, [0])

@@ -27,6 +27,8 @@ from minivit.train.run_folder import RunFolder
 
 PageData: TypeAlias = dict[str, Any]
 
+_NO_CHECKS = "the page was made without gradient checks"
+
 
 def explore(
     model: ViT,
@@ -41,6 +43,7 @@ def explore(
     subject: tuple[str, str] | None = None,
     title: str = "",
     command: str | None = None,
+    checks: bool = True,
     limits: Limits = LIMITS,
 ) -> PageData:
     """Trace a model, and return what its page shows.
@@ -69,6 +72,8 @@ def explore(
         The title of the page.
     command : str, optional
         The command that makes the page.
+    checks : bool
+        Whether the gradients are checked and mistakes are tried, which takes most of the time.
     limits : Limits
         What the page may hold.
 
@@ -97,7 +102,8 @@ def explore(
             image["png"] = picture(images[i], None if pixels is None else pixels[i])
             image["rollout"] = rollout_of(model, singles[i], maps) if measured else None
         depth = depth_of(model, first.whole, singles[0], numbers[0], run, checkpoint or called, limits.steps, measured)
-        mistakes, mistakes_note = typical_mistakes(model, first.arrays, maps if not note else None)
+        checked = check_layers(model, first.arrays, first.checked) if checks else {}
+        mistakes, why = typical_mistakes(model, first.arrays, None if note else maps) if checks else ([], _NO_CHECKS)
     kinds = list(dict.fromkeys(kinds_of(first.whole.records, model).values()))
     return _plain(
         {
@@ -115,9 +121,9 @@ def explore(
             "maps": maps.table,
             "formulas": formulas(kinds),
             "sources": sources(kinds),
-            "checks": check_layers(model, first.arrays, first.checked),
+            "checks": checked,
             "mistakes": mistakes,
-            "mistakes_note": mistakes_note,
+            "mistakes_note": why,
             "depth": depth,
         }
     )

@@ -5,6 +5,11 @@ export const CHART_ROOM = { top: 22, right: 22, bottom: 40 };
 
 const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
 
+/** Whether an axis can show a value: it is finite, and on a logarithmic axis above zero and not subnormal. */
+export function drawable(kind, value) {
+  return value !== null && Number.isFinite(value) && (kind !== "log" || value > 1e-300);
+}
+
 /**
  * An axis from pixel `from` to pixel `to`. `at` gives the pixel of a value, null if it cannot be drawn.
  * @param {{kind: "linear" | "log" | "labels", labels?: string[], include?: number[]}} options
@@ -12,13 +17,12 @@ const SUPERSCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹";
  * @returns {{at: (value: number | null) => number | null, ticks: {at: number, text: string}[]}}
  */
 export function chartAxis({ kind, labels = [], include = [] }, values, from, to) {
-  const drawable = (value) => value !== null && Number.isFinite(value) && (kind !== "log" || value > 0);
-  const known = [...values, ...include].filter(drawable);
+  const known = [...values, ...include].filter((value) => drawable(kind, value));
   const [low, high, ticks] =
     kind === "labels" ? labelTicks(labels) : kind === "log" ? logTicks(known) : linearTicks(known);
   const measure = kind === "log" ? Math.log10 : (value) => value;
   const share = (value) => (measure(value) - measure(low)) / (measure(high) - measure(low));
-  const at = (value) => (drawable(value) ? from + share(value) * (to - from) : null);
+  const at = (value) => (drawable(kind, value) ? from + share(value) * (to - from) : null);
   const placed = ticks.map(([value, text]) => ({ at: at(value), text }));
   return { at, ticks: withRoom(placed, from > to) };
 }
@@ -64,11 +68,12 @@ function logTicks(values) {
   const shown = steps.slice(Math.max(first, 0), last + 1);
   const [low, high] = [value(shown[0]), value(shown[shown.length - 1])];
   const decades = shown.filter(([times]) => times === 1);
-  return [low, high, (decades.length > 2 ? decades : shown).map((step) => [value(step), logText(step)])];
+  const plain = low >= 1e-3 && high <= 1e4;
+  return [low, high, (decades.length > 2 ? decades : shown).map((step) => [value(step), logText(step, plain)])];
 }
 
-function logText([times, power]) {
-  if (power >= -3 && power < 4) return String(Number((times * 10 ** power).toPrecision(1)));
+function logText([times, power], plain) {
+  if (plain) return String(Number((times * 10 ** power).toPrecision(1)));
   const raised = [...String(Math.abs(power))].map((digit) => SUPERSCRIPT[digit]).join("");
   return `${times === 1 ? "" : `${times} · `}10${power < 0 ? "⁻" : ""}${raised}`;
 }

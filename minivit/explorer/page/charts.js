@@ -1,7 +1,7 @@
 /* Charts in SVG: lines and points on linear, logarithmic or labelled axes, and histograms. Each has a title, a
    description, a legend where it needs one, and its numbers as a table. */
 
-import { CHART_ROOM, chartAxis } from "./axes.js";
+import { CHART_ROOM, chartAxis, drawable } from "./axes.js";
 import { details, h, number, s, table } from "./dom.js";
 
 /* Series are told apart by mark and by dashes as well as by colour. The marks are paths around (0, 0). */
@@ -140,7 +140,7 @@ function referenceKey({ name }) {
 
 /** Says how many points a logarithmic axis cannot show, or are not finite; "" if there are none. */
 function missingText({ x, y, series }) {
-  const hidden = (axis, value) => value === null || (axis.kind === "log" && !(value > 0));
+  const hidden = (axis, value) => !drawable(axis.kind, value);
   const count = series.flatMap((each) => each.points).filter(([px, py]) => hidden(x, px) || hidden(y, py)).length;
   const why = x.kind === "log" || y.kind === "log" ? "zero, not there or not finite" : "not there or not finite";
   return count ? `Not drawn: ${count} ${count === 1 ? "number that is" : "numbers that are"} ${why}.` : "";

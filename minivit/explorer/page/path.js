@@ -77,7 +77,7 @@ function stageButton(path, { stage, text, u, v, part }) {
   const [[x0, y0], [x1, y1]] = [place(u[0], v[0]), place(u[1], v[1])];
   const pixels = { left: Math.min(x0, x1), top: Math.min(y0, y1), width: Math.abs(x1 - x0), height: Math.abs(y1 - y0) };
   const style = Object.fromEntries(Object.entries(pixels).map(([key, value]) => [key, `${value}px`]));
-  const tell = () => (path.parts.stage.textContent = stageText(stage));
+  const tell = () => (path.parts.stage.textContent = stageText(stage) + tokenAt(stage));
   const attributes = { type: "button", class: `stage ${part}`, style, "aria-label": `${text} (${stageText(stage)})`, "data-layer": stage.layer };
   return h("button", { ...attributes, onpointerenter: tell, onfocus: tell, onclick: () => go("layer", stage.layer) }, h("span", {}, text));
 }
@@ -85,10 +85,14 @@ function stageButton(path, { stage, text, u, v, part }) {
 function stageText(stage) {
   if (stage.kind === "loss") return `loss: ${number(stage.y_norm)}`;
   const gradient = stage.dy_norm === null ? "" : `, gradient norm ${number(stage.dy_norm)}`;
+  return `${stage.title}: activation norm ${number(stage.y_norm)}${gradient}`;
+}
+
+/** The norms of the token that is followed at a stage, if it is there. */
+function tokenAt(stage) {
   const token = followed();
-  const its = [stage.y, stage.dy].map((norms) => norms?.[token] ?? null).filter((norm) => norm !== null).map((norm) => number(norm));
-  const followedHere = its.length ? `; ${tokenName(token)}: ${its.join(" and ")}` : "";
-  return `${stage.title}: activation norm ${number(stage.y_norm)}${gradient}${followedHere}`;
+  const norms = [stage.y, stage.dy].map((each) => each?.[token] ?? null).filter((norm) => norm !== null);
+  return norms.length ? `; ${tokenName(token)}: ${norms.map((norm) => number(norm)).join(" and ")}` : "";
 }
 
 /** What is drawn in each lane, in words; on a narrow screen they stand along the lane, and the ranges in the legend. */
