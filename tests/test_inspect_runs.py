@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import small_run
 from explored import assert_valid
+from strict import strict
 
 import minivit
-from minivit.arrays import Array
+from minivit.arrays import Array, to_backend
 from minivit.explorer import Limits, explore, update_ratios
 from minivit.tracing import attention_distance
 from minivit.train.run_folder import RunFolder
@@ -93,6 +94,16 @@ def test_steps_are_of_the_configuration_of_the_page(run: RunFolder) -> None:
     first = load_model(run.kept_steps()[0], "float64", img_size=8)
     expected = minivit.trace(first, images, [0])
     assert data["depth"]["steps"][0]["y"] == [row.y.norm for row in expected.rows()]
+
+
+@pytest.mark.usefixtures("computed")
+def test_steps_are_on_the_device_of_the_model(run: RunFolder, data: dict[str, Any]) -> None:
+    images, labels = image()
+    model = load_model(run.path / "best", backend="strict")
+    depth = explore(model, to_backend(images, strict), labels, run=run, checkpoint="best", checks=False)["depth"]
+    for ours, theirs in zip(depth["steps"], data["depth"]["steps"], strict=True):
+        assert ours["y"] == pytest.approx(theirs["y"], rel=1e-4)
+        assert ours["update_ratio"] == theirs["update_ratio"]
 
 
 def test_a_run_without_kept_steps_says_how_to_keep_them(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def _checked(
 ) -> list[int | None]:
     """Return the label of each image, None without labels; UserError if the arguments do not fit each other."""
     B, C = len(images), model.config.num_classes
-    if np.iscomplexobj(images[:0]):
+    if images.dtype.kind == "c":
         raise UserError("the model is of complex numbers; a page shows real ones: convert it with astype('float64')")
     if not C:
         raise UserError("the model has no head, and so no loss to go back from; give it one with num_classes")

@@ -128,7 +128,7 @@ class Subject:
         return np.random.default_rng(0).standard_normal(y.shape) if self.upstream is None else self.upstream
 
     def _copy(self) -> Layer:
-        return self.layer._moved(np.float64, "numpy")
+        return self.layer.to("numpy").astype(np.float64)
 
     def _functions(self) -> tuple[Callable[..., tuple[Array, Any]], Callable[[Array, Any], tuple[Any, ...]]]:
         """Return the op as a function of its arrays, and its backward function."""
