@@ -13,6 +13,7 @@ from minivit import Layer, ViT
 from minivit.arrays import Array
 from minivit.explorer.checks import Check, check_layers
 from minivit.explorer.layers import shown
+from minivit.explorer.mistakes import typical_mistakes
 from minivit.layers import Linear
 from minivit.tracing import Trace
 
@@ -181,3 +182,16 @@ def test_the_model_stays_as_it_is() -> None:
     check_layers(vit, trace)
     assert np.array_equal(vit.parameters.store.values, before)
     assert not vit.parameters.store.gradients.any()
+
+
+def test_in_16_bits_the_gradient_of_the_class_token_is_that_of_the_whole_last_block() -> None:
+    """There the last block computes the class token alone."""
+    vit = shaken(model("float16", depth=1, act_layer="relu"))
+    trace = traced(vit)
+    assert trace["blocks.0"].dy.shape[1] < trace["blocks.0"].x.shape[1]
+    found = check_layers(vit, trace)
+    assert all(check["passed"] for check in found.values())
+    assert "the traced gradient" in found["blocks.0"]["input"]
+    mistakes, note = typical_mistakes(vit, trace)
+    assert note == "typical mistakes are left out where they change nothing here: blocks.0.attn.proj"  # of one token
+    assert all(mistake["found"] for mistake in mistakes)

@@ -17,6 +17,7 @@ from minivit.explorer import edits, mistakes
 from minivit.explorer.edits import EDITS, Edit, Edited
 from minivit.explorer.heat_maps import HeatMaps
 from minivit.explorer.mistakes import Mistake, typical_mistakes
+from minivit.layers import GELU
 from minivit.tracing import Trace
 
 # Which model has the layer that an edit is for, where that of the paper has not.
@@ -157,18 +158,18 @@ def test_nothing_of_a_mistake_remains() -> None:
             assert np.array_equal(array, after[name].quantities[quantity])
 
 
-def test_what_prevents_the_mistakes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_prevents_the_mistakes_is_said(paper: list[Mistake], monkeypatch: pytest.MonkeyPatch) -> None:
     vit = shaken(model())
     assert typical_mistakes(vit, traced(vit, statistics=True)) == (
         [], "typical mistakes are left out: the trace has statistics and no arrays",
     )  # fmt: skip
     monkeypatch.setattr(mistakes, "MOST_WORK", 6e5)
     found, note = typical_mistakes(vit, traced(vit))
+    names = note.removeprefix("typical mistakes are left out where they take too long: ").split(", ")
+    assert {*names, *(mistake["layer"] for mistake in found)} == {mistake["layer"] for mistake in paper}
+    assert "blocks.0" in names
+    assert not {mistake["layer"] for mistake in found} & set(names)
     assert found
-    assert note == (
-        "typical mistakes are left out where they take too long: "
-        "embed, blocks.0, blocks.0.norm1, blocks.0.attn.proj, blocks.0.mlp.act"
-    )
 
     def no_source(thing: Any) -> str:
         raise OSError("could not get source code")
@@ -177,3 +178,11 @@ def test_what_prevents_the_mistakes_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert typical_mistakes(vit, traced(vit)) == (
         [], "typical mistakes are left out: the source files of minivit are not installed",
     )  # fmt: skip
+
+
+def test_a_class_of_a_users_with_the_name_of_ours_has_no_typical_mistakes() -> None:
+    vit = shaken(model())
+    other = type("GELU", (GELU,), {})
+    vit.blocks[0].mlp.act = other()
+    found = {mistake["layer"] for mistake in found_in(vit) if mistake["kind"] == "GELU"}
+    assert found == {"blocks.1.mlp.act"}

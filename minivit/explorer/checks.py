@@ -27,7 +27,7 @@ MOST_WORK = 2.5e11  # of all checks together, in floating-point operations
 FEWER_TOKENS = 16  # that are checked where all would be too much work
 _PASSES = 30  # about as many forward passes verify the gradient of one array
 _OF_A_NUMBER = 100  # operations for each number that a layer takes or returns, such as an exponential
-_OF_A_PARAMETER = 10  # to set a parameter before a pass
+_OF_A_PARAMETER = 60  # to set a parameter before a pass
 _TOO_MUCH = "not checked: the checks of all layers of so large a model take too long; `minivit gradcheck` makes them"
 
 

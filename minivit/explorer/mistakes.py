@@ -19,6 +19,7 @@ from minivit.engine.machine import single_threaded_blas
 from minivit.explorer.checks import FEWER_TOKENS, with_fewer_tokens, work_of
 from minivit.explorer.edits import EDITS, Edit, Edited
 from minivit.explorer.heat_maps import HeatMaps, plane_of
+from minivit.explorer.sources import kind_of
 from minivit.explorer.subjects import Subject, layers_by_name, subject_of
 from minivit.nn.layer import Layer
 from minivit.ops.interception import intercepted
@@ -98,7 +99,8 @@ def typical_mistakes(model: Layer, traced: Trace, maps: HeatMaps | None = None) 
     if any(record.holds_statistics for record in traced):
         return [], "typical mistakes are left out: the trace has statistics and no arrays"
     found: list[Mistake] = []
-    left_out: list[str] = []
+    slow: list[str] = []
+    unseen: list[str] = []
     places: dict[str, _Place] = {}
     with single_threaded_blas(), reference_only_here():
         for edit in EDITS:
@@ -106,31 +108,36 @@ def typical_mistakes(model: Layer, traced: Trace, maps: HeatMaps | None = None) 
             if subject is None:
                 continue
             name = subject.record.name
+            if work_of(_few(subject), traced) > MOST_WORK:
+                slow.append(name)
+                continue
             if name not in places:
                 places[name] = _place(subject, model, traced)
-            place = places[name]
-            if work_of(place.checked, traced) > MOST_WORK:
-                left_out.append(name)
-                continue
             try:
-                mistake = _applied(edit, place, maps)
+                mistake = _applied(edit, places[name], maps)
             except OSError:
                 return [], "typical mistakes are left out: the source files of minivit are not installed"
-            if mistake is not None:
+            if mistake is not None and (mistake["found"] or any(array["changed"] for array in mistake["arrays"])):
                 found.append(mistake)
-    names = ", ".join(dict.fromkeys(left_out))
-    return found, f"typical mistakes are left out where they take too long: {names}" if names else ""
+            elif mistake is not None:  # such as a mean in place of a sum where there is one token
+                unseen.append(name)
+    reasons = (("take too long", slow), ("change nothing here", unseen))
+    notes = [f"where they {why}: {', '.join(dict.fromkeys(names))}" for why, names in reasons if names]
+    return found, f"typical mistakes are left out {'; '.join(notes)}" if notes else ""
 
 
 def _subject(edit: Edit, model: Layer, traced: Trace) -> Subject | None:
     """Return the first layer or op to which the edit can be applied, or None."""
     layers = layers_by_name(model)
     for record in traced:
-        fits = record.kind == edit.kind and matches(record.name, edit.at)
-        if fits and (not edit.needs or edit.needs in record.argument_names):
-            subject = subject_of(record, layers)
-            if isinstance(subject, Subject):
-                return subject
+        if record.kind != edit.kind or not matches(record.name, edit.at):
+            continue
+        if edit.needs and edit.needs not in record.argument_names:
+            continue
+        subject = subject_of(record, layers)
+        # A class of a user's may have the name of one of ours.
+        if isinstance(subject, Subject) and (record.is_op or kind_of(type(subject.layer)) == edit.kind):
+            return subject
     return None
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from minivit import ops
 from minivit.arrays import Array, to_host
 from minivit.checking import Report, gradcheck, gradcheck_layer
+from minivit.nn.attention import Attention
+from minivit.nn.encoder_block import EncoderBlock
 from minivit.nn.layer import Layer
 from minivit.nn.parameters import Parameter
 from minivit.nn.vit import ViT
@@ -58,10 +60,18 @@ class Subject:
 
     @property
     def upstream(self) -> Array | None:
-        """The gradient of the result in the trace; None where it is absent, not finite or zero."""
+        """The gradient of the result in the trace; None where it is absent, not finite or zero.
+
+        A last block that computed the class token alone has the gradient of that token; that of the others is zero.
+        """
         if self.record.dy is None:
             return None
-        dy = self._part(self.record.dy)
+        dy, shape = to_host(self.record.dy), self.record.x.shape
+        if not self.record.is_op and isinstance(self.layer, Attention | EncoderBlock) and dy.shape != shape:
+            whole = np.zeros(shape, dy.dtype)
+            whole[:, : dy.shape[1]] = dy
+            dy = whole
+        dy = self._part(dy)
         return dy if np.all(np.isfinite(dy)) and float(np.linalg.norm(dy)) > _TINY else None
 
     @property
