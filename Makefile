@@ -1,7 +1,7 @@
 # check: lint and types    test: the suite    slow, conformance, cuda, browser, mutants: the longer checks    lock: renew the pins
 PYTHON ?= python
 
-.PHONY: check format formulas test slow conformance cuda browser mutants cifar10 bench lock
+.PHONY: check format formulas test slow conformance cuda browser example mutants cifar10 bench lock
 
 check:
 	$(PYTHON) -m ruff check .
@@ -33,6 +33,10 @@ cuda:
 # tests/browser/package.json in the folder that MINIVIT_NODE_MODULES names.
 browser:
 	$(PYTHON) -m pytest -m browser -n 0 tests/browser
+
+# The page and the picture in the README, after a change to the page.
+example:
+	$(PYTHON) -m tests.browser.make_example
 
 mutants:
 	$(PYTHON) -m tests.mutants

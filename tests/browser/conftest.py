@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .made import Made, make_pages
-from .opened import Opened
+from .opened import Opened, launch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -22,18 +21,12 @@ Open = Callable[..., Opened]
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium, or that of $MINIVIT_CHROMIUM."""
-    chromium = os.environ.get("MINIVIT_CHROMIUM") or shutil.which("chromium")
-    if not chromium:
-        pytest.fail("the tests of the browser need Chromium: apt-get install chromium, or set MINIVIT_CHROMIUM to it")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
         pytest.fail(f"the tests of the browser need Playwright: pip install 'minivit[browser]' ({error})")
     with sync_playwright() as playwright:
-        # Chromium's sandbox refuses to run as root, as which containers of CI run.
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--font-render-hinting=none"]
-        )
+        browser = launch(playwright)
         yield browser
         browser.close()
 

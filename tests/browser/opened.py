@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright
 
 VIEWS = ("path", "layer", "attention", "depth", "mistakes")
 HERE = Path(__file__).parent
@@ -18,6 +20,15 @@ HERE = Path(__file__).parent
 def script(name: str) -> str:
     """Return the source of a script of this folder, which is one expression."""
     return (HERE / name).read_text(encoding="utf-8")
+
+
+def launch(playwright: Playwright) -> Browser:
+    """Start Debian's Chromium, or that of $MINIVIT_CHROMIUM."""
+    chromium = os.environ.get("MINIVIT_CHROMIUM") or shutil.which("chromium")
+    if not chromium:
+        raise FileNotFoundError("there is no Chromium: apt-get install chromium, or set MINIVIT_CHROMIUM to its path")
+    # Its sandbox refuses to run as root, as which it runs in a container.
+    return playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
 
 class Opened:

@@ -61,8 +61,7 @@ def test_no_text_overflows(open_page: Open, name: str, width: int) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1440, "dark"), (360, "light")])
 def test_axe_finds_nothing(open_page: Open, node_modules: Path, scheme: str, width: int) -> None:
     opened = open_page("digits", scheme=scheme, width=width)
     opened.page.evaluate((node_modules / "axe-core" / "axe.min.js").read_text(encoding="utf-8"))
