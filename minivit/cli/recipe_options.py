@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from minivit.train.recipe import OPTIMIZERS
-from minivit.train.schedules import SCHEDULES
+from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
 
 # An option that is not given leaves its field unchanged.
 RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -17,6 +17,8 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "schedule": {"choices": SCHEDULES, "help": "learning rate schedule after the warmup; onecycle includes it"},
     "warmup_epochs": {"type": float, "help": "number of epochs of linear warmup"},
     "warmup_steps": {"type": int, "help": "number of steps of linear warmup, in place of --warmup-epochs"},
+    "decay_epochs": {"type": float, "help": "number of epochs of decay at the end of wsd; 0: a fifth of all"},
+    "decay_shape": {"choices": DECAY_SHAPES, "help": "how the learning rate of wsd falls"},
     "optimizer": {"choices": OPTIMIZERS, "help": "the optimizer"},
     "weight_decay": {"type": float, "help": "weight decay of matrices; biases, norms, tokens and positions have none"},
     "momentum": {"type": float, "help": "momentum of sgd"},

@@ -15,7 +15,7 @@ from minivit.nn.vit import ViT
 from minivit.train.groups import parameter_groups
 from minivit.train.optimizers import SGD, Adam, AdamW, Optimizer
 from minivit.train.records import COUNT, LARGEST_SEED, POSITIVE_COUNT, Number, short
-from minivit.train.schedules import SCHEDULES, annealed, learning_rate
+from minivit.train.schedules import DECAY_SHAPES, SCHEDULES, annealed, learning_rate
 from minivit.weights.preprocessing import FITS, INTERPOLATIONS
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -23,6 +23,7 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 _CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "decay_shape": DECAY_SHAPES,
     "choose_by": ("accuracy", "loss"),
     "dtype": ("float32", "float64"),
 }
@@ -36,6 +37,7 @@ _NUMBERS = {
     "weight_decay": _REAL,
     "warmup_epochs": _REAL,
     "warmup_steps": COUNT,
+    "decay_epochs": _REAL,
     "swa_lr": _REAL,
     "swa_anneal_epochs": COUNT,
     "clip_norm": _REAL,
@@ -76,7 +78,11 @@ class Recipe:
     warmup_steps : int
         Steps of the warmup, in place of `warmup_epochs`; 0 for those.
     schedule : str
-        "cosine", "linear" or "constant", after the warmup, or "onecycle"; see `minivit.train.schedules`.
+        "cosine", "linear", "constant" or "wsd", after the warmup, or "onecycle"; see `minivit.train.schedules`.
+    decay_epochs : float
+        The epochs at the end over which "wsd" lets the learning rate fall to zero; 0 for a fifth of all.
+    decay_shape : str
+        "linear" or "1-sqrt": how it falls there.
     clip_norm : float
         Largest global norm of the gradients; 0 for no clipping.
     layer_decay : float
@@ -132,6 +138,8 @@ class Recipe:
     warmup_epochs: float = 1.0
     warmup_steps: int = 0
     schedule: str = "cosine"
+    decay_epochs: float = 0.0
+    decay_shape: str = "linear"
     clip_norm: float = 1.0
     layer_decay: float = 1.0
     freeze: tuple[str, ...] = ()
@@ -255,6 +263,8 @@ class Recipe:
             lr=self.lr,
             warmup_steps=self.warmup(steps_per_epoch),
             schedule=self.schedule,
+            decay_steps=round((self.decay_epochs or self.epochs / 5) * steps_per_epoch),
+            decay_shape=self.decay_shape,
         )
         first = self.swa_epochs_before
         if not (self.swa_start and self.swa_lr) or step < first * steps_per_epoch:
