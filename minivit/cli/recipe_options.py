@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
+from minivit.arrays.precision import PRECISIONS
+from minivit.cli.model_fields import model_fields
 from minivit.train.recipe import OPTIMIZERS
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
 
@@ -46,15 +49,45 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Add --recipe and the options of `RECIPE_OPTIONS`."""
+def add_recipe_options(parser: argparse.ArgumentParser, names: Iterable[str] = RECIPE_OPTIONS) -> None:
+    """Add --recipe and the options of `RECIPE_OPTIONS`, or those called `names` of them."""
     parser.add_argument(
         "--recipe",
         metavar="NAME",
         help="name of a recipe, such as labml or digits, or a file.toml; docs/systems.md lists them (default: that of "
         "the data set)",
     )
-    for name, options in RECIPE_OPTIONS.items():
+    for name in names:
+        options = RECIPE_OPTIONS[name]
         if not {"choices", "action"} & set(options):
             options = {"metavar": name.rpartition("_")[2].upper(), **options}
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+def add_init(parser: argparse.ArgumentParser) -> None:
+    """Add --init, for `begun_with`."""
+    parser.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="begin with the weights of a run, or of a model file or folder of any format; the model is theirs",
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision, which `check_precision` checks."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="precision of the arithmetic on a GPU; parameters stay float32 (default: float32, the slowest)",
+    )
+
+
+def given_fields(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the recipe that the command line sets; `model_options` are those to which --set adds."""
+    options = {name: getattr(args, name, None) for name in RECIPE_OPTIONS}
+    given = {name: value for name, value in options.items() if value is not None}
+    if args.backend != "numpy":
+        given.pop("micro_batch", None)  # it is part of the recipe on the host only, where the bits depend on it
+    if args.set:
+        given["model_options"] = {**model_options, **model_fields(args.set)}
+    return given
