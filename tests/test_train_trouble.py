@@ -260,10 +260,11 @@ def test_the_first_layer_that_is_not_finite_counts_in_whichever_piece(order: int
     vit.parameters["blocks.1.norm2.weight"].value[...] = 3e38
     vit.parameters["patch_embed.proj.weight"].value[...] = 2.0
     pieces = [(plain, None), (huge, None)]
-    assert first_non_finite(vit, pieces[:1]) == "it shows first in the result of blocks.1.norm2"
-    assert first_non_finite(vit, pieces[::order]) == "it shows first in the result of patch_embed.proj"
+    assert first_non_finite(vit, pieces[:1]) == ("it shows first in the result of blocks.1.norm2", "blocks.1.norm2")
+    first = ("it shows first in the result of patch_embed.proj", "patch_embed.proj")
+    assert first_non_finite(vit, pieces[::order]) == first
     huge[0, 0, 0, 0] = np.nan
-    assert first_non_finite(vit, pieces[::order]) == "the images themselves hold NaN or infinity"
+    assert first_non_finite(vit, pieces[::order]) == ("the images themselves hold NaN or infinity", "")
 
 
 def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:

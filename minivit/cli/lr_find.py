@@ -43,7 +43,7 @@ examples:
 
 # Fields of the schedule and of whole runs, which a search does not use.
 _UNUSED = (
-    "epochs", "lr", "schedule", "warmup_epochs", "warmup_steps", "decay_epochs", "decay_shape", "ema_decay",
+    "epochs", "lr", "schedule", "warmup_epochs", "warmup_steps", "decay_epochs", "decay_shape", "ema_decay", "on_nan",
     "swa_start", "swa_lr",
 )  # fmt: skip
 

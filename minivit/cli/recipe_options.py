@@ -35,6 +35,11 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "ema_decay": {"type": float, "help": "factor of Polyak averaging, such as 0.9999; 0: none"},
     "swa_start": {"type": float, "help": "fraction of the epochs before stochastic weight averaging; 0: none"},
     "swa_lr": {"type": float, "help": "learning rate of stochastic weight averaging; 0: the schedule's"},
+    "on_nan": {
+        "choices": ("stop", "rollback"),
+        "help": "what NaN does: stop the run, or go back to the end of the last epoch and halve the learning rate, "
+        "five times at most",
+    },
     "crop_padding": {"type": int, "help": "padding of random crops in pixels; 0: no random crops"},
     "flip": {"action": argparse.BooleanOptionalAction, "help": "flip training images at random"},
     "label_smoothing": {"type": float, "help": "label smoothing of the loss"},

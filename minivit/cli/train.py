@@ -273,9 +273,9 @@ def _resumed(args: argparse.Namespace) -> RunFolder:
     given = given_fields(args, opened.recipe.model_options)
     if args.init is not None:
         given["init"] = fingerprint(Path(args.init).expanduser())
-    epochs = given.pop("epochs", opened.recipe.epochs)
+    epochs, on_nan = (given.pop(name, getattr(opened.recipe, name)) for name in ("epochs", "on_nan"))
     if args.recipe is not None:
-        begun = {name: value for name, value in recipe_values(args.recipe).items() if name != "epochs"}
+        begun = {name: value for name, value in recipe_values(args.recipe).items() if name not in ("epochs", "on_nan")}
         begun["model_options"] = opened.recipe.model_options | begun.get("model_options", {})
         if opened.recipe.init:  # the weights determine the model
             begun = {name: value for name, value in begun.items() if name not in ("model", "model_options")}
@@ -290,7 +290,7 @@ def _resumed(args: argparse.Namespace) -> RunFolder:
             f"{opened.path} is a run of {opened.recipe.epochs} epochs; --resume can make it longer, not shorter: "
             "leave --epochs out"
         )
-    return opened.replaced(dataset=name, epochs=epochs)
+    return opened.replaced(dataset=name, epochs=epochs, on_nan=on_nan)
 
 
 def _finished(finished: RunFolder, result: dict[str, Any], terminal: Terminal) -> CommandResult:

@@ -25,6 +25,7 @@ _CHOICES = {
     "schedule": SCHEDULES,
     "decay_shape": DECAY_SHAPES,
     "choose_by": ("accuracy", "loss"),
+    "on_nan": ("stop", "rollback"),
     "dtype": ("float32", "float64"),
 }
 _BELOW_1 = Number(0, math.nextafter(1.0, 0.0))
@@ -99,6 +100,9 @@ class Recipe:
         The epochs over which the learning rate goes from that of the schedule to `swa_lr`, by half a cosine.
     choose_by : str
         "accuracy" or "loss": what of the validation images chooses the best epoch.
+    on_nan : str
+        "stop", or "rollback": after NaN, go on from the end of the last epoch at half the learning rate; five times at
+        most.
     label_smoothing : float
         See `ops.cross_entropy`.
     crop_padding : int
@@ -148,6 +152,7 @@ class Recipe:
     swa_lr: float = 0.0
     swa_anneal_epochs: int = 10
     choose_by: str = "accuracy"
+    on_nan: str = "stop"
     label_smoothing: float = 0.0
     crop_padding: int = 0
     flip: bool = False
