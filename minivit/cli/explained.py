@@ -127,7 +127,7 @@ def _ops() -> dict[str, Callable[..., Any]]:
 
 @functools.cache
 def _classes() -> dict[str, type]:
-    trained = {name: getattr(optimizers, name) for name in ("SGD", "Adam", "AdamW")}
+    trained = {name: getattr(minivit, name) for name in ("SGD", "Adam", "AdamW", "Muon")}
     return {"ViT": ViT, **{name: getattr(minivit.layers, name) for name in minivit.layers.__all__}, **trained}
 
 

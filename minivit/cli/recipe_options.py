@@ -25,6 +25,7 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "optimizer": {"choices": OPTIMIZERS, "help": "the optimizer"},
     "weight_decay": {"type": float, "help": "weight decay of matrices; biases, norms, tokens and positions have none"},
     "momentum": {"type": float, "help": "momentum of sgd"},
+    "muon_momentum": {"type": float, "help": "momentum of muon"},
     "layer_decay": {"type": float, "help": "factor of the learning rate from a layer to the one before it; 1: none"},
     "freeze": {
         "action": "append",

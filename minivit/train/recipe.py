@@ -13,12 +13,13 @@ from minivit.nn.config import ViTConfig
 from minivit.nn.presets import get_config
 from minivit.nn.vit import ViT
 from minivit.train.groups import parameter_groups
+from minivit.train.muon import Muon
 from minivit.train.optimizers import SGD, Adam, AdamW, Optimizer
 from minivit.train.records import COUNT, LARGEST_SEED, POSITIVE_COUNT, Number, short
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES, annealed, learning_rate
 from minivit.weights.preprocessing import FITS, INTERPOLATIONS
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
 
 _CHOICES = {
     "optimizer": OPTIMIZERS,
@@ -67,13 +68,15 @@ class Recipe:
     epochs, batch_size : int
         Passes over the training images; images in a step.
     optimizer : str
-        "adamw", "adam" or "sgd".
+        "adamw", "adam", "sgd" or "muon".
     lr, weight_decay : float
         Largest learning rate; weight decay of matrices.
     betas : tuple of float
-        The decay rates of the moving averages of Adam and AdamW.
+        The decay rates of the moving averages of Adam and AdamW, also beside Muon.
     momentum : float
         The momentum of SGD.
+    muon_momentum : float
+        The momentum of Muon.
     warmup_epochs : float
         Epochs over which the learning rate rises from zero.
     warmup_steps : int
@@ -139,6 +142,7 @@ class Recipe:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
+    muon_momentum: float = 0.95
     warmup_epochs: float = 1.0
     warmup_steps: int = 0
     schedule: str = "cosine"
@@ -174,7 +178,7 @@ class Recipe:
         _expect("model_options", self.model_options, isinstance(self.model_options, dict), "fields and their values")
         for name, rule in _NUMBERS.items():
             _expect(name, getattr(self, name), rule.fits(getattr(self, name)), str(rule))
-        for name in ("validation", "label_smoothing", "momentum", "ema_decay", "swa_start"):
+        for name in ("validation", "label_smoothing", "momentum", "muon_momentum", "ema_decay", "swa_start"):
             _expect(name, getattr(self, name), _BELOW_1.fits(getattr(self, name)), "at least 0 and below 1")
         pair = isinstance(self.betas, tuple | list) and len(self.betas) == 2 and all(map(_BELOW_1.fits, self.betas))
         _expect("betas", self.betas, pair, "two numbers of at least 0 and below 1")
@@ -328,5 +332,7 @@ def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
         raise UserError(f"freeze {', '.join(recipe.freeze)} leaves no parameter to train")
     if recipe.optimizer == "sgd":
         return SGD(model, recipe.lr, recipe.momentum, groups=groups)
+    if recipe.optimizer == "muon":
+        return Muon(model, recipe.lr, recipe.muon_momentum, recipe.betas, groups=groups)
     kind = AdamW if recipe.optimizer == "adamw" else Adam
     return kind(model, recipe.lr, recipe.betas, groups=groups)
