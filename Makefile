@@ -1,7 +1,7 @@
-# check: lint and types    test: the suite    slow, conformance, cuda, mutants: the longer checks    lock: renew the pins
+# check: lint and types    test: the suite    slow, conformance, cuda, browser, mutants: the longer checks    lock: renew the pins
 PYTHON ?= python
 
-.PHONY: check format test slow conformance cuda mutants cifar10 bench lock
+.PHONY: check format formulas test slow conformance cuda browser example mutants cifar10 bench lock
 
 check:
 	$(PYTHON) -m ruff check .
@@ -11,6 +11,10 @@ check:
 format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+# The MathML of minivit/explorer/formulas.json from its LaTeX; needs Node.js and temml, as the tests of the browser do.
+formulas:
+	node tests/browser/make_formulas.mjs
 
 test:
 	$(PYTHON) -m pytest
@@ -25,6 +29,15 @@ conformance:
 cuda:
 	$(PYTHON) -m pytest -m cuda tests/cuda
 
+# Opens the page of `minivit inspect` in Chromium; needs `apt-get install chromium`, the extra browser, and the tools of
+# tests/browser/package.json in the folder that MINIVIT_NODE_MODULES names.
+browser:
+	$(PYTHON) -m pytest -m browser -n 0 tests/browser
+
+# The page and the picture in the README, after a change to the page.
+example:
+	$(PYTHON) -m tests.browser.make_example
+
 mutants:
 	$(PYTHON) -m tests.mutants
 
@@ -36,6 +49,6 @@ cifar10:
 bench:
 	$(PYTHON) -m benchmarks.compare --json build/benchmarks.json --markdown build/benchmarks.md
 
-# In a fresh environment with nothing but the extra dev.
+# In a fresh environment with nothing but the extras dev and browser.
 lock:
 	$(PYTHON) -m pip freeze --exclude-editable --exclude minivit > constraints.txt

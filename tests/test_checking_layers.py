@@ -174,3 +174,41 @@ def test_a_layer_in_training_mode_is_checked_with_a_seed_or_a_generator() -> Non
 def test_a_class_in_place_of_a_layer_is_refused() -> None:
     with pytest.raises(TypeError, match=r"got the class Linear; expected a layer: Linear\(\.\.\.\)\.initialize\(\)"):
         gradcheck_layer(layers.Linear, normal(2, 3))
+
+
+def test_the_upstream_gradient_may_be_given() -> None:
+    layer, x, dy = block(), normal(2, 5, 6), normal(2, 5, 6, seed=7)
+    _, cache = layer.forward(x)
+    layer.zero_grad()
+    dx = layer.backward(dy, cache)
+    report = gradcheck_layer(layer, x, upstream=dy)
+    assert report.passed, str(report)
+    norms = {row.full_name: row.norm for row in report.rows}
+    assert norms["x"] == pytest.approx(np.linalg.norm(dx), rel=1e-12)
+    assert norms["mlp.fc1.weight"] == pytest.approx(np.linalg.norm(layer.mlp.fc1.weight.grad), rel=1e-12)
+    with pytest.raises(ValueError, match=r"upstream has shape \(2, 5\); expected .* \(2, 5, 6\)"):
+        gradcheck_layer(layer, x, upstream=dy[..., 0])
+    with pytest.raises(ValueError, match="upstream holds NaN or infinity"):
+        gradcheck_layer(layer, x, upstream=dy * np.inf)
+
+
+def test_some_parameters_alone_are_checked() -> None:
+    report = gradcheck_layer(block(), normal(2, 5, 6), parameters=["attn.qkv.weight", "norm1.bias"])
+    assert {row.full_name for row in report.rows} == {
+        "x", "norm1.bias", "attn.qkv.weight[q]", "attn.qkv.weight[k]", "attn.qkv.weight[v]",
+    }  # fmt: skip
+    assert [row.full_name for row in gradcheck_layer(block(), normal(2, 5, 6), parameters=[]).rows] == ["x"]
+    with pytest.raises(ValueError, match=r"no parameter 'weight'; it has norm1.weight"):
+        gradcheck_layer(block(), normal(2, 5, 6), parameters=["weight"])
+
+
+def test_a_row_keeps_the_remainders_that_its_slope_was_fitted_to() -> None:
+    (row,) = gradcheck_layer(block(), normal(2, 5, 6), parameters=()).rows
+    steps, rests = zip(*row.remainders, strict=True)
+    assert steps[0] == 1
+    assert list(steps) == sorted(steps, reverse=True)
+    above = [k for k, h in enumerate(steps) if 1e-10 < h < 0.1 and rests[k] > 1e-13]
+    slope = np.polyfit(np.log(steps)[above], np.log(rests)[above], 1)[0]
+    assert row.slope == pytest.approx(slope, abs=0.05)
+    by_complex_step = gradcheck_layer(block(), normal(2, 5, 6), parameters=(), method="complex").rows
+    assert [each.remainders for each in by_complex_step] == [()]

@@ -10,7 +10,7 @@ import pytest
 
 from minivit import ops
 from minivit.cli import main
-from minivit.cli.explained import everything, find, page_path
+from minivit.explorer.explained import everything, find, page_path
 
 OPS = [item for item in everything() if item.kind == "op"]
 LEARNED_FROM = [item for item in OPS if hasattr(ops, f"{item.name}_backward") or "_step" in item.name]

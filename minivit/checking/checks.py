@@ -66,6 +66,8 @@ def gradcheck(
         Number of random directions for each array.
     central_tolerance, float32_tolerance : float, default 1e-6 and 1e-4
         Largest relative error by central differences, and of float32 gradients against float64 ones.
+    upstream : Array, optional
+        The gradient of the result, of its shape, at which `backward` is checked; random by default.
     on_row
         Called with each row as soon as it is computed, and with the total number of rows, for a progress bar.
 
@@ -93,7 +95,12 @@ def gradcheck(
 
 @np.errstate(under="ignore")
 def gradcheck_layer(
-    layer: Any, *inputs: Any, rng: RngLike = None, names: Sequence[str] | None = None, **options: Unpack[Options]
+    layer: Any,
+    *inputs: Any,
+    rng: RngLike = None,
+    names: Sequence[str] | None = None,
+    parameters: Sequence[str] | None = None,
+    **options: Unpack[Options],
 ) -> Report:
     """Check one layer: the gradients of its inputs and of each of its parameters.
 
@@ -108,11 +115,17 @@ def gradcheck_layer(
         Arguments of forward; floats are converted to the dtype of the layer's parameters.
     rng
         None for evaluation; for training mode a Key, a seed or a NumPy generator. All passes have the same masks.
+    parameters
+        Names of the parameters whose gradients are checked; all by default.
     names, options
         As for `gradcheck`.
     """
     settings = settings_of(options)
     check_layer(layer)
+    known = list(layer.parameters)
+    unknown = [name for name in parameters or () if name not in known]
+    if unknown:
+        raise ValueError(f"the layer has no parameter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
     names = argument_names(layer.forward, len(inputs)) if names is None else names
     if len(names) != len(inputs):
         raise ValueError(f"got {len(names)} names for {len(inputs)} inputs; give one name for each")
@@ -127,7 +140,9 @@ def gradcheck_layer(
         return copy.backward(dy, cache)
 
     checked = CheckedLayer(layer, inputs, names, forward, backward)
-    report = _check(title, checked, checked.places, settings)
+    wanted = known if parameters is None else parameters
+    places = [p for p in checked.places if p.array < len(names) or known[p.array - len(names)] in wanted]
+    report = _check(title, checked, places, settings)
     if "keep" in inspect.signature(layer.forward).parameters and RANDOM not in report.findings:
         without = functools.partial(_without_cache, rng=rng)
         if checked.evaluation_differs(without):
@@ -183,7 +198,7 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
 
 def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settings: Settings) -> Report:
     """Verify the gradients of `places` in float64, then compare those of float32 arrays."""
-    high = checked.run(checked.points, settings.seed)
+    high = checked.run(checked.points, settings.seed, settings.upstream)
     flaws = {k: flaw(gradient, checked.points[k], high.y) for k, gradient in high.gradients.items()}
     for k, words in flaws.items():
         fits = [
@@ -240,7 +255,7 @@ def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settin
             rows[number] = explained(rows[number], name, *probes[number], settings, context)
     if low_places:
         points = [np.array(a) for a in checked.given]
-        low = checked.run(points, settings.seed)
+        low = checked.run(points, settings.seed, settings.upstream)
         findings += [f"in float32: {finding}" for finding in low.findings if finding not in findings]
         for place in low_places:
             k = place.array
@@ -285,7 +300,7 @@ def _elsewhere(checked: CheckedFunction, place: Place, settings: Settings, x: Ar
     k, points = place.array, list(checked.points)
     points[k] = x
     try:
-        passes = checked.run(points, settings.seed)
+        passes = checked.run(points, settings.seed, settings.upstream)
     except ValueError:
         return None
     if flaw(passes.gradients[k], x, passes.y):

@@ -32,7 +32,7 @@ class Passes:
     Attributes
     ----------
     y, upstream
-        The result of forward, and the random upstream gradient.
+        The result of forward, and the upstream gradient.
     gradients
         What backward returned, by the index of the float array.
     findings
@@ -120,8 +120,8 @@ class CheckedFunction:
         finally:
             Watched.changes = []
 
-    def run(self, points: Sequence[Array], seed: int) -> Passes:
-        """Run forward, and backward with a random upstream gradient, and check the contracts."""
+    def run(self, points: Sequence[Array], seed: int, upstream: Any = None) -> Passes:
+        """Run forward, and backward with `upstream` or a random gradient, and check the contracts."""
         dtype = np.result_type(*(points[k].dtype for k in self.floats))
         points, before, findings = list(points), [np.array(point) for point in points], list[str]()
         result, cache = self._call(points)
@@ -132,7 +132,7 @@ class CheckedFunction:
         if result.dtype != dtype:
             findings.append(f"forward returns {result.dtype} for {dtype} arguments")
         y = np.array(result)
-        upstream = np.random.default_rng(seed).standard_normal(y.shape)
+        upstream = np.random.default_rng(seed).standard_normal(y.shape) if upstream is None else _given(upstream, y)
         dy = np.asarray(upstream, y.dtype)
 
         def backward() -> tuple[Any, ...]:
@@ -228,6 +228,16 @@ def flaw(gradient: Any, point: Array, y: Array) -> str:
         where = tuple(int(k) for k in np.argwhere(~np.isfinite(gradient))[0])
         return f"the gradient is {gradient[where]} at {list(where)}"
     return ""
+
+
+def _given(upstream: Any, y: Array) -> Array:
+    """Return an upstream gradient of the caller's as float64, or raise if it cannot be that of `y`."""
+    given = np.asarray(to_host(upstream), np.float64)
+    if given.shape != y.shape:
+        raise ValueError(f"upstream has shape {given.shape}; expected that of the result of forward, {y.shape}")
+    if not np.all(np.isfinite(given)):
+        raise ValueError("upstream holds NaN or infinity; gradients are checked at finite values")
+    return given
 
 
 def _to_host(gradient: Any) -> Any:

@@ -15,11 +15,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from minivit.arrays import Array
+
+Remainders: TypeAlias = tuple[tuple[float, float], ...]
 
 EPS = float(np.finfo(np.float64).eps)
 SLOPE_MARGIN = 0.05
@@ -135,12 +137,15 @@ class Taylor:
         The smallest error that would exceed the rounding.
     passed
         Whether the test found no error.
+    remainders
+        Pairs of h and the remainder at h, largest h first: the steps that were tried, where it is finite.
     """
 
     slope: float | Literal["linear"]
     bound: float
     detectable: float
     passed: bool
+    remainders: Remainders = ()
 
 
 def taylor(probe: Probe, gradient: Array, d: Array) -> Taylor:
@@ -169,6 +174,10 @@ def taylor(probe: Probe, gradient: Array, d: Array) -> Taylor:
     # At steps of a few units in the last place the remainder is only rounding, whether or not the gradient is right.
     noise = 30 * max(remainder(halvings)[0] for halvings in (_SMALLEST + 1, _SMALLEST + 2))
 
+    def remainders() -> Remainders:
+        tried = ((2.0**-halvings, known[halvings][0]) for halvings in sorted(known))
+        return tuple((h, rest) for h, rest in tried if np.isfinite(rest))
+
     def above_rounding(halvings: int) -> bool:
         rest, floor = remainder(halvings)
         return np.isfinite(rest) and rest > max(floor, noise)
@@ -177,7 +186,7 @@ def taylor(probe: Probe, gradient: Array, d: Array) -> Taylor:
     if not above_rounding(first):
         rest, floor = remainder(first)
         step = 2.0**-first * probe.rms
-        return Taylor("linear", rest / step, max(floor, noise) / step, True)
+        return Taylor("linear", rest / step, max(floor, noise) / step, True, remainders())
     # Find the smallest step whose remainder is above rounding: start where slope 2 predicts it, then adjust.
     rest, floor = remainder(first)
     last = min(first + int(np.log2(rest / max(floor, noise)) / 2), _SMALLEST)
@@ -201,4 +210,5 @@ def taylor(probe: Probe, gradient: Array, d: Array) -> Taylor:
         slope = max(slope, drop) if drop > 2 - SLOPE_MARGIN or not slopes else slope
     step = 2.0**-last * probe.rms
     bound, detectable = remainder(last)[0] / step, max(remainder(last)[1], noise) / step
-    return Taylor("linear" if slope > _KINK_SLOPE else slope, bound, detectable, slope > 2 - SLOPE_MARGIN)
+    order: float | Literal["linear"] = "linear" if slope > _KINK_SLOPE else slope
+    return Taylor(order, bound, detectable, slope > 2 - SLOPE_MARGIN, remainders())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from minivit.errors import printable
@@ -46,6 +46,8 @@ class Row:
         "complex" step, "taylor" remainder, "central" differences, or "float32": comparison with the float64 gradient.
     note
         Explanation of the result; empty if there is nothing to explain.
+    remainders
+        Pairs of h and the Taylor remainder at h, largest h first; empty if the method does not use it.
     """
 
     layer: str
@@ -58,6 +60,7 @@ class Row:
     verdict: Verdict
     method: str
     note: str = ""
+    remainders: tuple[tuple[float, float], ...] = field(default=(), repr=False)
 
     @property
     def full_name(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
+from minivit.arrays import Array
 from minivit.checking.report import Row
 from minivit.errors import did_you_mean
 
@@ -24,6 +25,7 @@ class Options(TypedDict, total=False):
     directions: int
     central_tolerance: float
     float32_tolerance: float
+    upstream: Array | None
     on_row: Callable[[Row, int], None]
 
 
@@ -41,6 +43,7 @@ class Settings:
     directions: int = 3
     central_tolerance: float = 1e-6
     float32_tolerance: float = 1e-4
+    upstream: Array | None = None
     on_row: Callable[[Row, int], None] = _ignore
 
     def __post_init__(self) -> None:

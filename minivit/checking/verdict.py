@@ -101,8 +101,9 @@ def verify(
             notes.append("the complex step agrees, the real function does not: forward computes two different things")
     if verdict == "vacuous":
         notes.append(vacuous(norm, detectable))
-    slope, note = test.slope if test else None, "; ".join(filter(None, notes))
-    return Row(place.layer, place.name, gradient.shape, norm, error, slope, None, verdict, method, note)
+    slope, remainders = (test.slope, test.remainders) if test else (None, ())
+    note = "; ".join(filter(None, notes))
+    return Row(place.layer, place.name, gradient.shape, norm, error, slope, None, verdict, method, note, remainders)
 
 
 def verify_at_kinks(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-from minivit.cli.common import CommandResult
-from minivit.cli.explained import Explained, everything, find, layer_of_model, nearest, page_path, plain
+from minivit.cli.common import CommandResult, open_model
 from minivit.cli.terminal import Terminal
 from minivit.errors import UserError
+from minivit.explorer.explained import Explained, everything, find, layer_in, page_path, plain
+from minivit.nn.presets import PRESETS, get_config
+from minivit.nn.vit import ViT
 
 HELP = "show the formula, the code and the derivation of an op or a layer"
 DESCRIPTION = """\
@@ -42,7 +46,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
         if args.derivation:
             raise UserError("--derivation needs a name, such as `minivit explain attention --derivation`")
         return _list(terminal)
-    found = find(args.name) or layer_of_model(args.name, args.model)
+    found = find(args.name) or _layer_of_model(args.name, args.model)
     values = found.to_dict()
     if args.derivation:
         values["text"] = _page(found)
@@ -52,14 +56,27 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     formula = found.formula.removeprefix(title[0].removeprefix(f"{found.name}: ")).strip("\n")
     terminal.show(*title, "", *formula.splitlines(), "")
     for function in found.functions:
-        terminal.show(f"{function.place}", *(f"    {line}" for line in function.source.splitlines()), "")
+        place = f"{function.name}  {_nearest(function.path)}:{function.first}-{function.last}"
+        terminal.show(place, *(f"    {line}" for line in function.source.splitlines()), "")
     if found.parts:
         terminal.show(f"made of: {', '.join(found.parts)}")
     for page in found.pages:
-        terminal.show(f"derivation: {nearest(page_path(page))}")
+        terminal.show(f"derivation: {_nearest(page_path(page))}")
     if found.pages:
         terminal.show(f"`minivit explain {args.name} --derivation` prints it")
     return CommandResult(values)
+
+
+def _layer_of_model(name: str, model: str) -> Explained:
+    """Return the layer called `name` of a preset, a run or a model file."""
+    built = ViT(get_config(model)) if model in PRESETS else open_model(model, "best").model
+    return layer_in(name, built, model)
+
+
+def _nearest(path: str | Path) -> str:
+    """Return `path` relative to the current folder if it is in it, or as it is."""
+    inside = os.path.relpath(path)
+    return str(path) if inside.startswith("..") else inside
 
 
 def _page(found: Explained) -> str:

@@ -21,7 +21,20 @@ from typing import Any, NoReturn
 
 import minivit
 from minivit.arrays import is_out_of_memory
-from minivit.cli import convert, evaluate, explain, figures, gradcheck, info, lr_find, predict, runs, trace, train
+from minivit.cli import (
+    convert,
+    evaluate,
+    explain,
+    figures,
+    gradcheck,
+    info,
+    inspect,
+    lr_find,
+    predict,
+    runs,
+    trace,
+    train,
+)
 from minivit.cli.terminal import Terminal, as_typed, complain
 from minivit.errors import RunError, UserError, did_you_mean, program
 from minivit.train.interrupt import Interrupt
@@ -34,6 +47,7 @@ COMMANDS: dict[str, Any] = {
     "runs": runs,
     "figures": figures,
     "trace": trace,
+    "inspect": inspect,
     "explain": explain,
     "gradcheck": gradcheck,
     "convert": convert,

@@ -1,6 +1,8 @@
 """What training runs did: measures and figures of their metrics, their kept steps and their predictions."""
 
+from minivit.explorer.explore import PageData, explore
 from minivit.explorer.figures import plot_calibration, plot_confusion, plot_curves, plot_update_ratios
+from minivit.explorer.images import LIMITS, Limits
 from minivit.explorer.measures import (
     Calibration,
     Pair,
@@ -11,18 +13,24 @@ from minivit.explorer.measures import (
     update_ratios,
     worst_pairs,
 )
+from minivit.explorer.page import write_page
 
 __all__ = [
+    "LIMITS",
     "Calibration",
+    "Limits",
+    "PageData",
     "Pair",
     "UpdateRatios",
     "calibration",
     "confusion",
     "curves",
+    "explore",
     "plot_calibration",
     "plot_confusion",
     "plot_curves",
     "plot_update_ratios",
     "update_ratios",
     "worst_pairs",
+    "write_page",
 ]

@@ -116,7 +116,7 @@ def plot_position_similarity(model: ViT) -> Figure:
     Of a grid of more than 14 rows or columns, 14 of them are shown, evenly spaced.
     """
     similarity = position_similarity(model)
-    rows, columns = (_spaced(count, _MOST_TILES) for count in similarity.shape[:2])
+    rows, columns = (spaced(count, _MOST_TILES) for count in similarity.shape[:2])
     enlarged = math.ceil(20 / max(similarity.shape[2:]))  # so that the lines between small maps are thin
     R, C = (enlarged * count for count in similarity.shape[2:])
     sheet = np.full((len(rows) * (R + 1) - 1, len(columns) * (C + 1) - 1), np.nan)
@@ -240,7 +240,7 @@ def count_of(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _spaced(count: int, most: int) -> list[int]:
+def spaced(count: int, most: int) -> list[int]:
     """Return at most `most` of the numbers below `count`, evenly spaced, the first and the last among them."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most)).tolist()})
 

@@ -67,6 +67,8 @@ class Record:
         Of an op: its arguments by name, and their gradients.
     statistics : mapping
         The `Statistics` of each quantity by name, such as ``record.statistics["dy"].norm``.
+    shapes, dtypes : dict
+        The shape and the name of the dtype of each quantity, where the quantities are statistics too.
 
     Notes
     -----
@@ -81,6 +83,8 @@ class Record:
         self.is_op = is_op
         self.holds_statistics = holds_statistics
         self.quantities: dict[str, Snapshot] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         self.argument_names: list[str] = []  # of the parameters, for a layer
         self.statistics: Mapping[str, Statistics] = _StatisticsOf(self.quantities)
 
@@ -96,6 +100,11 @@ class Record:
             return None
         kind = "op" if self.is_op else "layer"
         raise AttributeError(f"the {kind} {self.name} ({self.kind}) has no {name!r}; it has {', '.join(quantities)}")
+
+    def put(self, name: str, value: Snapshot, array: Array) -> None:
+        """Set a quantity to `value`, which is the `array` or its statistics."""
+        self.quantities[name] = value
+        self.shapes[name], self.dtypes[name] = tuple(array.shape), str(array.dtype)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.quantities]

@@ -31,6 +31,7 @@ def write(trace: TraceLike, path: str | os.PathLike[str]) -> None:
     about: list[dict[str, Any]] = []
     for record in trace.records.values():
         about.append({"name": record.name, "kind": record.kind, "is_op": record.is_op, "own": record.argument_names})
+        about[-1] |= {"shapes": record.shapes, "dtypes": record.dtypes}
         statistics = {}
         for quantity, value in record.quantities.items():
             if isinstance(value, Statistics):
@@ -62,6 +63,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Arr
             statistics = given.get("statistics")
             record = Record(given["name"], given["kind"], given["is_op"], statistics is not None)
             record.argument_names = list(given["own"])
+            record.shapes = {quantity: tuple(shape) for quantity, shape in given.get("shapes", {}).items()}
+            record.dtypes = dict(given.get("dtypes", {}))
             for quantity, values in (statistics or {}).items():
                 record.quantities[quantity] = Statistics.from_dict(_numbers(values))
             records[record.name] = record

@@ -315,4 +315,4 @@ def _add_parameters(record: Record, layer: Layer, with_gradients: bool) -> None:
             record.argument_names.append(name)
             arrays = {name: parameter.value} | ({f"d{name}": parameter.grad} if with_gradients else {})
             for quantity, array in arrays.items():
-                record.quantities[quantity] = Statistics.of(array) if record.holds_statistics else array
+                record.put(quantity, Statistics.of(array) if record.holds_statistics else array, array)

@@ -175,7 +175,7 @@ class Tracer(Interception):
                 kind = self._snapshots.kind(quantity)
                 if kind not in made:
                     made[kind] = self._snapshots.of(value, quantity, again)
-                call.record.quantities[quantity] = made[kind]
+                call.record.put(quantity, made[kind], value)
 
     @contextmanager
     def _call(self, name: str, kind: str, is_op: bool) -> Iterator[_Call]:

@@ -1,0 +1,110 @@
+"""``minivit inspect``: a page of everything that flows through a model for some images, forward and backward."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from pathlib import Path
+
+from minivit import explorer
+from minivit.cli.common import CommandResult, add_backend, check_backend, enough_memory
+from minivit.cli.images import image_files
+from minivit.cli.model_fields import add_set
+from minivit.cli.terminal import Terminal
+from minivit.cli.traced import Subject, from_data, open_target, with_labels
+from minivit.errors import UserError
+from minivit.nn.presets import PRESETS
+from minivit.train.run_folder import RunFolder
+
+HELP = "write a page that shows every activation and gradient of a model"
+DESCRIPTION = """\
+Run a model forward and backward once for each image, and write one page that
+shows what passed through every layer: activations and gradients with their
+formulas, their code and their gradient check, attention, depth, the kept steps
+of a run, and what typical mistakes would do. The page is one file, which loads
+nothing; open it in a browser. MODEL is a run folder, a model file, or the name
+of a model, which then has its initial parameters. Without --image, the image is
+a test image of the run's data set if it is on this machine, otherwise random
+pixels."""
+EXAMPLES = """\
+examples:
+  minivit inspect runs/digits-1
+  minivit inspect runs/digits-1 --index 7 --out seven.html
+  minivit inspect vit_tiny_patch4_32 --image cat.png --label 3"""
+
+_OUT = "page.html"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("target", metavar="MODEL", help="a run folder, a model file, or the name of a model")
+    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="image files; resized and converted")
+    parser.add_argument("--label", nargs="+", default=[], metavar="N", help="the class of each image, or of all")
+    parser.add_argument("--index", type=int, default=0, metavar="N", help="number of the test image (default: 0)")
+    parser.add_argument("--out", default=_OUT, metavar="FILE", help="the page (default: page.html)")
+    parser.add_argument("--seed", type=int, default=0, help="of a named model and of random pixels (default: 0)")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)")
+    parser.add_argument("--data", metavar="DIR", help="folder of CIFAR (default: $MINIVIT_DATA)")
+    add_set(parser)
+    add_backend(parser)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run the command."""
+    start = time.perf_counter()
+    check_backend(args.backend)
+    for name in ("seed", "index"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} is {getattr(args, name)}; expected at least 0")
+    if len(args.image) > explorer.LIMITS.images:
+        raise UserError(f"--image: {len(args.image)} files were given; a page has at most {explorer.LIMITS.images}")
+    opened = open_target(args.target, args.checkpoint, args.backend, args.set, args.seed, terminal)
+    path = Path(args.target).expanduser()
+    folder = RunFolder.open(path) if args.target not in PRESETS and RunFolder.exists(path) else None
+    if args.image:
+        subject = Subject(opened, image_files(args.image, opened, terminal), args.image, None)
+    else:
+        subject = from_data(args.target, opened, args.data, args.index, args.seed, terminal)
+    with enough_memory(args.backend):
+        subject = with_labels(subject, args.label, terminal)
+        data = explorer.explore(
+            opened.model,
+            subject.images,
+            subject.labels,
+            class_names=opened.class_names or (),
+            names=subject.names,
+            pixels=subject.pixels,
+            run=folder,
+            checkpoint=None if folder is None else args.checkpoint,
+            subject=("run" if folder else "name" if args.target in PRESETS else "file", path.name),
+            title=f"{path.name}: every gradient",
+            command=_command(args),
+        )
+        size = explorer.write_page(data, args.out)
+    seconds = time.perf_counter() - start
+    if data["note"]:
+        terminal.say(data["note"])
+    terminal.say(f"the page is {args.out} ({size / 1e6:.1f} MB)")
+    return CommandResult(
+        {
+            "out": args.out,
+            "bytes": size,
+            "seconds": round(seconds, 3),
+            "full": data["full"],
+            "note": data["note"],
+            "images": subject.names,
+            "layers": len(data["images"][0]["layers"]),
+        }
+    )
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return the command that makes the same page, without the options that have their defaults."""
+    words = ["minivit", "inspect", args.target]
+    for name in ("image", "label"):
+        words += [f"--{name}", *getattr(args, name)] if getattr(args, name) else []
+    for name, default in (("index", 0), ("seed", 0), ("checkpoint", "best"), ("data", None), ("backend", "numpy")):
+        words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) != default else []
+    words += [word for field in args.set for word in ("--set", field)]
+    return shlex.join([*words, *(["--out", args.out] if args.out != _OUT else [])])

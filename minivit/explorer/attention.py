@@ -1,0 +1,57 @@
+"""Attention of one image: the weights of each head and their gradients, and the rollout over the image."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from minivit.arrays import Array
+from minivit.errors import UserError
+from minivit.explorer.heat_maps import HeatMaps, Plane
+from minivit.nn.vit import ViT
+from minivit.tracing.attention import attention_rollout
+from minivit.tracing.statistics import Statistics
+from minivit.tracing.trace import Trace
+
+
+class BlockAttention(TypedDict):
+    """The attention of one block, or of attention pooling. schema.json describes the fields."""
+
+    layer: str
+    weights: list[int]
+    dweights: list[int] | None
+    tokens: int
+    queries: int
+
+
+def attention_of(trace: Trace, maps: HeatMaps) -> list[BlockAttention]:
+    """Return the attention of each layer that has weights (1, H, M, N), all of them finite."""
+    found: list[BlockAttention] = []
+    for record in trace:
+        weights = record.quantities.get("weights")
+        if record.is_op or weights is None or isinstance(weights, Statistics) or weights.ndim != 4:
+            continue
+        shown = _heads(weights, "weights", maps)
+        if shown is None:
+            continue
+        gradients = None if record.dweights is None else _heads(record.dweights, "gradient of the weights", maps)
+        M, N = weights.shape[2:]
+        found.append({"layer": record.name, "weights": shown, "dweights": gradients, "tokens": N, "queries": M})
+    return found
+
+
+def _heads(weights: Array, what: str, maps: HeatMaps) -> list[int] | None:
+    how = f"{what} of one head: queries by keys; a cell is a number, each row in 8 bits of its own scale"
+    indices = [maps.add_exactly(each, how) for each in weights[0]]
+    return None if None in indices else [index for index in indices if index is not None]
+
+
+def rollout_of(model: ViT, image: Array, maps: HeatMaps) -> int | None:
+    """Return the map of attention rollout over the patches of an image (1, height, width, C), or None.
+
+    There is none of a model whose weights are not finite, or whose blocks are not those of attention.
+    """
+    try:
+        rollout = attention_rollout(model, image)[0]
+    except UserError:
+        return None
+    return maps.add(Plane(rollout, "rows of patches", "columns"), rollout.shape)

@@ -1,0 +1,111 @@
+/* Attention: the weights of each head for the token that is followed, with their gradients, and rollout. */
+
+import { attentionHeads } from "./attention_heads.js";
+import { attentionMatrix } from "./attention_matrix.js";
+import { data, tokenName } from "./data.js";
+import { h } from "./dom.js";
+import { patchGrid } from "./patches.js";
+import { attentionRollout } from "./rollout.js";
+import { detail, followed, go, set, state } from "./state.js";
+
+export const attentionView = { id: "attention", title: "Attention", build };
+
+function build(root) {
+  const rollout = h("div", {});
+  const drawRollout = () => rollout.replaceChildren(attentionRollout(data.images[state.image]));
+  if (!data.images[0].attention) {
+    const why = `The attention of each head is not on this page. ${data.note}`;
+    root.append(h("h2", {}, "Attention"), h("p", { class: "note" }, why), rollout);
+    return (changed) => changed.has("image") && drawRollout();
+  }
+  const options = { to: false, together: false, beneath: false };
+  const heads = h("section", {});
+  const matrix = attentionMatrix();
+  const patches = patchGrid("token to follow");
+  const says = h("p", { role: "status" });
+  const blocks = blockSlider();
+  const draw = () => {
+    const token = followed() ?? 0;
+    const block = chosenBlock();
+    const pooling = block.queries !== data.model.tokens; // its query is not a token, so that it has one direction
+    controls.querySelector("fieldset").disabled = pooling;
+    const to = options.to && !pooling;
+    drawHeads(heads, block, token, { ...options, to });
+    matrix.update(block, token, to);
+  };
+  const controls = h("div", { class: "attention-controls" }, blocks.element, choices(options, draw));
+  const side = h("div", { class: "attention-side" }, patches.element, says, controls);
+  root.append(h("div", { class: "attention-layout" }, side, h("div", { class: "attention-main" }, heads, matrix.element, rollout)));
+  return (changed) => {
+    patches.update();
+    blocks.update();
+    says.textContent = `Followed: ${tokenName(followed() ?? 0)}.`;
+    draw();
+    if (changed.has("image")) drawRollout();
+  };
+}
+
+/** The number of the block that is shown, from the URL: "#attention/3"; that in the middle if it names none. */
+function chosenNumber() {
+  const count = data.images[state.image].attention.length;
+  const asked = Number(detail("attention", NaN));
+  return Number.isInteger(asked) && asked >= 0 && asked < count ? asked : Math.floor((count - 1) / 2);
+}
+
+function chosenBlock() {
+  return data.images[state.image].attention[chosenNumber()];
+}
+
+function blockSlider() {
+  const count = data.images[0].attention.length;
+  const text = h("output", { for: "attention-block" });
+  const choose = (event) => set({ details: { ...state.details, attention: event.target.value } });
+  const keep = (event) => go("attention", event.target.value); // the URL follows when the slider is let go
+  const range = { type: "range", id: "attention-block", min: 0, max: count - 1, step: 1 };
+  const slider = h("input", { ...range, oninput: choose, onchange: keep, disabled: count < 2 });
+  const update = () => {
+    const { layer } = chosenBlock();
+    slider.value = chosenNumber();
+    slider.setAttribute("aria-valuetext", layer);
+    text.textContent = layer;
+  };
+  return { element: h("div", { class: "slider" }, h("label", { for: "attention-block" }, "Layer "), text, slider), update };
+}
+
+/** The controls of the drawing; they change `options` and call `draw`. */
+function choices(options, draw) {
+  const control = (type, name, value, text) => {
+    const choose = (event) => {
+      options[name] = type === "radio" ? value : event.target.checked;
+      draw();
+    };
+    const attributes = { type, name: `attention-${name}`, checked: options[name] === value, onchange: choose };
+    return h("label", {}, h("input", attributes), text);
+  };
+  const group = (title, ...controls) => h("fieldset", {}, h("legend", {}, title), controls);
+  return [
+    group(
+      "Direction",
+      control("radio", "to", false, "from this token: where it looks"),
+      control("radio", "to", true, "to this token: who looks at it"),
+    ),
+    group(
+      "Drawing",
+      control("checkbox", "together", true, "one scale for all heads"),
+      control("checkbox", "beneath", true, "image beneath"),
+    ),
+  ];
+}
+
+function drawHeads(root, block, token, options) {
+  const image = data.images[state.image];
+  const name = block.queries === data.model.tokens ? tokenName(token) : "the query of the pooling";
+  const looks = options.to ? `Who looks at ${name}` : `Where ${name} looks`;
+  const { cards, flat } = attentionHeads(image, block, token, options);
+  const about = !block.dweights
+    ? "Without a label there is no loss, and so no gradient."
+    : flat
+      ? "The gradient of these weights, dweights, is zero: the loss does not depend on them."
+      : "Beside the weights of each head their gradient, dweights: where it is positive, more attention would raise the loss.";
+  root.replaceChildren(h("h2", {}, `${looks}, ${block.layer}`), h("p", {}, about), h("div", { class: "heads" }, cards));
+}

@@ -1,0 +1,35 @@
+"""The explorer's data of a model on a device: those of the same model on the host, but for rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import small_vit
+from explored import assert_valid, quantities, small_page
+from strict import strict
+
+from minivit.arrays import to_backend
+from minivit.explorer import explore
+
+
+def page_on_the_device() -> dict[str, Any]:
+    images, labels, _ = small_vit.batch(1)
+    data = explore(small_vit.model(depth=1).to("strict"), to_backend(images, strict), to_backend(labels, strict))
+    assert_valid(data)
+    return data
+
+
+@pytest.mark.usefixtures("computed")
+def test_a_model_on_a_device_has_the_page_of_one_on_the_host() -> None:
+    data, expected = page_on_the_device(), small_page(checks=True)
+    ours, theirs = ({(n, q["name"]): q for n, q in quantities(page)} for page in (data, expected))
+    assert list(ours) == list(theirs)
+    for key, quantity in ours.items():
+        assert quantity["shape"] == theirs[key]["shape"]
+        assert quantity["statistics"]["norm"] == pytest.approx(theirs[key]["statistics"]["norm"], rel=1e-4, abs=1e-6)
+        assert data["maps"][quantity["map"]]["how"] == expected["maps"][theirs[key]["map"]]["how"]
+    assert np.allclose(data["depth"]["steps"][0]["distance"], expected["depth"]["steps"][0]["distance"], rtol=1e-5)
+    assert [m["title"] for m in data["mistakes"]] == [m["title"] for m in expected["mistakes"]]
+    assert all(check["passed"] for check in data["checks"].values())
