@@ -223,6 +223,16 @@ def test_a_run_that_stopped_can_be_resumed_with_rollbacks(tmp_path: Path, overfl
     assert run.metrics()[-1]["rollbacks"] == 1
 
 
+def test_a_run_that_no_longer_rolls_back_keeps_no_state_for_it(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run", ROLLBACK)
+    for number, (at, on_nan) in enumerate(((6, "rollback"), (10, "stop"), (11, "rollback"))):
+        again = RunFolder.open(run.path).replaced(on_nan=on_nan)
+        with pytest.raises(Killed):
+            train(again, make_dataset(), Listener(at, kill), resume=number > 0, checkpoint_seconds=0.0)
+        assert again.has_state(of_epoch=True) == (on_nan == "rollback")
+    train(RunFolder.open(run.path), make_dataset(), Listener(), resume=True)
+
+
 def test_the_commands_go_on_from_and_trace_a_run_that_stopped(cli: Minivit, squares: Path) -> None:
     options = (*TINY, "--epochs", 2, "--optimizer", "sgd", "--lr", 1e30, "--run", "run")
     said = cli("train", squares, *options)

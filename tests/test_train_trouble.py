@@ -113,7 +113,7 @@ def edit_recipes(run: RunFolder, edit: Callable[[dict[str, Any]], object]) -> No
     write_json(run.path / "recipe.json", recipe)
 
 
-@pytest.mark.parametrize("field", ["momentum", "micro_batch"])
+@pytest.mark.parametrize("field", ["momentum", "micro_batch", "on_nan", "decay_epochs", "decay_shape", "muon_momentum"])
 def test_a_field_that_an_older_version_did_not_have_counts_as_its_default(tmp_path: Path, field: str) -> None:
     """`momentum` has its own default, and the default of `micro_batch` is that of the model."""
     run = run_at(tmp_path / "run", replace(RECIPE, micro_batch=0))

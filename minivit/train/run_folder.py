@@ -312,6 +312,10 @@ class RunFolder:
         """Whether there is a checkpoint from which the run can be resumed, or one of `of_epoch`."""
         return (self._epoch_path if of_epoch else self._state_path).exists()
 
+    def remove_epoch_state(self) -> None:
+        """Remove the checkpoint of the end of an epoch, if there is one."""
+        self._epoch_path.unlink(missing_ok=True)
+
     def load_state(
         self, model: ViT, optimizer: Optimizer, fingerprint: str, averaging: Averaging, of_epoch: bool = False
     ) -> TrainState:

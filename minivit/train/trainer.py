@@ -189,7 +189,9 @@ class Trainer:
         if resume and self.run.has_state():
             self._go_back()
             self._save_models()
-            if self.state.step % self.steps_per_epoch == 0 or not self.run.has_state(of_epoch=True):
+            if self.recipe.on_nan != "rollback":
+                self.run.remove_epoch_state()  # it would be older than best/ if the run is to roll back once more
+            elif self.state.step % self.steps_per_epoch == 0 or not self.run.has_state(of_epoch=True):
                 self._save_epoch()
         elif resume and self.run.metrics():
             raise UserError(f"{self.run.path} has lost last/training.safetensors; bring it back, or begin a new run")
