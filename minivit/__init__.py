@@ -27,6 +27,7 @@ from minivit.nn.parameters import Parameter
 from minivit.nn.presets import PRESETS, create_model, get_config, list_models
 from minivit.nn.vit import ViT
 from minivit.random import Key
+from minivit.train.muon import Muon
 from minivit.train.optimizers import SGD, Adam, AdamW
 from minivit.weights import load_model, save_model
 
@@ -49,6 +50,7 @@ __all__ = [
     "Engine",
     "Key",
     "Layer",
+    "Muon",
     "Parameter",
     "RunError",
     "UserError",

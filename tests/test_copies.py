@@ -12,7 +12,7 @@ import pytest
 from bare_vit import images, model, shaken
 from contract import assert_same_bits
 
-from minivit import SGD, Adam, AdamW, Engine, Key, Layer, Parameter, UserError, ViT, create_model, layers
+from minivit import SGD, Adam, AdamW, Engine, Key, Layer, Muon, Parameter, UserError, ViT, create_model, layers
 from minivit.arrays import Array
 
 X, LABELS = images(), np.array([1, 5])
@@ -46,7 +46,7 @@ def test_a_copy_of_a_model_answers_the_same_and_has_values_of_its_own(copied: An
 
 
 @pytest.mark.parametrize("copied", [pickled, copy.deepcopy])
-@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW, Muon])
 def test_a_copied_optimiser_goes_on_with_the_copied_model(copied: Any, make: Any) -> None:
     pair: tuple[ViT, Any] = model(), None
     pair = pair[0], make(pair[0], lr=0.1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from contract import assert_close, assert_same_bits, normal
 
-from minivit import SGD, Adam, AdamW, Layer, Parameter, UserError, ViT, ViTConfig, initializers, layers
+from minivit import SGD, Adam, AdamW, Layer, Muon, Parameter, UserError, ViT, ViTConfig, initializers, layers
 from minivit.arrays import Array, to_backend, to_host
 from minivit.nn.store import FlatStore
 from minivit.ops import update_rules
@@ -109,7 +109,7 @@ def test_defaults_are_those_of_the_papers() -> None:
     assert SGD(layer).momentum == 0.9
 
 
-@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW, Muon])
 def test_only_matrices_decay(make: Callable[..., Optimizer]) -> None:
     """With zero gradients, biases, norms, tokens and positions keep their bits, and matrices shrink."""
     vit = ViT(ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7))
@@ -207,7 +207,7 @@ def test_groups_that_are_given_one_by_one_update_the_same_bits(make: Callable[..
     assert_same_bits([stepped(lr=0.1), stepped(name="")], [stepped(), stepped()])
 
 
-@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW, Muon])
 def test_a_rate_of_zero_can_rise_later(make: Callable[..., Optimizer]) -> None:
     def stepped(lr: float) -> Array:
         layer = pair()
@@ -252,7 +252,7 @@ def test_the_size_of_the_pieces_does_not_change_a_bit(
 
 @pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("backend", ["numpy", "strict"])
-@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW, Muon])
 def test_a_factor_multiplies_the_gradients_and_nan_changes_nothing(
     make: Callable[..., Optimizer], backend: str
 ) -> None:
@@ -301,7 +301,7 @@ def test_groups_can_be_keys() -> None:
     assert same._replace(name="weight") not in {one: 1}
 
 
-@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW, Muon])
 def test_a_saved_state_continues_with_the_same_bits(make: Callable[..., Optimizer]) -> None:
     def run(layer: Layer, optimizer: Optimizer, steps: range) -> None:
         for step in steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -43,8 +44,45 @@ def test_a_run_that_is_all_warmup_has_rates() -> None:
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(UserError, match="schedule is 'step'; expected one of cosine, linear, constant, onecycle"):
+    with pytest.raises(UserError, match="schedule is 'step'; expected one of cosine, linear, constant, onecycle, wsd"):
         learning_rate(0, 10, 1.0, schedule="step")
+
+
+@pytest.mark.parametrize(
+    ("shape", "decay"),
+    [("linear", [1.0, 0.75, 0.5, 0.25]), ("1-sqrt", [1.0, 0.5, 1 - math.sqrt(0.5), 1 - math.sqrt(0.75)])],
+)
+def test_wsd_is_stable_between_the_warmup_and_the_decay(shape: str, decay: list[float]) -> None:
+    rates = [learning_rate(step, 10, 2.0, 2, "wsd", decay_steps=4, decay_shape=shape) for step in range(10)]
+    assert rates == pytest.approx([1.0, 2.0, *[2.0] * 4, *(2 * rate for rate in decay)])
+
+
+def test_a_decay_that_is_longer_than_the_rest_of_the_run_begins_after_the_warmup() -> None:
+    rates = [learning_rate(step, 6, 1.0, 2, "wsd", decay_steps=100) for step in range(6)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
+
+
+def test_an_unknown_shape_is_refused() -> None:
+    with pytest.raises(UserError, match="decay_shape is 'root'; expected one of linear, 1-sqrt"):
+        learning_rate(0, 10, 1.0, schedule="wsd", decay_shape="root")
+    with pytest.raises(UserError, match="decay_shape is 'sqrt'; expected one of linear, 1-sqrt; did you mean '1-sqrt'"):
+        Recipe("digits", "vit_nano_patch4_8", decay_shape="sqrt")
+
+
+def test_the_decay_of_a_recipe_is_a_fifth_of_the_epochs_or_as_many_as_it_says() -> None:
+    recipe = Recipe("digits", "vit_nano_patch4_8", epochs=10, lr=1.0, warmup_epochs=0.0, schedule="wsd")
+    rates = [recipe.learning_rate(step, steps_per_epoch=2) for step in range(20)]
+    assert rates == pytest.approx([1.0] * 17 + [0.75, 0.5, 0.25])
+    rates = [replace(recipe, decay_epochs=0.5).learning_rate(step, steps_per_epoch=4) for step in range(40)]
+    assert rates == pytest.approx([1.0] * 39 + [0.5])
+
+
+def test_a_wsd_run_that_is_longer_has_the_same_rates_until_the_decay() -> None:
+    recipe = Recipe("digits", "vit_nano_patch4_8", epochs=5, schedule="wsd", decay_epochs=1.0)
+    longer = replace(recipe, epochs=50)
+    assert [recipe.learning_rate(step, 7) for step in range(28)] == [
+        longer.learning_rate(step, 7) for step in range(28)
+    ]
 
 
 def test_one_cycle_rises_to_the_rate_and_falls_almost_to_zero() -> None:

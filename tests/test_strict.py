@@ -14,7 +14,7 @@ from cuda_on_cpu.memory import MixError
 from devices import nothing_crosses
 from strict import LeakError, StrictArray, strict, watch
 
-from minivit import SGD, Adam, AdamW, Engine, Key, ViT, ViTConfig, arrays, ops
+from minivit import SGD, Adam, AdamW, Engine, Key, Muon, ViT, ViTConfig, arrays, ops
 from minivit.arrays import Array, to_backend, to_host
 from minivit.checking.cases import CASES, Case
 from minivit.train.optimizers import clip_gradients
@@ -86,7 +86,7 @@ def step(
 
 @pytest.mark.usefixtures("computed")
 @pytest.mark.parametrize("pool", ["token", "avg"])
-@pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("optimizer", [SGD, Adam, AdamW, Muon])
 @pytest.mark.parametrize("max_norm", [None, 0.1])
 def test_training_steps_and_prediction_run_on_strict_arrays(
     pool: str, optimizer: Callable[..., Any], max_norm: float | None

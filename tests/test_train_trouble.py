@@ -113,7 +113,7 @@ def edit_recipes(run: RunFolder, edit: Callable[[dict[str, Any]], object]) -> No
     write_json(run.path / "recipe.json", recipe)
 
 
-@pytest.mark.parametrize("field", ["momentum", "micro_batch"])
+@pytest.mark.parametrize("field", ["momentum", "micro_batch", "on_nan", "decay_epochs", "decay_shape", "muon_momentum"])
 def test_a_field_that_an_older_version_did_not_have_counts_as_its_default(tmp_path: Path, field: str) -> None:
     """`momentum` has its own default, and the default of `micro_batch` is that of the model."""
     run = run_at(tmp_path / "run", replace(RECIPE, micro_batch=0))
@@ -260,10 +260,11 @@ def test_the_first_layer_that_is_not_finite_counts_in_whichever_piece(order: int
     vit.parameters["blocks.1.norm2.weight"].value[...] = 3e38
     vit.parameters["patch_embed.proj.weight"].value[...] = 2.0
     pieces = [(plain, None), (huge, None)]
-    assert first_non_finite(vit, pieces[:1]) == "it shows first in the result of blocks.1.norm2"
-    assert first_non_finite(vit, pieces[::order]) == "it shows first in the result of patch_embed.proj"
+    assert first_non_finite(vit, pieces[:1]) == ("it shows first in the result of blocks.1.norm2", "blocks.1.norm2")
+    first = ("it shows first in the result of patch_embed.proj", "patch_embed.proj")
+    assert first_non_finite(vit, pieces[::order]) == first
     huge[0, 0, 0, 0] = np.nan
-    assert first_non_finite(vit, pieces[::order]) == "the images themselves hold NaN or infinity"
+    assert first_non_finite(vit, pieces[::order]) == ("the images themselves hold NaN or infinity", "")
 
 
 def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:

@@ -21,15 +21,30 @@ from typing import Any, NoReturn
 
 import minivit
 from minivit.arrays import is_out_of_memory
-from minivit.cli import convert, evaluate, explain, figures, gradcheck, info, inspect, predict, trace, train
+from minivit.cli import (
+    convert,
+    evaluate,
+    explain,
+    figures,
+    gradcheck,
+    info,
+    inspect,
+    lr_find,
+    predict,
+    runs,
+    trace,
+    train,
+)
 from minivit.cli.terminal import Terminal, as_typed, complain
 from minivit.errors import RunError, UserError, did_you_mean, program
 from minivit.train.interrupt import Interrupt
 
 COMMANDS: dict[str, Any] = {
     "train": train,
+    "lr-find": lr_find,
     "eval": evaluate,
     "predict": predict,
+    "runs": runs,
     "figures": figures,
     "trace": trace,
     "inspect": inspect,

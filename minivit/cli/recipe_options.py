@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
+from minivit.arrays.precision import PRECISIONS
+from minivit.cli.model_fields import model_fields
 from minivit.train.recipe import OPTIMIZERS
-from minivit.train.schedules import SCHEDULES
+from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
 
 # An option that is not given leaves its field unchanged.
 RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -17,9 +20,12 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "schedule": {"choices": SCHEDULES, "help": "learning rate schedule after the warmup; onecycle includes it"},
     "warmup_epochs": {"type": float, "help": "number of epochs of linear warmup"},
     "warmup_steps": {"type": int, "help": "number of steps of linear warmup, in place of --warmup-epochs"},
+    "decay_epochs": {"type": float, "help": "number of epochs of decay at the end of wsd; 0: a fifth of all"},
+    "decay_shape": {"choices": DECAY_SHAPES, "help": "how the learning rate of wsd falls"},
     "optimizer": {"choices": OPTIMIZERS, "help": "the optimizer"},
     "weight_decay": {"type": float, "help": "weight decay of matrices; biases, norms, tokens and positions have none"},
     "momentum": {"type": float, "help": "momentum of sgd"},
+    "muon_momentum": {"type": float, "help": "momentum of muon"},
     "layer_decay": {"type": float, "help": "factor of the learning rate from a layer to the one before it; 1: none"},
     "freeze": {
         "action": "append",
@@ -30,6 +36,11 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "ema_decay": {"type": float, "help": "factor of Polyak averaging, such as 0.9999; 0: none"},
     "swa_start": {"type": float, "help": "fraction of the epochs before stochastic weight averaging; 0: none"},
     "swa_lr": {"type": float, "help": "learning rate of stochastic weight averaging; 0: the schedule's"},
+    "on_nan": {
+        "choices": ("stop", "rollback"),
+        "help": "what NaN does: stop the run, or go back to the end of the last epoch and halve the learning rate, "
+        "five times at most",
+    },
     "crop_padding": {"type": int, "help": "padding of random crops in pixels; 0: no random crops"},
     "flip": {"action": argparse.BooleanOptionalAction, "help": "flip training images at random"},
     "label_smoothing": {"type": float, "help": "label smoothing of the loss"},
@@ -44,15 +55,45 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Add --recipe and the options of `RECIPE_OPTIONS`."""
+def add_recipe_options(parser: argparse.ArgumentParser, names: Iterable[str] = RECIPE_OPTIONS) -> None:
+    """Add --recipe and the options of `RECIPE_OPTIONS`, or those called `names` of them."""
     parser.add_argument(
         "--recipe",
         metavar="NAME",
         help="name of a recipe, such as labml or digits, or a file.toml; docs/systems.md lists them (default: that of "
         "the data set)",
     )
-    for name, options in RECIPE_OPTIONS.items():
+    for name in names:
+        options = RECIPE_OPTIONS[name]
         if not {"choices", "action"} & set(options):
             options = {"metavar": name.rpartition("_")[2].upper(), **options}
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+def add_init(parser: argparse.ArgumentParser) -> None:
+    """Add --init, for `begun_with`."""
+    parser.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="begin with the weights of a run, or of a model file or folder of any format; the model is theirs",
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision, which `check_precision` checks."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="precision of the arithmetic on a GPU; parameters stay float32 (default: float32, the slowest)",
+    )
+
+
+def given_fields(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the recipe that the command line sets; `model_options` are those to which --set adds."""
+    options = {name: getattr(args, name, None) for name in RECIPE_OPTIONS}
+    given = {name: value for name, value in options.items() if value is not None}
+    if args.backend != "numpy":
+        given.pop("micro_batch", None)  # it is part of the recipe on the host only, where the bits depend on it
+    if args.set:
+        given["model_options"] = {**model_options, **model_fields(args.set)}
+    return given

@@ -21,6 +21,7 @@ from minivit.nn.presets import PRESETS, create_model
 from minivit.nn.vit import ViT
 from minivit.ops.augment import channel_scale, normalized
 from minivit.tracing.figures import count_of
+from minivit.train.nan_dump import read_batch
 from minivit.train.run_folder import RunFolder
 from minivit.weights.preprocessing import Preprocessing
 
@@ -33,7 +34,7 @@ class Subject(NamedTuple):
     opened : OpenedModel
         The model, its class names and its preprocessing.
     pixels : Array
-        uint8 (B, height, width, C), on the host.
+        uint8 (B, height, width, C), on the host; of a dump, the input of the model itself.
     names : list of str
         Of the images.
     labels : Array or None
@@ -52,6 +53,8 @@ class Subject(NamedTuple):
         values = model.parameters.store.values
         library = namespace(values)
         with on_device_of(values):
+            if self.pixels.dtype.kind == "f":
+                return to_backend(np.asarray(self.pixels, values.dtype), library)
             scale, shift = channel_scale(preprocessing.mean, preprocessing.std, values.dtype, library)
             return normalized(to_backend(np.asarray(self.pixels), library), scale, shift, values.dtype)
 
@@ -71,8 +74,13 @@ def open_target(
 
 
 def from_data(text: str, opened: OpenedModel, data: str | None, index: int, seed: int, terminal: Terminal) -> Subject:
-    """Return a test image of the data set of the run `text`, or random pixels where there is none, which is said."""
+    """Return a test image of the data set of the run `text`, or random pixels where there is none, which is said.
+
+    Of a dump of `minivit.train.nan_dump` they are the images of its trace.
+    """
     path = Path(text).expanduser()
+    if (path / "batch.npz").is_file():
+        return _of_dump(path, opened, terminal)
     why = f"{text} is not a run" if text not in PRESETS else "a new model has no data set"
     if RunFolder.exists(path):
         name = RunFolder.open(path).recipe.dataset
@@ -98,6 +106,20 @@ def from_data(text: str, opened: OpenedModel, data: str | None, index: int, seed
     pixels = np.random.default_rng(seed).integers(0, 256, (1, config.height, config.width, config.in_chans), np.uint8)
     terminal.say(f"the image is of random pixels: {why}; give one with --image", style="dim")
     return Subject(opened, pixels, ["random pixels"], None)
+
+
+def _of_dump(folder: Path, opened: OpenedModel, terminal: Terminal) -> Subject:
+    batch = read_batch(folder)
+    traced = batch["traced"]
+    images, labels = batch["images"][traced], batch["labels"][traced]
+    config = opened.model.config
+    if images.shape[1:] != (config.height, config.width, config.in_chans) or len(labels) != len(images):
+        raise UserError(f"{folder / 'batch.npz'} does not fit the model beside it; bring the run's own file back")
+    terminal.say(
+        f"step {int(batch['step'])}: {batch['where']}; {count_of(len(traced), 'image')} of its batch", style="dim"
+    )
+    names = [f"training image {sample}" for sample in batch["samples"][traced]]
+    return Subject(opened, images, names, labels if labels.ndim == 1 else labels.argmax(axis=1))
 
 
 class _NoSuchImageError(UserError):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from minivit.arrays import backend, check_dtype, dtype_named
-from minivit.arrays.precision import PRECISIONS
 from minivit.cli.common import (
     CommandResult,
     add_backend,
@@ -23,8 +22,8 @@ from minivit.cli.common import (
     is_folder_of_images,
     open_dataset,
 )
-from minivit.cli.model_fields import add_set, model_fields
-from minivit.cli.recipe_options import RECIPE_OPTIONS, add_recipe_options
+from minivit.cli.model_fields import add_set
+from minivit.cli.recipe_options import add_init, add_precision, add_recipe_options, given_fields
 from minivit.cli.reporters import duration, percent
 from minivit.cli.terminal import Terminal
 from minivit.data import Dataset
@@ -71,11 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="DIR", help="the run folder (default: runs/DATA-1, -2, ...)")
     parser.add_argument("--resume", action="store_true", help="continue a run (default: the newest of DATA)")
     add_recipe_options(parser)
-    parser.add_argument(
-        "--init",
-        metavar="WEIGHTS",
-        help="begin with the weights of a run, or of a model file or folder of any format; the model is theirs",
-    )
+    add_init(parser)
     add_set(parser, "a field of the model, such as depth=4, drop_path_rate=0.1 or img_size=224; can be repeated")
     add_threads(parser)
     parser.add_argument(
@@ -105,16 +100,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_data(parser)
     add_backend(parser)
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="precision of the arithmetic on a GPU; parameters stay float32 (default: float32, the slowest)",
-    )
+    add_precision(parser)
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
     check_backend(args.backend)
+    WatchOptions(args.keep_every or 0, args.watch or 0)
     if not args.checkpoint_seconds >= 0:
         raise UserError(f"--checkpoint-seconds is {args.checkpoint_seconds}; expected 0 or more")
     if RunFolder.exists(run := Path(args.dataset).expanduser()):
@@ -128,8 +120,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
         with opened.locked():
             return _train(args, opened, terminal)
     name = args.recipe or ("finetune" if args.init is not None else None)
-    recipe = load_recipe(dataset_name(args.dataset), name, **_given(args, {}))
-    _check_device_options(args, recipe)
+    recipe = load_recipe(dataset_name(args.dataset), name, **given_fields(args, {}))
+    check_device_options(args, recipe)
     start = None
     if args.init is not None:
         recipe, start = begun_with(recipe, Path(args.init).expanduser(), args.model)
@@ -146,10 +138,8 @@ def _train(
 ) -> CommandResult:
     """Train a run whose lock is held."""
     recipe = opened.recipe
-    _check_device_options(args, recipe)
-    config = get_config(recipe.model, **recipe.model_options)
-    wanted = is_folder_of_images(recipe.dataset) or "img_size" in recipe.model_options
-    dataset = _open_dataset(args, opened, (config.height, config.width) if wanted else None, terminal)
+    check_device_options(args, recipe)
+    dataset = _open_dataset(args, opened, terminal)
     if opened.is_extended():
         terminal.say(f"from here on the learning rate follows the schedule of {recipe.epochs} epochs")
     elif args.resume and (result := opened.result()) is not None:  # the images have moved
@@ -219,12 +209,18 @@ def _about_run(args: argparse.Namespace, trainer: Trainer, start: OpenedModel | 
         yield "training images are mirrored at random: --no-flip where left and right differ"
 
 
-def _open_dataset(
-    args: argparse.Namespace, run: RunFolder, size: tuple[int, int] | None, terminal: Terminal
-) -> Dataset:
+def open_images(args: argparse.Namespace, recipe: Recipe, terminal: Terminal) -> Dataset:
+    """Load the data set of a recipe, with images of the size of the model where images of any size are resized."""
+    config = get_config(recipe.model, **recipe.model_options)
+    wanted = is_folder_of_images(recipe.dataset) or "img_size" in recipe.model_options
+    size = (config.height, config.width) if wanted else None
+    return open_dataset(recipe.dataset, size, args.data, terminal, args.skip_bad, **recipe.decoding)
+
+
+def _open_dataset(args: argparse.Namespace, run: RunFolder, terminal: Terminal) -> Dataset:
     name = run.recipe.dataset
     try:
-        dataset = open_dataset(name, size, args.data, terminal, args.skip_bad, **run.recipe.decoding)
+        dataset = open_images(args, run.recipe, terminal)
     except UserError as error:
         if args.resume and name not in NAMES and not Path(name).exists():
             where = shlex.quote(str(run.path))
@@ -241,13 +237,12 @@ def _has_device(args: argparse.Namespace) -> bool:
     return bool(args.backend != "numpy")
 
 
-def _check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
+def check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
     """Raise UserError for options that contradict each other, before the data set is read or downloaded."""
     check_precision(args.precision, recipe.dtype, not _has_device(args))
     if args.precision == "bfloat16":
         check_dtype(backend(args.backend), dtype_named("bfloat16"))
     check_threads(args.threads)
-    WatchOptions(args.keep_every or 0, args.watch or 0)
     if args.micro_batch is not None and args.micro_batch < 0:
         raise UserError(f"micro_batch is {args.micro_batch}; expected at least 0")
 
@@ -275,12 +270,12 @@ def _resumed(args: argparse.Namespace) -> RunFolder:
     """Return the run to resume: with the path of its images now, and with more epochs if they were asked for."""
     name = dataset_name(args.dataset, gone=True)
     opened = RunFolder.open(Path(args.run).expanduser() if args.run is not None else latest_run_path(name))
-    given = _given(args, opened.recipe.model_options)
+    given = given_fields(args, opened.recipe.model_options)
     if args.init is not None:
         given["init"] = fingerprint(Path(args.init).expanduser())
-    epochs = given.pop("epochs", opened.recipe.epochs)
+    epochs, on_nan = (given.pop(name, getattr(opened.recipe, name)) for name in ("epochs", "on_nan"))
     if args.recipe is not None:
-        begun = {name: value for name, value in recipe_values(args.recipe).items() if name != "epochs"}
+        begun = {name: value for name, value in recipe_values(args.recipe).items() if name not in ("epochs", "on_nan")}
         begun["model_options"] = opened.recipe.model_options | begun.get("model_options", {})
         if opened.recipe.init:  # the weights determine the model
             begun = {name: value for name, value in begun.items() if name not in ("model", "model_options")}
@@ -295,17 +290,7 @@ def _resumed(args: argparse.Namespace) -> RunFolder:
             f"{opened.path} is a run of {opened.recipe.epochs} epochs; --resume can make it longer, not shorter: "
             "leave --epochs out"
         )
-    return opened.replaced(dataset=name, epochs=epochs)
-
-
-def _given(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the recipe that the command line sets."""
-    given: dict[str, Any] = {name: getattr(args, name) for name in RECIPE_OPTIONS if getattr(args, name) is not None}
-    if _has_device(args):
-        given.pop("micro_batch", None)  # it is part of the recipe on the host only, where the bits depend on it
-    if args.set:
-        given["model_options"] = {**model_options, **model_fields(args.set)}
-    return given
+    return opened.replaced(dataset=name, epochs=epochs, on_nan=on_nan)
 
 
 def _finished(finished: RunFolder, result: dict[str, Any], terminal: Terminal) -> CommandResult:

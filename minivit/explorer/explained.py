@@ -103,7 +103,7 @@ def known_ops() -> dict[str, Callable[..., Any]]:
 @functools.cache
 def known_classes() -> dict[str, type]:
     """Return ViT, the layers and the optimisers by name."""
-    trained = {name: getattr(optimizers, name) for name in ("SGD", "Adam", "AdamW")}
+    trained = {name: getattr(minivit, name) for name in ("SGD", "Adam", "AdamW", "Muon")}
     return {"ViT": ViT, **{name: getattr(minivit.layers, name) for name in minivit.layers.__all__}, **trained}
 
 

@@ -15,8 +15,8 @@ An average a of the parameters over several steps moves towards them by a weight
 A step takes an optional factor for all gradients, a 0-d array on their device. If it is NaN the step changes nothing: a
 device can skip a step without waiting for the host.
 
-These rules are elementwise: they work on any span of the flat vector. A rule for matrices can take the same groups, one
-for each parameter, with the parameter's shape and the names of its equal parts. The steps are in
+These rules are elementwise: they work on any span of the flat vector. A rule for matrices, such as `ops.muon`, takes
+the same groups, one for each parameter, with the parameter's shape and the names of its equal parts. The steps are in
 docs/derivations/optimizers.md.
 """
 
@@ -62,15 +62,20 @@ class Group(NamedTuple):
         return hash((self.span.start, self.span.stop, *self[1:]))
 
 
-def _pieces(groups: Sequence[Group], vectors: Sequence[Array], factor: Array | None) -> Iterator[tuple[slice, Group]]:
-    """Yield the pieces of all groups, to be updated in `vectors`; if `factor` is NaN the vectors stay as they are."""
+def pieces(
+    groups: Sequence[Group], vectors: Sequence[Array], factor: Array | None, whole: bool = False
+) -> Iterator[tuple[slice, Group]]:
+    """Yield the pieces of all groups, to be updated in `vectors`; if `factor` is NaN the vectors stay as they are.
+
+    With `whole`, each group is one piece.
+    """
     xp = namespace(*vectors)
     masked = factor is not None and xp is not np
     if factor is not None and not masked and np.isnan(factor):
         return
     kept = [vector.copy() for vector in vectors] if masked else []
     for group in groups:
-        chunk = _CHUNK if xp is np else max(1, group.span.stop - group.span.start)
+        chunk = _CHUNK if xp is np and not whole else max(1, group.span.stop - group.span.start)
         for start in range(group.span.start, group.span.stop, chunk):
             yield slice(start, min(start + chunk, group.span.stop)), group
     for vector, before in zip(vectors, kept, strict=False):
@@ -97,7 +102,7 @@ def sgd_step(
     """Do a step of SGD in place; see `adam_step`."""
     xp = namespace(values, gradients, momentum_vector)
     whole = _scratch(values, 1)
-    for piece, group in _pieces(groups, (values, momentum_vector), factor):
+    for piece, group in pieces(groups, (values, momentum_vector), factor):
         p, g, b = values[piece], gradients[piece], momentum_vector[piece]
         a = whole[0][: piece.stop - piece.start]
         b *= momentum
@@ -144,7 +149,7 @@ def adam_step(
     xp = namespace(values, gradients, m, v)
     beta1, beta2 = betas
     whole = _scratch(values, 2)
-    for piece, group in _pieces(groups, (values, m, v), factor):
+    for piece, group in pieces(groups, (values, m, v), factor):
         p, g, m_, v_ = values[piece], gradients[piece], m[piece], v[piece]
         a, scaled = (vector[: piece.stop - piece.start] for vector in whole)
         lr = group.lr * lr_scale

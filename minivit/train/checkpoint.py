@@ -81,12 +81,12 @@ def _changed_fields(begun: Recipe, now: Recipe, model: ViT) -> list[str]:
     """Return the fields of the recipe that differ from those of the checkpoint, `begun`.
 
     A field that an older version of minivit did not have counts as its default. The path of the data set is left out:
-    the images may have moved, and their fingerprint shows whether they are the same. So are the epochs: a run may be
-    given more of them.
+    the images may have moved, and their fingerprint shows whether they are the same. So are the epochs, of which a run
+    may be given more, and what NaN does.
     """
     # Through JSON: it has lists in place of tuples.
     before, after = (json.loads(json.dumps(recipe.resolved(model.config).to_dict())) for recipe in (begun, now))
-    return [name for name in after if name not in ("dataset", "epochs") and before[name] != after[name]]
+    return [name for name in after if name not in ("dataset", "epochs", "on_nan") and before[name] != after[name]]
 
 
 def _layout(model: ViT) -> str:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,17 +21,42 @@ from minivit.random import Key
 from minivit.train.evaluation import image_transform
 
 
-def not_finite_error(step: int, where: str, checkpoint: Path, precision: str | None) -> RunError:
-    """Return the error that stops a run at `step` (from 1), with advice on how to go on from its last `checkpoint`."""
-    advice = "a new run with a smaller --lr often helps"
+class Place(NamedTuple):
+    """Where NaN or infinity appears first: a sentence, and the name of the layer, "" for the model itself."""
+
+    words: str
+    layer: str
+
+
+class NotFiniteError(RunError):
+    """Training is not finite; `step` counts from 1, and `words` say where."""
+
+    def __init__(self, message: str, step: int, words: str) -> None:
+        super().__init__(message)
+        self.step, self.words = step, words
+
+
+def not_finite_error(
+    step: int, where: str, study: str, checkpoint: Path, precision: str | None, rollbacks: int
+) -> NotFiniteError:
+    """Return the error that stops a run at `step` (from 1), with advice on how to go on from its last `checkpoint`.
+
+    `study` is a sentence about what was written to study it.
+    """
+    advice = (
+        "--resume --on-nan rollback goes on at half the learning rate, and a new run with a smaller --lr often helps"
+    )
+    if rollbacks:
+        advice = f"it was rolled back {rollbacks} times already; a new run with a smaller --lr often helps"
     if precision == "float16":
         advice = (
             "float16 holds nothing above 65504, while bfloat16 does: "
             f"--resume --precision bfloat16 (or float32) goes on; otherwise {advice}"
         )
-    return RunError(
-        f"training is not finite at step {step}: {where}. The last good checkpoint is in {checkpoint}; {advice}"
-    )
+    message = f"training is not finite at step {step}: {where}. The last good checkpoint is in {checkpoint}; {advice}"
+    if study:
+        message += f". {study}"
+    return NotFiniteError(message, step, where)
 
 
 def where_not_finite(
@@ -38,7 +64,7 @@ def where_not_finite(
     count: int,
     piece: Callable[[slice], tuple[Array, Key | None]],
     backward: Callable[[], object] | None = None,
-) -> str:
+) -> Place:
     """Return where NaN or infinity appears first in a computation of the engine, for `not_finite_error`.
 
     The model computes in the precision of the step, and takes no more images at a time than the step did.
@@ -69,19 +95,20 @@ def where_not_finite(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return "there is too little memory to find out where"
-    return f"the forward pass is finite; it shows first in {f'the gradient of {name}' if name else 'the loss'}"
+        return Place("there is too little memory to find out where", "")
+    words = f"the forward pass is finite; it shows first in {f'the gradient of {name}' if name else 'the loss'}"
+    return Place(words, layer_of(name or ""))
 
 
 def where_evaluation_is_not_finite(
     engine: Engine, images: Array, mean: tuple[float, ...], std: tuple[float, ...]
-) -> str:
+) -> Place:
     """Return the result of `where_not_finite` for an evaluation of uint8 `images`."""
     transform = image_transform(engine, mean, std)
     return where_not_finite(engine, len(images), lambda part: (transform(images[part]), None))
 
 
-def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> str | None:
+def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> Place | None:
     """Return where NaN or infinity appears first in a forward pass: in the images, a parameter or a layer's result.
 
     Parameters
@@ -94,7 +121,7 @@ def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> 
 
     Returns
     -------
-    str or None
+    Place or None
         None if all is finite.
     """
     finite: dict[str, bool] = {}  # by layer, in the order of the forward pass
@@ -110,11 +137,16 @@ def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> 
             images_finite = images_finite and _finite(images)
             model.forward(images, rng, keep=False)
     if not images_finite:
-        return "the images themselves hold NaN or infinity"
+        return Place("the images themselves hold NaN or infinity", "")
     if (parameter := first_non_finite_parameter(model)) is not None:
-        return f"the parameter {parameter} holds NaN or infinity"
-    first = next((name or "the logits" for name in finite if not finite[name]), None)
-    return None if first is None else f"it shows first in the result of {first}"
+        return Place(f"the parameter {parameter} holds NaN or infinity", layer_of(parameter))
+    first = next((name for name in finite if not finite[name]), None)
+    return None if first is None else Place(f"it shows first in the result of {first or 'the logits'}", first)
+
+
+def layer_of(parameter: str) -> str:
+    """Return the name of the layer that owns the parameter of this name."""
+    return parameter.rpartition(".")[0]
 
 
 def first_non_finite_gradient(model: ViT) -> str | None:

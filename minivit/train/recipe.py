@@ -13,17 +13,20 @@ from minivit.nn.config import ViTConfig
 from minivit.nn.presets import get_config
 from minivit.nn.vit import ViT
 from minivit.train.groups import parameter_groups
+from minivit.train.muon import Muon
 from minivit.train.optimizers import SGD, Adam, AdamW, Optimizer
 from minivit.train.records import COUNT, LARGEST_SEED, POSITIVE_COUNT, Number, short
-from minivit.train.schedules import SCHEDULES, annealed, learning_rate
+from minivit.train.schedules import DECAY_SHAPES, SCHEDULES, annealed, learning_rate
 from minivit.weights.preprocessing import FITS, INTERPOLATIONS
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
 
 _CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "decay_shape": DECAY_SHAPES,
     "choose_by": ("accuracy", "loss"),
+    "on_nan": ("stop", "rollback"),
     "dtype": ("float32", "float64"),
 }
 _BELOW_1 = Number(0, math.nextafter(1.0, 0.0))
@@ -36,6 +39,7 @@ _NUMBERS = {
     "weight_decay": _REAL,
     "warmup_epochs": _REAL,
     "warmup_steps": COUNT,
+    "decay_epochs": _REAL,
     "swa_lr": _REAL,
     "swa_anneal_epochs": COUNT,
     "clip_norm": _REAL,
@@ -64,19 +68,25 @@ class Recipe:
     epochs, batch_size : int
         Passes over the training images; images in a step.
     optimizer : str
-        "adamw", "adam" or "sgd".
+        "adamw", "adam", "sgd" or "muon".
     lr, weight_decay : float
         Largest learning rate; weight decay of matrices.
     betas : tuple of float
-        The decay rates of the moving averages of Adam and AdamW.
+        The decay rates of the moving averages of Adam and AdamW, also beside Muon.
     momentum : float
         The momentum of SGD.
+    muon_momentum : float
+        The momentum of Muon.
     warmup_epochs : float
         Epochs over which the learning rate rises from zero.
     warmup_steps : int
         Steps of the warmup, in place of `warmup_epochs`; 0 for those.
     schedule : str
-        "cosine", "linear" or "constant", after the warmup, or "onecycle"; see `minivit.train.schedules`.
+        "cosine", "linear", "constant" or "wsd", after the warmup, or "onecycle"; see `minivit.train.schedules`.
+    decay_epochs : float
+        The epochs at the end over which "wsd" lets the learning rate fall to zero; 0 for a fifth of all.
+    decay_shape : str
+        "linear" or "1-sqrt": how it falls there.
     clip_norm : float
         Largest global norm of the gradients; 0 for no clipping.
     layer_decay : float
@@ -93,6 +103,9 @@ class Recipe:
         The epochs over which the learning rate goes from that of the schedule to `swa_lr`, by half a cosine.
     choose_by : str
         "accuracy" or "loss": what of the validation images chooses the best epoch.
+    on_nan : str
+        "stop", or "rollback": after NaN, go on from the end of the last epoch at half the learning rate; five times at
+        most.
     label_smoothing : float
         See `ops.cross_entropy`.
     crop_padding : int
@@ -129,9 +142,12 @@ class Recipe:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
+    muon_momentum: float = 0.95
     warmup_epochs: float = 1.0
     warmup_steps: int = 0
     schedule: str = "cosine"
+    decay_epochs: float = 0.0
+    decay_shape: str = "linear"
     clip_norm: float = 1.0
     layer_decay: float = 1.0
     freeze: tuple[str, ...] = ()
@@ -140,6 +156,7 @@ class Recipe:
     swa_lr: float = 0.0
     swa_anneal_epochs: int = 10
     choose_by: str = "accuracy"
+    on_nan: str = "stop"
     label_smoothing: float = 0.0
     crop_padding: int = 0
     flip: bool = False
@@ -161,7 +178,7 @@ class Recipe:
         _expect("model_options", self.model_options, isinstance(self.model_options, dict), "fields and their values")
         for name, rule in _NUMBERS.items():
             _expect(name, getattr(self, name), rule.fits(getattr(self, name)), str(rule))
-        for name in ("validation", "label_smoothing", "momentum", "ema_decay", "swa_start"):
+        for name in ("validation", "label_smoothing", "momentum", "muon_momentum", "ema_decay", "swa_start"):
             _expect(name, getattr(self, name), _BELOW_1.fits(getattr(self, name)), "at least 0 and below 1")
         pair = isinstance(self.betas, tuple | list) and len(self.betas) == 2 and all(map(_BELOW_1.fits, self.betas))
         _expect("betas", self.betas, pair, "two numbers of at least 0 and below 1")
@@ -255,6 +272,8 @@ class Recipe:
             lr=self.lr,
             warmup_steps=self.warmup(steps_per_epoch),
             schedule=self.schedule,
+            decay_steps=round((self.decay_epochs or self.epochs / 5) * steps_per_epoch),
+            decay_shape=self.decay_shape,
         )
         first = self.swa_epochs_before
         if not (self.swa_start and self.swa_lr) or step < first * steps_per_epoch:
@@ -313,5 +332,7 @@ def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
         raise UserError(f"freeze {', '.join(recipe.freeze)} leaves no parameter to train")
     if recipe.optimizer == "sgd":
         return SGD(model, recipe.lr, recipe.momentum, groups=groups)
+    if recipe.optimizer == "muon":
+        return Muon(model, recipe.lr, recipe.muon_momentum, recipe.betas, groups=groups)
     kind = AdamW if recipe.optimizer == "adamw" else Adam
     return kind(model, recipe.lr, recipe.betas, groups=groups)

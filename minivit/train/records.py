@@ -59,6 +59,7 @@ OPTIONAL_METRICS: dict[str, Number] = {
     "learning_rate": LOSS,
     "images_per_second": LOSS,
     "seconds": SECONDS,
+    "rollbacks": COUNT,
 }
 WATCHED: dict[str, Number] = {"step": STEP}
 RESULT: dict[str, Number] = {

@@ -3,10 +3,12 @@
     recipe.json             the recipe
     best/  last/            model.safetensors and config.json: after the best epoch, and at the last checkpoint
     last/training.safetensors   the state for a resumed run: parameters, the optimiser's vectors, the other state
+    last/epoch.safetensors  the same at the end of the last epoch, with --on-nan rollback
     metrics.jsonl           a line for each epoch; metrics.csv has the same for other programs
     steps/step-000100/      model.safetensors and config.json: the weights after a step, with --keep-every
     watch.jsonl             statistics by layer of some steps, with --watch
     tensorboard/            metrics and statistics for TensorBoard, with --tensorboard
+    nan/                    the batch, the weights and a trace of the first NaN; see `minivit.train.nan_dump`
     result.json             the result; it is written when the run is finished
     curves.png              loss and accuracy by epoch
 
@@ -239,10 +241,27 @@ class RunFolder:
                 raise UserError(f"{path} is not the model of this run after step {expected}: put the original back")
 
     def save_state(
-        self, model: ViT, optimizer: Optimizer, state: TrainState, fingerprint: str, averaging: Averaging
+        self,
+        model: ViT,
+        optimizer: Optimizer,
+        state: TrainState,
+        fingerprint: str,
+        averaging: Averaging,
+        of_epoch: bool = False,
     ) -> None:
-        """Write everything that a resumed run needs into one file; `fingerprint` is that of the data set."""
-        save_checkpoint(self._state_path, self.recipe, model, optimizer, state, fingerprint, averaging)
+        """Write everything that a resumed run, or with `of_epoch` a rollback, needs into one file.
+
+        `fingerprint` is that of the data set.
+        """
+        save_checkpoint(
+            self._epoch_path if of_epoch else self._state_path,
+            self.recipe,
+            model,
+            optimizer,
+            state,
+            fingerprint,
+            averaging,
+        )
 
     def keep_step(self, model: ViT, dataset: Dataset, step: int) -> None:
         """Write the weights after `step`, from 0, into ``steps/``."""
@@ -285,12 +304,24 @@ class RunFolder:
     def _state_path(self) -> Path:
         return self.path / "last" / "training.safetensors"
 
-    def has_state(self) -> bool:
-        """Whether there is a checkpoint from which the run can be resumed."""
-        return self._state_path.exists()
+    @property
+    def _epoch_path(self) -> Path:
+        return self.path / "last" / "epoch.safetensors"
 
-    def load_state(self, model: ViT, optimizer: Optimizer, fingerprint: str, averaging: Averaging) -> TrainState:
+    def has_state(self, of_epoch: bool = False) -> bool:
+        """Whether there is a checkpoint from which the run can be resumed, or one of `of_epoch`."""
+        return (self._epoch_path if of_epoch else self._state_path).exists()
+
+    def remove_epoch_state(self) -> None:
+        """Remove the checkpoint of the end of an epoch, if there is one."""
+        self._epoch_path.unlink(missing_ok=True)
+
+    def load_state(
+        self, model: ViT, optimizer: Optimizer, fingerprint: str, averaging: Averaging, of_epoch: bool = False
+    ) -> TrainState:
         """Set the model, the optimiser and the average to the last checkpoint, and return its state.
+
+        With `of_epoch` it is that of the end of the last epoch, for a rollback.
 
         Temporary files of a writer that was killed are removed from the folder.
 
@@ -302,7 +333,8 @@ class RunFolder:
         for folder in (self.path, self.path / "best", self.path / "last"):
             remove_leftovers(folder)
         self.origin = RunFolder.open(self.path).origin
-        return load_checkpoint(self._state_path, self.recipe, model, optimizer, fingerprint, averaging)
+        path = self._epoch_path if of_epoch else self._state_path
+        return load_checkpoint(path, self.recipe, model, optimizer, fingerprint, averaging)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the metrics of the epochs so far.

@@ -23,6 +23,7 @@ _RULES = {
     "epoch_correct": STEP,
     "epoch_images": STEP,
     "averaged": COUNT,
+    "rollbacks": COUNT,
 }
 
 
@@ -44,6 +45,8 @@ class TrainState:
         The loss scale of float16, and the number of good steps since it last changed.
     averaged : int
         `Averaging.count`.
+    rollbacks : int
+        How often the run went back to the end of an epoch after NaN; each time the learning rate is halved.
     """
 
     step: int = 0
@@ -57,6 +60,7 @@ class TrainState:
     epoch_images: int = 0
     scaling: tuple[float, int] = (FIRST_SCALE, 0)
     averaged: int = 0
+    rollbacks: int = 0
 
     def choose(self, epoch: int, validation: Evaluation | None, by: str) -> None:
         """Make `epoch` the best if none was better by "accuracy" or "loss", or if there are no validation images."""
@@ -93,7 +97,12 @@ class TrainState:
             The text is something else, or a value is out of range.
         """
         try:
-            added = {"scaling": list(cls.scaling), "best_loss": None, "averaged": 0}  # after the first version
+            added = {
+                "scaling": list(cls.scaling),
+                "best_loss": None,
+                "averaged": 0,
+                "rollbacks": 0,
+            }  # after the first version
             values = {**added, **parse_json(text, "its progress")}
             expect_values(values, _RULES)
             if not (isinstance(values["scaling"], list) and len(values["scaling"]) == 2):

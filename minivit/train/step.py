@@ -23,7 +23,7 @@ from minivit.ops.cross_entropy import check_labels
 from minivit.ops.metrics import record_metrics
 from minivit.ops.update_rules import gradient_norm
 from minivit.random import Key
-from minivit.train.diagnostics import where_not_finite
+from minivit.train.diagnostics import Place, where_not_finite
 from minivit.train.groups import first_trained_block, frozen_spans
 from minivit.train.optimizers import Optimizer
 from minivit.train.recipe import Recipe
@@ -79,7 +79,7 @@ class TrainStep:
         # The metrics
         self.metrics.record(key, lr, loss, logits, labels, self.grad_scaler.stopped)
 
-    def where_not_finite(self, step: StepMetrics) -> str:
+    def where_not_finite(self, step: StepMetrics) -> Place:
         """Return where NaN or infinity appears first in a step with `stopped`, which did not change the parameters."""
 
         def piece(part: slice) -> tuple[Array, Key]:
@@ -205,9 +205,10 @@ class GradScaler:
         return float(state[grad_scaler.SCALE]), int(state[grad_scaler.GOOD])
 
     def load_state(self, state: tuple[float, int]) -> None:
-        """Set the state to what `state` returned; no effect if the loss is not scaled."""
-        if self._scaled:
-            with on_device_of(self._state):
+        """Set the state to what `state` returned, and go on after a stop; a loss that is not scaled has no scale."""
+        with on_device_of(self._state):
+            self._state[grad_scaler.STOPPED] = 0.0
+            if self._scaled:
                 self._state[grad_scaler.SCALE], self._state[grad_scaler.GOOD] = state
 
 

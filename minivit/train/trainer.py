@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -25,11 +26,19 @@ from minivit.errors import RunError, UserError
 from minivit.nn.vit import ViT
 from minivit.train.advice import nothing_learnt, unlikely_settings
 from minivit.train.averaging import Averaging
-from minivit.train.diagnostics import first_non_finite_parameter, not_finite_error, where_evaluation_is_not_finite
+from minivit.train.diagnostics import (
+    NotFiniteError,
+    Place,
+    first_non_finite_parameter,
+    layer_of,
+    not_finite_error,
+    where_evaluation_is_not_finite,
+)
 from minivit.train.evaluation import Evaluation, evaluate
 from minivit.train.initial import begun_model, options_with_head
 from minivit.train.interrupt import Interrupt, Interrupted
 from minivit.train.memory import explain_out_of_memory, image_bytes
+from minivit.train.nan_dump import Batch, batch_of_evaluation, batch_of_step, dump_in_words
 from minivit.train.recipe import make_optimizer, model_config, normalised
 from minivit.train.run_folder import RunFolder
 from minivit.train.state import TrainState
@@ -37,6 +46,8 @@ from minivit.train.step import DataLoader, StepMetrics, TrainStep
 from minivit.train.watch import Watch
 from minivit.train.watch_options import WatchOptions
 from minivit.weights.load import OpenedModel
+
+MOST_ROLLBACKS = 5
 
 
 class StepReport(NamedTuple):
@@ -123,6 +134,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.state = TrainState()
         self._is_learning, self._has_start = False, start is not None
+        self._samples: Array | None = None  # of the last step
         self.fingerprint = dataset.fingerprint()
         self.bytes_per_image = 0
         with self._explain_out_of_memory("before the first step"):
@@ -175,20 +187,12 @@ class Trainer:
 
     def _begin(self, resume: bool) -> None:
         if resume and self.run.has_state():
-            self.state = self.run.load_state(self.model, self.optimizer, self.fingerprint, self.averaging)
-            if self.state.step > self.total_steps:
-                raise UserError(
-                    f"{self.run.path} has {self.state.step} steps already, more than the {self.total_steps} of "
-                    f"{self.recipe.epochs} epochs"
-                )
-            self.train_step.grad_scaler.load_state(self.state.scaling)
-            metrics = self.run.metrics_until(self.state.step, self.steps_per_epoch)
-            self.run.expect_models(self.state.step, self._best_step())
-            self.run.watch_options = self.watch.options  # loading the state has read those in recipe.json
-            self.run.go_on(self.state.step)
-            self.run.write_metrics(metrics)
-            self.watch.go_on(self.state.step, metrics)
+            self._go_back()
             self._save_models()
+            if self.recipe.on_nan != "rollback":
+                self.run.remove_epoch_state()  # it would be older than best/ if the run is to roll back once more
+            elif self.state.step % self.steps_per_epoch == 0 or not self.run.has_state(of_epoch=True):
+                self._save_epoch()
         elif resume and self.run.metrics():
             raise UserError(f"{self.run.path} has lost last/training.safetensors; bring it back, or begin a new run")
         else:
@@ -203,40 +207,89 @@ class Trainer:
             self.averaging.begin()
             try:
                 self._checkpoint()
+                self._save_epoch()
                 self.watch.begin()
             except RunError:
                 if not resume:
                     self.run.withdraw()
                 raise
 
+    def _go_back(self, of_epoch: bool = False) -> None:
+        """Set everything to the last checkpoint, or to that of the end of the last epoch."""
+        self.state = self.run.load_state(self.model, self.optimizer, self.fingerprint, self.averaging, of_epoch)
+        if self.state.step > self.total_steps:
+            raise UserError(
+                f"{self.run.path} has {self.state.step} steps already, more than the {self.total_steps} of "
+                f"{self.recipe.epochs} epochs"
+            )
+        self.train_step.grad_scaler.load_state(self.state.scaling)
+        metrics = self.run.metrics_until(self.state.step, self.steps_per_epoch)
+        self.run.expect_models(self.state.step, self._best_step())
+        self.run.watch_options = self.watch.options  # loading the state has read those in recipe.json
+        self.run.go_on(self.state.step)
+        self.run.write_metrics(metrics)
+        self.watch.go_on(self.state.step, metrics)
+
+    def _roll_back(self, error: NotFiniteError) -> None:
+        """Go back to the end of the last epoch and halve the learning rate, or raise `error` if that is not asked for.
+
+        The checkpoint of an epoch does not depend on the time, as the last one does: a run that is killed and resumed
+        goes back to the same step.
+        """
+        before = self.state
+        if self.recipe.on_nan != "rollback" or before.rollbacks == MOST_ROLLBACKS:
+            raise error
+        self._go_back(of_epoch=True)
+        self.state.rollbacks, self.state.seconds = before.rollbacks + 1, before.seconds
+        self._checkpoint()
+        warnings.warn(
+            f"training was not finite at step {error.step}: {error.words}. Rollback {self.state.rollbacks} of "
+            f"{MOST_ROLLBACKS}: it goes on after step {self.state.step} at 1/{2**self.state.rollbacks} of the learning "
+            "rate",
+            stacklevel=2,
+        )
+
+    def _save_epoch(self) -> None:
+        """Write the checkpoint to which `_roll_back` returns."""
+        if self.recipe.on_nan == "rollback":
+            state = self.state
+            self.run.save_state(self.model, self.optimizer, state, self.fingerprint, self.averaging, of_epoch=True)
+
     def _best_step(self) -> int:
         return self.state.best_epoch * self.steps_per_epoch
 
     def _train(self, reporter: Reporter, interrupt: Interrupt, checkpoint_seconds: float) -> None:
+        while self.state.step < self.total_steps:
+            try:
+                self._train_epoch(reporter, interrupt, checkpoint_seconds)
+            except NotFiniteError as error:
+                self._roll_back(error)
+
+    def _train_epoch(self, reporter: Reporter, interrupt: Interrupt, checkpoint_seconds: float) -> None:
+        """Train to the end of the present epoch."""
         state = self.state
         saved = time.monotonic()
-        while state.step < self.total_steps:
-            epoch, done = divmod(state.step, self.steps_per_epoch)
-            for samples in list(batches(self.data_loader.order(epoch), self.recipe.batch_size))[done:]:
-                with self.watch.step(state.step + 1, samples) as is_recorded:
-                    self._step(samples)
-                    if is_recorded or self.train_step.metrics.full:
-                        self._read_metrics(reporter)
-                if state.step % self.steps_per_epoch == 0:
+        epoch, done = divmod(state.step, self.steps_per_epoch)
+        for samples in list(batches(self.data_loader.order(epoch), self.recipe.batch_size))[done:]:
+            with self.watch.step(state.step + 1, samples) as is_recorded:
+                self._step(samples)
+                if is_recorded or self.train_step.metrics.full:
                     self._read_metrics(reporter)
-                    reporter.epoch_ended(self._end_epoch(epoch + 1))
-                    saved = time.monotonic()
-                elif interrupt.requested or time.monotonic() - saved >= checkpoint_seconds:
-                    self._read_metrics(reporter)
-                    self._checkpoint()
-                    saved = time.monotonic()
-                if interrupt.requested and state.step < self.total_steps:
-                    raise Interrupted(state.step)
+            if state.step % self.steps_per_epoch == 0:
+                self._read_metrics(reporter)
+                reporter.epoch_ended(self._end_epoch(epoch + 1))
+            elif interrupt.requested or time.monotonic() - saved >= checkpoint_seconds:
+                self._read_metrics(reporter)
+                self._checkpoint()
+                saved = time.monotonic()
+            if interrupt.requested and state.step < self.total_steps:
+                raise Interrupted(state.step)
 
     def _step(self, samples: Array) -> None:
         """Take a step on the images with the indices `samples`; `_read_metrics` reads its metrics."""
         step = self.state.step
-        lr = self.recipe.learning_rate(step, self.steps_per_epoch)
+        lr = self.recipe.learning_rate(step, self.steps_per_epoch) * 0.5**self.state.rollbacks
+        self._samples = samples
         at_once = min(len(samples), self.micro_batch or len(samples))
         with self._explain_out_of_memory(f"at step {step + 1}", at_once):
             self.train_step.run(step, samples, lr)
@@ -248,7 +301,9 @@ class Trainer:
         state = self.state
         for step in self.train_step.metrics.read():
             if step.stopped:
-                raise self._not_finite(step.number, self.train_step.where_not_finite(step))
+                place = self.train_step.where_not_finite(step)
+                batch = batch_of_step(self.data_loader, step.number, step.samples, self.engine.dtype)
+                raise self._not_finite(step.number, place, self.engine, batch)
             images = len(step.samples)
             state.seconds += step.seconds
             state.epoch_seconds += step.seconds
@@ -284,6 +339,8 @@ class Trainer:
             "backend": self.backend,
             "precision": self.precision or self.recipe.dtype,
         }
+        if state.rollbacks:
+            metrics["rollbacks"] = state.rollbacks
         self._expect_finite_parameters()
         if self.averaging.after_epoch(epoch):
             state.forget_best()  # the best epoch is one with an average
@@ -300,11 +357,15 @@ class Trainer:
         self._expect_learning(lines)
         state.begin_epoch()
         self._checkpoint()
+        self._save_epoch()
         return metrics
 
     def _expect_finite_parameters(self) -> None:
         if (name := first_non_finite_parameter(self.model)) is not None:
-            raise self._not_finite(self.state.step, f"the parameter {name} holds NaN or infinity after it")
+            step, samples = self.state.step, self._samples
+            place = Place(f"the parameter {name} holds NaN or infinity after it", layer_of(name))
+            batch = batch_of_step(self.data_loader, step, samples, self.engine.dtype)
+            raise self._not_finite(step, place, self.engine, batch)
 
     def _expect_learning(self, lines: list[dict[str, Any]]) -> None:
         """Warn once, at the end of an epoch, if nothing has been learnt."""
@@ -320,12 +381,16 @@ class Trainer:
         with self._explain_out_of_memory(f"on the {part} images after step {step}", at_once):
             evaluation = evaluate(engine, images, labels, mean, std)
         if not math.isfinite(evaluation.loss):
-            where = where_evaluation_is_not_finite(engine, images, mean, std)
-            raise self._not_finite(step, f"on the {part} images after it, {where}")
+            place = where_evaluation_is_not_finite(engine, images, mean, std)
+            place = place._replace(words=f"on the {part} images after it, {place.words}")
+            batch = batch_of_evaluation(engine, images, labels, mean, std, self.recipe.batch_size)
+            raise self._not_finite(step, place, engine, batch)
         return evaluation
 
-    def _not_finite(self, step: int, where: str) -> RunError:
-        return not_finite_error(step, where, self.run.path / "last", self.precision)
+    def _not_finite(self, step: int, place: Place, engine: Engine, batch: Callable[[], Batch | None]) -> NotFiniteError:
+        """Return the error that stops the run, after what is needed to study it was written."""
+        study = dump_in_words(self.run, engine, self.dataset, step, place, batch, self.recipe.label_smoothing)
+        return not_finite_error(step, place.words, study, self.run.path / "last", self.precision, self.state.rollbacks)
 
     def _explain_out_of_memory(self, when: str, at_once: int = 0) -> AbstractContextManager[None]:
         return explain_out_of_memory(self._library, self.bytes_per_image, at_once, when, self.run)

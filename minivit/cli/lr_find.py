@@ -1,0 +1,125 @@
+"""``minivit lr-find``: the loss while the learning rate rises, and the rates that it suggests."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from minivit.cli.common import (
+    CommandResult,
+    add_backend,
+    add_data,
+    add_threads,
+    check_backend,
+    dataset_name,
+    enough_memory,
+)
+from minivit.cli.model_fields import add_set
+from minivit.cli.recipe_options import RECIPE_OPTIONS, add_init, add_precision, add_recipe_options, given_fields
+from minivit.cli.terminal import Terminal
+from minivit.cli.train import check_device_options, open_images
+from minivit.errors import UserError, program
+from minivit.tracing.figures import FORMATS, new_figure, save_figure
+from minivit.train.initial import begun_with
+from minivit.train.lr_find import FIRST, LAST, STEPS, LearningRateSearch, find_learning_rate, plot_learning_rates
+from minivit.train.recipes import load_recipe
+from minivit.train.run_folder import RunFolder
+from minivit.train.trainer import Trainer
+
+HELP = "find a learning rate"
+DESCRIPTION = """\
+Train for some 100 steps while the learning rate rises exponentially, and
+suggest rates from the loss: that of the steepest descent, and a tenth of the
+one with the smallest loss. Use the first as --lr of a run with a warmup, and
+the second where training is unstable. All other options are those of
+`minivit train`. The model is thrown away; no run folder is written."""
+EXAMPLES = """\
+examples:
+  minivit lr-find digits
+  minivit lr-find cifar10 --out lr.png
+  minivit lr-find cifar10 --optimizer sgd --max-lr 10 --steps 200"""
+
+# Fields of the schedule and of whole runs, which a search does not use.
+_UNUSED = (
+    "epochs", "lr", "schedule", "warmup_epochs", "warmup_steps", "decay_epochs", "decay_shape", "ema_decay", "on_nan",
+    "swa_start", "swa_lr",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("dataset", metavar="DATA", help="digits, cifar10, cifar100, or a path")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"number of steps (default: {STEPS})")
+    parser.add_argument(
+        "--min-lr", type=float, default=FIRST, metavar="LR", help=f"the first rate (default: {FIRST:g})"
+    )
+    parser.add_argument("--max-lr", type=float, default=LAST, metavar="LR", help=f"the last rate (default: {LAST:g})")
+    parser.add_argument("--out", metavar="FILE", help="draw the losses into a file .png or .svg")
+    add_recipe_options(parser, [name for name in RECIPE_OPTIONS if name not in _UNUSED])
+    add_init(parser)
+    add_set(parser, "a field of the model, such as depth=4, drop_path_rate=0.1 or img_size=224; can be repeated")
+    add_threads(parser)
+    add_data(parser)
+    add_backend(parser)
+    add_precision(parser)
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run the command."""
+    check_backend(args.backend)
+    if args.out:
+        new_figure(1.0, 1.0)  # Matplotlib is missing, or the format is unknown: before the search
+        if Path(args.out).suffix.removeprefix(".").lower() not in FORMATS:
+            raise UserError(f"--out is {args.out}; expected a file .{' or .'.join(FORMATS)}")
+    name = args.recipe or ("finetune" if args.init is not None else None)
+    recipe = load_recipe(dataset_name(args.dataset), name, **given_fields(args, {}))
+    check_device_options(args, recipe)
+    start = None
+    if args.init is not None:
+        recipe, start = begun_with(recipe, Path(args.init).expanduser(), args.model)
+    dataset = open_images(args, recipe, terminal)
+    micro_batch = args.micro_batch or None if args.backend != "numpy" else None
+    with enough_memory(args.backend), terminal.progress() as progress:
+        folder = RunFolder(Path("lr-find"), recipe)  # nothing is written there
+        trainer = Trainer(folder, dataset, args.threads, args.backend, args.precision, micro_batch, start)
+        found = find_learning_rate(
+            trainer, args.steps, args.min_lr, args.max_lr,
+            lambda step, lr, loss: progress(f"{recipe.model} on {dataset.name}", step, args.steps),
+        )  # fmt: skip
+    if args.out:
+        save_figure(plot_learning_rates(found), Path(args.out).expanduser())
+    smoothed, best = found.smoothed, found.best
+    terminal.show(
+        f"the smoothed loss is {smoothed[0]:.4g} at first, and {smoothed[best]:.4g} at {found.rates[best]:.2g}"
+    )
+    if found.diverged is None:
+        terminal.show(f"it does not diverge up to {found.rates[-1]:.2g}")
+    else:
+        terminal.show(f"it diverges at {found.diverged:.2g}, after {len(found.losses)} steps")
+    if found.steepest is None or found.tenth is None:
+        terminal.show("it does not fall; there is no suggestion. Try a smaller --min-lr, or more --steps")
+    else:
+        command = shlex.join([program(), "train", args.dataset, "--lr", f"{found.steepest:.2g}"])
+        terminal.table(
+            ["suggestion", ">learning rate"],
+            [("steepest descent", f"{found.steepest:.2g}"), ("a tenth of the minimum's", f"{found.tenth:.2g}")],
+        )
+        terminal.show(f"next: {command} with the same options")
+    if args.out:
+        terminal.show(f"the figure is {args.out}")
+    return CommandResult(_values(args, found, smoothed))
+
+
+def _values(args: argparse.Namespace, found: LearningRateSearch, smoothed: list[float]) -> dict[str, Any]:
+    """Return the object for --json."""
+    return {
+        "steepest": found.steepest,
+        "tenth_of_minimum": found.tenth,
+        "diverged": found.diverged,
+        "rates": found.rates,
+        "losses": found.losses,
+        "smoothed": smoothed,
+        "figure": args.out,
+    }

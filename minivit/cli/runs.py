@@ -1,0 +1,147 @@
+"""``minivit runs``: a table of training runs, how their recipes differ, and their curves in one figure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from minivit import explorer
+from minivit.cli.common import CommandResult
+from minivit.cli.reporters import duration, percent
+from minivit.cli.terminal import Terminal
+from minivit.errors import UserError
+from minivit.explorer.measures import run_names
+from minivit.tracing.figures import FORMATS, new_figure, save_figure
+from minivit.train.run_folder import RunFolder
+
+HELP = "list and compare training runs"
+DESCRIPTION = """\
+List the runs in a folder: their data and model, the epochs that are done, the
+accuracy on the validation images (of the best epoch) and on the test images,
+the time of training and the images per second. Of two runs or more that are
+named, also show the fields of the recipe in which they differ. --out draws loss
+and accuracy of all listed runs by epoch."""
+EXAMPLES = """\
+examples:
+  minivit runs
+  minivit runs pilots/ --json
+  minivit runs runs/cifar10-1 runs/cifar10-2 --out curves.png"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "runs", metavar="DIR", nargs="*", default=["runs"], help="run folders, or folders of runs (default: runs)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="draw the curves of the runs into a file .png or .svg")
+
+
+def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
+    """Run the command."""
+    if args.out:
+        new_figure(1.0, 1.0)  # Matplotlib is missing, or the format is unknown: before anything is read
+        if Path(args.out).suffix.removeprefix(".").lower() not in FORMATS:
+            raise UserError(f"--out is {args.out}; expected a file .{' or .'.join(FORMATS)}")
+    paths = [path for text in args.runs for path in _runs_in(Path(text).expanduser())]
+    opened, described, errors = [], [], []
+    for path in dict.fromkeys(paths):
+        try:
+            each = RunFolder.open(path)
+            described.append(_described(each))
+            opened.append(each)
+        except UserError as error:  # one damaged run does not hide the others
+            errors.append({"run": str(path), "error": str(error)})
+    if opened:
+        names = run_names(opened)
+        columns = ["run", "data", "model", ">epochs", ">validation", ">test", ">time", ">images/s"]
+        terminal.table(columns, [_cells(name, values) for name, values in zip(names, described, strict=True)])
+    for each_error in errors:
+        terminal.show(f"{each_error['run']} cannot be read: {each_error['error']}")
+    named = all(RunFolder.exists(Path(text).expanduser()) for text in args.runs)
+    differences = _differences(opened) if named and len(opened) > 1 else {}
+    if differences:
+        terminal.show("")
+        rows = [(field, *(_short(value) for value in values)) for field, values in differences.items()]
+        terminal.table(["recipe", *names], rows)
+    if args.out:
+        with_metrics = [each for each, values in zip(opened, described, strict=True) if values["epochs_done"]]
+        save_figure(explorer.plot_curves(with_metrics), Path(args.out).expanduser())
+        terminal.show(f"the curves are in {args.out}")
+    return CommandResult({"runs": [*described, *errors], "differences": differences, "figure": args.out})
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """Return the run that `path` is, or the runs in it, in the order of their names and numbers.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    if RunFolder.exists(path):
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}; expected a run, or a folder of runs; `minivit train` makes them")
+    found = []
+    for folder, inner, _ in os.walk(path):
+        if RunFolder.exists(Path(folder)):
+            found.append(Path(folder))
+            inner.clear()  # what is in a run is no run
+    if not found:
+        raise UserError(f"there are no runs in {path}; `minivit train` makes them")
+    return sorted(found, key=lambda each: [(int(part), "") if part.isdigit() else (-1, part) for part in _parts(each)])
+
+
+def _parts(path: Path) -> Iterator[str]:
+    return (part for part in re.split(r"([0-9]+)", str(path)) if part)
+
+
+def _described(run: RunFolder) -> dict[str, Any]:
+    """Return what the table shows of a run; null for what it does not have yet."""
+    recipe, lines, result = run.recipe, run.metrics(), run.result()
+    last = lines[-1] if lines else {}
+    validated = [line for line in lines if "val_accuracy" in line]
+    best = None
+    if result is not None:
+        best = result["best_val_accuracy"]
+    elif validated and recipe.choose_by == "loss":
+        best = min(validated, key=lambda line: line["val_loss"])["val_accuracy"]
+    elif validated:
+        best = max(line["val_accuracy"] for line in validated)
+    rates = result or last
+    return {
+        "run": str(run.path),
+        "data": recipe.dataset,
+        "model": recipe.model,
+        "epochs_done": len(lines),
+        "epochs": recipe.epochs,
+        "val_accuracy": best,
+        "test_accuracy": result and result["test_accuracy"],
+        "seconds": rates.get("seconds"),
+        "images_per_second": rates.get("images_per_second"),
+    }
+
+
+def _cells(name: str, values: dict[str, Any]) -> tuple[str, ...]:
+    data = Path(values["data"]).name or values["data"]
+    accuracies = ("" if values[key] is None else percent(values[key]) for key in ("val_accuracy", "test_accuracy"))
+    time = "" if values["seconds"] is None else duration(values["seconds"])
+    rate = "" if values["images_per_second"] is None else f"{values['images_per_second']:,.0f}"
+    return name, data, values["model"], f"{values['epochs_done']}/{values['epochs']}", *accuracies, time, rate
+
+
+def _differences(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
+    """Return the fields of the recipe in which the runs differ, with the value of each run."""
+    recipes = [run.recipe.to_dict() for run in runs]
+    fields = {name: [recipe[name] for recipe in recipes] for name in recipes[0]}
+    return {name: values for name, values in fields.items() if any(value != values[0] for value in values)}
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 30 else f"{text[:29]}…"

@@ -1,0 +1,174 @@
+"""What is needed to study the first NaN of a run, in the folder ``nan/`` of the run.
+
+    model.safetensors    the weights before the step; where parameters are what is not finite, those after it, which
+                         `read_tensors` reads and `load_model` refuses
+    config.json
+    batch.npz            images (B, height, width, C) as they entered the model, labels, samples (the indices of the
+                         images), step (from 1), traced (positions in the batch of the images in the trace), where
+    trace.safetensors    a trace of the layer in which NaN appears first, and of the ops in it
+
+Images whose logits are not finite come first in the trace.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
+from minivit.data.dataset import Dataset
+from minivit.engine import Engine
+from minivit.engine.device_step import DEVICE_BATCH
+from minivit.engine.micro_batches import micro_batch_slices
+from minivit.errors import UserError
+from minivit.files import atomic_write
+from minivit.nn.vit import ViT
+from minivit.random import Key
+from minivit.tracing.trace import trace
+from minivit.train.diagnostics import Place, first_non_finite_parameter
+from minivit.train.evaluation import image_transform, predictions
+from minivit.train.run_folder import RunFolder
+from minivit.train.step import DataLoader
+
+FOLDER = "nan"
+_TRACED = 16  # images: the trace keeps all of their activations at once
+
+
+class Batch(NamedTuple):
+    """The input of the computation that was not finite; `key` is None in evaluation."""
+
+    images: Array
+    labels: Array
+    samples: Array
+    key: Key | None
+
+
+def batch_of_step(data_loader: DataLoader, step: int, samples: Array | None, dtype: Any) -> Callable[[], Batch | None]:
+    """Return the function that makes the batch of a step, from 1; None if its samples are not known."""
+
+    def batch() -> Batch | None:
+        if samples is None:
+            return None
+        images, labels, key = data_loader.batch(samples, step - 1, dtype)
+        return Batch(images, labels, samples, key)
+
+    return batch
+
+
+def batch_of_evaluation(
+    engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...], most: int
+) -> Callable[[], Batch]:
+    """Return the function that makes a batch of the uint8 images whose logits are not finite, at most `most`."""
+
+    def batch() -> Batch:
+        found = [part[~np.isfinite(logits).all(axis=1)] for part, logits in predictions(engine, images, mean, std)]
+        samples = np.concatenate(found)[:most]
+        x = image_transform(engine, mean, std)(images[samples])
+        return Batch(x, to_backend(np.asarray(labels)[samples], namespace(x)), samples, None)
+
+    return batch
+
+
+def dump_in_words(
+    run: RunFolder,
+    engine: Engine,
+    dataset: Dataset,
+    step: int,
+    place: Place,
+    batch: Callable[[], Batch | None],
+    label_smoothing: float,
+) -> str:
+    """Write the folder by `write_dump`, and return a sentence about it, or about why it could not be written."""
+    try:
+        found = batch()
+        if found is None:
+            return ""
+        folder = write_dump(run, engine, dataset, step, place, found, label_smoothing)
+    except Exception as error:  # a full disk, too little memory: the error of the run is the one that counts
+        return f"What is needed to study it could not be written: {error}"
+    words = f"{folder} has the batch, the weights and a trace of the layer"
+    return words if first_non_finite_parameter(engine.model) else f"{words}: `minivit trace {folder}`"
+
+
+def write_dump(
+    run: RunFolder, engine: Engine, dataset: Dataset, step: int, place: Place, batch: Batch, label_smoothing: float
+) -> Path:
+    """Write the folder, in place of an earlier one, and return its path.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run.
+    engine : Engine
+        The engine, with the model as it is.
+    dataset : Dataset
+        Gives the model file its class names, mean and deviation.
+    step : int
+        The number of the step, from 1.
+    place : Place
+        Where NaN or infinity appears first.
+    batch : Batch
+        Images of the engine's dtype, on its device.
+    label_smoothing : float
+        That of the loss of a step.
+
+    Raises
+    ------
+    RunError
+        A file cannot be written.
+    """
+    folder = run.path / FOLDER
+    run.save_model(FOLDER, engine.model, dataset, step)
+    values = engine.model.parameters.store.values
+    with np.errstate(all="ignore"), on_device_of(values):
+        model = engine.model.replica(values.astype(engine.dtype, copy=False))
+        chosen = _chosen(model, batch, engine.micro_batch or DEVICE_BATCH)
+        arrays = {
+            "images": to_host(batch.images.astype(values.dtype)),
+            "labels": to_host(batch.labels),
+            "samples": to_host(batch.samples),
+            "step": np.array(step),
+            "traced": chosen,
+            "where": np.array(place.words),
+        }
+        atomic_write(folder / "batch.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
+        some = to_backend(chosen, namespace(batch.images))
+        key = None if batch.key is None else replace(batch.key, sample_ids=batch.key.sample_ids[some])
+        at = [place.layer, f"{place.layer}.**"] if place.layer else "**"
+        smoothing = 0.0 if key is None else label_smoothing
+        traced = trace(model, batch.images[some], batch.labels[some], at, rng=key, label_smoothing=smoothing)
+    traced.save(folder / "trace.safetensors")
+    return folder
+
+
+def _chosen(model: ViT, batch: Batch, at_once: int) -> Array:
+    """Return the positions of the images to trace, on the host: those whose logits are not finite, then the first."""
+    finite = []
+    for part in micro_batch_slices(len(batch.images), at_once):
+        logits = model.forward(batch.images[part], batch.key[part] if batch.key else None, keep=False)[0]
+        finite.append(np.isfinite(to_host(logits)).all(axis=1))
+    return np.argsort(np.concatenate(finite), kind="stable")[:_TRACED]
+
+
+def read_batch(folder: Path) -> dict[str, Array]:
+    """Return the arrays of ``batch.npz`` in the folder of a dump.
+
+    Raises
+    ------
+    UserError
+        The file is missing or damaged.
+    """
+    path = folder / "batch.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("images", "labels", "samples", "step", "traced", "where")}
+            if not (arrays["traced"] < len(arrays["images"])).all():
+                raise ValueError("traced names images that it does not have")
+            return arrays
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no batch of a run that stopped at NaN: {error}") from error
