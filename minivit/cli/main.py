@@ -21,13 +21,14 @@ from typing import Any, NoReturn
 
 import minivit
 from minivit.arrays import is_out_of_memory
-from minivit.cli import convert, evaluate, explain, figures, gradcheck, info, predict, trace, train
+from minivit.cli import augment, convert, evaluate, explain, figures, gradcheck, info, predict, trace, train
 from minivit.cli.terminal import Terminal, as_typed, complain
 from minivit.errors import RunError, UserError, did_you_mean, program
 from minivit.train.interrupt import Interrupt
 
 COMMANDS: dict[str, Any] = {
     "train": train,
+    "augment": augment,
     "eval": evaluate,
     "predict": predict,
     "figures": figures,
