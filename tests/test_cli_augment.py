@@ -25,8 +25,9 @@ def tiles_of(path: Path, rows: int, columns: int) -> np.ndarray:
 
 
 def test_a_sheet_shows_images_as_they_are_and_at_steps_of_the_run(cli: Minivit, squares: Path) -> None:
-    said = cli("augment", "digits", "--dataset", squares, "--rows", 3, "--columns", 5, "--crop-padding", 0, "--no-flip",
-               "--auto-augment", "trivial", "--augment-ramp", 30, "--augment-off-epochs", 2, "--out", "sheet.png")  # fmt: skip
+    options = ("--crop-padding", 0, "--no-flip", "--auto-augment", "trivial", "--augment-ramp", 30)
+    size = ("--rows", 3, "--columns", 5, "--out", "sheet.png")
+    said = cli("augment", "digits", "--dataset", squares, *options, "--augment-off-epochs", 2, *size)
     assert said.status == 0
     assert "3 training images of squares, as they are and at 5 steps" in said.out
     tiles = tiles_of(Path("sheet.png"), 3, 6)
@@ -84,3 +85,15 @@ def test_train_takes_the_options_and_keeps_them_in_the_recipe(cli: Minivit, squa
     recipe = json.loads(Path("here/recipe.json").read_text())
     assert {name: recipe[name] for name in options} == options
     assert cli("train", squares, *given, "--run", "here", "--resume").status == 0
+
+
+def test_one_crop_takes_the_place_of_the_other(cli: Minivit, squares: Path) -> None:
+    recipes = ("crop_padding = 2\n", "resized_crop = [0.5, 1.0]\n")
+    options = (["--resized-crop", 0.5, 1], ["--crop-padding", 2])
+    for number, (text, option) in enumerate(zip(recipes, options, strict=True)):
+        Path("mine.toml").write_text('model = "vit_micro_patch4_8"\n' + text)
+        run = ["--recipe", "mine.toml", "--run", f"run{number}", "--threads", 1, "--epochs", 1, *option]
+        assert cli("train", squares, *TINY, *run).status == 0
+    first, second = (json.loads(Path(f"run{number}/recipe.json").read_text()) for number in (0, 1))
+    assert (first["resized_crop"], first["crop_padding"]) == ([0.5, 1.0], 0)
+    assert (second["resized_crop"], second["crop_padding"]) == ([], 2)

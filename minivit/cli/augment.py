@@ -34,7 +34,7 @@ of the recipe, and the digits where it is not on disk."""
 EXAMPLES = """\
 examples:
   minivit augment cifar10 --out sheet.png
-  minivit augment cifar10 --auto-augment trivial --cutmix-alpha 1 --out sheet.png
+  minivit augment cifar10 --auto-augment trivial --cutmix-alpha 1
   minivit augment my.toml --dataset photos/ --rows 4 --columns 12"""
 
 FIELDS = (
@@ -64,11 +64,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     out = Path(args.out).expanduser()
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is {args.out}; expected a file .png")
-    given = given_fields(args)
-    if given.get("resized_crop"):
-        given.setdefault("crop_padding", 0)
     name = dataset_name(args.dataset) if args.dataset else _named_by(args.recipe)
-    recipe = load_recipe(name, args.recipe, **given)
+    recipe = load_recipe(name, args.recipe, **given_fields(args))
     dataset, recipe = _opened(args, recipe, terminal)
     model_config(recipe, dataset)  # raises where the images do not fit the recipe
     index = split_validation(dataset, recipe.validation, recipe.seed)[0]

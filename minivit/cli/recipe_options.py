@@ -47,7 +47,11 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "mixup_alpha": {"type": float, "help": "parameter of mixup; 0: none"},
     "cutmix_alpha": {"type": float, "help": "parameter of CutMix; 0: none"},
     "mix_prob": {"type": float, "help": "probability that mixup or CutMix is applied to a batch"},
-    "augment_ramp": {"type": float, "help": "number of epochs over which the strength of augmentation grows"},
+    "augment_ramp": {
+        "type": float,
+        "metavar": "EPOCHS",
+        "help": "number of epochs over which the strength of augmentation grows",
+    },
     "augment_off_epochs": {"type": int, "help": "number of epochs at the end with nothing but crops and flips"},
     "label_smoothing": {"type": float, "help": "label smoothing of the loss"},
     "validation": {"type": float, "help": "fraction of the training images used for validation"},
@@ -84,4 +88,9 @@ def add_fields(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 def given_fields(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of the recipe whose options were given."""
     options = {name: getattr(args, name, None) for name in RECIPE_OPTIONS}
-    return {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.get("resized_crop"):  # one crop takes the place of the other
+        given.setdefault("crop_padding", 0)
+    elif given.get("crop_padding"):
+        given["resized_crop"] = []
+    return given
