@@ -37,7 +37,9 @@ def saturation(images: Array, factor: Array) -> Array:
     xp = namespace(images, factor)
     if images.shape[-1] == 1:
         return images
-    return _blend(_grey(images)[..., None], images.astype(xp.int32), factor[:, None, None, None])
+    B, _, _, C = images.shape
+    grey = _grey(images).reshape(B, -1).repeat(C, axis=1)  # arithmetic over rows is faster than over pixels
+    return _blend(grey, images.reshape(B, -1).astype(xp.int32), factor[:, None]).reshape(images.shape)
 
 
 def sharpness(images: Array, factor: Array) -> Array:

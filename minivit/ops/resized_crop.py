@@ -45,10 +45,11 @@ def crop_resized(images: Array, box: Array) -> Array:
     left, right, across = _sources(box[:, 1], box[:, 3], width)
     first = xp.arange(B * height, dtype=xp.int64).reshape(B, height, 1) * width
     pixels = rows.reshape(-1, C)
-    left, right = first + left[:, None], first + right[:, None]
-    result = _between(xp.take(pixels, left, axis=0), xp.take(pixels, right, axis=0), across[:, None, :, None])
+    near, far = (xp.take(pixels, first + place[:, None], axis=0).reshape(B, height, -1) for place in (left, right))
+    # Weights repeated for each channel: arithmetic over rows is several times as fast as over pixels.
+    result = _between(near, far, across.repeat(C, axis=1)[:, None])
     result += 0.5
-    return result.astype(xp.uint8)
+    return result.astype(xp.uint8).reshape(images.shape)
 
 
 def _sources(start: Array, length: Array, size: int) -> tuple[Array, Array, Array]:
