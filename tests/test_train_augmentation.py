@@ -11,8 +11,11 @@ import pytest
 from small_run import RECIPE, Killed, Listener, bits, kill, make_dataset, run_at, train
 
 from minivit.data import augment, normalize
+from minivit.data.images import Decoding
 from minivit.errors import UserError
+from minivit.nn.presets import get_config
 from minivit.random import Key
+from minivit.train.advice import unlikely_settings
 from minivit.train.augmentation import Augmentation
 from minivit.train.recipe import Recipe
 from minivit.train.trainer import Trainer
@@ -93,6 +96,36 @@ def test_the_labels_of_mixed_images_sum_to_one(tmp_path: Path) -> None:
         _, labels, _ = trainer.data_loader.batch(trainer.train_index[:7], step, np.dtype("float32"))
         assert labels.shape == (7, 2)
         np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_images_that_are_resized_when_they_are_read_are_augmented(tmp_path: Path) -> None:
+    dataset = make_dataset().resized(Decoding((6, 6)))
+    trainer = Trainer(run_at(tmp_path / "run", replace(MANY, augment_ramp=0.0)), dataset, threads=1)
+    plain = Trainer(run_at(tmp_path / "plain", RECIPE), dataset, threads=1)
+    (images, labels, _), (before, _, _) = (
+        of.data_loader.batch(of.train_index[:8], 0, np.dtype("float32")) for of in (trainer, plain)
+    )
+    assert images.shape == before.shape == (8, 6, 6, 1)
+    assert (images != before).any()
+    assert labels.shape == (8, 2)
+
+
+def test_the_place_of_nan_is_found_in_mixed_images(tmp_path: Path) -> None:
+    trainer = Trainer(run_at(tmp_path / "run", replace(RECIPE, mixup_alpha=1.0)), make_dataset(), threads=1)
+    trainer.model.blocks[1].mlp.fc1.weight.value[0, 0] = np.nan
+    trainer._step(trainer.train_index[:8])
+    [step] = trainer.train_step.metrics.read()
+    assert step.stopped
+    assert "blocks.1.mlp.fc1" in trainer.train_step.where_not_finite(step)
+
+
+def test_augmentation_that_is_off_in_all_epochs_is_said() -> None:
+    config = get_config(RECIPE.model, **RECIPE.model_options)
+    off = replace(MANY, augment_off_epochs=3)
+    [words] = unlikely_settings(off, config, 120)
+    assert words == "augmentation is off in the last 3 of 3 epochs, which are all; a smaller --augment-off-epochs"
+    assert not list(unlikely_settings(MANY, config, 120))
+    assert not list(unlikely_settings(replace(RECIPE, augment_off_epochs=3), config, 120))
 
 
 def test_an_image_is_the_same_in_any_batch_where_nothing_mixes(tmp_path: Path) -> None:

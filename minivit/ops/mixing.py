@@ -28,9 +28,13 @@ _AT_ONCE = 64  # pairs
 
 
 def mixup(images: Array, share: float) -> Array:
-    """Return ``share * images + (1 - share) * images[::-1]`` for images (B, H, W, C) of a float dtype."""
-    namespace(images)
-    return images * share + images[::-1] * (1.0 - share)
+    """Return ``share * images + (1 - share) * images[::-1]`` for images (B, H, W, C) of a float dtype.
+
+    Images of 16 bits are mixed in float32.
+    """
+    xp = namespace(images)
+    x = images.astype(xp.float32) if images.dtype.itemsize == 2 else images
+    return (x * share + x[::-1] * (1.0 - share)).astype(images.dtype, copy=False)
 
 
 def cutmix(images: Array, box: tuple[int, int, int, int]) -> Array:

@@ -24,6 +24,15 @@ from minivit.random import Key
 from minivit.train.recipe import Recipe
 
 
+def has_strength(recipe: Recipe) -> bool:
+    """Return whether the recipe augments images by anything that has a strength: more than crops and flips."""
+    return bool(recipe.auto_augment or recipe.color_jitter or recipe.erase_prob or _mixes(recipe))
+
+
+def _mixes(recipe: Recipe) -> bool:
+    return (recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0) and recipe.mix_prob > 0
+
+
 class Augmentation:
     """The augmentation of a run.
 
@@ -42,7 +51,6 @@ class Augmentation:
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
         self._recipe, self._steps_per_epoch = recipe, steps_per_epoch
-        self._mixes = (recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0) and recipe.mix_prob > 0
         self.is_plain = not (recipe.resized_crop or recipe.auto_augment or recipe.color_jitter or recipe.erase_prob)
 
     def strength(self, step: int) -> float:
@@ -79,7 +87,7 @@ class Augmentation:
         Where the recipe does not mix, or not in this step, the `images` and the integer `labels` (B,) are returned.
         """
         recipe = self._recipe
-        if not self._mixes:
+        if not _mixes(recipe):
             return images, labels
         # One number for all images of the step, on the host: the key names one sample.
         key = Key(recipe.seed, step, np.zeros(1, dtype=np.int64)).fold("augment.mixing")
