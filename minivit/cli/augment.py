@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.cli.common import CommandResult, add_data, dataset_name, is_folder_of_images, open_dataset
-from minivit.cli.recipe_options import add_fields, given_fields
+from minivit.cli.recipe_options import add_fields, given_options
 from minivit.cli.terminal import Terminal
 from minivit.data import Dataset, load_dataset
 from minivit.data.dataset import split_validation
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is {args.out}; expected a file .png")
     name = dataset_name(args.dataset) if args.dataset else _named_by(args.recipe)
-    recipe = load_recipe(name, args.recipe, **given_fields(args))
+    recipe = load_recipe(name, args.recipe, **given_options(args))
     dataset, recipe = _opened(args, recipe, terminal)
     model_config(recipe, dataset)  # raises where the images do not fit the recipe
     index = split_validation(dataset, recipe.validation, recipe.seed)[0]

@@ -85,7 +85,7 @@ def add_fields(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
 
 
-def given_fields(args: argparse.Namespace) -> dict[str, Any]:
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of the recipe whose options were given."""
     options = {name: getattr(args, name, None) for name in RECIPE_OPTIONS}
     given = {name: value for name, value in options.items() if value is not None}

@@ -24,7 +24,7 @@ from minivit.cli.common import (
     open_dataset,
 )
 from minivit.cli.model_fields import add_set, model_fields
-from minivit.cli.recipe_options import add_recipe_options, given_fields
+from minivit.cli.recipe_options import add_recipe_options, given_options
 from minivit.cli.reporters import duration, percent
 from minivit.cli.terminal import Terminal
 from minivit.data import Dataset
@@ -300,7 +300,7 @@ def _resumed(args: argparse.Namespace) -> RunFolder:
 
 def _given(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the recipe that the command line sets."""
-    given = given_fields(args)
+    given = given_options(args)
     if _has_device(args):
         given.pop("micro_batch", None)  # it is part of the recipe on the host only, where the bits depend on it
     if args.set:
