@@ -32,9 +32,10 @@ FUNCTIONS = CREATION | {
     "fmax", "fmin", "greater", "greater_equal", "hypot", "imag", "isfinite", "isinf", "isnan", "less", "less_equal",
     "log", "log1p", "log2", "logical_and", "logical_not", "logical_or", "matmul", "max", "maximum", "mean", "min",
     "minimum", "mod", "moveaxis", "multiply", "nan_to_num", "negative", "not_equal", "pad", "power", "prod", "ravel",
-    "real", "reciprocal", "remainder", "repeat", "reshape", "rint", "roll", "rot90", "sign", "sin", "sinh", "split",
-    "sqrt", "square", "squeeze", "stack", "std", "subtract", "sum", "swapaxes", "take", "take_along_axis", "tan",
-    "tanh", "tensordot", "tile", "trace", "transpose", "tril", "triu", "true_divide", "var", "where",
+    "real", "reciprocal", "remainder", "repeat", "reshape", "rint", "roll", "rot90", "searchsorted", "sign", "sin",
+    "sinh", "sort", "split", "sqrt", "square", "squeeze", "stack", "std", "subtract", "sum", "swapaxes", "take",
+    "take_along_axis", "tan", "tanh", "tensordot", "tile", "trace", "transpose", "tril", "triu", "true_divide", "var",
+    "where",
 }  # fmt: skip
 CONSTANTS = {
     "bool_", "complex64", "complex128", "e", "float16", "float32", "float64", "inf", "int8", "int16", "int32", "int64",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from device_run import assert_same_course, trainer
 from devices import SIXTEEN_BITS, needs_kernels
@@ -23,9 +24,10 @@ from small_run import (
     stopped_run,
     train,
 )
-from strict import watch
+from strict import strict, watch
 
 from minivit import UserError, ops
+from minivit.arrays import to_backend, to_host
 from minivit.data.batches import batches
 from minivit.ops.augment import channel_scale
 from minivit.train import step
@@ -58,6 +60,23 @@ def test_nothing_crosses_or_waits_between_two_reads(tmp_path: Path, optimizer: s
 def test_nothing_crosses_or_waits_without_any_kernel(tmp_path: Path, optimizer: str) -> None:
     with ops.reference_only():
         assert crossings(trainer(tmp_path / "run", replace(RECIPE, optimizer=optimizer)), 2) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("precision", [None, *SIXTEEN_BITS])
+@pytest.mark.parametrize("mixing", ["mixup_alpha", "cutmix_alpha"])
+def test_nothing_crosses_or_waits_with_augmentation(tmp_path: Path, mixing: str, precision: str | None) -> None:
+    fields: dict[str, Any] = {"auto_augment": "trivial", "color_jitter": 0.4, "erase_prob": 0.5, mixing: 1.0}
+    assert crossings(trainer(tmp_path / "run", replace(RECIPE, **fields), precision=precision), 2) == (0, 0, 0)
+
+
+def test_augmented_images_and_labels_on_a_device_are_those_of_the_host(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, auto_augment="rand", color_jitter=0.4, erase_prob=0.5, cutmix_alpha=1.0)
+    there, here = trainer(tmp_path / "there", recipe), Trainer(run_at(tmp_path / "here", recipe), make_dataset())
+    samples, dtype = here.train_index[:8], np.dtype("float32")
+    for number in range(4):
+        made = there.data_loader.batch(to_backend(samples, strict), number, dtype)
+        for mine, theirs in zip(made[:2], here.data_loader.batch(samples, number, dtype)[:2], strict=True):
+            np.testing.assert_array_equal(to_host(mine), theirs)
 
 
 def test_nothing_crosses_or_waits_in_micro_batches(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ examples:
 # Fields of the schedule and of whole runs, which a search does not use.
 _UNUSED = (
     "epochs", "lr", "schedule", "warmup_epochs", "warmup_steps", "decay_epochs", "decay_shape", "ema_decay", "on_nan",
-    "swa_start", "swa_lr",
+    "swa_start", "swa_lr", "augment_ramp", "augment_off_epochs",
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import minivit
 from minivit.arrays import is_out_of_memory
 from minivit.cli import (
+    augment,
     convert,
     evaluate,
     explain,
@@ -42,6 +43,7 @@ from minivit.train.interrupt import Interrupt
 COMMANDS: dict[str, Any] = {
     "train": train,
     "lr-find": lr_find,
+    "augment": augment,
     "eval": evaluate,
     "predict": predict,
     "runs": runs,

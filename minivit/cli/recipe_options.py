@@ -8,7 +8,7 @@ from typing import Any
 
 from minivit.arrays.precision import PRECISIONS
 from minivit.cli.model_fields import model_fields
-from minivit.train.recipe import OPTIMIZERS
+from minivit.train.recipe import AUTO_AUGMENTS, OPTIMIZERS
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
 
 # An option that is not given leaves its field unchanged.
@@ -43,6 +43,26 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "crop_padding": {"type": int, "help": "padding of random crops in pixels; 0: no random crops"},
     "flip": {"action": argparse.BooleanOptionalAction, "help": "flip training images at random"},
+    "resized_crop": {
+        "type": float,
+        "nargs": 2,
+        "metavar": ("MIN", "MAX"),
+        "help": "shares of the area of random crops that are resized, in place of --crop-padding",
+    },
+    "auto_augment": {"choices": AUTO_AUGMENTS, "help": "TrivialAugment or RandAugment of the training images"},
+    "rand_ops": {"type": int, "help": "number of operations of RandAugment per image"},
+    "rand_magnitude": {"type": int, "help": "magnitude of RandAugment, 0 to 30"},
+    "color_jitter": {"type": float, "help": "maximum change of brightness, contrast and saturation; 0: none"},
+    "erase_prob": {"type": float, "help": "probability of random erasing; 0: none"},
+    "mixup_alpha": {"type": float, "help": "parameter of mixup; 0: none"},
+    "cutmix_alpha": {"type": float, "help": "parameter of CutMix; 0: none"},
+    "mix_prob": {"type": float, "help": "probability that mixup or CutMix is applied to a batch"},
+    "augment_ramp": {
+        "type": float,
+        "metavar": "EPOCHS",
+        "help": "number of epochs over which the strength of augmentation grows",
+    },
+    "augment_off_epochs": {"type": int, "help": "number of epochs at the end with nothing but crops and flips"},
     "label_smoothing": {"type": float, "help": "label smoothing of the loss"},
     "validation": {"type": float, "help": "fraction of the training images used for validation"},
     "micro_batch": {
@@ -63,9 +83,14 @@ def add_recipe_options(parser: argparse.ArgumentParser, names: Iterable[str] = R
         help="name of a recipe, such as labml or digits, or a file.toml; docs/systems.md lists them (default: that of "
         "the data set)",
     )
+    add_fields(parser, names)
+
+
+def add_fields(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Add the options of `RECIPE_OPTIONS` called `names`."""
     for name in names:
         options = RECIPE_OPTIONS[name]
-        if not {"choices", "action"} & set(options):
+        if not {"choices", "action", "nargs"} & set(options):
             options = {"metavar": name.rpartition("_")[2].upper(), **options}
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
 
@@ -88,10 +113,20 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def given_fields(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the recipe that the command line sets; `model_options` are those to which --set adds."""
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of the recipe whose options were given."""
     options = {name: getattr(args, name, None) for name in RECIPE_OPTIONS}
     given = {name: value for name, value in options.items() if value is not None}
+    if given.get("resized_crop"):  # one crop takes the place of the other
+        given.setdefault("crop_padding", 0)
+    elif given.get("crop_padding"):
+        given["resized_crop"] = []
+    return given
+
+
+def given_fields(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the recipe that the command line sets; `model_options` are those to which --set adds."""
+    given = given_options(args)
     if args.backend != "numpy":
         given.pop("micro_batch", None)  # it is part of the recipe on the host only, where the bits depend on it
     if args.set:

@@ -20,11 +20,14 @@ def record_metrics(record: Array, loss: Array, logits: Array, labels: Array, sto
     logits : Array
         (B, C) floats; the prediction for an image is its largest logit.
     labels : Array
-        (B,) integers.
+        (B,) integers, or (B, C) soft targets, of which the largest counts.
     """
     namespace(record, loss, logits, labels, stopped)
     expect("record_metrics", "logits", logits, ("B", "C"))
-    expect("record_metrics", "labels", labels, logits.shape[:1])
+    soft = labels.dtype.kind == "f"
+    expect("record_metrics", "labels", labels, logits.shape[: 1 + soft])
+    if soft:
+        labels = labels.argmax(axis=1)
     record[0] = loss
     record[1] = (logits.argmax(axis=1) == labels).sum().astype(record.dtype)
     record[2] = stopped

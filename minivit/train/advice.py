@@ -11,6 +11,7 @@ import numpy as np
 from minivit.arrays import Array
 from minivit.nn.config import ViTConfig
 from minivit.nn.presets import get_config
+from minivit.train.augmentation import has_strength
 from minivit.train.recipe import Recipe
 
 STEPS_TO_LEARN = 100  # fewer steps at the loss of guessing mean nothing
@@ -44,6 +45,11 @@ def unlikely_settings(recipe: Recipe, config: ViTConfig, total_steps: int) -> It
         )
     if recipe.swa_start and recipe.epochs - recipe.swa_epochs_before == 1:
         yield "stochastic weight averaging has one epoch, the last; a smaller --swa-start, or more --epochs"
+    if recipe.augment_off_epochs >= recipe.epochs and has_strength(recipe):
+        yield (
+            f"augmentation is off in the last {recipe.augment_off_epochs} of {recipe.epochs} epochs, which are all; "
+            "a smaller --augment-off-epochs"
+        )
     patches = config.num_patches
     remedy = "a larger --set img_size=N" if recipe.init else "a --model with smaller patches, or --set patch_size=N"
     if patches < _FEW_PATCHES and patches < get_config(recipe.model).num_patches:

@@ -12,14 +12,17 @@ from minivit.errors import UserError, did_you_mean
 from minivit.nn.config import ViTConfig
 from minivit.nn.presets import get_config
 from minivit.nn.vit import ViT
+from minivit.ops.auto_augment import BINS
+from minivit.ops.mixing import LARGEST_ALPHA
 from minivit.train.groups import parameter_groups
 from minivit.train.muon import Muon
 from minivit.train.optimizers import SGD, Adam, AdamW, Optimizer
-from minivit.train.records import COUNT, LARGEST_SEED, POSITIVE_COUNT, Number, short
+from minivit.train.records import COUNT, LARGEST_SEED, POSITIVE_COUNT, SHARE, Number, short
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES, annealed, learning_rate
 from minivit.weights.preprocessing import FITS, INTERPOLATIONS
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
+AUTO_AUGMENTS = ("trivial", "rand")
 
 _CHOICES = {
     "optimizer": OPTIMIZERS,
@@ -44,6 +47,15 @@ _NUMBERS = {
     "swa_anneal_epochs": COUNT,
     "clip_norm": _REAL,
     "crop_padding": COUNT,
+    "rand_ops": COUNT,
+    "rand_magnitude": Number(0, BINS - 1, whole=True),
+    "color_jitter": SHARE,
+    "erase_prob": SHARE,
+    "mixup_alpha": Number(0, LARGEST_ALPHA),
+    "cutmix_alpha": Number(0, LARGEST_ALPHA),
+    "mix_prob": SHARE,
+    "augment_ramp": _REAL,
+    "augment_off_epochs": COUNT,
     "micro_batch": COUNT,
     "reduction_groups": COUNT,
     "seed": Number(0, LARGEST_SEED, whole=True),
@@ -112,6 +124,24 @@ class Recipe:
         Largest shift of an image, in pixels; 0 for none.
     flip : bool
         Whether half of the images are mirrored.
+    resized_crop : tuple of float
+        Smallest and largest share of the area of a random rectangle that is resized to the image; () for none.
+    auto_augment : str
+        "trivial" for TrivialAugment, "rand" for RandAugment, "" for none; see `ops.auto_augment`.
+    rand_ops, rand_magnitude : int
+        The number of ops of RandAugment for an image, and their magnitude, 0 to 30.
+    color_jitter : float
+        Largest change of brightness, contrast and saturation, as a share; 0 for none.
+    erase_prob : float
+        The probability that a rectangle of an image is erased.
+    mixup_alpha, cutmix_alpha : float
+        The parameters of mixup and cutmix, at most 4; 0 for none. With both, each is chosen for half of the steps.
+    mix_prob : float
+        The probability that the images of a step are mixed.
+    augment_ramp : float
+        Epochs over which the strength of augmentation grows from zero; see `minivit.train.augmentation`.
+    augment_off_epochs : int
+        Epochs at the end with nothing but crops and flips.
     validation : float
         Share of the training images that are held out to choose the best epoch.
     mean, std : tuple of float
@@ -160,6 +190,17 @@ class Recipe:
     label_smoothing: float = 0.0
     crop_padding: int = 0
     flip: bool = False
+    resized_crop: tuple[float, ...] = ()
+    auto_augment: str = ""
+    rand_ops: int = 2
+    rand_magnitude: int = 9
+    color_jitter: float = 0.0
+    erase_prob: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    mix_prob: float = 1.0
+    augment_ramp: float = 0.0
+    augment_off_epochs: int = 0
     validation: float = 0.1
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -188,16 +229,25 @@ class Recipe:
             ("freeze", lambda item: isinstance(item, str) and item, "patterns of names"),
             ("mean", Number(0, 1).fits, "numbers from 0 to 1"),
             ("std", Number(_POSITIVE, 1).fits, "numbers above 0 and at most 1"),
+            ("resized_crop", Number(_POSITIVE, 1).fits, "numbers above 0 and at most 1"),
         ):
             value = getattr(self, name)
             _expect(name, value, isinstance(value, tuple | list) and all(map(kind, value)), f"a list of {words}")
-        for name in ("betas", "freeze", "mean", "std"):
+        for name in ("betas", "freeze", "mean", "std", "resized_crop"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.mean) != len(self.std):
             raise UserError(f"mean has {len(self.mean)} numbers and std {len(self.std)}; expected one for each channel")
         if self.ema_decay and self.swa_start:
             raise UserError("ema_decay and swa_start are two averages; a run has one of them")
-        for name, of_images in (("crop_mode", tuple(FITS)), ("interpolation", INTERPOLATIONS)):
+        crop = self.resized_crop
+        _expect("resized_crop", crop, not crop or (len(crop) == 2 and crop[0] <= crop[1]), "two numbers, or none")
+        if crop and self.crop_padding:
+            raise UserError("resized_crop and crop_padding are two crops; a run has one of them")
+        for name, of_images in (
+            ("crop_mode", tuple(FITS)),
+            ("interpolation", INTERPOLATIONS),
+            ("auto_augment", AUTO_AUGMENTS),
+        ):
             value = getattr(self, name)
             _expect(name, value, value in ("", *of_images), f"one of {', '.join(of_images)}")
         _expect("crop_pct", self.crop_pct, Number(0, 1).fits(self.crop_pct), "a number from 0 to 1")
@@ -320,6 +370,8 @@ def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
             raise UserError(f"{name} {asked} was asked for, but {dataset.name} has {value}; leave it out")
     if recipe.crop_padding >= min(height, width):
         raise UserError(f"crop_padding {recipe.crop_padding} could shift images of {height} x {width} away")
+    if (recipe.auto_augment or recipe.color_jitter) and channels not in (1, 3):
+        raise UserError(f"auto_augment and color_jitter need images of 1 or 3 channels, not of {channels}")
     return config
 
 

@@ -18,11 +18,12 @@ from minivit.data.dataset import Dataset
 from minivit.data.resized import as_resized
 from minivit.engine import Engine
 from minivit.ops import grad_scaler
-from minivit.ops.augment import augment, channel_scale, normalized, training_images
+from minivit.ops.augment import channel_scale, normalized, training_images
 from minivit.ops.cross_entropy import check_labels
 from minivit.ops.metrics import record_metrics
 from minivit.ops.update_rules import gradient_norm
 from minivit.random import Key
+from minivit.train.augmentation import Augmentation
 from minivit.train.diagnostics import Place, where_not_finite
 from minivit.train.groups import first_trained_block, frozen_spans
 from minivit.train.optimizers import Optimizer
@@ -82,9 +83,9 @@ class TrainStep:
     def where_not_finite(self, step: StepMetrics) -> Place:
         """Return where NaN or infinity appears first in a step with `stopped`, which did not change the parameters."""
 
-        def piece(part: slice) -> tuple[Array, Key]:
-            images, _, key = self.data_loader.batch(step.samples[part], step.number - 1, self.engine.dtype)
-            return images, key
+        def piece(part: slice) -> tuple[Array, Key]:  # of the whole batch, whose images may be mixed
+            images, _, key = self.data_loader.batch(step.samples, step.number - 1, self.engine.dtype)
+            return images[part], key[part]
 
         def backward() -> None:  # computes them again: they may be those of a later step
             images, labels, key = self.data_loader.batch(step.samples, step.number - 1, self.engine.dtype)
@@ -118,6 +119,8 @@ class DataLoader:
         images = dataset.train_images
         self._resized = as_resized(images)
         self._images = images if self._resized is not None else to_backend(images, library)
+        self.augmentation = Augmentation(recipe, -(-len(index) // recipe.batch_size))
+        self._classes = len(dataset.class_names)
         self._scale, self._shift = channel_scale(dataset.mean, dataset.std, recipe.dtype, library)
 
     def order(self, epoch: int) -> Array:
@@ -130,28 +133,31 @@ class DataLoader:
         return order if self._resized is not None else to_backend(order, self._library)
 
     def batch(self, samples: Array, step: int, dtype: Any) -> tuple[Array, Array, Key]:
-        """Return the images (B, height, width, C) with the indices `samples`, their labels (B,) and the step's key.
+        """Return the images (B, height, width, C) with the indices `samples`, their labels, and the step's key.
 
-        The images are augmented for this step, normalised, and of `dtype`.
+        The images are augmented for this step, normalised, and of `dtype`. The labels are (B,) integers, or, where the
+        images were mixed, (B, classes) soft targets. Only mixing depends on the batch and not on each sample alone.
         """
-        recipe = self._recipe
+        pixels = None
         if self._resized is not None:
             pixels = to_backend(np.asarray(self._resized[to_host(samples)]), self._library)
             samples = to_backend(samples, self._library)
-            key = Key(recipe.seed, step, samples)
-            images = augment(pixels, key, crop_padding=recipe.crop_padding, flip=recipe.flip)
-            return normalized(images, self._scale, self._shift, dtype), self._labels[samples], key
-        key = Key(recipe.seed, step, samples)
-        images = training_images(
-            self._images,
-            key,
-            crop_padding=recipe.crop_padding,
-            flip=recipe.flip,
-            scale=self._scale,
-            shift=self._shift,
-            dtype=dtype,
-        )
-        return images, self._labels[samples], key
+        key = Key(self._recipe.seed, step, samples)
+        if pixels is None and self.augmentation.is_plain:  # one kernel on a device
+            images = training_images(
+                self._images,
+                key,
+                crop_padding=self._recipe.crop_padding,
+                flip=self._recipe.flip,
+                scale=self._scale,
+                shift=self._shift,
+                dtype=dtype,
+            )
+        else:
+            if pixels is None:
+                pixels = self._library.take(self._images, samples, axis=0)
+            images = normalized(self.augmentation.images(pixels, key), self._scale, self._shift, dtype)
+        return *self.augmentation.mixed(images, self._labels[samples], self._classes, step), key
 
 
 class GradScaler:

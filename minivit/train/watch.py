@@ -129,14 +129,14 @@ class Watch:
         engine, optimizer = self._train_step.engine, self._train_step.optimizer
         values = self._model.parameters.store.values
         some = min(_IMAGES, engine.micro_batch or _IMAGES)
-        images, _, _ = self._train_step.data_loader.batch(samples[:some], number - 1, values.dtype)
+        images, _, _ = self._train_step.data_loader.batch(samples, number - 1, values.dtype)
         line: dict[str, Any] = {
             "step": number,
             "loss": self.loss,
             "learning_rate": optimizer.lr,
             "gradient_norm": total(parameters.values(), "gradient"),
             "parameters": parameters,
-            "activations": activation_statistics(self._model, images),
+            "activations": activation_statistics(self._model, images[:some]),
         }
         self._lines = [*self._lines[1 - _HISTORY :], line]
         groups = [group.name for group in optimizer.groups if group.lr]
