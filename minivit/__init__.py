@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from minivit.checking.checks import gradcheck, gradcheck_layer, gradcheck_model
     from minivit.checking.compare import compare
     from minivit.tracing.trace import trace
+    from minivit.train.fit import fit
 
 if importlib.util.find_spec("minivit.kernels"):
     importlib.import_module("minivit.kernels")
@@ -56,6 +57,7 @@ __all__ = [
     "ViTConfig",
     "compare",
     "create_model",
+    "fit",
     "get_config",
     "gradcheck",
     "gradcheck_layer",
@@ -73,9 +75,10 @@ __all__ = [
     "trace",
 ]
 
-# Training and prediction need none of these, which would take half of the time of `import minivit`.
+# Most programs need none of these, which would take half of the time of `import minivit`.
 _IMPORTED_ON_USE = {
     "compare": "minivit.checking",
+    "fit": "minivit.train.fit",
     "gradcheck": "minivit.checking",
     "gradcheck_layer": "minivit.checking",
     "gradcheck_model": "minivit.checking",

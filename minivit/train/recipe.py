@@ -10,8 +10,8 @@ from typing import Any
 from minivit.data.dataset import Dataset
 from minivit.errors import UserError, did_you_mean
 from minivit.nn.config import ViTConfig
+from minivit.nn.layer import Layer
 from minivit.nn.presets import get_config
-from minivit.nn.vit import ViT
 from minivit.train.groups import parameter_groups
 from minivit.train.optimizers import SGD, Adam, AdamW, Optimizer
 from minivit.train.records import COUNT, LARGEST_SEED, POSITIVE_COUNT, Number, short
@@ -304,7 +304,7 @@ def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
     return config
 
 
-def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
+def make_optimizer(recipe: Recipe, model: Layer) -> Optimizer:
     """Return the recipe's optimiser for `model`, which leaves its frozen parameters as they are."""
     frozen = model.parameters.matching(*recipe.freeze)
     groups = parameter_groups(model, recipe.lr, recipe.weight_decay, recipe.layer_decay)

@@ -18,7 +18,7 @@ from minivit import arrays
 from minivit.arrays import Array, on_device_of
 from minivit.data.batches import batches
 from minivit.data.dataset import Dataset
-from minivit.engine import Engine
+from minivit.engine import AnyEngine, Engine
 from minivit.engine.device_step import DEVICE_BATCH
 from minivit.errors import RunError, UserError
 from minivit.nn.vit import ViT
@@ -91,6 +91,9 @@ class Trainer(Training):
     OutOfMemoryError
         The device has too little memory for the model and the images.
     """
+
+    engine: Engine
+    model: ViT
 
     def __init__(
         self,
@@ -268,7 +271,7 @@ class Trainer(Training):
             if words:
                 warnings.warn(words, stacklevel=2)
 
-    def _evaluate(self, engine: Engine, images: Array, labels: Array, part: str) -> Evaluation:
+    def _evaluate(self, engine: AnyEngine, images: Array, labels: Array, part: str) -> Evaluation:
         at_once = min(len(images), self.micro_batch or DEVICE_BATCH)
         with self._explain_out_of_memory(f"on the {part} images after step {self.state.step}", at_once):
             return super()._evaluate(engine, images, labels, part)

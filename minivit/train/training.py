@@ -11,7 +11,7 @@ from typing import Any
 
 from minivit.arrays import Array, namespace
 from minivit.data.dataset import Dataset, split_validation
-from minivit.engine import Engine
+from minivit.engine import AnyEngine
 from minivit.errors import RunError
 from minivit.train.averaging import Averaging
 from minivit.train.diagnostics import first_non_finite_parameter, where_evaluation_is_not_finite
@@ -26,7 +26,7 @@ class Training:
 
     Parameters
     ----------
-    engine : Engine
+    engine : Engine or LayerEngine
         The engine of the model that is trained.
     dataset : Dataset
         The images, with the mean and deviation of the recipe if it has them.
@@ -39,7 +39,7 @@ class Training:
         The labels or the validation share do not fit the images.
     """
 
-    def __init__(self, engine: Engine, dataset: Dataset, recipe: Recipe) -> None:
+    def __init__(self, engine: AnyEngine, dataset: Dataset, recipe: Recipe) -> None:
         self.engine, self.model, self.dataset, self.recipe = engine, engine.model, dataset, recipe
         self.train_index, self.validation_index = split_validation(dataset, recipe.validation, recipe.seed)
         self.steps_per_epoch = -(-len(self.train_index) // recipe.batch_size)
@@ -112,7 +112,7 @@ class Training:
         if (name := first_non_finite_parameter(self.model)) is not None:
             raise self._not_finite(self.state.step, f"the parameter {name} holds NaN or infinity after it")
 
-    def _evaluate(self, engine: Engine, images: Array, labels: Array, part: str) -> Evaluation:
+    def _evaluate(self, engine: AnyEngine, images: Array, labels: Array, part: str) -> Evaluation:
         mean, std = self.dataset.mean, self.dataset.std
         evaluation = evaluate(engine, images, labels, mean, std)
         if not math.isfinite(evaluation.loss):
