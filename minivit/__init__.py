@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from minivit.checking.compare import compare
     from minivit.tracing.trace import trace
     from minivit.train.fit import fit
+    from minivit.train.vit_classifier import ViTClassifier as ViTClassifier
 
 if importlib.util.find_spec("minivit.kernels"):
     importlib.import_module("minivit.kernels")
@@ -77,6 +78,7 @@ __all__ = [
 
 # Most programs need none of these, which would take half of the time of `import minivit`.
 _IMPORTED_ON_USE = {
+    "ViTClassifier": "minivit.train.vit_classifier",  # needs scikit-learn, and is not in __all__
     "compare": "minivit.checking",
     "fit": "minivit.train.fit",
     "gradcheck": "minivit.checking",
@@ -96,4 +98,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_IMPORTED_ON_USE})
+    without = set() if importlib.util.find_spec("sklearn") else {"ViTClassifier"}  # `help` reads all that is listed
+    return sorted({*globals(), *_IMPORTED_ON_USE} - without)
