@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from minivit.checking.checks import gradcheck, gradcheck_layer, gradcheck_model
     from minivit.checking.compare import compare
     from minivit.tracing.trace import trace
+    from minivit.train.fit import fit
+    from minivit.train.vit_classifier import ViTClassifier as ViTClassifier
 
 if importlib.util.find_spec("minivit.kernels"):
     importlib.import_module("minivit.kernels")
@@ -58,6 +60,7 @@ __all__ = [
     "ViTConfig",
     "compare",
     "create_model",
+    "fit",
     "get_config",
     "gradcheck",
     "gradcheck_layer",
@@ -75,9 +78,11 @@ __all__ = [
     "trace",
 ]
 
-# Training and prediction need none of these, which would take half of the time of `import minivit`.
+# Most programs need none of these, which would take half of the time of `import minivit`.
 _IMPORTED_ON_USE = {
+    "ViTClassifier": "minivit.train.vit_classifier",  # needs scikit-learn, and is not in __all__
     "compare": "minivit.checking",
+    "fit": "minivit.train.fit",
     "gradcheck": "minivit.checking",
     "gradcheck_layer": "minivit.checking",
     "gradcheck_model": "minivit.checking",
@@ -95,4 +100,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_IMPORTED_ON_USE})
+    without = set() if importlib.util.find_spec("sklearn") else {"ViTClassifier"}  # `help` reads all that is listed
+    return sorted({*globals(), *_IMPORTED_ON_USE} - without)

@@ -25,7 +25,7 @@ DERIVED = [
     "activations.md", "attention.md", "dropout.md", "embeddings.md", "gelu.md", "grad_scaler.md", "layer_norm.md",
     "layer_scale.md", "optimizers.md", "residual.md", "softmax_cross_entropy.md",
 ]  # fmt: skip
-ALL = ["README.md", *DERIVED, "../figures.md", "../gradients.md", "../your_own_layer.md"]
+ALL = ["README.md", *DERIVED, "../figures.md", "../gradients.md", "../python_training.md", "../your_own_layer.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

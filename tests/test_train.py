@@ -24,7 +24,7 @@ from small_run import (
 
 from minivit import Engine, UserError, ViT, load_model
 from minivit.data import normalize
-from minivit.train import trainer
+from minivit.train import training
 from minivit.train.evaluation import Evaluation, evaluate
 from minivit.train.interrupt import Interrupted
 from minivit.train.recipe import model_config
@@ -211,7 +211,7 @@ def test_the_test_set_is_evaluated_once_at_the_end(tmp_path: Path, monkeypatch: 
         measured.append((np.shares_memory(images, dataset.test_images), len(images)))
         return evaluate(engine, images, *rest)
 
-    monkeypatch.setattr(trainer, "evaluate", spy)
+    monkeypatch.setattr(training, "evaluate", spy)
     train(run_at(tmp_path / "run"), dataset, Listener())
     assert measured == [(False, 7), (False, 7), (False, 7), (True, 13)]
 

@@ -96,7 +96,7 @@ def test_the_first_gradient_that_is_not_finite_is_named_although_later_steps_ran
 
 
 def test_too_little_memory_for_the_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minivit.train.trainer.DataLoader", out_of_memory)
+    monkeypatch.setattr("minivit.train.training.DataLoader", out_of_memory)
     monkeypatch.setattr("minivit.train.memory.free_memory", lambda library: 3 << 20)
     with pytest.raises(OutOfMemoryError, match=r"before the first step; 3 MiB are free\. Take a smaller --model"):
         trainer(tmp_path / "run")
@@ -175,7 +175,7 @@ def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
 
 def test_too_little_memory_for_a_run_from_another_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped_run(tmp_path / "run")
-    monkeypatch.setattr("minivit.train.trainer.DataLoader", out_of_memory)
+    monkeypatch.setattr("minivit.train.training.DataLoader", out_of_memory)
     with pytest.raises(
         OutOfMemoryError, match=r"before the first step\. .* --resume goes on .* --backend numpy"
     ) as raised:
@@ -184,7 +184,7 @@ def test_too_little_memory_for_a_run_from_another_backend(tmp_path: Path, monkey
 
 
 def test_too_little_memory_for_an_evaluation_says_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minivit.train.trainer.evaluate", out_of_memory)
+    monkeypatch.setattr("minivit.train.training.evaluate", out_of_memory)
     monkeypatch.setattr("minivit.train.trainer.DEVICE_BATCH", 5)
     for micro_batch, words in ((None, "taking 5 images at a time. About 2"), (4, "taking 4 images at a time. About 2")):
         of = trainer(tmp_path / f"run{micro_batch}", micro_batch=micro_batch)

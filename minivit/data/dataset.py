@@ -104,6 +104,28 @@ class Dataset:
             raise UserError(f"{where} image {first} has the label {labels[first]}; expected 0 to {last}")
 
 
+class TrainingSet(Dataset):
+    """A data set without a test part: its `test_images` are empty."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        class_names: tuple[str, ...],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        validation_index: NDArray[np.int64] | None = None,
+    ) -> TrainingSet:
+        """Return a data set of training images alone; see `Dataset`."""
+        return cls(name, images, labels, images[:0], labels[:0], class_names, mean, std, validation_index)
+
+    def _check_part(self, part: str, images: Array, labels: Array) -> None:
+        if part == "training":
+            super()._check_part(part, images, labels)
+
+
 def check_images(images: Array, name: str = "images") -> None:
     """Check that host images are (B, height, width, C), not empty, uint8 or float, and finite.
 

@@ -1,5 +1,10 @@
 """The step engine: a batch in; a loss and gradients, or logits, out."""
 
-from minivit.engine.engine import Engine
+from typing import TypeAlias
 
-__all__ = ["Engine"]
+from minivit.engine.engine import Engine
+from minivit.engine.layer_engine import LayerEngine
+
+AnyEngine: TypeAlias = Engine | LayerEngine
+
+__all__ = ["AnyEngine", "Engine", "LayerEngine"]

@@ -151,6 +151,11 @@ class Engine:
         how = f"threads={self.threads}, micro_batch={self.micro_batch}, precision={self.precision or self.dtype.name}"
         return f"Engine({type(self.model).__name__} of {self.model.parameters.count:,} parameters, {how})"
 
+    @property
+    def num_outputs(self) -> int:
+        """The number of logits of an image."""
+        return self.model.config.num_outputs
+
     def close(self) -> None:
         """End the other workers, after any call that is still running, and give the memory that was kept back.
 

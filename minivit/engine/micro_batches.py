@@ -13,6 +13,7 @@ from minivit import ops
 from minivit.arrays import Array, namespace
 from minivit.engine.reduction import Round, add_vectors, members
 from minivit.nn.config import ViTConfig
+from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
 from minivit.random import Key
 
@@ -81,7 +82,7 @@ def train(
                 wait()  # until every worker has read the vectors that the next round overwrites
 
 
-def accumulate(replica: ViT, batch: Batch, options: StepOptions, slices: list[slice], indices: Iterable[int]) -> None:
+def accumulate(replica: Layer, batch: Batch, options: StepOptions, slices: list[slice], indices: Iterable[int]) -> None:
     """Set the gradients of `replica` to the sum over the micro-batches numbered `indices`, added in this order."""
     replica.parameters.store.forget_gradients()
     for index in indices:
@@ -89,7 +90,7 @@ def accumulate(replica: ViT, batch: Batch, options: StepOptions, slices: list[sl
     replica.parameters.complete_gradients()
 
 
-def forward_backward(replica: ViT, batch: Batch, options: StepOptions, slices: list[slice], index: int) -> None:
+def forward_backward(replica: Layer, batch: Batch, options: StepOptions, slices: list[slice], index: int) -> None:
     """Run the forward and backward pass of one micro-batch, and add to the gradients of `replica`."""
     part = slices[index]
     share = (part.stop - part.start) / slices[-1].stop
@@ -99,12 +100,14 @@ def forward_backward(replica: ViT, batch: Batch, options: StepOptions, slices: l
         dloss = share if options.loss_scale is None else options.loss_scale * share
         batch.losses[index] = loss * share
     # Only where it is needed: the backward pass of a user's own model may not take it.
-    ends = {"first_block": options.first_block} if options.first_block else {}
-    replica.backward(ops.cross_entropy_backward(dloss, loss_cache), cache, release=True, **ends)
+    ends: dict[str, Any] = {"first_block": options.first_block} if options.first_block else {}
+    if isinstance(replica, ViT):
+        ends["release"] = True
+    replica.backward(ops.cross_entropy_backward(dloss, loss_cache), cache, **ends)
     batch.logits[part] = logits.astype(batch.logits.dtype, copy=False)
 
 
-def predict(replica: ViT, images: Array, logits: Array, slices: list[slice], indices: Iterable[int]) -> None:
+def predict(replica: Layer, images: Array, logits: Array, slices: list[slice], indices: Iterable[int]) -> None:
     """Set the rows of `logits` (B, classes) for the micro-batches numbered `indices`."""
     dtype = replica.parameters.store.values.dtype
     for index in indices:

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from minivit.arrays import Array, is_out_of_memory, on_device_of, to_host
-from minivit.engine import Engine
+from minivit.engine import AnyEngine
 from minivit.engine.device_step import DEVICE_BATCH
 from minivit.engine.micro_batches import micro_batch_slices
 from minivit.errors import RunError
 from minivit.nn.layer import Layer
-from minivit.nn.vit import ViT
 from minivit.random import Key
 from minivit.train.evaluation import image_transform
 
@@ -60,7 +59,7 @@ def not_finite_error(
 
 
 def where_not_finite(
-    engine: Engine,
+    engine: AnyEngine,
     count: int,
     piece: Callable[[slice], tuple[Array, Key | None]],
     backward: Callable[[], object] | None = None,
@@ -71,7 +70,7 @@ def where_not_finite(
 
     Parameters
     ----------
-    engine : Engine
+    engine : Engine or LayerEngine
         The engine whose model holds the parameters of that computation.
     count : int
         The number of images.
@@ -101,19 +100,19 @@ def where_not_finite(
 
 
 def where_evaluation_is_not_finite(
-    engine: Engine, images: Array, mean: tuple[float, ...], std: tuple[float, ...]
+    engine: AnyEngine, images: Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Place:
     """Return the result of `where_not_finite` for an evaluation of uint8 `images`."""
     transform = image_transform(engine, mean, std)
     return where_not_finite(engine, len(images), lambda part: (transform(images[part]), None))
 
 
-def first_non_finite(model: ViT, pieces: Iterable[tuple[Array, Key | None]]) -> Place | None:
+def first_non_finite(model: Layer, pieces: Iterable[tuple[Array, Key | None]]) -> Place | None:
     """Return where NaN or infinity appears first in a forward pass: in the images, a parameter or a layer's result.
 
     Parameters
     ----------
-    model : ViT
+    model : Layer
         The model, which computes in its own dtype. Its layers have hooks during the call.
     pieces : iterable of (Array, Key or None)
         The batch, piece by piece: images (B, height, width, C) of the model's dtype, and their key. The result is the
@@ -149,13 +148,13 @@ def layer_of(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def first_non_finite_gradient(model: ViT) -> str | None:
+def first_non_finite_gradient(model: Layer) -> str | None:
     """Return the parameter whose gradient is the first in the backward pass to hold NaN or infinity, or None."""
     backward = reversed(list(model.parameters.items()))  # from the last layer to the first
     return next((name for name, parameter in backward if not _finite(parameter.grad)), None)
 
 
-def first_non_finite_parameter(model: ViT) -> str | None:
+def first_non_finite_parameter(model: Layer) -> str | None:
     """Return the name of the first parameter whose value holds NaN or infinity, or None."""
     if _finite(model.parameters.store.values):
         return None

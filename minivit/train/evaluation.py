@@ -11,7 +11,7 @@ import numpy as np
 from minivit import ops
 from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
 from minivit.data.batches import batches
-from minivit.engine import Engine
+from minivit.engine import AnyEngine
 from minivit.ops.augment import channel_scale, normalized
 
 EVALUATION_BATCH = 1024
@@ -28,14 +28,14 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]
+    engine: AnyEngine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Evaluation:
     """Evaluate the engine's model on uint8 `images` (n, height, width, C) on the host.
 
     The images are copied to the model's device in batches, and the logits of each batch are copied back at once.
     """
     total_loss = 0.0
-    confusion = np.zeros((engine.model.config.num_classes,) * 2, np.int64)
+    confusion = np.zeros((engine.num_outputs,) * 2, np.int64)
     for part, logits in predictions(engine, images, mean, std):
         total_loss += float(ops.cross_entropy(logits, labels[part], keep=False)[0]) * len(part)
         np.add.at(confusion, (labels[part], logits.argmax(axis=1)), 1)
@@ -43,7 +43,7 @@ def evaluate(
 
 
 def predictions(
-    engine: Engine, images: Array, mean: tuple[float, ...], std: tuple[float, ...]
+    engine: AnyEngine, images: Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Iterator[tuple[Array, Array]]:
     """Yield the numbers of some of the uint8 `images`, and their logits on the host, in order of the images."""
     transform = image_transform(engine, mean, std)
@@ -52,7 +52,7 @@ def predictions(
         yield part, to_host(engine.predict(transform(images[part])))
 
 
-def image_transform(engine: Engine, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array], Array]:
+def image_transform(engine: AnyEngine, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array], Array]:
     """Return the function that turns uint8 images on the host into the engine's input: on its device, normalised."""
     values = engine.model.parameters.store.values
     library = namespace(values)

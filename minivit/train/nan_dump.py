@@ -22,7 +22,7 @@ import numpy as np
 
 from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
 from minivit.data.dataset import Dataset
-from minivit.engine import Engine
+from minivit.engine import AnyEngine, Engine
 from minivit.engine.device_step import DEVICE_BATCH
 from minivit.engine.micro_batches import micro_batch_slices
 from minivit.errors import UserError
@@ -61,7 +61,7 @@ def batch_of_step(data_loader: DataLoader, step: int, samples: Array | None, dty
 
 
 def batch_of_evaluation(
-    engine: Engine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...], most: int
+    engine: AnyEngine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...], most: int
 ) -> Callable[[], Batch]:
     """Return the function that makes a batch of the uint8 images whose logits are not finite, at most `most`."""
 

@@ -10,8 +10,8 @@ from typing import Any
 from minivit.data.dataset import Dataset
 from minivit.errors import UserError, did_you_mean
 from minivit.nn.config import ViTConfig
+from minivit.nn.layer import Layer
 from minivit.nn.presets import get_config
-from minivit.nn.vit import ViT
 from minivit.ops.auto_augment import BINS
 from minivit.ops.mixing import LARGEST_ALPHA
 from minivit.train.groups import parameter_groups
@@ -375,7 +375,7 @@ def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
     return config
 
 
-def make_optimizer(recipe: Recipe, model: ViT) -> Optimizer:
+def make_optimizer(recipe: Recipe, model: Layer) -> Optimizer:
     """Return the recipe's optimiser for `model`, which leaves its frozen parameters as they are."""
     frozen = model.parameters.matching(*recipe.freeze)
     groups = parameter_groups(model, recipe.lr, recipe.weight_decay, recipe.layer_decay)

@@ -16,7 +16,7 @@ from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
 from minivit.data.batches import epoch_order
 from minivit.data.dataset import Dataset
 from minivit.data.resized import as_resized
-from minivit.engine import Engine
+from minivit.engine import AnyEngine, Engine
 from minivit.ops import grad_scaler
 from minivit.ops.augment import channel_scale, normalized, training_images
 from minivit.ops.cross_entropy import check_labels
@@ -37,7 +37,7 @@ class TrainStep:
 
     Parameters
     ----------
-    engine : Engine
+    engine : Engine or LayerEngine
         Computes the loss and the gradients.
     optimizer : Optimizer
         Updates the parameters of the engine's model.
@@ -52,12 +52,13 @@ class TrainStep:
         The metrics of the last steps. When it is full it must be read before the next step; on the host, after each.
     """
 
-    def __init__(self, engine: Engine, optimizer: Optimizer, data_loader: DataLoader, recipe: Recipe) -> None:
+    def __init__(self, engine: AnyEngine, optimizer: Optimizer, data_loader: DataLoader, recipe: Recipe) -> None:
         store = engine.model.parameters.store
         values = store.values
         self.engine, self.optimizer, self.data_loader, self._store = engine, optimizer, data_loader, store
         self._frozen = frozen_spans(engine.model, optimizer.groups)
-        engine.first_block = first_trained_block(optimizer.groups, engine.model.config.depth)
+        if isinstance(engine, Engine):
+            engine.first_block = first_trained_block(optimizer.groups, engine.model.config.depth)
         self.label_smoothing = recipe.label_smoothing
         self.grad_scaler = GradScaler(values, recipe.clip_norm, scaled=engine.dtype == np.float16)
         self.metrics = MetricsBuffer(values, 1 if namespace(values) is np else _READ_EVERY)

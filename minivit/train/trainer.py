@@ -7,7 +7,6 @@ metrics of several steps together, and makes a checkpoint only after such a read
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -19,30 +18,22 @@ import numpy as np
 from minivit import arrays
 from minivit.arrays import Array, on_device_of
 from minivit.data.batches import batches
-from minivit.data.dataset import Dataset, split_validation
-from minivit.engine import Engine
+from minivit.data.dataset import Dataset
+from minivit.engine import AnyEngine, Engine
 from minivit.engine.device_step import DEVICE_BATCH
 from minivit.errors import RunError, UserError
 from minivit.nn.vit import ViT
 from minivit.train.advice import nothing_learnt, unlikely_settings
-from minivit.train.averaging import Averaging
-from minivit.train.diagnostics import (
-    NotFiniteError,
-    Place,
-    first_non_finite_parameter,
-    layer_of,
-    not_finite_error,
-    where_evaluation_is_not_finite,
-)
-from minivit.train.evaluation import Evaluation, evaluate
+from minivit.train.diagnostics import NotFiniteError, Place, not_finite_error
+from minivit.train.evaluation import Evaluation
 from minivit.train.initial import begun_model, options_with_head
 from minivit.train.interrupt import Interrupt, Interrupted
 from minivit.train.memory import explain_out_of_memory, image_bytes
-from minivit.train.nan_dump import Batch, batch_of_evaluation, batch_of_step, dump_in_words
-from minivit.train.recipe import make_optimizer, model_config, normalised
+from minivit.train.nan_dump import Batch, dump_in_words
+from minivit.train.recipe import model_config, normalised
 from minivit.train.run_folder import RunFolder
-from minivit.train.state import TrainState
-from minivit.train.step import DataLoader, StepMetrics, TrainStep
+from minivit.train.step import StepMetrics
+from minivit.train.training import Training
 from minivit.train.watch import Watch
 from minivit.train.watch_options import WatchOptions
 from minivit.weights.load import OpenedModel
@@ -75,7 +66,7 @@ class Reporter(Protocol):
         """An epoch is done; `metrics` is its line in metrics.jsonl."""
 
 
-class Trainer:
+class Trainer(Training):
     """Trains the model of a run's recipe on a data set.
 
     Parameters
@@ -105,6 +96,9 @@ class Trainer:
         The device has too little memory for the model and the images.
     """
 
+    engine: Engine
+    model: ViT
+
     def __init__(
         self,
         run: RunFolder,
@@ -126,28 +120,19 @@ class Trainer:
         if on_host and micro_batch is not None:
             raise UserError("on the host the recipe sets the micro-batch; set micro_batch there")
         self.run = run.replaced(micro_batch=recipe.micro_batch, reduction_groups=recipe.reduction_groups)
-        self.dataset, self.recipe = dataset, recipe
         self.backend, self.precision = backend, precision
         self.micro_batch = recipe.micro_batch if on_host else micro_batch
-        self.train_index, self.validation_index = split_validation(dataset, recipe.validation, recipe.seed)
-        self.steps_per_epoch = -(-len(self.train_index) // recipe.batch_size)
-        self.total_steps = self.steps_per_epoch * recipe.epochs
-        self.state = TrainState()
         self._is_learning, self._has_start = False, start is not None
-        self._samples: Array | None = None  # of the last step
         self.fingerprint = dataset.fingerprint()
         self.bytes_per_image = 0
         with self._explain_out_of_memory("before the first step"):
             if start is None:
-                self.model = ViT(config, seed=recipe.seed, dtype=recipe.dtype, backend=backend)
+                model = ViT(config, seed=recipe.seed, dtype=recipe.dtype, backend=backend)
             else:
-                self.model = begun_model(start, config, recipe.dtype, backend)
-            self.optimizer = make_optimizer(recipe, self.model)
-            self.averaging = Averaging(self.model.parameters.store, recipe)
-            self.engine = Engine(self.model, threads, self.micro_batch, precision, recipe.reduction_groups)
-            self.bytes_per_image = image_bytes(config, self.engine.dtype)
-            self.data_loader = DataLoader(dataset, self.train_index, recipe, self._library)
-            self.train_step = TrainStep(self.engine, self.optimizer, self.data_loader, recipe)
+                model = begun_model(start, config, recipe.dtype, backend)
+            engine = Engine(model, threads, self.micro_batch, precision, recipe.reduction_groups)
+            self.bytes_per_image = image_bytes(config, engine.dtype)
+            super().__init__(engine, dataset, recipe)
             self.watch = Watch(self.run, dataset, self.train_step, watch or self.run.watch_options, self.total_steps)
 
     def fit(self, reporter: Reporter, resume: bool = False, checkpoint_seconds: float = 60.0) -> dict[str, Any]:
@@ -287,29 +272,13 @@ class Trainer:
 
     def _step(self, samples: Array) -> None:
         """Take a step on the images with the indices `samples`; `_read_metrics` reads its metrics."""
-        step = self.state.step
-        lr = self.recipe.learning_rate(step, self.steps_per_epoch) * 0.5**self.state.rollbacks
-        self._samples = samples
         at_once = min(len(samples), self.micro_batch or len(samples))
-        with self._explain_out_of_memory(f"at step {step + 1}", at_once):
-            self.train_step.run(step, samples, lr)
-            self.averaging.after_step()
-        self.state.step += 1
+        with self._explain_out_of_memory(f"at step {self.state.step + 1}", at_once):
+            self.take_step(samples)
 
     def _read_metrics(self, reporter: Reporter) -> None:
         """Wait for the steps since the last call, add their metrics to the state, and report them."""
-        state = self.state
-        for step in self.train_step.metrics.read():
-            if step.stopped:
-                place = self.train_step.where_not_finite(step)
-                batch = batch_of_step(self.data_loader, step.number, step.samples, self.engine.dtype)
-                raise self._not_finite(step.number, place, self.engine, batch)
-            images = len(step.samples)
-            state.seconds += step.seconds
-            state.epoch_seconds += step.seconds
-            state.epoch_images += images
-            state.epoch_loss += step.loss * images
-            state.epoch_correct += step.correct
+        for step in self.read_steps():
             self.watch.loss = step.loss
             reporter.stepped(self._report(step))
 
@@ -326,46 +295,19 @@ class Trainer:
             seconds_left=(self.total_steps - step.number) * self.recipe.batch_size / rate,
         )
 
+    def _metrics(self, epoch: int) -> dict[str, Any]:
+        metrics = super()._metrics(epoch) | {"backend": self.backend, "precision": self.precision or self.recipe.dtype}
+        return metrics | ({"rollbacks": self.state.rollbacks} if self.state.rollbacks else {})
+
     def _end_epoch(self, epoch: int) -> dict[str, Any]:
-        state, dataset = self.state, self.dataset
-        metrics = {
-            "epoch": epoch,
-            "step": state.step,
-            "learning_rate": self.optimizer.lr,
-            "train_loss": state.epoch_loss / state.epoch_images,
-            "train_accuracy": state.epoch_correct / state.epoch_images,
-            "images_per_second": state.epoch_images / state.epoch_seconds,
-            "seconds": state.seconds,
-            "backend": self.backend,
-            "precision": self.precision or self.recipe.dtype,
-        }
-        if state.rollbacks:
-            metrics["rollbacks"] = state.rollbacks
-        self._expect_finite_parameters()
-        if self.averaging.after_epoch(epoch):
-            state.forget_best()  # the best epoch is one with an average
-        validation = None
-        if len(self.validation_index):
-            held_out = dataset.train_images[self.validation_index], dataset.train_labels[self.validation_index]
-            with self.averaging.applied():
-                validation = self._evaluate(self.engine, *held_out, "validation")
-            metrics |= {"val_loss": validation.loss, "val_accuracy": validation.accuracy}
-        state.choose(epoch, validation, self.recipe.choose_by)
+        metrics = self.end_epoch(epoch)
         lines = [*self.run.metrics(), metrics]
         self.run.write_metrics(lines)
         self.watch.epoch_ended(metrics)
         self._expect_learning(lines)
-        state.begin_epoch()
         self._checkpoint()
         self._save_epoch()
         return metrics
-
-    def _expect_finite_parameters(self) -> None:
-        if (name := first_non_finite_parameter(self.model)) is not None:
-            step, samples = self.state.step, self._samples
-            place = Place(f"the parameter {name} holds NaN or infinity after it", layer_of(name))
-            batch = batch_of_step(self.data_loader, step, samples, self.engine.dtype)
-            raise self._not_finite(step, place, self.engine, batch)
 
     def _expect_learning(self, lines: list[dict[str, Any]]) -> None:
         """Warn once, at the end of an epoch, if nothing has been learnt."""
@@ -375,20 +317,16 @@ class Trainer:
             if words:
                 warnings.warn(words, stacklevel=2)
 
-    def _evaluate(self, engine: Engine, images: Array, labels: Array, part: str) -> Evaluation:
-        mean, std, step = self.dataset.mean, self.dataset.std, self.state.step
+    def _evaluate(self, engine: AnyEngine, images: Array, labels: Array, part: str) -> Evaluation:
         at_once = min(len(images), self.micro_batch or DEVICE_BATCH)
-        with self._explain_out_of_memory(f"on the {part} images after step {step}", at_once):
-            evaluation = evaluate(engine, images, labels, mean, std)
-        if not math.isfinite(evaluation.loss):
-            place = where_evaluation_is_not_finite(engine, images, mean, std)
-            place = place._replace(words=f"on the {part} images after it, {place.words}")
-            batch = batch_of_evaluation(engine, images, labels, mean, std, self.recipe.batch_size)
-            raise self._not_finite(step, place, engine, batch)
-        return evaluation
+        with self._explain_out_of_memory(f"on the {part} images after step {self.state.step}", at_once):
+            return super()._evaluate(engine, images, labels, part)
 
-    def _not_finite(self, step: int, place: Place, engine: Engine, batch: Callable[[], Batch | None]) -> NotFiniteError:
+    def _not_finite(
+        self, step: int, place: Place, engine: AnyEngine, batch: Callable[[], Batch | None]
+    ) -> NotFiniteError:
         """Return the error that stops the run, after what is needed to study it was written."""
+        assert isinstance(engine, Engine)
         study = dump_in_words(self.run, engine, self.dataset, step, place, batch, self.recipe.label_smoothing)
         return not_finite_error(step, place.words, study, self.run.path / "last", self.precision, self.state.rollbacks)
 

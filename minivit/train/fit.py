@@ -1,0 +1,263 @@
+"""Training from Python, on arrays, without a run folder: ``minivit.fit``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minivit.arrays import Array, namespace, on_device_of, to_backend
+from minivit.data.batches import batches
+from minivit.data.dataset import TrainingSet, channel_statistics, check_images
+from minivit.engine import AnyEngine, Engine, LayerEngine
+from minivit.errors import UserError
+from minivit.nn.layer import Layer
+from minivit.nn.vit import ViT
+from minivit.ops.augment import normalize
+from minivit.train.evaluation import predictions
+from minivit.train.recipe import Recipe
+from minivit.train.recipes import recipe_values
+from minivit.train.training import Training
+
+_GIVEN = ("dataset", "model", "model_options", "init", "dtype")  # by the images and the model, whatever a recipe says
+_PIECE = 1024  # images that are converted at a time
+
+
+class EpochMetrics(NamedTuple):
+    """The metrics of an epoch; `val_loss` and `val_accuracy` are None without validation images."""
+
+    epoch: int
+    step: int  # the steps so far
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    images_per_second: float
+    seconds: float  # of all steps so far
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+
+    def __str__(self) -> str:
+        words = f"epoch {self.epoch}: loss {self.train_loss:.4f}, accuracy {self.train_accuracy:.1%}"
+        if self.val_accuracy is not None:
+            words += f"; validation loss {self.val_loss:.4f}, accuracy {self.val_accuracy:.1%}"
+        return f"{words}; {self.images_per_second:,.0f} images/s"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The result of `fit`.
+
+    Attributes
+    ----------
+    model : Layer
+        The model that was given, with the parameters of the best epoch.
+    recipe : Recipe
+        All settings of the training.
+    epochs : tuple of EpochMetrics
+        The metrics of each epoch.
+    best_epoch : int
+        The epoch, from 1, whose parameters the model has: the best one on the validation images, else the last.
+    mean, std : tuple of float
+        Mean and deviation of each channel for pixels from 0 to 1, with which images are normalised.
+    num_outputs : int
+        The number of logits of an image.
+    """
+
+    model: Layer
+    recipe: Recipe
+    epochs: tuple[EpochMetrics, ...]
+    best_epoch: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_outputs: int
+
+    def __repr__(self) -> str:
+        last = self.epochs[-1]
+        return f"FitResult({type(self.model).__name__} after epoch {self.best_epoch} of {len(self.epochs)}; {last})"
+
+    def predict(self, images: Array, threads: int | None = None) -> Array:
+        """Return the logits (B, classes) of images that are given as to `fit`, on the host.
+
+        Parameters
+        ----------
+        images : Array
+            (B, height, width, C): uint8, or floats from 0 to 1.
+        threads : int, optional
+            The number of workers of a ViT; the machine's cores by default.
+
+        Raises
+        ------
+        UserError
+            These are no such images.
+        """
+        pixels = _pixels(images, "images")
+        with _engine(self.model, self.recipe, self.num_outputs, threads) as engine:
+            return np.concatenate([logits for _, logits in predictions(engine, pixels, self.mean, self.std)])
+
+
+def fit(
+    model: Layer,
+    images: Array,
+    labels: Array,
+    *,
+    recipe: Recipe | str | Mapping[str, Any] | None = None,
+    validation: tuple[Array, Array] | None = None,
+    threads: int | None = None,
+    seed: int | None = None,
+    verbose: bool = False,
+    **overrides: Any,
+) -> FitResult:
+    """Train a model in place on arrays of images and labels; no file is written.
+
+    A ViT with the initial parameters, images and recipe of a run of ``minivit train`` ends in the bits of its best/.
+
+    Parameters
+    ----------
+    model : Layer
+        A ViT, which is trained through `Engine`, or any other layer that turns images (B, height, width, C) into logits
+        (B, classes). It determines the dtype and the device.
+    images : Array
+        (n, height, width, C) on the host: uint8, or floats from 0 to 1, which are rounded to the 256 values of uint8.
+    labels : Array
+        (n,) integers from 0 to the number of classes - 1.
+    recipe : Recipe, str or dict, optional
+        A recipe; a name or file, as ``minivit train --recipe`` takes it; or fields of `Recipe`, whose defaults fill in
+        the rest. By default "folder". Its data set, model, `init` and dtype are not used.
+    validation : tuple of two arrays, optional
+        Images and labels to choose the best epoch on. By default the recipe's share of the training images.
+    threads : int, optional
+        The number of workers of a ViT, the machine's cores by default; it changes no bit of the result.
+    seed : int, optional
+        The seed of the validation split, the order of the images, augmentation and dropout; by default the recipe's, 0.
+    verbose : bool
+        Whether a line is printed after each epoch.
+    **overrides
+        Fields of `Recipe` that replace those of `recipe`, such as ``epochs=5``.
+
+    Returns
+    -------
+    FitResult
+        The metrics of each epoch, and `FitResult.predict`.
+
+    Raises
+    ------
+    UserError
+        The images, the labels, the recipe and the model do not fit each other.
+    RunError
+        The loss is not finite; the model has the parameters before that step.
+    """
+    pixels, labels = _pixels(images, "images"), _whole_labels(labels, "labels")
+    settings = _recipe(model, recipe, seed, overrides)
+    mean, std = (settings.mean, settings.std) if settings.mean else channel_statistics(pixels)
+    held_out = None
+    if validation is not None:
+        pixels, labels, held_out = _with_validation(pixels, labels, validation)
+    count = _number_of_outputs(model, pixels, mean, std)
+    names = tuple(map(str, range(count)))
+    data = TrainingSet.of("fit", pixels, labels, names, mean, std, held_out)
+    if isinstance(model, ViT):
+        settings = settings.resolved(model.config)
+    values = model.parameters.store.values
+    with on_device_of(values), _engine(model, settings, count, threads) as engine:
+        training = Training(engine, data, settings)
+        training.averaging.begin()
+        epochs, best = [], values.copy()
+        for epoch in range(1, settings.epochs + 1):
+            for samples in batches(training.data_loader.order(epoch - 1), settings.batch_size):
+                training.take_step(samples)
+                if training.train_step.metrics.full:
+                    list(training.read_steps())
+            list(training.read_steps())
+            epochs.append(EpochMetrics(**training.end_epoch(epoch)))
+            if training.state.best_epoch == epoch:
+                with training.averaging.applied():
+                    best[...] = values
+            if verbose:
+                sys.stdout.write(f"{epochs[-1]}\n")
+        values[...] = best
+    return FitResult(model, settings, tuple(epochs), training.state.best_epoch, mean, std, count)
+
+
+def _engine(model: Layer, recipe: Recipe, num_outputs: int, threads: int | None) -> AnyEngine:
+    on_host = namespace(model.parameters.store.values) is np
+    micro_batch = recipe.micro_batch or None if on_host else None  # on a device it has no effect, as in a run
+    if isinstance(model, ViT):
+        return Engine(model, threads, micro_batch, None, recipe.reduction_groups or None)
+    return LayerEngine(model, num_outputs, micro_batch)
+
+
+def _recipe(model: Layer, recipe: Any, seed: int | None, overrides: Mapping[str, Any]) -> Recipe:
+    if wrong := sorted({*overrides} & {*_GIVEN}):
+        raise UserError(f"{', '.join(wrong)} cannot be given to fit: the images and the model determine it")
+    if recipe is None or isinstance(recipe, str):
+        fields = recipe_values(recipe or "folder")
+    elif isinstance(recipe, Recipe):
+        fields = recipe.to_dict()
+    elif isinstance(recipe, Mapping):
+        fields = dict(recipe)
+    else:
+        raise UserError(f"recipe is a {type(recipe).__name__}; expected a Recipe, the name of one or a dict of fields")
+    fields = {name: value for name, value in fields.items() if name not in _GIVEN} | dict(overrides)
+    if seed is not None:
+        fields["seed"] = seed
+    dtype = str(model.parameters.store.values.dtype)
+    return Recipe.from_dict({**fields, "dataset": "arrays", "model": type(model).__name__, "dtype": dtype})
+
+
+def _pixels(images: Any, name: str) -> NDArray[np.uint8]:
+    """Return images as uint8."""
+    images = np.asarray(images)
+    check_images(images, name)
+    if images.dtype == np.uint8:
+        return images
+    pixels = np.empty(images.shape, np.uint8)
+    for start in range(0, len(images), _PIECE):
+        some = images[start : start + _PIECE]
+        if not (some.min() >= 0 and some.max() <= 1):
+            raise UserError(
+                f"{name} have values from {images.min():g} to {images.max():g}; expected uint8, or floats from 0 to 1: "
+                "use (images - low) / (high - low)"
+            )
+        pixels[start : start + _PIECE] = np.rint(some.astype(np.float64) * 255.0)
+    return pixels
+
+
+def _whole_labels(labels: Any, name: str) -> NDArray[np.int64]:
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise UserError(
+            f"{name} are {labels.dtype} {labels.shape}; expected (n,) integers from 0: "
+            "classes, labels = np.unique(labels, return_inverse=True) makes them"
+        )
+    return labels.astype(np.int64)
+
+
+def _with_validation(pixels: Array, labels: Array, validation: Any) -> tuple[Array, Array, Array]:
+    """Return the images and labels of both parts, and the indices of those for validation."""
+    if not isinstance(validation, tuple | list) or len(validation) != 2:
+        raise UserError("validation is no pair; expected (images, labels)")
+    held_pixels = _pixels(validation[0], "validation images")
+    held_labels = _whole_labels(validation[1], "validation labels")
+    if held_pixels.shape[1:] != pixels.shape[1:] or len(held_pixels) != len(held_labels) or len(labels) != len(pixels):
+        raise UserError(
+            f"validation has images {held_pixels.shape} and {len(held_labels)} labels; expected images "
+            f"(n, {', '.join(map(str, pixels.shape[1:]))}) as for training, and a label for each"
+        )
+    index = np.arange(len(pixels), len(pixels) + len(held_pixels))
+    return np.concatenate([pixels, held_pixels]), np.concatenate([labels, held_labels]), index
+
+
+def _number_of_outputs(model: Layer, pixels: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> int:
+    """Return the number of logits of an image, after a prediction of the first one."""
+    values = model.parameters.store.values
+    with on_device_of(values):
+        first = model(to_backend(normalize(pixels[:1], mean, std, values.dtype), namespace(values)))
+    if first.ndim != 2 or len(first) != 1:
+        raise UserError(
+            f"{type(model).__name__} turns one image into an array of shape {first.shape}; expected logits (1, classes)"
+        )
+    return cast("int", first.shape[1])
