@@ -65,6 +65,9 @@ def wrapped(dtype: str) -> Wrapped:
         {"swa_start": 0.5, "choose_by": "loss"},
         {"optimizer": "sgd", "schedule": "onecycle", "freeze": ("blocks.0.*",), "layer_decay": 0.5},
         {"dtype": "float64", "micro_batch": 0, "seed": 7},
+        {"optimizer": "muon", "schedule": "wsd", "decay_epochs": 1.0, "decay_shape": "1-sqrt"},
+        {"auto_augment": "trivial", "erase_prob": 0.5, "mixup_alpha": 0.4, "cutmix_alpha": 1.0, "augment_off_epochs": 1},
+        {"resized_crop": (0.5, 1.0), "crop_padding": 0, "auto_augment": "rand", "color_jitter": 0.4, "augment_ramp": 2.0},
     ],
     ids=str,
 )
@@ -100,7 +103,8 @@ def test_the_number_of_workers_changes_no_bit() -> None:
 
 def test_another_layer_is_trained_as_a_vit_is() -> None:
     """In float64 up to rounding, with the same dropout, whatever the micro-batches are."""
-    options: dict[str, Any] = {"recipe": replace(RECIPE, optimizer="sgd", lr=0.01), "epochs": 2}
+    mixed = {"mixup_alpha": 1.0, "cutmix_alpha": 1.0}  # the soft targets are sliced with the images
+    options: dict[str, Any] = {"recipe": replace(RECIPE, optimizer="sgd", lr=0.01, **mixed), "epochs": 2}
     expected = fitted(model=new_model(replace(RECIPE, dtype="float64")), **options)
     for micro_batch in (0, 3):
         layer = wrapped("float64")
@@ -176,6 +180,8 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_finite_parameters(a
         ({"recipe": "cifar"}, "there is no recipe 'cifar'; did you mean 'cifar10'"),
         ({"recipe": {"epoch": 3}}, "unknown fields of a recipe: epoch"),
         ({"epochs": 0}, "epochs is 0; expected"),
+        ({"crop_padding": 4}, "crop_padding 4 could shift images of 4 x 4 away"),
+        ({"on_nan": "rollback"}, "on_nan goes back to a checkpoint, which fit does not write"),
         ({"validation": 0.1}, r"validation is no pair; expected \(images, labels\)"),
         ({"validation": (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, int))}, r"expected images \(n, 4, 4, 1\)"),
         ({"mean": (0.5, 0.5), "std": (0.5, 0.5)}, "expected mean and std for 1 channels|images have 1 channels"),

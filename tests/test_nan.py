@@ -155,6 +155,23 @@ def test_images_of_an_evaluation_are_those_whose_logits_are_not_finite(
     assert not np.isfinite(load_model(run.path / "nan")(batch["images"])).all(axis=1).any()
 
 
+def test_the_soft_targets_of_a_batch_of_mixed_images_are_written(
+    tmp_path: Path, overflow: Callable[[float], None]
+) -> None:
+    """The images are those of the whole batch: one micro-batch alone would be mixed with itself."""
+    recipe = replace(RECIPE, mixup_alpha=1.0, micro_batch=3)
+    folder = stopped(tmp_path / "run", recipe=recipe).path / "nan"
+    batch = read_batch(folder)
+    trainer = Trainer(run_at(tmp_path / "other", recipe), make_dataset())
+    images, labels, _ = trainer.data_loader.batch(trainer.data_loader.order(1)[8:16], STEP - 1, np.float32)
+    assert labels.dtype == np.float32
+    assert labels.shape == (8, 2)
+    np.testing.assert_array_equal(batch["labels"], labels)
+    np.testing.assert_array_equal(batch["images"], images)
+    traced = load_trace(folder / "trace.safetensors")
+    np.testing.assert_array_equal(traced.labels, labels[batch["traced"]])
+
+
 def test_a_dump_that_fails_does_not_hide_the_error(
     tmp_path: Path, overflow: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

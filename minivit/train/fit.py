@@ -19,7 +19,7 @@ from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
 from minivit.ops.augment import normalize
 from minivit.train.evaluation import predictions
-from minivit.train.recipe import Recipe
+from minivit.train.recipe import Recipe, expect_augmentable
 from minivit.train.recipes import recipe_values
 from minivit.train.training import Training
 
@@ -152,6 +152,7 @@ def fit(
     """
     pixels, labels = _pixels(images, "images"), _whole_labels(labels, "labels")
     settings = _recipe(model, recipe, seed, overrides)
+    expect_augmentable(settings, *pixels.shape[1:])
     mean, std = (settings.mean, settings.std) if settings.mean else channel_statistics(pixels)
     held_out = None
     if validation is not None:
@@ -204,6 +205,8 @@ def _recipe(model: Layer, recipe: Any, seed: int | None, overrides: Mapping[str,
     fields = {name: value for name, value in fields.items() if name not in _GIVEN} | dict(overrides)
     if seed is not None:
         fields["seed"] = seed
+    if fields.get("on_nan", "stop") != "stop":
+        raise UserError("on_nan goes back to a checkpoint, which fit does not write; leave it out, or use a run folder")
     dtype = str(model.parameters.store.values.dtype)
     return Recipe.from_dict({**fields, "dataset": "arrays", "model": type(model).__name__, "dtype": dtype})
 

@@ -368,11 +368,16 @@ def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
             if recipe.init and name != "num_classes":
                 raise UserError(f"the weights are of a model with {name} {asked}, but {dataset.name} has {value}")
             raise UserError(f"{name} {asked} was asked for, but {dataset.name} has {value}; leave it out")
+    expect_augmentable(recipe, height, width, channels)
+    return config
+
+
+def expect_augmentable(recipe: Recipe, height: int, width: int, channels: int) -> None:
+    """Raise UserError where the augmentation of the recipe does not fit images of this size."""
     if recipe.crop_padding >= min(height, width):
         raise UserError(f"crop_padding {recipe.crop_padding} could shift images of {height} x {width} away")
     if (recipe.auto_augment or recipe.color_jitter) and channels not in (1, 3):
         raise UserError(f"auto_augment and color_jitter need images of 1 or 3 channels, not of {channels}")
-    return config
 
 
 def make_optimizer(recipe: Recipe, model: Layer) -> Optimizer:
