@@ -56,8 +56,8 @@ class Muon(AdamW):
         self._matrices = tuple(group for group, is_matrix in zip(self._updated, chosen, strict=True) if is_matrix)
         if not self._matrices:
             raise UserError(
-                f"no matrix that is trained is called {matrices!r}, so that AdamW would update everything; give another "
-                "pattern, or use AdamW (optimizer adamw)"
+                f"no matrix that is trained is called {matrices!r}, so that AdamW would update everything; give "
+                "another pattern, or use AdamW (optimizer adamw)"
             )
         others = [group for group, is_matrix in zip(self._updated, chosen, strict=True) if not is_matrix]
         self._others = tuple(merge_neighbours(others, self._store.values.dtype.itemsize))
