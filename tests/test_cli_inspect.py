@@ -66,6 +66,15 @@ def test_a_file_is_shown_with_images_labels_and_names_of_classes(cli: Minivit) -
     assert data["images"][0]["loss"] == pytest.approx(float(np.asarray(minivit.trace(model, images, [1]).loss)))
 
 
+def test_images_are_called_as_their_files_without_folders_where_that_tells_them_apart(cli: Minivit) -> None:
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+    files = [save_image(file, mode="L") for file in ("one/a.png", "two/a.png", "two/b.png")]
+    values = cli(*MICRO, "--image", *files, "--json").json()
+    assert values["images"] == ["one/a.png", "two/a.png", "b.png"]
+    assert [image["name"] for image in data_in("page.html")["images"]] == values["images"]
+
+
 def test_a_run_is_shown_with_a_test_image_and_its_kept_steps(cli: Minivit) -> None:
     folder = save_squares(Path("squares"))
     assert cli("train", folder, *TINY, "--epochs", 2, "--keep-every", 1, "--run", "run").status == 0
