@@ -127,7 +127,9 @@ def test_bad_input_is_one_line(cli: Minivit, args: tuple[str, ...], words: tuple
 
 def test_a_folder_in_place_of_the_page_is_refused_before_the_work(cli: Minivit) -> None:
     Path("folder").mkdir()
-    assert_refused(cli("inspect", "no_model_is_opened", "--out", "folder"), 2, "--out is the folder folder", "page.html")
+    assert_refused(
+        cli("inspect", "no_model_is_opened", "--out", "folder"), 2, "--out is the folder folder", "page.html"
+    )
 
 
 def test_a_page_that_cannot_be_written_is_one_line(cli: Minivit) -> None:
