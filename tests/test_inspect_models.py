@@ -107,6 +107,21 @@ def test_numbers_that_are_not_finite_are_null(bad: float) -> None:
     assert stages["blocks.1"]["y_norm"] is None
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "class token and positions"),
+        ({"reg_tokens": 2}, "class token, registers and positions"),
+        ({"pos_embed": "none"}, "class token"),
+        ({"class_token": False, "global_pool": "avg"}, "positions"),
+        ({"class_token": False, "global_pool": "avg", "pos_embed": "sincos_2d"}, "nothing is added"),
+    ],
+)
+def test_the_stage_after_the_patches_names_what_is_added(fields: dict[str, Any], words: str) -> None:
+    stages = {stage["name"]: stage for stage in page_of(checks=False, **fields)["images"][0]["path"]}
+    assert stages["embed"]["title"] == words
+
+
 def test_without_checks_there_are_none_and_no_mistakes() -> None:
     data = small_page(checks=False)
     assert (data["checks"], data["mistakes"]) == ({}, [])

@@ -1,4 +1,8 @@
-"""What training runs did: measures and figures of their metrics, their kept steps and their predictions."""
+"""The explorer: a page of all that flows through a model, and what training runs did.
+
+`explore` and `write_page` make the page. The other functions measure and draw the metrics, kept steps and predictions of
+runs.
+"""
 
 from minivit.explorer.explore import PageData, explore
 from minivit.explorer.figures import plot_calibration, plot_confusion, plot_curves, plot_update_ratios

@@ -21,7 +21,6 @@ _TITLES = {
     "patch_embed.patches": "cut into patches",
     "patch_embed.proj": "patch embedding: projection",
     "pos_embed": "positions",
-    "embed": "class token and positions",
     "pos_drop": "dropout after the positions",
     "patch_drop": "dropout of patches",
     "norm_pre": "layer norm before the blocks",
@@ -97,7 +96,7 @@ def layers_of(records: Mapping[str, Record], model: ViT, maps: HeatMaps | None) 
         {
             "name": name,
             "kind": kind if isinstance(kind, str) else kind_of(kind),
-            "title": title(name),
+            "title": title(name, model),
             "block": block_of(name),
             "parent": _parent(name, names),
             "quantities": _quantities(records[name], maps),
@@ -126,14 +125,28 @@ def shown(records: Mapping[str, Record]) -> list[str]:
     ]
 
 
-def title(name: str) -> str:
-    """Return what a layer or op is, in words."""
+def title(name: str, model: ViT) -> str:
+    """Return what a layer or op of a model is, in words."""
     block = block_of(name)
+    if name == "embed":
+        return _added(model)
     if block is None:
         return _TITLES.get(name, name)
     rest = name.split(".", 2)[2:]
     words = _IN_BLOCK.get(rest[0], rest[0]) if rest else ""
     return f"block {block}: {words}" if words else f"block {block}"
+
+
+def _added(model: ViT) -> str:
+    """Return what is added to the patches: "class token and positions"."""
+    config = model.config
+    has = {
+        "class token": config.class_token,
+        "registers": config.reg_tokens,
+        "positions": config.pos_embed == "learn",
+    }
+    parts = [part for part, present in has.items() if present]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "nothing is added"
 
 
 def block_of(name: str) -> int | None:

@@ -73,7 +73,7 @@ def _stage(trace: Trace, arrays: Trace, name: str, kind: str, model: ViT) -> Sta
     held = arrays.records[name].quantities if name in arrays else {}
     return {
         "name": name,
-        "title": title(name) + (": result" if kind == "block" else ""),
+        "title": title(name, model) + (": result" if kind == "block" else ""),
         "layer": name,
         "kind": kind,
         "y": _by_token(held.get("y"), model),
