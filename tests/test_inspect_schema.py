@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from explored import schema, small_page
+from explored import data_in, schema, small_page
 from jsonschema import Draft202012Validator
 
 
@@ -69,6 +70,13 @@ def test_wrong_data_are_refused(data: dict[str, Any], path: tuple[Any, ...], val
         place = place[key]
     place[path[-1]] = value
     assert not Draft202012Validator(schema()).is_valid(wrong)
+
+
+def test_the_example_page_follows_the_schema() -> None:
+    data = data_in(Path(__file__).parent.parent / "docs" / "examples" / "digits.html")
+    assert data["full"]
+    assert data["subject"]["source"] == "run"
+    assert len(data["depth"]["steps"]) > 2
 
 
 def test_a_missing_field_is_refused(data: dict[str, Any]) -> None:
