@@ -37,11 +37,12 @@ function about() {
   const { model, subject } = data;
   const saved = subject.checkpoint ? `, ${subject.checkpoint} checkpoint` : "";
   const what = `${model.class} with ${whole(model.parameters)} parameters in ${model.dtype}${saved}`;
+  const name = (index) => h("bdi", {}, className(index)); // a name may be written from right to left
   const says = h("p", { class: "says", "aria-live": "polite" });
   const update = () => {
     const { label, loss, predicted, probabilities } = data.images[state.image];
-    const truth = label === null ? "" : `; the label is ${className(label)}, the loss ${number(loss)}`;
-    says.textContent = `The model says ${className(predicted)} (${percent(probabilities[predicted])})${truth}.`;
+    const truth = label === null ? [] : ["; the label is ", name(label), `, the loss ${number(loss)}`];
+    says.replaceChildren("The model says ", name(predicted), ` (${percent(probabilities[predicted])})`, ...truth, ".");
   };
   onChange((changed) => changed.has("image") && update());
   update();
