@@ -131,5 +131,5 @@ def test_a_model_in_the_working_folder_has_the_name_of_the_folder(
     save_model()
     monkeypatch.chdir("m")
     assert cli("inspect", ".").status == 0
-    data = data_in("page.html")
+    data = data_in(Path("page.html"))
     assert (data["title"], data["subject"]["name"]) == ("m: every gradient", "m")
