@@ -1,7 +1,7 @@
 """The explorer: a page of all that flows through a model, and what training runs did.
 
-`explore` and `write_page` make the page. The other functions measure and draw the metrics, kept steps and predictions of
-runs.
+`explore` and `write_page` make the page. The other functions measure and draw the metrics, kept steps and predictions
+of runs.
 """
 
 from minivit.explorer.explore import PageData, explore

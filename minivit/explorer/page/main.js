@@ -32,16 +32,17 @@ function skip(event) {
   document.getElementById("views").focus();
 }
 
-/** What the page is about, in a line: the model, and what it says of the image. */
+/** What the page is about, in a line: the model, and what it predicts. */
 function about() {
   const { model, subject } = data;
   const saved = subject.checkpoint ? `, ${subject.checkpoint} checkpoint` : "";
   const what = `${model.class} with ${whole(model.parameters)} parameters in ${model.dtype}${saved}`;
   const says = h("p", { class: "says", "aria-live": "polite" });
   const update = () => {
-    const { label, loss, predicted, probabilities } = data.images[state.image];
-    const truth = label === null ? "" : `; the label is ${className(label)}, the loss ${number(loss)}`;
-    says.textContent = `The model says ${className(predicted)} (${percent(probabilities[predicted])})${truth}.`;
+    const { label, label_predicted: unknown, loss, predicted, probabilities } = data.images[state.image];
+    const found = `Prediction: ${className(predicted)} (${percent(probabilities[predicted])})`;
+    const known = unknown ? "its loss, as no label was given" : `label: ${className(label)}; loss`;
+    says.textContent = label === null ? `${found}.` : `${found}; ${known}: ${number(loss)}.`;
   };
   onChange((changed) => changed.has("image") && update());
   update();
