@@ -26,6 +26,8 @@ def test_a_named_model_has_a_page_of_random_pixels(cli: Minivit) -> None:
     data = data_in(Path("page.html"))
     assert data["subject"] == {"source": "name", "name": "vit_micro_patch4_8", "checkpoint": None}
     assert data["command"] == "minivit inspect vit_micro_patch4_8 --set depth=1"
+    (image,) = data["images"]
+    assert (image["label"], image["label_predicted"]) == (image["predicted"], True)
 
 
 def test_json_tells_where_the_page_is_and_what_it_has(cli: Minivit) -> None:
@@ -48,6 +50,7 @@ def test_a_file_is_shown_with_images_labels_and_names_of_classes(cli: Minivit) -
     assert data["subject"] == {"source": "file", "name": "m", "checkpoint": None}
     assert data["model"]["class_names"] == ["cat", "dog", "frog"]
     assert [(image["name"], image["label"]) for image in data["images"]] == [("a b.png", 1), ("c.png", 2)]
+    assert not any(image["label_predicted"] for image in data["images"])
     assert data["command"] == "minivit inspect m --image 'a b.png' c.png --label dog 2 --out x.html"
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)[..., :3]
     images = ((pixels / 255 - 0.4) / 0.3).astype(np.float32)[None]

@@ -70,6 +70,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
         subject = Subject(opened, image_files(args.image, opened, terminal), args.image, None)
     else:
         subject = from_data(args.target, opened, args.data, args.index, args.seed, terminal)
+    predicted = subject.labels is None and not args.label
     with enough_memory(args.backend):
         subject = with_labels(subject, args.label, terminal)
         data = explorer.explore(
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             class_names=opened.class_names or (),
             names=_names(subject.names),
             pixels=subject.pixels,
+            predicted=predicted,
             run=folder,
             checkpoint=None if folder is None else args.checkpoint,
             subject=("run" if folder else "name" if args.target in PRESETS else "file", name),

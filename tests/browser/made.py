@@ -60,7 +60,7 @@ def make_pages(folder: Path) -> Made:
     inspect(run, paths["digits"], "--image", image, _turned(image), "--label", "3", "5")
     without = folder / "without_steps"
     shutil.copytree(run, without, ignore=shutil.ignore_patterns("steps"))
-    inspect(without, paths["no_steps"])
+    inspect(without, paths["no_steps"], "--image", image)
     model = create_model(
         "vit_micro_patch4_8", patch_size=2, depth=2, embed_dim=8, num_heads=2, num_classes=3, dtype="float64"
     )

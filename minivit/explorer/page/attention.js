@@ -43,7 +43,7 @@ function build(root) {
   return (changed) => {
     patches.update();
     blocks.update();
-    says.textContent = `Followed: ${tokenName(followed() ?? 0)}.`;
+    says.textContent = `Following the ${tokenName(followed() ?? 0)}.`;
     draw();
     if (changed.has("image")) drawRollout();
   };
@@ -92,9 +92,9 @@ function choices(options, draw) {
   const group = (title, ...controls) => h("fieldset", {}, h("legend", {}, title), controls);
   return [
     group(
-      "Direction",
-      control("radio", "to", false, "from this token: where it looks"),
-      control("radio", "to", true, "to this token: who looks at it"),
+      "This token",
+      control("radio", "to", false, "as query: its weights for all keys"),
+      control("radio", "to", true, "as key: the weights of all queries for it"),
     ),
     group(
       "Drawing",
@@ -107,12 +107,12 @@ function choices(options, draw) {
 function drawHeads(root, block, token, options) {
   const image = data.images[state.image];
   const name = block.queries === data.model.tokens ? tokenName(token) : "the query of the pooling";
-  const looks = options.to ? `Who looks at ${name}` : `Where ${name} looks`;
+  const looks = options.to ? `Attention to ${name}` : `Attention of ${name}`;
   const { cards, flat } = attentionHeads(image, block, token, options);
   const about = !block.dweights
     ? "Without a label there is no loss, and so no gradient."
     : flat
       ? "The gradient of these weights, dweights, is zero: the loss does not depend on them."
-      : "Beside the weights of each head their gradient, dweights: where it is positive, more attention would raise the loss.";
-  root.replaceChildren(h("h2", {}, `${looks}, ${block.layer}`), h("p", {}, about), h("div", { class: "heads" }, cards));
+      : "The weights of each head, and their gradient dweights. Where dweights is positive, a larger weight would raise the loss.";
+  root.replaceChildren(h("h2", {}, `${looks} in ${block.layer}`), h("p", {}, about), h("div", { class: "heads" }, cards));
 }
