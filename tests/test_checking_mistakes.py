@@ -382,6 +382,8 @@ MISTAKES: dict[str, tuple[Any, Any, tuple[Array, ...], str, str]] = {
     "cumsum: forward": (lambda x: (np.cumsum(x, 1), 0), lambda dy, _, **__: np.cumsum(dy, 1), (LOGITS,), "-", "the transpose is needed"),
     "pool: mean over the batch": (lambda x: (x.mean(1), 0), lambda dy, _, **__: np.repeat(dy[:, None], N, 1) / 3, (normal(3, N, D),), "-", "5/3.*length of the wrong axis"),
     "float16": (lambda x: (x * x, x), lambda dy, x, **_: (2 * dy * x).astype(np.float16).astype(x.dtype), (X,), "-", "one of float16"),
+    "a whole root": (lambda x: (x / 8, 0), lambda dy, _, **__: dy, (normal(7, 3),), "-", r"square root of 64\): perhaps a scale 1/sqrt\(64\).*is missing"),
+    "a whole number": (lambda x: (x / 5, 0), lambda dy, _, **__: dy, (normal(7, 3),), "-", "everywhere 5 times the derivative$"),
     "mean in place": (mean_after, lambda dy, c, **_: dy * c / 7, (X,), "-", "forward changes the cache in place"),
 }  # fmt: skip
 

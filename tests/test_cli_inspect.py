@@ -26,6 +26,8 @@ def test_a_named_model_has_a_page_of_random_pixels(cli: Minivit) -> None:
     data = data_in(Path("page.html"))
     assert data["subject"] == {"source": "name", "name": "vit_micro_patch4_8", "checkpoint": None}
     assert data["command"] == "minivit inspect vit_micro_patch4_8 --set depth=1"
+    (image,) = data["images"]
+    assert (image["label"], image["label_predicted"]) == (image["predicted"], True)
 
 
 def test_json_tells_where_the_page_is_and_what_it_has(cli: Minivit) -> None:
@@ -48,6 +50,7 @@ def test_a_file_is_shown_with_images_labels_and_names_of_classes(cli: Minivit) -
     assert data["subject"] == {"source": "file", "name": "m", "checkpoint": None}
     assert data["model"]["class_names"] == ["cat", "dog", "frog"]
     assert [(image["name"], image["label"]) for image in data["images"]] == [("a b.png", 1), ("c.png", 2)]
+    assert not any(image["label_predicted"] for image in data["images"])
     assert data["command"] == "minivit inspect m --image 'a b.png' c.png --label dog 2 --out x.html"
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)[..., :3]
     images = ((pixels / 255 - 0.4) / 0.3).astype(np.float32)[None]
@@ -113,6 +116,23 @@ def test_bad_input_is_one_line(cli: Minivit, args: tuple[str, ...], words: tuple
     assert not Path("page.html").exists()
 
 
-def test_a_page_that_cannot_be_written_is_one_line(cli: Minivit) -> None:
+def test_a_folder_in_place_of_the_page_is_refused_before_the_work(cli: Minivit) -> None:
     Path("folder").mkdir()
-    assert_refused(cli(*MICRO, "--out", "folder"), 1, "folder")
+    assert_refused(
+        cli("inspect", "no_model_is_opened", "--out", "folder"), 2, "--out is the folder folder", "page.html"
+    )
+
+
+def test_a_page_that_cannot_be_written_is_one_line(cli: Minivit) -> None:
+    Path("file").touch()
+    assert_refused(cli(*MICRO, "--out", "file/page.html"), 1, "file/page.html", "write to another path")
+
+
+def test_a_model_in_the_working_folder_has_the_name_of_the_folder(
+    cli: Minivit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model()
+    monkeypatch.chdir("m")
+    assert cli("inspect", ".").status == 0
+    data = data_in(Path("page.html"))
+    assert (data["title"], data["subject"]["name"]) == ("m: every gradient", "m")

@@ -180,7 +180,7 @@ def test_norms_by_depth_are_those_of_the_table(model: minivit.ViT, trace: Trace,
     of_block = [p.value for name, p in model.parameters.items() if name.startswith("blocks.1.")]
     assert step["weights"][2] == pytest.approx(math.sqrt(sum(float((v.astype(float) ** 2).sum()) for v in of_block)))
     assert (step["step"], step["update_ratio"]) == (None, None)
-    assert "not of a run" in depth["note"]
+    assert "not from a run" in depth["note"]
 
 
 def test_equal_arrays_share_a_map(data: dict[str, Any]) -> None:

@@ -65,15 +65,18 @@ def factor_meaning(e: Evidence, ratio: float) -> str:
     if not meanings:
         meanings |= _two_lengths(e, is_)
     square = round(max(ratio, 1 / ratio) ** 2)
+    # A whole number may be anything, but the root of a multiple of 16 is often that of the width of a head.
+    whole = math.isqrt(square) ** 2 == square
     if (
         not meanings
         and square > 1
-        and math.isqrt(square) ** 2 != square
+        and not (whole and square % 16)
         and is_(math.sqrt(square) ** (1 if ratio > 1 else -1))
     ):
         what = "missing" if ratio > 1 else "extra"
+        perhaps = "perhaps " if whole else ""
         meanings["root"] = (
-            f"the square root of {square}): a scale 1/sqrt({square}), as of the width of a head, is {what}"
+            f"the square root of {square}): {perhaps}a scale 1/sqrt({square}), as of the width of a head, is {what}"
         )
     found = list(meanings.values())
     if is_(2) or is_(0.5):

@@ -23,7 +23,7 @@ from minivit.tracing.trace import Trace, trace
 from minivit.train.run_folder import RunFolder
 from minivit.weights import load_model, read_tensors
 
-_NO_RUN = "The model is not of a run, so that there are no earlier steps of it."
+_NO_RUN = "This model is not from a run, so there are no earlier steps to show."
 _NO_STEPS = "The run kept no steps: train with --keep-every 500 to see them."
 
 

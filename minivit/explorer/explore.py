@@ -38,6 +38,7 @@ def explore(
     class_names: Sequence[str] = (),
     names: Sequence[str] = (),
     pixels: Array | None = None,
+    predicted: bool = False,
     run: RunFolder | None = None,
     checkpoint: str | None = None,
     subject: tuple[str, str] | None = None,
@@ -62,6 +63,8 @@ def explore(
         The names of the images.
     pixels : Array, optional
         uint8 (B, height, width, C): the images before they were normalised, as they are shown.
+    predicted : bool
+        Whether `labels` are the model's own predictions, for want of known ones; the page says so.
     run : RunFolder, optional
         The run of the model, whose kept steps are shown.
     checkpoint : str, optional
@@ -99,6 +102,7 @@ def explore(
         found, first, maps, note = images_within(limits, model, singles, numbers)
         for i, image in enumerate(found):
             image["name"] = names[i] if names else f"image {i}"
+            image["label_predicted"] = predicted and image["label"] is not None
             image["png"] = picture(images[i], None if pixels is None else pixels[i])
             image["rollout"] = rollout_of(model, singles[i], maps) if measured else None
         depth = depth_of(model, first.whole, singles[0], numbers[0], run, checkpoint or called, limits.steps, measured)
@@ -146,8 +150,11 @@ def _checked(
         raise UserError("the model has no head, and so no loss to go back from; give it one with num_classes")
     if limits.images < B:
         raise UserError(f"{B} images were given; a page shows at most {limits.images}")
+    numbers = np.empty(B) if labels is None else np.asarray(to_host(labels) if hasattr(labels, "dtype") else labels)
+    if numbers.ndim != 1:
+        raise UserError(f"labels are {numbers.tolist()}; expected a whole number for each image")
     for what, count, of in (
-        ("labels", B if labels is None else len(labels), "images"),
+        ("labels", len(numbers), "images"),
         ("names", len(names) or B, "images"),
         ("pixels", B if pixels is None else len(pixels), "images"),
         ("class names", len(class_names) or C, "classes"),
@@ -157,18 +164,17 @@ def _checked(
             raise UserError(f"there are {count} {what} and {expected} {of}; give one for each")
     if labels is None:
         return [None] * B
-    numbers = np.asarray(to_host(labels) if hasattr(labels, "dtype") else labels)
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers < C)).all():
+    if numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers < C)).all():
         raise UserError(f"labels are {numbers.tolist()}; expected a whole number below {C} for each image")
     return [int(label) for label in numbers]
 
 
 def _reduction(most: int, full: bool) -> str:
     if not full:
-        return "Statistics are those of all numbers, exactly. The arrays themselves are not in this page."
+        return "Statistics are those of all numbers. The arrays themselves are not in this page."
     return (
-        f"Arrays are reduced to heat maps of at most {most} x {most} cells of 8 bits; each map says how, and has its "
-        "scale. Attention has a cell for each number. Statistics are those of all numbers, exactly."
+        f"Arrays are reduced to heat maps of at most {most} x {most} cells of 8 bits. Below each map are its scale and "
+        "what a cell is. Attention has a cell for each number. Statistics are those of all numbers."
     )
 
 

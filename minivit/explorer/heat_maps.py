@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.arrays import Array, to_host
+from minivit.tracing.figures import count_of
 
 MOST_CELLS = 64  # rows, and columns, of a map
 
@@ -166,9 +167,10 @@ def plane_of(array: Array, quantity: str = "", kind: str = "") -> Plane:
     if values.ndim == 3 and quantity.removeprefix("d") in ("q", "k", "v"):
         return Plane(values.swapaxes(0, 1).reshape(values.shape[1], -1), "tokens", "features of all heads")
     if values.ndim == 3 and (quantity.removeprefix("d") in ("scores", "weights") or kind == "softmax"):
-        return Plane(values.mean(axis=0), "queries", "keys", f"mean over {len(values)} heads")
+        return Plane(values.mean(axis=0), "queries", "keys", f"mean over {count_of(len(values), 'head')}")
     if values.ndim == 3:
-        return Plane(values.mean(axis=2), "rows of the image", "columns", f"mean over {values.shape[2]} channels")
+        over = f"mean over {count_of(values.shape[2], 'channel')}"
+        return Plane(values.mean(axis=2), "rows of the image", "columns", over)
     return Plane(values.reshape(len(values), -1), "first axis", "all others")
 
 

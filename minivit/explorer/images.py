@@ -156,7 +156,7 @@ def _image(model: ViT, traces: Traces, image: Array, maps: HeatMaps, full: bool)
     dimage = arrays.records[ROOT].dx
     gradient = None if dimage is None else np.linalg.norm(in_floats(dimage)[0], axis=-1)
     height, width, channels = image.shape[1:]
-    over = f"norm over {channels} channels"
+    over = f"norm over {count_of(channels, 'channel')}"
     return {
         "loss": None if traced.loss is None else float(in_floats(traced.loss)),
         "logits": logits.tolist(),

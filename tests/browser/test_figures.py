@@ -39,21 +39,21 @@ def cells_of(heat_map: dict[str, Any]) -> Floats:
     return np.asarray(low + share * (high - low), np.float64)
 
 
-@pytest.mark.parametrize("direction", ["from", "to"])
-def test_a_patch_has_its_row_or_column_of_the_weights(open_page: Open, made: Made, direction: str) -> None:
+@pytest.mark.parametrize("side", ["query", "key"])
+def test_a_patch_has_its_row_or_column_of_the_weights(open_page: Open, made: Made, side: str) -> None:
     data = made.data["vit_tiny"]
     block = data["images"][0]["attention"][2]
     rows, columns = data["model"]["grid"]
     opened = open_page("vit_tiny", "#attention/2")
     page, token = opened.page, data["model"]["prefix_tokens"] + columns + 3
     page.get_by_role("radio", name="patch row 2, column 4").click()
-    page.get_by_role("radio", name=f"{direction} this token").check()
+    page.get_by_role("radio", name=f"as {side}:").check()
     opened.settle()
     heads = page.locator(".head")
     assert heads.count() == len(block["weights"])
     for head, index in enumerate(block["weights"]):
         cells = cells_of(data["maps"][index])
-        values = cells[token] if direction == "from" else cells[:, token]
+        values = cells[token] if side == "query" else cells[:, token]
         patches = values[data["model"]["prefix_tokens"] :]
         canvas = heads.nth(head).locator("canvas").first
         brightness = np.array(canvas.evaluate(PIXELS)) @ [0.2126, 0.7152, 0.0722]
@@ -116,9 +116,10 @@ def test_a_mistake_shows_its_numbers_and_what_becomes_of_the_gradients(open_page
         assert page.locator(".mistake h2").inner_text() == mistake["title"]
         assert page.locator(".mistake blockquote").inner_text() == mistake["sentence"]
         code = page.locator(".diff")
-        assert [line[2:].rstrip() for line in code.locator("del").all_inner_texts()] == [
-            line for line in mistake["before"] if line not in mistake["after"]
-        ]
+        for tag, sign, own, other in (("del", "correct", "before", "after"), ("ins", "wrong", "after", "before")):
+            lines = [line for line in mistake[own] if line not in mistake[other]]
+            texts = code.locator(tag).all_inner_texts()
+            assert [text.rstrip() for text in texts] == [f"{sign:9}{line}" for line in lines or ["(no such line)"]]
         assert [row[0::2] for row in rows_of(page, ".mistake .scroll")] == [
             [each["array"], each["verdict"]] for each in mistake["verdict"]
         ]
@@ -126,7 +127,7 @@ def test_a_mistake_shows_its_numbers_and_what_becomes_of_the_gradients(open_page
         assert sections.locator("h4").all_inner_texts() == [each["array"] for each in mistake["arrays"]]
         for section, array in zip(sections.all(), mistake["arrays"], strict=True):
             if not array["changed"]:
-                assert "stays as it was" in section.inner_text()
+                assert "does not change" in section.inner_text()
                 continue
             facts = section.locator("dd").all_inner_texts()
             assert facts[:2] == [digits_of(array["right_norm"]), digits_of(array["wrong_norm"])]

@@ -93,6 +93,25 @@ def test_the_path_shows_the_norms_of_each_stage_and_of_the_token(open_page: Open
     ]
 
 
+def test_the_path_ends_in_the_gradient_of_the_pixels(open_page: Open, made: Made) -> None:
+    data = made.data["vit_tiny"]
+    heat_map = data["maps"][data["images"][0]["dimage"]]
+    shown = open_page("vit_tiny").page.locator(".path-pixels")
+    assert digits_of(heat_map["high"]) in shown.locator(".legend").inner_text()
+    size = shown.locator("canvas").evaluate("canvas => [canvas.height, canvas.width]")
+    assert size == [heat_map["rows"], heat_map["cols"]]
+
+
+def test_a_label_that_is_the_prediction_is_not_called_a_label(open_page: Open, made: Made) -> None:
+    labels = {"vit_tiny": "label: ", "no_steps": "as no label was given: "}
+    for name, words in labels.items():
+        image, page = made.data[name]["images"][0], open_page(name).page
+        assert image["label_predicted"] == (name == "no_steps")
+        assert words in page.locator("#about").inner_text()
+        first = page.locator(".path-said .class-name").first.inner_text()
+        assert ("(label)" in first) == (image["label"] == image["predicted"] and name == "vit_tiny")
+
+
 def test_another_image_has_other_numbers(open_page: Open, made: Made) -> None:
     data = made.data["digits"]
     opened = open_page("digits", "#layer/blocks.0.norm1")

@@ -10,11 +10,13 @@ import { detail, followed, go, set, state } from "./state.js";
 
 export const attentionView = { id: "attention", title: "Attention", build };
 
+const NOT_FINITE = "Weights that are NaN or infinite are left out.";
+
 function build(root) {
   const rollout = h("div", {});
   const drawRollout = () => rollout.replaceChildren(attentionRollout(data.images[state.image]));
-  if (!data.images[0].attention) {
-    const why = `The attention of each head is not on this page. ${data.note}`;
+  if (!data.images.some(({ attention }) => attention?.length)) {
+    const why = `The attention of each head is not on this page. ${data.note || NOT_FINITE}`;
     root.append(h("h2", {}, "Attention"), h("p", { class: "note" }, why), rollout);
     return (changed) => changed.has("image") && drawRollout();
   }
@@ -27,11 +29,13 @@ function build(root) {
   const draw = () => {
     const token = followed() ?? 0;
     const block = chosenBlock();
+    matrix.element.hidden = !block;
+    if (!block) return heads.replaceChildren(h("h2", {}, "Attention"), h("p", { class: "note" }, `This image has none. ${NOT_FINITE}`));
     const pooling = block.queries !== data.model.tokens; // its query is not a token, so that it has one direction
     controls.querySelector("fieldset").disabled = pooling;
     const to = options.to && !pooling;
     drawHeads(heads, block, token, { ...options, to });
-    matrix.update(block, token, to);
+    return matrix.update(block, token, to);
   };
   const controls = h("div", { class: "attention-controls" }, blocks.element, choices(options, draw));
   const side = h("div", { class: "attention-side" }, patches.element, says, controls);
@@ -39,7 +43,7 @@ function build(root) {
   return (changed) => {
     patches.update();
     blocks.update();
-    says.textContent = `Followed: ${tokenName(followed() ?? 0)}.`;
+    says.textContent = `Following the ${tokenName(followed() ?? 0)}.`;
     draw();
     if (changed.has("image")) drawRollout();
   };
@@ -52,19 +56,22 @@ function chosenNumber() {
   return Number.isInteger(asked) && asked >= 0 && asked < count ? asked : Math.floor((count - 1) / 2);
 }
 
+/** The attention that is shown; undefined where the image has none. */
 function chosenBlock() {
   return data.images[state.image].attention[chosenNumber()];
 }
 
 function blockSlider() {
-  const count = data.images[0].attention.length;
   const text = h("output", { for: "attention-block" });
   const choose = (event) => set({ details: { ...state.details, attention: event.target.value } });
   const keep = (event) => go("attention", event.target.value); // the URL follows when the slider is let go
-  const range = { type: "range", id: "attention-block", min: 0, max: count - 1, step: 1 };
-  const slider = h("input", { ...range, oninput: choose, onchange: keep, disabled: count < 2 });
+  const range = { type: "range", id: "attention-block", min: 0, step: 1 };
+  const slider = h("input", { ...range, oninput: choose, onchange: keep });
   const update = () => {
-    const { layer } = chosenBlock();
+    const count = data.images[state.image].attention.length;
+    const layer = chosenBlock()?.layer ?? "none";
+    slider.max = Math.max(0, count - 1);
+    slider.disabled = count < 2;
     slider.value = chosenNumber();
     slider.setAttribute("aria-valuetext", layer);
     text.textContent = layer;
@@ -85,9 +92,9 @@ function choices(options, draw) {
   const group = (title, ...controls) => h("fieldset", {}, h("legend", {}, title), controls);
   return [
     group(
-      "Direction",
-      control("radio", "to", false, "from this token: where it looks"),
-      control("radio", "to", true, "to this token: who looks at it"),
+      "This token",
+      control("radio", "to", false, "as query: its weights for all keys"),
+      control("radio", "to", true, "as key: the weights of all queries for it"),
     ),
     group(
       "Drawing",
@@ -100,12 +107,12 @@ function choices(options, draw) {
 function drawHeads(root, block, token, options) {
   const image = data.images[state.image];
   const name = block.queries === data.model.tokens ? tokenName(token) : "the query of the pooling";
-  const looks = options.to ? `Who looks at ${name}` : `Where ${name} looks`;
+  const looks = options.to ? `Attention to ${name}` : `Attention of ${name}`;
   const { cards, flat } = attentionHeads(image, block, token, options);
   const about = !block.dweights
     ? "Without a label there is no loss, and so no gradient."
     : flat
       ? "The gradient of these weights, dweights, is zero: the loss does not depend on them."
-      : "Beside the weights of each head their gradient, dweights: where it is positive, more attention would raise the loss.";
-  root.replaceChildren(h("h2", {}, `${looks}, ${block.layer}`), h("p", {}, about), h("div", { class: "heads" }, cards));
+      : "The weights of each head, and their gradient dweights. Where dweights is positive, a larger weight would raise the loss.";
+  root.replaceChildren(h("h2", {}, `${looks} in ${block.layer}`), h("p", {}, about), h("div", { class: "heads" }, cards));
 }

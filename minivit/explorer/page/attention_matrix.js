@@ -40,7 +40,7 @@ function matrixFigures({ layer, weights, dweights }, head) {
     const canvas = mapCanvas(maps[head], `${name} of ${layer}, head ${head}, queries by keys`);
     canvas.style.removeProperty("max-width"); // it is as wide as its frame, on which the line is placed
     const line = h("div", { class: "line-mark" });
-    const marked = h("div", { class: "marked" }, canvas, line);
+    const marked = h("div", { class: "marked", style: { "--tokens": map.cols } }, canvas, line);
     const parts = [h("h3", {}, `${name}, head ${head}`), marked, legend(map.low, map.high), h("figcaption", {}, map.how)];
     return { line, figure: h("figure", { class: "heat-map" }, parts) };
   });

@@ -68,17 +68,17 @@ function depthCharts(at) {
   const charts = [
     {
       title: "Activations and weights",
-      description: `Euclidean norms of what each layer gives and of its parameters, ${step.label}.`,
+      description: `Euclidean norms of the output and of the parameters of each layer (${step.label}).`,
       x,
       y: log("norm", "y", "weights"),
-      series: [series("activation y", "y", 0), series("parameters", "weights", 2)],
+      series: [series("output y", "y", 0), series("parameters", "weights", 2)],
     },
     {
       title: "Gradients",
-      description: `Euclidean norms of the gradient that comes back to each layer and of its parameters' gradients, ${step.label}.`,
+      description: `Euclidean norms of the gradients of the output and of the parameters of each layer (${step.label}).`,
       x,
       y: log("norm", "dy", "dparameters"),
-      series: [series("gradient dy", "dy", 1), series("parameters' gradients", "dparameters", 3)],
+      series: [series("gradient of the output, dy", "dy", 1), series("gradient of the parameters", "dparameters", 3)],
     },
   ];
   if (steps.some((each) => each.update_ratio)) charts.push(ratioChart(at, x, layers, all("update_ratio")));
@@ -94,7 +94,7 @@ function ratioChart(at, x, layers, values) {
   const from = steps.slice(0, at + 1).findLast((each) => each.update_ratio);
   const usual = { name: "rule of thumb: 0.001", points: [[0, USUAL_RATIO], [layers.length - 1, USUAL_RATIO]] };
   const text = from
-    ? `How much a training step changes each layer's parameters, relative to their norm: the mean of the steps up to ${from.label}.`
+    ? `The norm of a training step's update divided by that of the parameters: the mean of the steps up to ${from.label}.`
     : `None at ${steps[at].label}: it needs a kept step before it.`;
   return {
     title: "Update-to-weight ratio",
@@ -115,7 +115,7 @@ function distanceChart(step, blocks, values) {
   const count = Math.max(0, ...distance.map((each) => each.length));
   return {
     title: "Attention distance",
-    description: "How far each head looks, in pixels: the mean distance of query and key, weighted by the attention.",
+    description: "The mean distance between query and key of each head, weighted by the attention, in pixels.",
     x: { kind: "labels", label: "block", labels: blocks.map(depthName) },
     y: { kind: "linear", label: "pixels", include: [0, ...values] },
     series: [{ name: "a head", mark: 0, line: false, points: heads }, { name: "mean of the heads", mark: 3, points: mean }],
@@ -133,7 +133,7 @@ function lossChart(steps, at) {
   const points = steps.map((each, i) => [place(each, i), each.loss]);
   return {
     title: "Loss at the kept steps",
-    description: `The loss of the first image; ${steps[at].label} is marked.`,
+    description: `The loss of the first image. The step that is shown (${steps[at].label}) is marked.`,
     x,
     y: { kind: "linear", label: "loss", include: [0] },
     series: [

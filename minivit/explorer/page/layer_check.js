@@ -23,7 +23,7 @@ export function checkPart(layer) {
 function checkParts(check) {
   const skipped = check.rows.filter(({ verdict }) => verdict === "skipped");
   if (skipped.length === check.rows.length) return [h("p", {}, skipped.map(({ note }) => note).join("; "))];
-  const verdict = check.passed ? "✓ The gradients are right" : "✗ A gradient is wrong";
+  const verdict = check.passed ? "✓ The gradients are correct" : "✗ A gradient is wrong";
   const about = `Computed on ${check.input} of the first image, in ${number(check.seconds, 2)} s.`;
   const rows = check.rows.map(({ array, shape, norm, error, slope, verdict: says, method, note }) => [
     array, shapeText(shape), number(norm), number(error), slopeText(slope), says, [method, note].filter(Boolean).join("; "),
@@ -31,7 +31,7 @@ function checkParts(check) {
   const head = ["array", "shape", "norm of the gradient", "relative error", "slope", "verdict", "method"];
   return [
     h("p", { class: check.passed ? "verdict" : "verdict missed" }, `${verdict}. `, h("span", { class: "muted" }, about)),
-    table("Errors of the gradients", head, rows),
+    table("Each gradient beside the derivative of the forward pass in a random direction", head, rows),
     ...taylorParts(check.taylor),
   ];
 }
@@ -55,6 +55,7 @@ function taylorParts(taylor) {
 function taylorChart(drawn) {
   const series = drawn.map(({ array, h: steps, remainder, slope }) => ({
     name: `${array}: slope ${slopeText(slope)}`,
+    line: false, // so that the line of slope 2 is seen
     points: steps.map((step, i) => [step, remainder[i]]),
   }));
   const [step, remainder] = series[0].points.reduce((best, point) => (point[0] > best[0] ? point : best));
@@ -62,7 +63,9 @@ function taylorChart(drawn) {
   const square = { name: "slope 2", points: [[least, remainder * (least / step) ** 2], [step, remainder]] };
   return chart({
     title: "Taylor remainder",
-    description: "The remainder of the linear approximation by the gradient, over the step; with the right gradient the slope is 2.",
+    description: 
+      "The error of the linear approximation with this gradient, by the step h. If the gradient is correct, the error falls " +
+      "with the square of h (slope 2); if not, with h (slope 1). At the smallest steps it is rounding alone.",
     x: { kind: "log", label: "step h" },
     y: { kind: "log", label: "remainder" },
     series,
@@ -76,7 +79,7 @@ function mistakeLinks(layer) {
   const own = all.filter((mistake) => mistake.layer === layer.name);
   const found = own.length ? own : all.filter((mistake) => mistake.kind === layer.kind);
   if (!found.length) return [];
-  const where = own.length ? "Mistakes made in it on trial:" : `Mistakes made on trial in ${found[0].layer}, which is of the same kind:`;
+  const where = own.length ? "Typical mistakes in this layer, under Break it:" : `Typical mistakes in a layer of this kind, ${found[0].layer}, under Break it:`;
   const links = found.map(({ title, i }) => h("li", {}, h("a", { href: address("mistakes", String(i)) }, title)));
   return [h("p", { class: "mistake-intro" }, where), h("ul", {}, links)];
 }

@@ -40,8 +40,8 @@ function chosenLayer(layers) {
 
 function layerParts(layer, layers) {
   const at = layers.indexOf(layer);
-  const near = [[layers[at - 1], "← "], [layers[at + 1], "→ "]].filter(([other]) => other);
-  const links = near.map(([{ name }, arrow]) => h("a", { href: address("layer", name) }, arrow, name));
+  const near = [[layers[at - 1], "← ", ""], [layers[at + 1], "", " →"]].filter(([other]) => other);
+  const links = near.map(([{ name }, before, after]) => h("a", { href: address("layer", name) }, before, name, after));
   return [
     h("div", { class: "layer-head" }, h("h2", { tabindex: "-1" }, layer.name), h("div", { class: "near" }, links)),
     h("p", {}, `${layer.title} (${layer.kind}). `, h("span", { class: "muted" }, [shapesOf(layer), checkWords(layer)].filter(Boolean).join("; "))),

@@ -32,16 +32,18 @@ function skip(event) {
   document.getElementById("views").focus();
 }
 
-/** What the page is about, in a line: the model, and what it says of the image. */
+/** What the page is about, in a line: the model, and what it predicts. */
 function about() {
   const { model, subject } = data;
   const saved = subject.checkpoint ? `, ${subject.checkpoint} checkpoint` : "";
   const what = `${model.class} with ${whole(model.parameters)} parameters in ${model.dtype}${saved}`;
+  const name = (index) => h("bdi", {}, className(index)); // a name may be written from right to left
   const says = h("p", { class: "says", "aria-live": "polite" });
   const update = () => {
-    const { label, loss, predicted, probabilities } = data.images[state.image];
-    const truth = label === null ? "" : `; the label is ${className(label)}, the loss ${number(loss)}`;
-    says.textContent = `The model says ${className(predicted)} (${percent(probabilities[predicted])})${truth}.`;
+    const { label, label_predicted: unknown, loss, predicted, probabilities } = data.images[state.image];
+    const known = unknown ? ["; its loss, as no label was given"] : ["; label: ", name(label), "; loss"];
+    const after = label === null ? [] : [...known, `: ${number(loss)}`];
+    says.replaceChildren("Prediction: ", name(predicted), ` (${percent(probabilities[predicted])})`, ...after, ".");
   };
   onChange((changed) => changed.has("image") && update());
   update();

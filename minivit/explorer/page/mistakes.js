@@ -20,8 +20,8 @@ function build(root) {
     h(
       "p",
       {},
-      "Each was made in the layer's own backward pass when this page was written, and run on the numbers of the first image; ",
-      "where the mistake is in a sum over images, on those of that image and its mirror image.",
+      "Each mistake was made in the source of the layer's backward pass, which was then run and checked on the numbers of the ",
+      "first image. A mistake in a sum over images was run on that image and its mirror image.",
     ),
     note ? h("p", { class: "note" }, note) : "",
   );
@@ -76,11 +76,11 @@ function mistakeParts(mistake, options) {
     h("h2", {}, title),
     h("p", {}, `Kind of mistake: ${category}. Made in the backward pass of `, h("a", { href: address("layer", layer) }, layer), ` (${kind}).`),
     codeDiff(before, after),
-    h("h3", {}, "What the check says"),
-    h("p", { class: found ? "verdict" : "verdict missed" }, h("strong", {}, found ? "✓ It finds the mistake." : "✗ It does not find it.")),
+    h("h3", {}, "What the gradient check reports"),
+    h("p", { class: found ? "verdict" : "verdict missed" }, h("strong", {}, found ? "✓ The check finds the mistake." : "✗ The check does not find the mistake.")),
     h("blockquote", {}, sentence),
     table("Gradient check", ["array", "relative error", "verdict"], rows),
-    h("h3", {}, "What becomes of the gradients"),
+    h("h3", {}, "What the gradients become"),
     ownScales(options, draw),
     gradients,
   ];
@@ -93,7 +93,7 @@ function ownScales(options, draw) {
     draw();
   };
   const box = h("input", { type: "checkbox", name: "own-scales", checked: options.own, onchange: choose });
-  return h("p", { class: "no-print" }, h("label", {}, box, " a scale for each map, so that small gradients are seen beside large ones"));
+  return h("p", { class: "no-print" }, h("label", {}, box, " a scale for each map, to see small gradients"));
 }
 
 /** A relative error; there is none of an array of the wrong shape, or one that is not finite. */
@@ -103,11 +103,11 @@ function errorText(error) {
 
 /** One gradient: right, wrong and their difference, and how far they are apart. */
 function wrongArray({ array, right, wrong, right_norm, wrong_norm, cosine, changed, error }, own) {
-  if (!changed) return h("section", { class: "wrong-array" }, h("h4", {}, array), h("p", { class: "muted" }, "This gradient stays as it was."));
+  if (!changed) return h("section", { class: "wrong-array" }, h("h4", {}, array), h("p", { class: "muted" }, "This gradient does not change."));
   const facts = [
-    ["norm, right", number(right_norm)],
-    ["norm, wrong", number(wrong_norm)],
-    ["cosine of both", cosine === null ? "none" : number(cosine)],
+    ["correct norm", number(right_norm)],
+    ["wrong norm", number(wrong_norm)],
+    ["cosine of the angle", cosine === null ? "none" : number(cosine)],
     ["relative error", errorText(error)],
   ];
   const list = h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
@@ -118,8 +118,8 @@ function wrongArray({ array, right, wrong, right_norm, wrong_norm, cosine, chang
 function wrongMaps(array, right, wrong, own) {
   const [rightValues, wrongValues] = [mapValues(right), mapValues(wrong)];
   const alike = right.rows === wrong.rows && right.cols === wrong.cols && right.how === wrong.how;
-  const shown = [["right", rightValues, right], ["wrong", wrongValues, wrong]];
-  if (alike) shown.push(["wrong − right", wrongValues.map((value, i) => value - rightValues[i]), right]);
+  const shown = [["correct", rightValues, right], ["wrong", wrongValues, wrong]];
+  if (alike) shown.push(["wrong − correct", wrongValues.map((value, i) => value - rightValues[i]), right]);
   const all = largest(...shown.map(([, values]) => values)) || 1;
   const figures = shown.map(([name, values, map]) => {
     const high = own ? largest(values) || 1 : all;
@@ -129,7 +129,7 @@ function wrongMaps(array, right, wrong, own) {
     const caption = alike ? name : `${name}, shape ${shapeText(map.of)}`;
     return h("figure", { class: "heat-map" }, h("figcaption", {}, caption), canvas, own ? legend(-high, high) : null);
   });
-  const how = alike ? right.how : `Right: ${right.how}. Wrong: ${wrong.how}`;
+  const how = alike ? right.how : `Correct: ${right.how}. Wrong: ${wrong.how}`;
   const scales = own ? "A scale for each." : "One scale for all.";
   return [h("div", { class: "three" }, figures), own ? null : legend(-all, all), h("p", { class: "muted" }, `${scales} ${how}.`)];
 }

@@ -2,6 +2,7 @@
 
 import { className, data, layerNamed, tokenName } from "./data.js";
 import { details, h, number, percent, roving, s, setRoving, table } from "./dom.js";
+import { heatMap } from "./heat_map.js";
 import { patchGrid } from "./patches.js";
 import { drawStreams, drawToken, logScale, normColour, placeOn } from "./path_drawing.js";
 import { makePlan } from "./path_plan.js";
@@ -16,12 +17,13 @@ function build(root) {
     drawing: h("div", { class: "path-drawing", role: "group", "aria-label": "stages of the model, from the image to the loss" }),
     legend: h("div", { class: "path-legend" }),
     stage: h("p", { class: "path-stage", "aria-live": "polite" }),
+    pixels: h("section", { class: "path-pixels" }),
     token: h("p", { class: "path-token" }),
     numbers: details("All norms as a table"),
   };
   const intro = h("p", { class: "muted intro" }, INTRO);
   const left = h("div", { class: "path-image" }, patches?.element, parts.token);
-  const right = h("div", { class: "path-model" }, parts.drawing, parts.legend, parts.stage);
+  const right = h("div", { class: "path-model" }, parts.drawing, parts.legend, parts.stage, parts.pixels);
   root.append(intro, h("div", { class: "path" }, left, right, parts.said), parts.numbers);
   const path = { parts, plan: null, threads: null, buttons: [] };
   roving(parts.drawing, () => path.buttons);
@@ -31,6 +33,7 @@ function build(root) {
     if (changed.has("image")) {
       drawPath(path, true);
       showPrediction(parts.said);
+      showPixels(parts.pixels);
       parts.stage.textContent = HINT;
     }
     if (changed.has("image") || changed.has("token") || changed.has("preview")) showToken(path);
@@ -38,9 +41,9 @@ function build(root) {
 }
 
 const INTRO =
-  "Activations go forward, the gradient of the loss comes back. A stretch is as wide and as strong in colour as the norm of " +
-  "what flows through it, on a logarithmic scale.";
-const HINT = "Point at a stage to read its norms; press it to open its layer.";
+  "The activations go forward (blue), and the gradient of the loss goes backward (orange). The width and the colour of each " +
+  "band show its norm on a logarithmic scale. To follow a token, choose its patch with the mouse or with the arrow keys.";
+const HINT = "Point at a stage to read its norms. Click it to open its layer.";
 
 const stagesNow = () => data.images[state.image].path;
 
@@ -101,10 +104,10 @@ function laneNames(plan) {
   return plan.lanes.map(([low, high], i) => {
     const scale = i ? scales.backward : scales.forward;
     if (!scale.any) return "";
-    const text = `${i ? "gradient" : "activation"} of the token`;
+    const text = `${i ? "gradient" : "activation"} of the token`; // there is no room for more along a narrow lane
     if (!plan.across) return h("span", { class: "lane-name", style: { left: `${(low + high) / 2 - 9}px`, top: "4px" } }, text);
     const place = { left: "4px", top: `${high - 22}px` };
-    return h("span", { class: "lane-name", style: place }, `${text}, among those of all tokens (band): ${rangeText(scale)}`);
+    return h("span", { class: "lane-name", style: place }, `norm of the ${i ? "gradient" : "activation"} of this token; the band is the range over all tokens, ${rangeText(scale)}`);
   });
 }
 
@@ -150,6 +153,7 @@ function tokenText(stages, token) {
   const norms = (key) => `${number(first[key][token])} after ${titleOf(first)}, ${number(last[key][token])} after ${titleOf(last)}`;
   const texts = [h("strong", {}, `Following the ${tokenName(token).replace("patch row", "patch in row")}`), `. Activation: ${norms("y")}.`];
   if (first.dy && last.dy) texts.push(` Gradient: ${norms("dy")}.`);
+  if (last.dy?.[token] === 0 && stages.some((stage) => stage.dy_norm)) texts.push(" It is zero where nothing after it reads this token.");
   return texts;
 }
 
@@ -164,12 +168,21 @@ function showNumbers(box) {
 
 /** The five classes that the model finds most probable. */
 function showPrediction(box) {
-  const { probabilities, label } = data.images[state.image];
+  const { probabilities, label, label_predicted: unknown } = data.images[state.image];
   const order = probabilities.map((_, i) => i).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 5);
   const row = (i) => [
-    h("span", { class: "class-name" }, className(i), i === label ? " (label)" : ""),
+    h("span", { class: "class-name" }, h("bdi", {}, className(i)), i === label && !unknown ? " (label)" : ""),
     h("span", { class: "class-bar" }, h("span", { style: { width: `${100 * probabilities[i]}%` } })),
     h("span", { class: "class-share" }, percent(probabilities[i])),
   ];
-  box.replaceChildren(h("h2", {}, "What the model says"), h("div", { class: "class-bars" }, order.map(row)));
+  box.replaceChildren(h("h2", {}, "Prediction"), h("div", { class: "class-bars" }, order.map(row)));
+}
+
+/** The end of the backward pass: the gradient of the loss in the pixels. */
+function showPixels(box) {
+  const { dimage } = data.images[state.image];
+  if (dimage === null) return box.replaceChildren();
+  const text = "The backward pass ends here. A small change of a bright pixel changes the loss the most.";
+  const map = heatMap(dimage, "the norm over the channels of the gradient of the loss in each pixel");
+  box.replaceChildren(h("h2", {}, "Gradient of the loss in the pixels"), h("p", {}, text), map);
 }

@@ -6,9 +6,9 @@ import { h, number, percent, shapeText, whole } from "./dom.js";
 import { heatMap } from "./heat_map.js";
 
 const SECTIONS = [
-  ["What came in and what went out", { in: "came in", out: "went out" }],
-  ["What came back and what was passed on", { back: "came back: the gradient of the loss in y", passed: "was passed on: its gradient in x" }],
-  ["Inside", { inside: "inside" }],
+  ["Input x and output y", { in: "input", out: "output" }],
+  ["Gradients: dy came back, dx was passed on", { back: "upstream gradient: of the loss in y", passed: "gradient of the loss in x" }],
+  ["Inside the layer", { inside: "inside" }],
   ["Parameters and their gradients", { parameter: "parameter", gradient: "gradient of the parameter" }],
 ];
 
@@ -17,7 +17,7 @@ export function quantityParts(layer) {
   return SECTIONS.map(([title, roles]) => {
     const own = layer.quantities.filter(({ role }) => role in roles);
     const cards = own.map((quantity) => card(quantity, roles[quantity.role], layer));
-    return own.length ? h("section", {}, h("h3", {}, title), h("div", { class: "cards" }, cards)) : null;
+    return own.length ? h("section", {}, h("h3", {}, title), h("div", { class: own.length > 3 ? "cards many" : "cards" }, cards)) : null;
   });
 }
 

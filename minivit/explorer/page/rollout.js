@@ -11,8 +11,8 @@ export function attentionRollout(image) {
   if (image.rollout === null) return h("section", {}, title, h("p", {}, "This page has no rollout of this model."));
   const map = mapAt(image.rollout);
   const text =
-    "The weights of all blocks, averaged over the heads and multiplied with the skip connections (Abnar and Zuidema 2020): " +
-    "how much each patch contributes to what the classifier reads.";
+    "The attention of each block is averaged over its heads, the residual connection is added, and the blocks are multiplied " +
+    "(Abnar and Zuidema 2020). The result estimates how much each patch contributes to what the head reads.";
   const shape = { class: "marked", style: { "aspect-ratio": `${image.width} / ${image.height}` } };
   const picture = h("div", shape, h("img", { src: image.png, alt: `the image, ${image.name}` }));
   const masked = h("div", shape, h("img", { src: image.png, alt: "" }), rolloutMask(map));
@@ -29,7 +29,7 @@ export function attentionRollout(image) {
       "div",
       { class: "pictures" },
       figure("image", picture),
-      figure("bright where it contributes", masked),
+      figure("image, dark where the rollout is small", masked),
       figure("rollout", canvas, legend(map.low, map.high)),
     ),
   );
