@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import TINY, Minivit, assert_refused
+from devices import needs_kernels
 from small_run import RECIPE, Killed, Listener, bits, kill, make_dataset, run_at, train
 
 from minivit import RunError, load_model
@@ -170,6 +171,19 @@ def test_the_soft_targets_of_a_batch_of_mixed_images_are_written(
     np.testing.assert_array_equal(batch["images"], images)
     traced = load_trace(folder / "trace.safetensors")
     np.testing.assert_array_equal(traced.labels, labels[batch["traced"]])
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_step_in_16_bits_is_traced_in_the_dtype_of_the_parameters(
+    precision: str, tmp_path: Path, overflow: Callable[[float], None]
+) -> None:
+    run = run_at(tmp_path / "run", replace(RECIPE, mixup_alpha=1.0))
+    with pytest.raises(RunError, match=r"nan has the batch, the weights and a trace of the layer: `minivit trace"):
+        train(run, make_dataset(), Listener(), backend="strict", precision=precision)
+    assert read_batch(run.path / "nan")["labels"].shape == (8, 2)
+    traced = load_trace(run.path / "nan" / "trace.safetensors")
+    assert traced["patch_embed.proj"].y.dtype == np.float32
 
 
 def test_a_dump_that_fails_does_not_hide_the_error(

@@ -3,9 +3,11 @@
     model.safetensors    the weights before the step; where parameters are what is not finite, those after it, which
                          `read_tensors` reads and `load_model` refuses
     config.json
-    batch.npz            images (B, height, width, C) as they entered the model, labels, samples (the indices of the
-                         images), step (from 1), traced (positions in the batch of the images in the trace), where
-    trace.safetensors    a trace of the layer in which NaN appears first, and of the ops in it
+    batch.npz            images (B, height, width, C) as they entered the model, labels (B,) or, of mixed images, soft
+                         targets (B, classes), samples (the indices of the images), step (from 1), traced (positions in
+                         the batch of the images in the trace), where
+    trace.safetensors    a trace of the layer in which NaN appears first, and of the ops in it; of a step in 16 bits, in
+                         the dtype of the parameters, where it shows what is too large for 16 bits
 
 Images whose logits are not finite come first in the trace.
 """
@@ -126,10 +128,11 @@ def write_dump(
     run.save_model(FOLDER, engine.model, dataset, step)
     values = engine.model.parameters.store.values
     with np.errstate(all="ignore"), on_device_of(values):
-        model = engine.model.replica(values.astype(engine.dtype, copy=False))
-        chosen = _chosen(model, batch, engine.micro_batch or DEVICE_BATCH)
+        computing = engine.model.replica(values.astype(engine.dtype, copy=False))
+        chosen = _chosen(computing, batch, engine.micro_batch or DEVICE_BATCH)
+        images = batch.images.astype(values.dtype)
         arrays = {
-            "images": to_host(batch.images.astype(values.dtype)),
+            "images": to_host(images),
             "labels": to_host(batch.labels),
             "samples": to_host(batch.samples),
             "step": np.array(step),
@@ -137,11 +140,12 @@ def write_dump(
             "where": np.array(place.words),
         }
         atomic_write(folder / "batch.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
-        some = to_backend(chosen, namespace(batch.images))
+        some = to_backend(chosen, namespace(images))
         key = None if batch.key is None else replace(batch.key, sample_ids=batch.key.sample_ids[some])
         at = [place.layer, f"{place.layer}.**"] if place.layer else "**"
         smoothing = 0.0 if key is None else label_smoothing
-        traced = trace(model, batch.images[some], batch.labels[some], at, rng=key, label_smoothing=smoothing)
+        # In 16 bits most ops have no reference to trace.
+        traced = trace(engine.model, images[some], batch.labels[some], at, rng=key, label_smoothing=smoothing)
     traced.save(folder / "trace.safetensors")
     return folder
 
