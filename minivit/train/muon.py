@@ -54,13 +54,13 @@ class Muon(AdamW):
         self.momentum = momentum
         chosen = [len(group.shape) == 2 and fnmatch.fnmatchcase(group.name, matrices) for group in self._updated]
         self._matrices = tuple(group for group, is_matrix in zip(self._updated, chosen, strict=True) if is_matrix)
-        if not self._matrices:
-            raise UserError(
-                f"no matrix that is trained is called {matrices!r}, so that AdamW would update everything; give "
-                "another pattern, or use AdamW (optimizer adamw)"
-            )
         others = [group for group, is_matrix in zip(self._updated, chosen, strict=True) if not is_matrix]
         self._others = tuple(merge_neighbours(others, self._store.values.dtype.itemsize))
+
+    @property
+    def has_matrices(self) -> bool:
+        """Whether there is a matrix that Muon updates; without one it is AdamW."""
+        return bool(self._matrices)
 
     def _update(self, values: Array, gradients: Array, groups: tuple[Group, ...], options: dict[str, Any]) -> None:
         m, v = self._state["m"], self._state["v"]

@@ -390,6 +390,9 @@ def make_optimizer(recipe: Recipe, model: Layer) -> Optimizer:
     if recipe.optimizer == "sgd":
         return SGD(model, recipe.lr, recipe.momentum, groups=groups)
     if recipe.optimizer == "muon":
-        return Muon(model, recipe.lr, recipe.muon_momentum, recipe.betas, groups=groups)
+        muon = Muon(model, recipe.lr, recipe.muon_momentum, recipe.betas, groups=groups)
+        if not muon.has_matrices:
+            raise UserError("no matrix of blocks.* is trained, so that optimizer muon would be adamw; use that")
+        return muon
     kind = AdamW if recipe.optimizer == "adamw" else Adam
     return kind(model, recipe.lr, recipe.betas, groups=groups)
