@@ -13,6 +13,7 @@ from small_run import RECIPE, make_dataset
 
 from minivit import UserError
 from minivit.arrays import Array
+from minivit.cli import lr_find
 from minivit.train.lr_find import LearningRateSearch, find_learning_rate, plot_learning_rates
 from minivit.train.recipe import Recipe
 from minivit.train.run_folder import RunFolder
@@ -115,6 +116,17 @@ def test_the_command_prints_the_suggestions_and_leaves_the_figure_alone(cli: Min
     assert Path("lr.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_next_command_is_one_of_a_shell(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lr_find, "program", lambda: "python -m minivit")
+    assert "next: python -m minivit train " in cli("lr-find", squares, *TINY).out
+
+
+def test_the_images_are_augmented_as_the_options_say(cli: Minivit, squares: Path) -> None:
+    options = (*TINY, "--steps", 15, "--json")
+    losses = cli("lr-find", squares, *options).json()["losses"]
+    assert cli("lr-find", squares, *options, "--cutmix-alpha", 1).json()["losses"] != losses
+
+
 def test_the_object_of_the_command_has_the_curve(cli: Minivit, squares: Path) -> None:
     options = ("--steps", 15, "--min-lr", 1e-4, "--max-lr", 0.1, "--optimizer", "adam", "--threads", 1)
     said = cli("lr-find", squares, *TINY, *options, "--json")
@@ -133,6 +145,8 @@ def test_the_object_of_the_command_has_the_curve(cli: Minivit, squares: Path) ->
         (("--out", "lr.pdf"), "--out is lr.pdf; expected a file .png or .svg"),
         (("--steps", 3), "3 steps are too few"),
         (("--lr", 0.1), "unknown arguments: --lr"),
+        (("--augment-ramp", 2), "unknown arguments: --augment-ramp"),
+        (("--augment-off-epochs", 2), "unknown arguments: --augment-off-epochs"),
         (("--min-lr", 2.0), "cannot rise from 2 to 1"),
     ],
 )

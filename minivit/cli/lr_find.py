@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     if found.steepest is None or found.tenth is None:
         terminal.show("it does not fall; there is no suggestion. Try a smaller --min-lr, or more --steps")
     else:
-        command = shlex.join([program(), "train", args.dataset, "--lr", f"{found.steepest:.2g}"])
+        command = f"{program()} train {shlex.quote(args.dataset)} --lr {found.steepest:.2g}"
         terminal.table(
             ["suggestion", ">learning rate"],
             [("steepest descent", f"{found.steepest:.2g}"), ("a tenth of the minimum's", f"{found.tenth:.2g}")],
