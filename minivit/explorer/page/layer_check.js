@@ -31,7 +31,8 @@ function checkParts(check) {
   const head = ["array", "shape", "norm of the gradient", "relative error", "slope", "verdict", "method"];
   return [
     h("p", { class: check.passed ? "verdict" : "verdict missed" }, `${verdict}. `, h("span", { class: "muted" }, about)),
-    table("Each gradient beside the derivative of the forward pass in a random direction", head, rows),
+    h("p", { class: "muted" }, "Each gradient is compared with the derivative of the forward pass in a random direction."),
+    table("Errors of the gradients", head, rows),
     ...taylorParts(check.taylor),
   ];
 }
