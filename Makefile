@@ -32,7 +32,7 @@ cuda:
 # Opens the page of `minivit inspect` in Chromium; needs `apt-get install chromium`, the extra browser, and the tools of
 # tests/browser/package.json in the folder that MINIVIT_NODE_MODULES names.
 browser:
-	$(PYTHON) -m pytest -m browser -n 0 tests/browser
+	$(PYTHON) -m pytest -m browser -n 2 tests/browser
 
 # The page and the picture in the README, after a change to the page.
 example:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import re
 from collections.abc import Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import small_vit
@@ -32,6 +34,16 @@ def assert_valid(data: dict[str, Any]) -> None:
     assert [
         f"{list(e.absolute_path)}: {e.message[:300]}" for e in Draft202012Validator(schema()).iter_errors(again)
     ] == []
+
+
+def data_in(page: Path) -> dict[str, Any]:
+    """Return the valid data in a page."""
+    text = page.read_text(encoding="utf-8")
+    element = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert element
+    data: dict[str, Any] = json.loads(element[1])
+    assert_valid(data)
+    return data
 
 
 def small_page(model: ViT | None = None, count: int = 1, **options: Any) -> dict[str, Any]:

@@ -132,3 +132,13 @@ def test_a_trace_of_statistics_takes_at_most_6_times_as_long_as_the_passes_that_
         ]
     plain, traced = map(min, zip(*pairs, strict=True))
     assert traced <= 6 * plain, f"{traced:.3f} s beside {plain:.3f} s"
+
+
+def test_the_page_of_vit_tiny_is_of_at_most_5_mb_and_written_within_15_seconds(tmp_path: Path) -> None:
+    """All layers, with their gradient checks, for one image."""
+    start = time.perf_counter()
+    result = minivit_json("inspect", "vit_tiny_patch4_32", "--out", str(tmp_path / "page.html"))
+    assert time.perf_counter() - start < 15
+    assert result["full"]
+    assert result["layers"] > 200
+    assert result["bytes"] == (tmp_path / "page.html").stat().st_size <= 5e6

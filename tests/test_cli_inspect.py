@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from command_line import TINY, Minivit, assert_refused, save_squares
-from explored import assert_valid
+from explored import data_in
 from test_cli_trace import save_image, save_model
 
 import minivit
 
 MICRO = ("inspect", "vit_micro_patch4_8", "--set", "depth=1")
-
-
-def data_in(page: str) -> dict[str, Any]:
-    """Return the data in a page, which follow the schema."""
-    text = Path(page).read_text(encoding="utf-8")
-    element = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert element
-    data: dict[str, Any] = json.loads(element[1])
-    assert_valid(data)
-    return data
 
 
 def test_a_named_model_has_a_page_of_random_pixels(cli: Minivit) -> None:
@@ -35,7 +23,7 @@ def test_a_named_model_has_a_page_of_random_pixels(cli: Minivit) -> None:
     assert "the image is of random pixels" in said.out
     assert "the loss is that of the model's own prediction" in said.out
     assert re.search(r"the page is page\.html \(\d\.\d MB\)", said.out)
-    data = data_in("page.html")
+    data = data_in(Path("page.html"))
     assert data["subject"] == {"source": "name", "name": "vit_micro_patch4_8", "checkpoint": None}
     assert data["command"] == "minivit inspect vit_micro_patch4_8 --set depth=1"
     (image,) = data["images"]
@@ -47,7 +35,7 @@ def test_json_tells_where_the_page_is_and_what_it_has(cli: Minivit) -> None:
     assert values["out"] == "of/x.html"
     assert values["bytes"] == Path("of/x.html").stat().st_size
     assert values["seconds"] > 0
-    data = data_in("of/x.html")
+    data = data_in(Path("of/x.html"))
     assert values["layers"] == len(data["images"][0]["layers"])
     assert (values["full"], values["note"], values["images"]) == (True, "", ["random pixels"])
 
@@ -58,7 +46,7 @@ def test_a_file_is_shown_with_images_labels_and_names_of_classes(cli: Minivit) -
     said = cli("inspect", "m", "--image", *files, "--label", "dog", "2", "--out", "x.html")
     assert said.status == 0
     assert "c.png (8 x 12) was resized and cropped to 8 x 8 and converted from L to RGB" in said.out
-    data = data_in("x.html")
+    data = data_in(Path("x.html"))
     assert data["subject"] == {"source": "file", "name": "m", "checkpoint": None}
     assert data["model"]["class_names"] == ["cat", "dog", "frog"]
     assert [(image["name"], image["label"]) for image in data["images"]] == [("a b.png", 1), ("c.png", 2)]
@@ -69,12 +57,21 @@ def test_a_file_is_shown_with_images_labels_and_names_of_classes(cli: Minivit) -
     assert data["images"][0]["loss"] == pytest.approx(float(np.asarray(minivit.trace(model, images, [1]).loss)))
 
 
+def test_images_are_called_as_their_files_without_folders_where_that_tells_them_apart(cli: Minivit) -> None:
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+    files = [save_image(file, mode="L") for file in ("one/a.png", "two/a.png", "two/b.png")]
+    values = cli(*MICRO, "--image", *files, "--json").json()
+    assert values["images"] == ["one/a.png", "two/a.png", "b.png"]
+    assert [image["name"] for image in data_in(Path("page.html"))["images"]] == values["images"]
+
+
 def test_a_run_is_shown_with_a_test_image_and_its_kept_steps(cli: Minivit) -> None:
     folder = save_squares(Path("squares"))
     assert cli("train", folder, *TINY, "--epochs", 2, "--keep-every", 1, "--run", "run").status == 0
     said = cli("inspect", "run", "--index", 7, "--checkpoint", "last")
     assert said.status == 0
-    data = data_in("page.html")
+    data = data_in(Path("page.html"))
     assert data["subject"] == {"source": "run", "name": "run", "checkpoint": "last"}
     assert data["title"] == "run: every gradient"
     (image,) = data["images"]
@@ -89,7 +86,7 @@ def test_a_model_that_is_too_large_for_a_page_is_said_to_be(cli: Minivit) -> Non
     said = cli("inspect", "vit_micro_patch4_8", "--set", "depth=1", "--set", "img_size=112", "--set", "embed_dim=8")
     assert said.status == 0
     assert "This page has statistics alone" in said.out
-    assert not data_in("page.html")["full"]
+    assert not data_in(Path("page.html"))["full"]
 
 
 def test_names_of_classes_with_markup_are_text(cli: Minivit) -> None:
@@ -98,7 +95,7 @@ def test_names_of_classes_with_markup_are_text(cli: Minivit) -> None:
     minivit.save_model(model, "m", extra={"class_names": names, "mean": [0.5], "std": [0.5]})
     assert cli("inspect", "m", "--label", "<b>&amp;").status == 0
     assert "alert(1)</script>" not in Path("page.html").read_text(encoding="utf-8")
-    assert data_in("page.html")["model"]["class_names"] == names
+    assert data_in(Path("page.html"))["model"]["class_names"] == names
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,18 @@ def test_what_is_not_finite_is_shown_and_no_warning() -> None:
     assert "<td>nan</td>" in found._repr_html_()
 
 
+def test_a_trace_of_statistics_keeps_shapes_and_dtypes_in_a_file_too(tmp_path: Path) -> None:
+    images, labels, _ = batch(2)
+    vit = model()
+    whole, light = trace(vit, images, labels), trace(vit, images, labels, statistics=True)
+    light.save(tmp_path / "light.safetensors")
+    for record in load_trace(tmp_path / "light.safetensors"):
+        arrays = whole[record.name].quantities
+        assert record.shapes == {name: arrays[name].shape for name in record.quantities}
+        assert record.dtypes == {name: str(arrays[name].dtype) for name in record.quantities}
+        assert (record.shapes, record.dtypes) == (light[record.name].shapes, light[record.name].dtypes)
+
+
 def test_statistics_that_are_not_there_are_named() -> None:
     images, _, _ = batch(2)
     statistics = trace(model(), images)["head"].statistics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from minivit import explorer
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             subject.images,
             subject.labels,
             class_names=opened.class_names or (),
-            names=subject.names,
+            names=_names(subject.names),
             pixels=subject.pixels,
             predicted=predicted,
             run=folder,
@@ -95,10 +96,16 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             "seconds": round(seconds, 3),
             "full": data["full"],
             "note": data["note"],
-            "images": subject.names,
+            "images": [image["name"] for image in data["images"]],
             "layers": len(data["images"][0]["layers"]),
         }
     )
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """Return the names of files without their folders; those of the same name as they were given."""
+    names = [Path(file).name for file in files]
+    return [name if names.count(name) == 1 else file for name, file in zip(names, files, strict=True)]
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -138,6 +138,7 @@ def use_by_mouse(each: Locator, how: str) -> None:
         if how == "skip":
             each.focus()
         each.click()
+        each.page.mouse.move(0, 0)  # what was changed by pointing alone is as before
 
 
 def use_by_key(each: Locator, key: str) -> None:
