@@ -24,7 +24,7 @@ function checkParts(check) {
   const skipped = check.rows.filter(({ verdict }) => verdict === "skipped");
   if (skipped.length === check.rows.length) return [h("p", {}, skipped.map(({ note }) => note).join("; "))];
   const verdict = check.passed ? "✓ The gradients are correct" : "✗ A gradient is wrong";
-  const about = `Computed on ${check.input} of the first image, in ${number(check.seconds, 2)} s.`;
+  const about = `Computed for the first image on ${check.input}; time: ${number(check.seconds, 2)} s.`;
   const rows = check.rows.map(({ array, shape, norm, error, slope, verdict: says, method, note }) => [
     array, shapeText(shape), number(norm), number(error), slopeText(slope), says, [method, note].filter(Boolean).join("; "),
   ]);
