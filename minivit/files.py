@@ -51,17 +51,18 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     Parameters
     ----------
     path : path
-        The file; a missing folder is created.
+        The file; a missing folder is created. Of a symbolic link, the file that it points to is written.
     write : callable
         ``write(file)`` writes the content to a binary file.
 
     Raises
     ------
     RunError
-        The system refuses the write (disk full, no permission, read-only). In this case, and if `write` raises an
-        exception, an existing file is not changed and no temporary file remains.
+        The system refuses the write (disk full, no permission, read-only), or `path` is a device or a pipe, whose
+        place the file would take. In this case, and if `write` raises an exception, an existing file is not changed
+        and no temporary file remains.
     """
-    path = Path(path)
+    path = _regular(Path(path))
     temporary = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(4)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +79,19 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     except OSError as error:
         raise _refused(path, error) from error
     _sync_folder(path.parent)
+
+
+def _regular(path: Path) -> Path:
+    """Return the path to replace: `path`, or what a link points to; RunError if it is a device, a pipe or a socket."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) and path.is_symlink():
+            return path.resolve()
+    except OSError:  # there is none; what else is wrong, the write itself reports
+        return path
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return path
+    raise RunError(f"cannot write {path}: it is a device or a pipe, which a file would replace; write to another path")
 
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:

@@ -116,6 +116,23 @@ def test_bad_input_is_one_line(cli: Minivit, args: tuple[str, ...], words: tuple
     assert not Path("page.html").exists()
 
 
-def test_a_page_that_cannot_be_written_is_one_line(cli: Minivit) -> None:
+def test_a_folder_in_place_of_the_page_is_refused_before_the_work(cli: Minivit) -> None:
     Path("folder").mkdir()
-    assert_refused(cli(*MICRO, "--out", "folder"), 1, "folder")
+    assert_refused(
+        cli("inspect", "no_model_is_opened", "--out", "folder"), 2, "--out is the folder folder", "page.html"
+    )
+
+
+def test_a_page_that_cannot_be_written_is_one_line(cli: Minivit) -> None:
+    Path("file").touch()
+    assert_refused(cli(*MICRO, "--out", "file/page.html"), 1, "file/page.html", "write to another path")
+
+
+def test_a_model_in_the_working_folder_has_the_name_of_the_folder(
+    cli: Minivit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model()
+    monkeypatch.chdir("m")
+    assert cli("inspect", ".").status == 0
+    data = data_in(Path("page.html"))
+    assert (data["title"], data["subject"]["name"]) == ("m: every gradient", "m")

@@ -122,6 +122,27 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_device_or_a_pipe_is_refused_and_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(RunError, match="it is a device or a pipe, which a file would replace"):
+            atomic_write(tmp_path / name, lambda file: file.write(b"new"))
+    assert names(tmp_path) == ["link", "pipe"]
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_stays_and_the_file_that_it_points_to_is_written(old: Path) -> None:
+    link = old.with_name("link")
+    link.symlink_to(old)
+    atomic_write(link, lambda file: file.write(b"new"))
+    assert link.is_symlink()
+    assert old.read_bytes() == b"new"
+    assert names(old.parent) == ["file", "link"]
+
+
 def test_files_are_written_on_a_system_that_cannot_sync_folders(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> int:
         raise PermissionError

@@ -138,6 +138,14 @@ def test_layers_that_are_not_finite_are_not_checked() -> None:
     assert data["checks"]["blocks.0.attn"]["passed"]
 
 
+def test_mistakes_of_layers_that_are_not_finite_are_left_out_and_that_is_said() -> None:
+    model = small_vit.model(depth=1)
+    model.parameters["blocks.0.mlp.fc1.weight"].value[0, 0] = np.nan
+    data = explore(model, small_vit.batch(1)[0], [3])
+    assert "where they meet NaN or infinity" in data["mistakes_note"]
+    assert "blocks.0.mlp" in data["mistakes_note"].partition("where they meet")[2]
+
+
 def test_attention_that_is_not_finite_is_left_out() -> None:
     model = small_vit.model(depth=2)
     model.parameters["blocks.1.attn.qkv.weight"].value[0, 0] = np.nan
@@ -262,7 +270,8 @@ def test_the_same_arguments_give_the_same_page() -> None:
         ({"labels": [7]}, r"labels are \[7\]; expected a whole number below 7 for each image"),
         ({"labels": [-1]}, r"labels are \[-1\]"),
         ({"labels": [0.5]}, r"labels are \[0.5\]"),
-        ({"labels": [[1]]}, r"labels are \[\[1\]\]"),
+        ({"labels": [[1]]}, r"labels are \[\[1\]\]; expected a whole number for each image"),
+        ({"labels": 1}, "labels are 1; expected"),
         ({"names": ["a", "b"]}, "there are 2 names and 1 images"),
         ({"pixels": np.zeros((2, 4, 9, 3), np.uint8)}, "there are 2 pixels and 1 images"),
         ({"class_names": ["a"]}, "there are 1 class names and 7 classes"),

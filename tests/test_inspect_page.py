@@ -167,6 +167,16 @@ def test_names_that_look_like_places_of_the_template_stay_as_they_are(data: dict
     assert Elements(text).texts["title"] == [r"@script@ \1 @data@"]
 
 
+def test_names_of_files_that_are_no_utf_8_can_be_written(data: dict[str, Any], tmp_path: Path) -> None:
+    images = [{**data["images"][0], "name": "caf\udce9.png"}]
+    write_page({**data, "images": images, "command": "minivit inspect m --image caf\udce9.png"}, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert r'"name":"caf\udce9.png"' in text
+    element = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert element
+    assert json.loads(element[1])["images"] == images
+
+
 def test_writing_returns_the_size_of_the_file(data: dict[str, Any], text: str, tmp_path: Path) -> None:
     path = tmp_path / "new" / "page.html"
     assert write_page(data, path) == path.stat().st_size

@@ -60,8 +60,11 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             raise UserError(f"--{name} is {getattr(args, name)}; expected at least 0")
     if len(args.image) > explorer.LIMITS.images:
         raise UserError(f"--image: {len(args.image)} files were given; a page has at most {explorer.LIMITS.images}")
+    if Path(args.out).is_dir():  # before the work
+        raise UserError(f"--out is the folder {args.out}; expected a file, such as {Path(args.out) / _OUT}")
     opened = open_target(args.target, args.checkpoint, args.backend, args.set, args.seed, terminal)
     path = Path(args.target).expanduser()
+    name = path.name if path.name not in ("", "..") else path.resolve().name  # such as "."
     folder = RunFolder.open(path) if args.target not in PRESETS and RunFolder.exists(path) else None
     if args.image:
         subject = Subject(opened, image_files(args.image, opened, terminal), args.image, None)
@@ -80,8 +83,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             predicted=predicted,
             run=folder,
             checkpoint=None if folder is None else args.checkpoint,
-            subject=("run" if folder else "name" if args.target in PRESETS else "file", path.name),
-            title=f"{path.name}: every gradient",
+            subject=("run" if folder else "name" if args.target in PRESETS else "file", name),
+            title=f"{name}: every gradient",
             command=_command(args),
         )
         size = explorer.write_page(data, args.out)

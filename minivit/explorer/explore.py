@@ -150,8 +150,11 @@ def _checked(
         raise UserError("the model has no head, and so no loss to go back from; give it one with num_classes")
     if limits.images < B:
         raise UserError(f"{B} images were given; a page shows at most {limits.images}")
+    numbers = np.empty(B) if labels is None else np.asarray(to_host(labels) if hasattr(labels, "dtype") else labels)
+    if numbers.ndim != 1:
+        raise UserError(f"labels are {numbers.tolist()}; expected a whole number for each image")
     for what, count, of in (
-        ("labels", B if labels is None else len(labels), "images"),
+        ("labels", len(numbers), "images"),
         ("names", len(names) or B, "images"),
         ("pixels", B if pixels is None else len(pixels), "images"),
         ("class names", len(class_names) or C, "classes"),
@@ -161,8 +164,7 @@ def _checked(
             raise UserError(f"there are {count} {what} and {expected} {of}; give one for each")
     if labels is None:
         return [None] * B
-    numbers = np.asarray(to_host(labels) if hasattr(labels, "dtype") else labels)
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers < C)).all():
+    if numbers.dtype.kind not in "iu" or not ((numbers >= 0) & (numbers < C)).all():
         raise UserError(f"labels are {numbers.tolist()}; expected a whole number below {C} for each image")
     return [int(label) for label in numbers]
 

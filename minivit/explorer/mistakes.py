@@ -101,6 +101,7 @@ def typical_mistakes(model: Layer, traced: Trace, maps: HeatMaps | None = None) 
     found: list[Mistake] = []
     slow: list[str] = []
     unseen: list[str] = []
+    infinite: list[str] = []
     places: dict[str, _Place] = {}
     with single_threaded_blas(), reference_only_here():
         for edit in EDITS:
@@ -113,6 +114,9 @@ def typical_mistakes(model: Layer, traced: Trace, maps: HeatMaps | None = None) 
                 continue
             if name not in places:
                 places[name] = _place(subject, model, traced)
+            if not all(np.isfinite(gradient).all() for gradient in places[name].right.values()):
+                infinite.append(name)
+                continue
             try:
                 mistake = _applied(edit, places[name], maps)
             except OSError:
@@ -121,7 +125,7 @@ def typical_mistakes(model: Layer, traced: Trace, maps: HeatMaps | None = None) 
                 found.append(mistake)
             elif mistake is not None:  # such as a mean in place of a sum where there is one token
                 unseen.append(name)
-    reasons = (("take too long", slow), ("change nothing here", unseen))
+    reasons = (("take too long", slow), ("change nothing here", unseen), ("meet NaN or infinity", infinite))
     notes = [f"where they {why}: {', '.join(dict.fromkeys(names))}" for why, names in reasons if names]
     return found, f"typical mistakes are left out {'; '.join(notes)}" if notes else ""
 

@@ -44,7 +44,8 @@ def write_page(data: Mapping[str, Any], path: str | os.PathLike[str]) -> int:
     RunError
         The system refuses the write.
     """
-    content = page(data).encode()
+    # Names of files that are no UTF-8 are in Python's strings as lone surrogates, which JSON writes like "\\udcff" too.
+    content = page(data).encode(errors="backslashreplace")
     atomic_write(path, lambda file: file.write(content))
     return len(content)
 

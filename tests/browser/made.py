@@ -17,6 +17,7 @@ from minivit.explorer import explore, write_page
 from minivit.explorer.images import LIMITS
 
 MARKUP = '<img src=x onerror="alert(1)"><b>bold</b> & </script>'
+FROM_RIGHT_TO_LEFT = "\u202eabc \u05d0\u05d1"  # with an override that nothing ends
 DIGITS = ["train", "digits", "--threads", "1", "--epochs", "2", "--warmup-epochs", "0", "--keep-every", "10"]
 
 
@@ -46,7 +47,7 @@ def digit(path: Path) -> str:
 
 def make_pages(folder: Path) -> Made:
     """Write all pages into a folder."""
-    names = ("vit_tiny", "digits", "no_steps", "statistics", "markup")
+    names = ("vit_tiny", "digits", "no_steps", "statistics", "markup", "not_finite")
     paths = {name: folder / f"{name}.html" for name in names}
     image = digit(folder / "digit.png")
 
@@ -65,6 +66,9 @@ def make_pages(folder: Path) -> Made:
     )
     images = np.random.default_rng(0).standard_normal((1, model.config.height, model.config.width, 1))
     write_page(explore(model, images, [1], class_names=(MARKUP, "two", "three"), names=[MARKUP]), paths["markup"])
+    two = np.concatenate([images, np.full_like(images, np.nan)])
+    strange = explore(model, two, [1, 1], class_names=[FROM_RIGHT_TO_LEFT] * 3, checks=False)
+    write_page(strange, paths["not_finite"])
     write_page(explore(model, images, [2], title="Statistics", limits=LIMITS._replace(maps=1000)), paths["statistics"])
     return Made(paths, {name: data_of(path) for name, path in paths.items()})
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .conftest import Open
-from .made import MARKUP, Made
+from .made import FROM_RIGHT_TO_LEFT, MARKUP, Made
 from .opened import VIEWS, script
 
 pytestmark = pytest.mark.browser
@@ -126,6 +126,45 @@ def test_a_class_name_with_markup_is_text(open_page: Open) -> None:
         assert opened.page.locator("img[src=x], b").count() == 0
     opened.show("#path")
     assert MARKUP in opened.page.inner_text("body")
+
+
+def test_a_class_name_from_right_to_left_does_not_turn_the_words_after_it(open_page: Open) -> None:
+    page = open_page("not_finite").page
+    name = page.locator(".says bdi").first
+    assert name.text_content() == FROM_RIGHT_TO_LEFT
+    turned = """says => {
+      const range = document.createRange();
+      range.selectNodeContents(says.querySelector("bdi").nextSibling);
+      return range.getBoundingClientRect().left < says.querySelector("bdi").getBoundingClientRect().right;
+    }"""
+    assert not page.locator(".says").evaluate(turned)
+
+
+def test_an_image_whose_numbers_are_not_finite_can_be_seen_in_every_view(open_page: Open) -> None:
+    opened = open_page("not_finite")
+    page = opened.page
+    for image in ("1", "0"):
+        page.locator("#controls select").select_option(image)
+        for view in VIEWS:
+            opened.show(f"#{view}")
+    page.locator("#controls select").select_option("1")
+    opened.show("#attention")
+    assert "This image has none. Weights that are NaN or infinite are left out." in page.locator("main").inner_text()
+    assert not page.locator("#attention-head").is_visible()
+
+
+def test_what_is_chosen_and_the_bars_are_seen_in_the_colours_of_the_system(open_page: Open) -> None:
+    opened = open_page("digits")
+    opened.page.emulate_media(forced_colors="active")
+    background = "(element) => getComputedStyle(element).backgroundColor"
+    bar = opened.page.locator(".class-bar span").first
+    assert bar.evaluate(background) != bar.locator("..").evaluate(background)
+    for view in ("layer", "mistakes"):
+        opened.show(f"#{view}")
+        view_of = opened.page.locator(f"#view-{view}")
+        chosen = view_of.locator("[aria-current]").first
+        other = view_of.locator(f"[class*={'names' if view == 'layer' else 'list'}] button:not([aria-current])").first
+        assert chosen.evaluate(background) != other.evaluate(background)
 
 
 def test_a_page_of_statistics_alone_says_why(open_page: Open, made: Made) -> None:

@@ -10,11 +10,13 @@ import { detail, followed, go, set, state } from "./state.js";
 
 export const attentionView = { id: "attention", title: "Attention", build };
 
+const NOT_FINITE = "Weights that are NaN or infinite are left out.";
+
 function build(root) {
   const rollout = h("div", {});
   const drawRollout = () => rollout.replaceChildren(attentionRollout(data.images[state.image]));
-  if (!data.images[0].attention) {
-    const why = `The attention of each head is not on this page. ${data.note}`;
+  if (!data.images.some(({ attention }) => attention?.length)) {
+    const why = `The attention of each head is not on this page. ${data.note || NOT_FINITE}`;
     root.append(h("h2", {}, "Attention"), h("p", { class: "note" }, why), rollout);
     return (changed) => changed.has("image") && drawRollout();
   }
@@ -27,11 +29,13 @@ function build(root) {
   const draw = () => {
     const token = followed() ?? 0;
     const block = chosenBlock();
+    matrix.element.hidden = !block;
+    if (!block) return heads.replaceChildren(h("h2", {}, "Attention"), h("p", { class: "note" }, `This image has none. ${NOT_FINITE}`));
     const pooling = block.queries !== data.model.tokens; // its query is not a token, so that it has one direction
     controls.querySelector("fieldset").disabled = pooling;
     const to = options.to && !pooling;
     drawHeads(heads, block, token, { ...options, to });
-    matrix.update(block, token, to);
+    return matrix.update(block, token, to);
   };
   const controls = h("div", { class: "attention-controls" }, blocks.element, choices(options, draw));
   const side = h("div", { class: "attention-side" }, patches.element, says, controls);
@@ -52,19 +56,22 @@ function chosenNumber() {
   return Number.isInteger(asked) && asked >= 0 && asked < count ? asked : Math.floor((count - 1) / 2);
 }
 
+/** The attention that is shown; undefined where the image has none. */
 function chosenBlock() {
   return data.images[state.image].attention[chosenNumber()];
 }
 
 function blockSlider() {
-  const count = data.images[0].attention.length;
   const text = h("output", { for: "attention-block" });
   const choose = (event) => set({ details: { ...state.details, attention: event.target.value } });
   const keep = (event) => go("attention", event.target.value); // the URL follows when the slider is let go
-  const range = { type: "range", id: "attention-block", min: 0, max: count - 1, step: 1 };
-  const slider = h("input", { ...range, oninput: choose, onchange: keep, disabled: count < 2 });
+  const range = { type: "range", id: "attention-block", min: 0, step: 1 };
+  const slider = h("input", { ...range, oninput: choose, onchange: keep });
   const update = () => {
-    const { layer } = chosenBlock();
+    const count = data.images[state.image].attention.length;
+    const layer = chosenBlock()?.layer ?? "none";
+    slider.max = Math.max(0, count - 1);
+    slider.disabled = count < 2;
     slider.value = chosenNumber();
     slider.setAttribute("aria-valuetext", layer);
     text.textContent = layer;

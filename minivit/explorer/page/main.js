@@ -37,12 +37,13 @@ function about() {
   const { model, subject } = data;
   const saved = subject.checkpoint ? `, ${subject.checkpoint} checkpoint` : "";
   const what = `${model.class} with ${whole(model.parameters)} parameters in ${model.dtype}${saved}`;
+  const name = (index) => h("bdi", {}, className(index)); // a name may be written from right to left
   const says = h("p", { class: "says", "aria-live": "polite" });
   const update = () => {
     const { label, label_predicted: unknown, loss, predicted, probabilities } = data.images[state.image];
-    const found = `Prediction: ${className(predicted)} (${percent(probabilities[predicted])})`;
-    const known = unknown ? "its loss, as no label was given" : `label: ${className(label)}; loss`;
-    says.textContent = label === null ? `${found}.` : `${found}; ${known}: ${number(loss)}.`;
+    const known = unknown ? ["; its loss, as no label was given"] : ["; label: ", name(label), "; loss"];
+    const after = label === null ? [] : [...known, `: ${number(loss)}`];
+    says.replaceChildren("Prediction: ", name(predicted), ` (${percent(probabilities[predicted])})`, ...after, ".");
   };
   onChange((changed) => changed.has("image") && update());
   update();

@@ -171,7 +171,7 @@ function showPrediction(box) {
   const { probabilities, label, label_predicted: unknown } = data.images[state.image];
   const order = probabilities.map((_, i) => i).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 5);
   const row = (i) => [
-    h("span", { class: "class-name" }, className(i), i === label && !unknown ? " (label)" : ""),
+    h("span", { class: "class-name" }, h("bdi", {}, className(i)), i === label && !unknown ? " (label)" : ""),
     h("span", { class: "class-bar" }, h("span", { style: { width: `${100 * probabilities[i]}%` } })),
     h("span", { class: "class-share" }, percent(probabilities[i])),
   ];
