@@ -62,7 +62,7 @@ def test_the_checked_gradients_are_those_of_the_trace(dtype: str) -> None:
     trace = traced(vit)
     digits = 1e-12 if dtype == "float64" else 1e-4
     for name, check in check_layers(vit, trace).items():
-        assert check["input"] == "the traced input in float64, with the traced gradient of the result"
+        assert check["input"] == "the traced input in float64, with the traced upstream gradient"
         norms = {row["array"]: row["norm"] for row in check["rows"]}
         if not trace[name].is_op:
             assert norms["x"] == pytest.approx(np.linalg.norm(trace[name].dx), rel=digits)
@@ -115,7 +115,7 @@ def test_where_the_traced_gradient_is_zero_or_absent_a_random_one_is_used_and_sa
     vit.head.weight.value[...] = 0
     block = check_layers(vit, traced(vit))["blocks.0"]
     assert block["passed"]
-    assert block["input"].endswith("with a random gradient of the result: the traced one is zero")
+    assert block["input"].endswith("with a random upstream gradient, because the traced one is zero")
     assert block["rows"][0]["norm"] > 0.1
     without = check_layers(vit, traced(vit, None))["blocks.0"]
     assert without["passed"]
@@ -131,7 +131,7 @@ def test_numbers_that_are_not_finite_are_a_note() -> None:
     assert verdicts(check) == {"skipped"}
     assert "weight holds NaN or infinity" in notes(check)
     assert found["blocks.0.norm1"]["passed"]
-    assert "a random gradient of the result: the traced one is not finite" in found["blocks.0.norm1"]["input"]
+    assert "a random upstream gradient, because the traced one is not finite" in found["blocks.0.norm1"]["input"]
 
 
 class Stubborn(Layer):
@@ -191,7 +191,7 @@ def test_in_16_bits_the_gradient_of_the_class_token_is_that_of_the_whole_last_bl
     assert trace["blocks.0"].dy.shape[1] < trace["blocks.0"].x.shape[1]
     found = check_layers(vit, trace)
     assert all(check["passed"] for check in found.values())
-    assert "the traced gradient" in found["blocks.0"]["input"]
+    assert "the traced upstream gradient" in found["blocks.0"]["input"]
     mistakes, note = typical_mistakes(vit, trace)
     assert note == "typical mistakes are left out where they change nothing here: blocks.0.attn.proj"  # of one token
     assert all(mistake["found"] for mistake in mistakes)

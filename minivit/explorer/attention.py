@@ -40,7 +40,7 @@ def attention_of(trace: Trace, maps: HeatMaps) -> list[BlockAttention]:
 
 
 def _heads(weights: Array, what: str, maps: HeatMaps) -> list[int] | None:
-    how = f"{what} of one head: queries by keys; a cell is a number, each row in 8 bits of its own scale"
+    how = f"{what} of one head: queries by keys; a cell is a number; each row has 8 bits and its own scale"
     indices = [maps.add_exactly(each, how) for each in weights[0]]
     return None if None in indices else [index for index in indices if index is not None]
 

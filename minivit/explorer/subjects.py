@@ -60,7 +60,7 @@ class Subject:
 
     @property
     def upstream(self) -> Array | None:
-        """The gradient of the result in the trace; None where it is absent, not finite or zero.
+        """The upstream gradient in the trace; None where it is absent, not finite or zero.
 
         A last block that computed the class token alone has the gradient of that token; that of the others is zero.
         """
@@ -89,13 +89,13 @@ class Subject:
         """What the check is made on, in words."""
         some = f"{self.part_words} of " if self.part else ""
         if self.upstream is not None:
-            return f"{some}the traced input in float64, with the traced gradient of the result"
+            return f"{some}the traced input in float64, with the traced upstream gradient"
         why = "is zero"
         if self.record.dy is None:
             why = "was not computed"
         elif not np.all(np.isfinite(to_host(self.record.dy))):
             why = "is not finite"
-        return f"{some}the traced input in float64, with a random gradient of the result: the traced one {why}"
+        return f"{some}the traced input in float64, with a random upstream gradient, because the traced one {why}"
 
     def check(self, parameters: Sequence[str] = (), seed: int = 0) -> Report:
         """Run the gradient check of the inputs and of some parameters.

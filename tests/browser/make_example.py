@@ -38,7 +38,7 @@ def draw_picture() -> None:
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.goto(PAGE.as_uri())
         page.locator("#view-path .stage").first.wait_for()
-        page.screenshot(path=PICTURE, clip={"x": 0, "y": 0, "width": 1440, "height": 800})
+        page.screenshot(path=PICTURE, clip={"x": 0, "y": 0, "width": 1440, "height": 776})
         browser.close()
     with Image.open(PICTURE) as drawn:
         few = drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE)

@@ -43,7 +43,7 @@ function build(root) {
   return (changed) => {
     patches.update();
     blocks.update();
-    says.textContent = `Following the ${tokenName(followed() ?? 0)}.`;
+    says.textContent = `Following: ${tokenName(followed() ?? 0)}.`;
     draw();
     if (changed.has("image")) drawRollout();
   };
@@ -93,8 +93,8 @@ function choices(options, draw) {
   return [
     group(
       "This token",
-      control("radio", "to", false, "as query: its weights for all keys"),
-      control("radio", "to", true, "as key: the weights of all queries for it"),
+      control("radio", "to", false, "as query: a row of the weights"),
+      control("radio", "to", true, "as key: a column of the weights"),
     ),
     group(
       "Drawing",

@@ -24,14 +24,15 @@ function checkParts(check) {
   const skipped = check.rows.filter(({ verdict }) => verdict === "skipped");
   if (skipped.length === check.rows.length) return [h("p", {}, skipped.map(({ note }) => note).join("; "))];
   const verdict = check.passed ? "✓ The gradients are correct" : "✗ A gradient is wrong";
-  const about = `Computed on ${check.input} of the first image, in ${number(check.seconds, 2)} s.`;
+  const about = `Computed for the first image on ${check.input}; time: ${number(check.seconds, 2)} s.`;
   const rows = check.rows.map(({ array, shape, norm, error, slope, verdict: says, method, note }) => [
     array, shapeText(shape), number(norm), number(error), slopeText(slope), says, [method, note].filter(Boolean).join("; "),
   ]);
   const head = ["array", "shape", "norm of the gradient", "relative error", "slope", "verdict", "method"];
   return [
     h("p", { class: check.passed ? "verdict" : "verdict missed" }, `${verdict}. `, h("span", { class: "muted" }, about)),
-    table("Each gradient beside the derivative of the forward pass in a random direction", head, rows),
+    h("p", { class: "muted" }, "Each gradient is compared with the derivative of the forward pass in a random direction."),
+    table("Errors of the gradients", head, rows),
     ...taylorParts(check.taylor),
   ];
 }

@@ -5,7 +5,7 @@ const BAR = 32; // along the path: a stage that all tokens pass through, such as
 const GAP = { least: 20, most: 64 }; // between a bar and its neighbour
 const BETWEEN_BLOCKS = 8;
 const NODE = 24; // along the path: attention or MLP within a block
-const BLOCK = { least: 58, most: 170 };
+const BLOCK = { least: 58, most: 220 };
 
 /* Across the path: the blocks' names, the streams' middles, the nodes, and the lanes of the token that is followed,
    each from the place of the least norm to that of the largest. */
