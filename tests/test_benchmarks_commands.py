@@ -240,7 +240,17 @@ def test_a_breakdown_names_every_op_of_all_workers_and_sums_to_the_time_of_the_s
 
 def test_a_clock_adds_up_the_processor_time_of_threads() -> None:
     clock = breakdown.Clock(["busy", "idle"])
-    busy, idle = clock.timed("busy", lambda: sum(range(500_000))), clock.timed("idle", time.sleep)
+
+    def work() -> None:
+        sum(range(1_000_000))
+
+    def seconds_of_one() -> float:
+        begun = time.thread_time()
+        work()
+        return time.thread_time() - begun
+
+    one = min(seconds_of_one() for _ in range(5))
+    busy, idle = clock.timed("busy", work), clock.timed("idle", time.sleep)
     thread = threading.Thread(target=busy)
     thread.start()
     busy()
@@ -248,7 +258,7 @@ def test_a_clock_adds_up_the_processor_time_of_threads() -> None:
     thread.join()
     (of_busy, busy_calls), (of_idle, idle_calls) = clock.take().values()
     assert (busy_calls, idle_calls) == (2, 1)
-    assert of_busy > 0.005
+    assert of_busy > 1.5 * one
     assert of_idle < 0.01
     assert clock.take() == {}
 
