@@ -108,7 +108,7 @@ def test_a_missing_file_and_a_folder_without_a_model_are_refused(tmp_path: Path)
         load_model(tmp_path / "nothing.safetensors")
     with pytest.raises(UserError, match=r"holds no model: expected model\.safetensors"):
         load_model(tmp_path)
-    with pytest.raises(UserError, match=r"^a+ cannot be read: "):
+    with pytest.raises(UserError, match=r"^there is no file a+; expected"):
         load_model("a" * 5000)
 
 

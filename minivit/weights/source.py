@@ -34,11 +34,11 @@ def model_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     try:
         exists = path.exists()
-    except OSError as error:  # a name that is too long
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except OSError:  # before Python 3.14, of a name that is too long
+        exists = False
+    if not exists:
+        raise UserError(f"there is no file {path}; expected a .safetensors or .npz file, or a folder with {FILE}")
     if not path.is_dir():
-        if not exists:
-            raise UserError(f"there is no file {path}; expected a .safetensors or .npz file, or a folder with {FILE}")
         return path
     for candidate in (path / FILE, path / _INDEX, path / "best" / FILE):
         if candidate.exists():
