@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minivit import explorer
-from minivit.cli.common import CommandResult, add_backend, check_backend, enough_memory
-from minivit.cli.images import image_files
+from minivit.cli.common import CommandResult, add_backend, enough_memory
 from minivit.cli.model_fields import add_set
 from minivit.cli.terminal import Terminal
-from minivit.cli.traced import Subject, from_data, open_target, with_labels
+from minivit.cli.traced import open_subject, with_labels
 from minivit.errors import UserError
 from minivit.nn.presets import PRESETS
 from minivit.train.run_folder import RunFolder
@@ -54,22 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
     start = time.perf_counter()
-    check_backend(args.backend)
-    for name in ("seed", "index"):
-        if getattr(args, name) < 0:
-            raise UserError(f"--{name} is {getattr(args, name)}; expected at least 0")
     if len(args.image) > explorer.LIMITS.images:
         raise UserError(f"--image: {len(args.image)} files were given; a page has at most {explorer.LIMITS.images}")
     if Path(args.out).is_dir():  # before the work
         raise UserError(f"--out is the folder {args.out}; expected a file, such as {Path(args.out) / _OUT}")
-    opened = open_target(args.target, args.checkpoint, args.backend, args.set, args.seed, terminal)
+    subject = open_subject(args, terminal)
+    opened = subject.opened
     path = Path(args.target).expanduser()
     name = path.name if path.name not in ("", "..") else path.resolve().name  # such as "."
     folder = RunFolder.open(path) if args.target not in PRESETS and RunFolder.exists(path) else None
-    if args.image:
-        subject = Subject(opened, image_files(args.image, opened, terminal), args.image, None)
-    else:
-        subject = from_data(args.target, opened, args.data, args.index, args.seed, terminal)
     predicted = subject.labels is None and not args.label
     with enough_memory(args.backend):
         subject = with_labels(subject, args.label, terminal)

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from minivit.arrays import to_host
-from minivit.cli.common import CommandResult, add_backend, check_backend, enough_memory
-from minivit.cli.images import image_files
+from minivit.cli.common import CommandResult, add_backend, enough_memory
 from minivit.cli.model_fields import add_set
 from minivit.cli.terminal import Terminal
-from minivit.cli.traced import Subject, class_name, from_data, open_target, replaced, scaled, with_labels
-from minivit.errors import UserError
+from minivit.cli.traced import Subject, class_name, open_subject, replaced, scaled, with_labels
 from minivit.tracing import Statistics, Trace, trace
 from minivit.tracing.diagnosis import Finding, diagnose, healthy
 from minivit.tracing.table import Row, effects, norm_of, rows, true_probability
@@ -59,16 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
-    check_backend(args.backend)
-    for name in ("seed", "index"):
-        if getattr(args, name) < 0:
-            raise UserError(f"--{name} is {getattr(args, name)}; expected at least 0")
     changes = {"zero": args.zero, "scale": scaled(args.scale), "replace": replaced(args.replace)}
-    opened = open_target(args.target, args.checkpoint, args.backend, args.set, args.seed, terminal)
-    if args.image:
-        subject = Subject(opened, image_files(args.image, opened, terminal), args.image, None)
-    else:
-        subject = from_data(args.target, opened, args.data, args.index, args.seed, terminal)
+    subject = open_subject(args, terminal)
+    opened = subject.opened
     with enough_memory(args.backend):
         subject = with_labels(subject, args.label, terminal)
         # Arrays are kept only where they are needed: those of a large model take gigabytes.

@@ -1,7 +1,8 @@
-"""What `minivit trace` runs: the model that a text names, and the images and labels for it."""
+"""What `minivit trace` and `minivit inspect` run: the model that a text names, and the images and labels for it."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
 from minivit.checking.layer import without_zeros
-from minivit.cli.common import OpenedModel, is_folder_of_images, open_model
+from minivit.cli.common import OpenedModel, check_backend, is_folder_of_images, open_model
 from minivit.cli.images import image_files
 from minivit.cli.model_fields import model_fields
 from minivit.cli.terminal import Terminal
@@ -57,6 +58,18 @@ class Subject(NamedTuple):
                 return to_backend(np.asarray(self.pixels, values.dtype), library)
             scale, shift = channel_scale(preprocessing.mean, preprocessing.std, values.dtype, library)
             return normalized(to_backend(np.asarray(self.pixels), library), scale, shift, values.dtype)
+
+
+def open_subject(args: argparse.Namespace, terminal: Terminal) -> Subject:
+    """Return the model and the images that the options of `minivit trace` and `minivit inspect` name."""
+    check_backend(args.backend)
+    for name in ("seed", "index"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} is {getattr(args, name)}; expected at least 0")
+    opened = open_target(args.target, args.checkpoint, args.backend, args.set, args.seed, terminal)
+    if args.image:
+        return Subject(opened, image_files(args.image, opened, terminal), args.image, None)
+    return from_data(args.target, opened, args.data, args.index, args.seed, terminal)
 
 
 def open_target(

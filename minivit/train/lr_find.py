@@ -41,7 +41,7 @@ class LearningRateSearch:
     rates, losses : list of float
         The learning rate and the loss of each step; a last loss that was not finite is left out.
     diverged : float or None
-        The learning rate at which the search was stopped, or None if it came to its end.
+        The learning rate at which the search was stopped, or None if it reached its end.
     """
 
     rates: list[float]
