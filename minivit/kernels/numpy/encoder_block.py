@@ -21,7 +21,7 @@ from minivit import ops
 from minivit.arrays import Array
 from minivit.kernels.numpy.gelu import covers_gelu, fast_gelu
 from minivit.kernels.numpy.layer_norm import mean_column, normalize, normalize_backward
-from minivit.kernels.numpy.pieces import FAST_DTYPES, pieces
+from minivit.kernels.numpy.pieces import FAST_DTYPES, add_row, column_sums, pieces
 from minivit.ops.attention import ALL
 from minivit.ops.encoder_block import BlockLike, LinearLike, NormLike
 from minivit.ops.registry import Kernel, register_kernel
@@ -49,7 +49,7 @@ class FastBlockCache(NamedTuple):
 
 
 def _covers(x: Array, block: BlockLike, queries: slice) -> bool:
-    return x.dtype.name in FAST_DTYPES and x.ndim == 3 and x[:, queries].size > 0
+    return x.dtype in FAST_DTYPES and x.ndim == 3 and x[:, queries].size > 0
 
 
 def _forward(
@@ -63,13 +63,13 @@ def _forward(
     gathered, attention = ops.attention(qkv.reshape(B, N, 3 * D), attn.num_heads, None, queries, keep=keep)
     y = gathered.reshape(-1, D)
     x1 = y @ attn.proj.weight.value
-    x1 += attn.proj.bias.value
+    add_row(x1, attn.proj.bias.value)
     residual = x1.reshape(gathered.shape)
     residual += x[:, queries]
     h, to_hidden = _norm_linear(x1, block.norm2, mlp.fc1)
     hidden, slope = _gelu_in_place(h, mlp.act.approximate, keep)
     out = hidden @ mlp.fc2.weight.value
-    out += mlp.fc2.bias.value
+    add_row(out, mlp.fc2.bias.value)
     out += x1
     cache = FastBlockCache(queries, x.shape, to_qkv, attention, y, to_hidden, slope, hidden)
     return out.reshape(gathered.shape), cache if keep else None
@@ -86,7 +86,7 @@ def _norm_linear(x: Array, norm: NormLike, linear: LinearLike) -> tuple[Array, _
     shift = norm.bias.value @ linear.weight.value
     shift += linear.bias.value
     y = x_hat @ folded
-    y += shift
+    add_row(y, shift)
     return y, _Normed(x_hat, inv_std)
 
 
@@ -117,7 +117,7 @@ def _backward(dy: Array, cache: FastBlockCache, block: BlockLike) -> Array:
 
 def _linear_backward(dy: Array, x: Array, linear: LinearLike) -> Array:
     linear.weight.add_product(x.T, dy)
-    linear.bias.add_grad(np.ones(len(dy), dy.dtype) @ dy)
+    linear.bias.add_grad(column_sums(dy))
     return dy @ linear.weight.value.T
 
 
@@ -128,12 +128,14 @@ def _norm_linear_backward(
     x_hat, inv_std = cache
     weight = linear.weight.value
     dfolded = x_hat.T @ dy
-    dshift = np.ones(len(dy), dy.dtype) @ dy
+    dshift = column_sums(dy)
     norm.weight.add_grad(np.vecdot(dfolded, weight))
     norm.bias.add_grad(weight @ dshift)
-    dfolded *= norm.weight.value[:, None]
-    dfolded += np.multiply.outer(norm.bias.value, dshift)
-    linear.weight.add_grad(dfolded)
+    dweight, add = linear.weight.receive()
+    product = np.multiply(dfolded, norm.weight.value[:, None], out=dfolded if add else dweight)
+    product += np.multiply.outer(norm.bias.value, dshift)
+    if add:
+        dweight += dfolded
     linear.bias.add_grad(dshift)
     dx = dy @ (norm.weight.value[:, None] * weight).T
     rows, D = dx.shape

@@ -5,7 +5,7 @@
 
 g is a polynomial of degree 6, fitted by minimax so that the error of Phi is at most 2.9e-8, half an ulp of float32 just
 below 1 (docs/derivations/fit_erf.py computes the coefficients). Its leading coefficient is positive, so it grows
-outside of the fitted range, where tanh rounds to 1.
+outside of the fitted range, up to infinity, where tanh is 1: no bounds are needed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import math
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.kernels.numpy.pieces import pieces
+from minivit.kernels.numpy.pieces import pieces, scratch
 from minivit.ops.gelu import GELUCache
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
 _G = (1.75617565e-9, -1.32263462e-7, 3.96474536e-6, -5.53061943e-5, -3.25949908e-5, 0.0363330846, 0.797884941)
-_FLAT = 15.0  # for larger |x|, Phi and the derivative round to 0 or 1
-_DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
+
+# NumPy takes a 0-d array faster than a number: a call on few elements takes 0.2 us in place of 0.4.
+_LEADING, *_OTHERS, _LAST = (np.array(c, np.float32) for c in _G)
+_HALF, _MINUS_HALF, _DENSITY = (np.array(c, np.float32) for c in (0.5, -0.5, 1.0 / math.sqrt(2.0 * math.pi)))
 
 
 def covers_gelu(x: Array, approximate: str) -> bool:
@@ -30,35 +32,34 @@ def covers_gelu(x: Array, approximate: str) -> bool:
     return x.dtype == np.float32 and approximate == "none" and x.size > 0 and x.flags.c_contiguous
 
 
+@np.errstate(over="ignore")  # of the square of a large x, whose tanh is 1
 def fast_gelu(x: Array, y: Array, slope: Array | None) -> None:
     """Set `y`, which may be `x` itself, to GELU and `slope` to its derivative; all are contiguous and of one shape."""
     x, y = x.reshape(-1), y.reshape(-1)
     slope = None if slope is None else slope.reshape(-1)
-    for piece in pieces(x.size, 6 * x.itemsize):
+    cut = list(pieces(x.size, 6 * x.itemsize))
+    squares, values = scratch(cut[0].stop, x.dtype), scratch(cut[0].stop, x.dtype)
+    multiply, add = np.multiply, np.add
+    for piece in cut:
         part = x[piece]
-        bounded = np.clip(part, -_FLAT, _FLAT)
-        square = bounded * bounded
-        phi = square * _G[0]
-        for coefficient in _G[1:-1]:
-            phi += coefficient
-            phi *= square
-        phi += _G[-1]
-        phi *= bounded
-        np.tanh(phi, out=phi)
-        phi *= 0.5
-        phi += 0.5
-        np.multiply(part, phi, out=y[piece])
+        square, phi = squares[: part.size], values[: part.size]
+        multiply(part, part, square)
+        multiply(square, _LEADING, phi)
+        for coefficient in _OTHERS:
+            add(phi, coefficient, phi)
+            multiply(phi, square, phi)
+        add(phi, _LAST, phi)
+        multiply(phi, part, phi)
+        np.tanh(phi, phi)
+        multiply(phi, _HALF, phi)
+        add(phi, _HALF, phi)
         if slope is not None:
-            _derivative(bounded, square, phi, slope[piece])
-
-
-def _derivative(x: Array, square: Array, phi: Array, out: Array) -> None:
-    """Set `out` to the derivative of GELU; `square` is overwritten."""
-    square *= -0.5
-    np.exp(square, out=square)
-    square *= x
-    square *= _DENSITY
-    np.add(phi, square, out=out)
+            multiply(square, _MINUS_HALF, square)
+            np.exp(square, square)
+            multiply(square, part, square)
+            multiply(square, _DENSITY, square)
+            add(phi, square, slope[piece])
+        multiply(part, phi, y[piece])
 
 
 class FastGELUCache(GELUCache):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.kernels.numpy.pieces import FAST_DTYPES, pieces
+from minivit.kernels.numpy.pieces import FAST_DTYPES, column_sums, filled, pieces
 from minivit.ops.layer_norm import check_layer_norm
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
@@ -18,7 +18,7 @@ from minivit.ops.shapes import expect_gradient
 
 def mean_column(D: int, dtype: Any) -> Array:
     """Return the column (D, 1) whose product with rows (rows, D) is their means."""
-    return np.full((D, 1), 1 / D, dtype)
+    return filled((D, 1), 1 / D, dtype)
 
 
 def normalize(x: Array, mean_of: Array, eps: float, x_hat: Array, inv_std: Array) -> None:
@@ -54,7 +54,7 @@ class FastLayerNormCache(NamedTuple):
 
 
 def _covers(x: Array, weight: Array, bias: Array, eps: float = 1e-6, *, keep: bool = True) -> bool:
-    return x.dtype.name in FAST_DTYPES and x.size > 0
+    return x.dtype in FAST_DTYPES and x.size > 0
 
 
 def _forward(
@@ -85,7 +85,7 @@ def _backward(dy: Array, cache: FastLayerNormCache) -> tuple[Array, Array, Array
     for piece in pieces(count, 4 * D * x_hat.itemsize):
         d, z, out = dy[piece], x_hat[piece], dx[piece]
         dweight += np.einsum("ni,ni->i", d, z)
-        dbias += np.ones(len(d), d.dtype) @ d
+        dbias += column_sums(d)
         through_mean = d @ mean_of
         np.multiply(d, weight, out=out)
         normalize_backward(out, through_mean, z, inv_std[piece])
