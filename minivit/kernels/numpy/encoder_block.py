@@ -20,8 +20,8 @@ import numpy as np
 from minivit import ops
 from minivit.arrays import Array
 from minivit.kernels.numpy.gelu import covers_gelu, fast_gelu
-from minivit.kernels.numpy.layer_norm import mean_column, normalize, normalize_backward
-from minivit.kernels.numpy.pieces import FAST_DTYPES, add_row, column_sums, pieces
+from minivit.kernels.numpy.layer_norm import mean_column, mean_columns, normalize, normalize_backward
+from minivit.kernels.numpy.pieces import FAST_DTYPES, column_sums, pieces, scratch
 from minivit.ops.attention import ALL
 from minivit.ops.encoder_block import BlockLike, LinearLike, NormLike
 from minivit.ops.registry import Kernel, register_kernel
@@ -59,24 +59,25 @@ def _forward(
     same_dtype("EncoderBlock", x=x, weight=attn.qkv.weight.value)
     expect("EncoderBlock", "x", x, ("B", "N", attn.qkv.weight.shape[0]))
     B, N, D = x.shape
-    qkv, to_qkv = _norm_linear(x.reshape(B * N, D), block.norm1, attn.qkv)
+    qkv, shift, to_qkv = _norm_linear(x.reshape(B * N, D), block.norm1, attn.qkv)
+    qkv += shift
     gathered, attention = ops.attention(qkv.reshape(B, N, 3 * D), attn.num_heads, None, queries, keep=keep)
     y = gathered.reshape(-1, D)
     x1 = y @ attn.proj.weight.value
-    add_row(x1, attn.proj.bias.value)
+    x1 += attn.proj.bias.value
     residual = x1.reshape(gathered.shape)
     residual += x[:, queries]
-    h, to_hidden = _norm_linear(x1, block.norm2, mlp.fc1)
-    hidden, slope = _gelu_in_place(h, mlp.act.approximate, keep)
+    h, shift, to_hidden = _norm_linear(x1, block.norm2, mlp.fc1)
+    hidden, slope = _gelu_in_place(h, shift, mlp.act.approximate, keep)
     out = hidden @ mlp.fc2.weight.value
-    add_row(out, mlp.fc2.bias.value)
+    out += mlp.fc2.bias.value
     out += x1
     cache = FastBlockCache(queries, x.shape, to_qkv, attention, y, to_hidden, slope, hidden)
     return out.reshape(gathered.shape), cache if keep else None
 
 
-def _norm_linear(x: Array, norm: NormLike, linear: LinearLike) -> tuple[Array, _Normed]:
-    """Return the linear map of the layer norm of `x` (rows, D)."""
+def _norm_linear(x: Array, norm: NormLike, linear: LinearLike) -> tuple[Array, Array, _Normed]:
+    """Return the linear map of the layer norm of `x` (rows, D) as a product and what is to be added to its rows."""
     rows, D = x.shape
     x_hat, inv_std = np.empty_like(x), np.empty((rows, 1), x.dtype)
     mean_of = mean_column(D, x.dtype)
@@ -85,17 +86,17 @@ def _norm_linear(x: Array, norm: NormLike, linear: LinearLike) -> tuple[Array, _
     folded = norm.weight.value[:, None] * linear.weight.value
     shift = norm.bias.value @ linear.weight.value
     shift += linear.bias.value
-    y = x_hat @ folded
-    add_row(y, shift)
-    return y, _Normed(x_hat, inv_std)
+    return x_hat @ folded, shift, _Normed(x_hat, inv_std)
 
 
-def _gelu_in_place(h: Array, approximate: str, keep: bool) -> tuple[Array, Array | None]:
+def _gelu_in_place(h: Array, bias: Array, approximate: str, keep: bool) -> tuple[Array, Array | None]:
+    """Return GELU of ``h + bias`` and its derivative."""
     if not covers_gelu(h, approximate):
+        h += bias
         y, cache = ops.gelu(h, approximate, keep=keep)
         return y, None if cache is None else cache.slope
     slope = np.empty_like(h) if keep else None
-    fast_gelu(h, h, slope)
+    fast_gelu(h, h, slope, bias)  # the bias in cache
     return h, slope
 
 
@@ -139,10 +140,12 @@ def _norm_linear_backward(
     linear.bias.add_grad(dshift)
     dx = dy @ (norm.weight.value[:, None] * weight).T
     rows, D = dx.shape
-    mean_of = mean_column(D, dx.dtype)
-    for piece in pieces(rows, 4 * D * dx.itemsize):
+    mean_of = mean_columns(D, dx.dtype)
+    cut = list(pieces(rows, 3 * D * dx.itemsize))
+    broadcast = scratch(cut[0].stop * D, dx.dtype).reshape(-1, D)
+    for piece in cut:
         d = dx[piece]
-        normalize_backward(d, d @ mean_of, x_hat[piece], inv_std[piece])
+        normalize_backward(d, d @ mean_of, x_hat[piece], inv_std[piece], broadcast[: len(d)])
         if residual is not None:
             d += residual[piece]
     return dx

@@ -33,15 +33,24 @@ def covers_gelu(x: Array, approximate: str) -> bool:
 
 
 @np.errstate(over="ignore")  # of the square of a large x, whose tanh is 1
-def fast_gelu(x: Array, y: Array, slope: Array | None) -> None:
-    """Set `y`, which may be `x` itself, to GELU and `slope` to its derivative; all are contiguous and of one shape."""
+def fast_gelu(x: Array, y: Array, slope: Array | None, bias: Array | None = None) -> None:
+    """Set `y`, which may be `x` itself, to GELU and `slope` to its derivative; all are contiguous and of one shape.
+
+    A `bias` (F,) is added to `x` (rows, F) first, in place.
+    """
+    row = 1 if bias is None else bias.size
+    cut = [slice(rows.start * row, rows.stop * row) for rows in pieces(x.size // row, 6 * row * x.itemsize)]
     x, y = x.reshape(-1), y.reshape(-1)
     slope = None if slope is None else slope.reshape(-1)
-    cut = list(pieces(x.size, 6 * x.itemsize))
     squares, values = scratch(cut[0].stop, x.dtype), scratch(cut[0].stop, x.dtype)
+    if bias is not None:
+        biases = scratch(cut[0].stop, x.dtype)
+        biases.reshape(-1, row)[...] = bias
     multiply, add = np.multiply, np.add
     for piece in cut:
         part = x[piece]
+        if bias is not None:
+            add(part, biases[: part.size], part)
         square, phi = squares[: part.size], values[: part.size]
         multiply(part, part, square)
         multiply(square, _LEADING, phi)

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.kernels.numpy.pieces import FAST_DTYPES, column_sums, filled, pieces
+from minivit.kernels.numpy.pieces import FAST_DTYPES, column_sums, columns, filled, pieces, scratch
 from minivit.ops.layer_norm import check_layer_norm
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
@@ -19,6 +20,15 @@ from minivit.ops.shapes import expect_gradient
 def mean_column(D: int, dtype: Any) -> Array:
     """Return the column (D, 1) whose product with rows (rows, D) is their means."""
     return filled((D, 1), 1 / D, dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def mean_columns(D: int, dtype: Any) -> Array:
+    """Return the array (D, 2) whose product with rows (rows, D) is their means and zeros; nothing may write to it."""
+    array = np.zeros((D, 2), dtype)
+    array[:, 0] = 1 / D
+    array.flags.writeable = False
+    return array
 
 
 def normalize(x: Array, mean_of: Array, eps: float, x_hat: Array, inv_std: Array) -> None:
@@ -35,13 +45,20 @@ def normalize(x: Array, mean_of: Array, eps: float, x_hat: Array, inv_std: Array
     x_hat *= inv_std
 
 
-def normalize_backward(d: Array, through_mean: Array, x_hat: Array, inv_std: Array) -> None:
-    """Replace the gradient `d` (rows, D) of `x_hat` by the gradient of ``x``; `through_mean` (rows, 1) is its mean."""
-    through_variance = np.vecdot(d, x_hat)[:, None]
+def normalize_backward(d: Array, through_mean: Array, x_hat: Array, inv_std: Array, whole: Array) -> None:
+    """Replace the gradient `d` (rows, D) of `x_hat` by the gradient of ``x``; `through_mean` (rows, 2) is its mean.
+
+    `whole` (rows, D) is overwritten.
+    """
+    column = np.zeros_like(through_mean)
+    through_variance = np.vecdot(d, x_hat, out=column[:, 0])
     through_variance *= 1 / d.shape[1]
-    d -= x_hat * through_variance
-    d -= through_mean
-    d *= inv_std
+    columns(column, whole)
+    whole *= x_hat
+    d -= whole
+    d -= columns(through_mean, whole)
+    column[:, :1] = inv_std
+    d *= columns(column, whole)
 
 
 class FastLayerNormCache(NamedTuple):
@@ -81,14 +98,16 @@ def _backward(dy: Array, cache: FastLayerNormCache) -> tuple[Array, Array, Array
     count, D = len(dy), weight.size
     dx = np.empty_like(dy)
     dweight, dbias = np.zeros_like(weight), np.zeros_like(weight)
-    mean_of = (weight / D)[:, None]
-    for piece in pieces(count, 4 * D * x_hat.itemsize):
+    mean_of = mean_columns(D, weight.dtype) * weight[:, None]
+    cut = list(pieces(count, 5 * D * x_hat.itemsize))
+    broadcast = scratch(cut[0].stop * D, dy.dtype).reshape(-1, D)
+    for piece in cut:
         d, z, out = dy[piece], x_hat[piece], dx[piece]
         dweight += np.einsum("ni,ni->i", d, z)
         dbias += column_sums(d)
         through_mean = d @ mean_of
         np.multiply(d, weight, out=out)
-        normalize_backward(out, through_mean, z, inv_std[piece])
+        normalize_backward(out, through_mean, z, inv_std[piece], broadcast[: len(d)])
     return dx.reshape(shape), dweight, dbias
 
 

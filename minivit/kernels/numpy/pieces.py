@@ -16,7 +16,6 @@ from minivit.arrays import Array
 
 FAST_DTYPES = (np.dtype("float32"), np.dtype("float64"))
 _CACHE = 1 << 20  # bytes; a second-level cache has 1 to 2 MiB
-_TILE = 1 << 16  # bytes of the copies of a row in `add_row`
 _LINE = 64  # bytes of a cache line
 
 
@@ -53,12 +52,9 @@ def column_sums(x: Array) -> Array:
     return filled((len(x),), 1.0, x.dtype) @ x
 
 
-def add_row(y: Array, row: Array) -> None:
-    """Add `row` (D,) to each row of `y` (rows, D) in place, from copies of it: 6 us, not 15, for 1,040 rows of 96."""
-    rows, D = y.shape
-    count = min(rows, max(1, _TILE // (D * y.itemsize)))
-    tile = scratch(count * D, y.dtype).reshape(count, D)
-    tile[...] = row
-    for start in range(0, rows, count):
-        part = y[start : start + count]
-        np.add(part, tile[: len(part)], out=part)
+def columns(column: Array, out: Array) -> Array:
+    """Set each column of `out` (rows, D) to the first of `column` (rows, 2), whose second is zero, and return it.
+
+    A product with two inner terms takes a third of the time of a copy.
+    """
+    return np.matmul(column, filled((2, out.shape[1]), 1.0, out.dtype), out=out)
