@@ -123,9 +123,9 @@ def _backward(dy: Array, cache: FastAttentionCache) -> Array:
     dy_s, left = dy_s.swapaxes(1, 2), left.swapaxes(1, 2)
     for group in _groups(B, H * M * k.shape[2] * qkv.itemsize):
         e_group = e[group]
-        np.matmul(e_group.swapaxes(-1, -2), dy_s[group], out=dv[group])
         dscores = left[group] @ right[group]
         dscores *= e_group
+        np.matmul(e_group.swapaxes(-1, -2), dy_s[group], out=dv[group])  # when e is in cache
         np.matmul(dscores, k[group], out=dq[group])
         np.matmul(dscores.swapaxes(-1, -2), q[group], out=dk[group])
     return dqkv
