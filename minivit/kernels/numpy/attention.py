@@ -121,7 +121,7 @@ def _backward(dy: Array, cache: FastAttentionCache) -> Array:
     right[:, :, :K] = v.swapaxes(-1, -2)
     right[:, :, K] = 1
     dy_s, left = dy_s.swapaxes(1, 2), left.swapaxes(1, 2)
-    for group in _groups(B, H * M * k.shape[2] * qkv.itemsize):
+    for group in pieces(B, H * M * k.shape[2] * qkv.itemsize):
         e_group = e[group]
         dscores = left[group] @ right[group]
         dscores *= e_group
