@@ -7,7 +7,7 @@ g is a polynomial of degree 6, fitted by minimax so that the error of Phi is at 
 below 1 (docs/derivations/fit_erf.py computes the coefficients). Its leading coefficient is positive, so it grows
 outside of the fitted range, up to infinity, where tanh is 1: no bounds are needed.
 
-An element takes 1.8 ns with the derivative, the op 6.9.
+An element takes 1.8 ns with the derivative, and 2.1 with bounds, Python numbers and arrays that begin anywhere.
 """
 
 from __future__ import annotations
