@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,34 @@ def muon(p: Array, gradients: list[Array], lr: float, decay: float, momentum: fl
         p = p - lr * decay * p
         p = p - lr * 0.2 * max(p.shape) ** 0.5 * x
     return p
+
+
+@pytest.mark.parametrize("threads", [2, 3, 100])
+def test_threads_change_no_bit(threads: int) -> None:
+    model, other = vit("float32"), vit("float32")
+    one, many = Muon(model, lr=0.01), Muon(other, lr=0.01, threads=threads)
+    for step in range(3):
+        set_gradients(model, step)
+        set_gradients(other, step)
+        one.step()
+        many.step()
+    assert_same_bits(model.parameters.store.values, other.parameters.store.values)
+
+
+def test_a_failure_in_a_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vit()
+    optimizer = Muon(model, threads=2)
+    set_gradients(model, 0)
+    caller = current_thread()
+
+    def fails_elsewhere(u: Array) -> Array:
+        if current_thread() is not caller:
+            raise MemoryError("no memory in the second thread")
+        return orthogonalized(u)
+
+    monkeypatch.setattr("minivit.ops.muon.orthogonalized", fails_elsewhere)
+    with pytest.raises(MemoryError, match="second thread"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-5)])
