@@ -155,13 +155,24 @@ def test_a_pattern_chooses_the_matrices() -> None:
     assert before.keys() == model.state_dict().keys()
 
 
+def test_the_convolutions_of_a_stem_are_matrices() -> None:
+    config = replace(CONFIG, img_size=8, patch_size=4, conv_stem=(3, 5))
+    model, other = ViT(config, seed=1, dtype="float64"), ViT(config, seed=1, dtype="float64")
+    for each, rule in ((model, Muon(model)), (other, AdamW(other))):
+        set_gradients(each, 0)
+        rule.step()
+    stem = [name for name in model.parameters if name.startswith("patch_embed.")]
+    differ = [name for name in stem if (model.parameters[name].value != other.parameters[name].value).any()]
+    assert differ == ["patch_embed.convs.0.conv.weight", "patch_embed.convs.1.conv.weight"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"momentum": 1.0}, "momentum is 1.0; expected a number of at least 0 and below 1"),
         (
-            {"matrices": ["head.weight"]},
-            "matrices is ['head.weight']; expected a pattern of names such as 'blocks.*.weight'",
+            {"matrices": ["head.weight", 3]},
+            "matrices is ['head.weight', 3]; expected patterns of names such as 'blocks.*.weight'",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The optimiser Muon: `ops.muon` for the matrices of the blocks, AdamW for everything else."""
+"""The optimiser Muon: `ops.muon` for the matrices of blocks and stem, AdamW for everything else."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from minivit.ops.update_rules import Group, adam_step
 from minivit.train.groups import Trained, merge_neighbours
 from minivit.train.optimizers import AdamW
 
+MATRICES = ("blocks.*.weight", "patch_embed.convs.*.conv.weight")
+
 
 class Muon(AdamW):
     """Muon for the matrices of the blocks of a ViT, with q, k and v apart, and AdamW for all other parameters.
 
+    Muon also updates the convolutions of a stem: the matrix of one has a row for each pixel and channel of its window.
     Both have one learning rate and weight decay, for which those of AdamW are a good start; see `minivit.ops.muon`.
 
     Parameters
@@ -30,8 +33,9 @@ class Muon(AdamW):
         The momentum of the matrices.
     betas, eps
         Those of AdamW.
-    matrices : str
-        A pattern of the names of the parameters that Muon updates; of those it matches, the ones with two axes.
+    matrices : str or sequence of str
+        A pattern of the names of the parameters that Muon updates, or several; of those that match one, the parameters
+        with two axes.
     threads : int
         Number of threads, on the host, that share the matrices. The bits do not depend on it.
     """
@@ -48,18 +52,21 @@ class Muon(AdamW):
         weight_decay: float = 0.05,
         groups: Sequence[Group] | None = None,
         layer_decay: float = 1.0,
-        matrices: str = "blocks.*.weight",
+        matrices: str | Sequence[str] = MATRICES,
         threads: int = 1,
     ) -> None:
         super().__init__(model, lr, betas, eps, weight_decay, groups, layer_decay)
         expect_number("momentum", momentum, below=1.0)
-        if not isinstance(matrices, str):
-            raise UserError(f"matrices is {matrices!r:.40}; expected a pattern of names such as 'blocks.*.weight'")
+        patterns = (matrices,) if isinstance(matrices, str) else matrices
+        if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise UserError(f"matrices is {matrices!r:.40}; expected patterns of names such as 'blocks.*.weight'")
         self.momentum = momentum
-        chosen = [len(group.shape) == 2 and fnmatch.fnmatchcase(group.name, matrices) for group in self._updated]
-        matched = [group for group, is_matrix in zip(self._updated, chosen, strict=True) if is_matrix]
+        matched: list[Group] = []
+        others: list[Group] = []
+        for group in self._updated:
+            matches = len(group.shape) == 2 and any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)
+            (matched if matches else others).append(group)
         self._shares = _shares(matched, threads if namespace(self._store.values) is np else 1)
-        others = [group for group, is_matrix in zip(self._updated, chosen, strict=True) if not is_matrix]
         self._others = tuple(merge_neighbours(others, self._store.values.dtype.itemsize))
 
     @property
