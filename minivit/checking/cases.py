@@ -375,7 +375,7 @@ LAYERS: tuple[Case, ...] = (
     _layer("Convolution-stride", _images, lambda x: Convolution(x[-1], 13, 2)),
     _layer("ConvUnit", _images, lambda x: ConvUnit(x[-1], 13)),
     _layer("ConvStem", _images, lambda x: ConvStem((2, 2), (3, 5), x[-1], 13)),
-    _layer("ConvStem-strides", _cells, lambda x: ConvStem((4, 4), (7, 3, 5), x[-1], 13)),
+    _layer("ConvStem-strides", _cells, lambda x: ConvStem((4, 4), (7, 11, 5), x[-1], 13)),
     _layer("GridPositions", _grid_tokens, lambda x: GridPositions(grid_of(x[1]), x[-1])),
     _layer("GridPositions-concat", _grid_tokens, lambda x: GridPositions(grid_of(x[1]), x[-1], concat=True)),
     _layer("SinCosPositions", _grid_tokens, lambda x: SinCosPositions(grid_of(x[1]), x[-1])),

@@ -103,6 +103,8 @@ def forward_backward(replica: Layer, batch: Batch, options: StepOptions, slices:
     ends: dict[str, Any] = {"first_block": options.first_block} if options.first_block else {}
     if isinstance(replica, ViT):
         ends["release"] = True
+    if type(replica) is ViT:  # nor may that of a subclass
+        ends["images"] = False
     replica.backward(ops.cross_entropy_backward(dloss, loss_cache), cache, **ends)
     batch.logits[part] = logits.astype(batch.logits.dtype, copy=False)
 

@@ -171,11 +171,9 @@ class ConvStem(Layer):
         return dx
 
     def add_gradients(self, dy: Array, cache: Any) -> None:
-        """Do what `backward` does, but leave out the gradient of the images where a kernel ran."""
+        """Do what `backward` does for the `cache` of a kernel, without the gradient of the images."""
         kernel = kernel_of_cache("ConvStem", cache)
-        if kernel is None:
-            self.backward(dy, cache)
-            return
+        assert kernel is not None
         with np.errstate(under="ignore"):
             kernel.backward(native(dy), cache, self, images=False)
 
@@ -183,6 +181,7 @@ class ConvStem(Layer):
         version = structure_version()
         if self._version != version:  # once after each change of any layer
             standard = type(self) is ConvStem and self._classes() == self._made_of and self.proj.bias is not None
+            standard = standard and all(len(set(unit.conv.stride)) == 1 for unit in self.convs)
             # The version is set last: a thread that sees it sees the other one.
             vars(self).update(_standard=standard, _version=version)
         stem: ConvStemLike = self
