@@ -13,6 +13,7 @@ from minivit import ops
 from minivit.arrays import Array, namespace
 from minivit.engine.reduction import Round, add_vectors, members
 from minivit.nn.config import ViTConfig
+from minivit.nn.conv_stem import ConvStem
 from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
 from minivit.random import Key
@@ -103,7 +104,7 @@ def forward_backward(replica: Layer, batch: Batch, options: StepOptions, slices:
     ends: dict[str, Any] = {"first_block": options.first_block} if options.first_block else {}
     if isinstance(replica, ViT):
         ends["release"] = True
-    if type(replica) is ViT:  # nor may that of a subclass
+    if type(replica) is ViT and isinstance(replica.patch_embed, ConvStem):
         ends["images"] = False
     replica.backward(ops.cross_entropy_backward(dloss, loss_cache), cache, **ends)
     batch.logits[part] = logits.astype(batch.logits.dtype, copy=False)
