@@ -73,7 +73,7 @@ class _SharedArrays:
         images, logits = self.images[:B], self.logits[:B]
         if job.pieces:
             tokens = Tokens(self.tokens.x[:B], self.tokens.qkv[:, :B])
-            predict_by_tokens(self.model, images, logits, tokens, job.pieces, number, barrier.wait)
+            predict_by_tokens(self.model, images, logits, tokens, job.pieces, number, barrier.wait_polling)
             return
         slices = micro_batch_slices(B, self.micro_batch)
         if job.options is None:

@@ -23,6 +23,7 @@ from multiprocessing.util import Finalize, is_exiting
 from typing import Any, TypeAlias
 
 from minivit.arrays.shared import FORKS, starting_a_worker
+from minivit.engine.arrivals import Arrivals, can_poll
 from minivit.errors import RunError
 
 # ``work(number, job, barrier)`` does the share of worker `number`.
@@ -52,17 +53,20 @@ class Barrier:
     ----------
     connections : list of Connection
         The caller's, one to each other worker; or a worker's, to the caller alone.
-    of_caller : bool
-        Whether the worker is the caller.
+    number : int
+        The number of the worker; the caller's is 0.
+    arrivals : Arrivals, optional
+        Counters that all workers share.
     """
 
-    def __init__(self, connections: list[Connection], of_caller: bool) -> None:
+    def __init__(self, connections: list[Connection], number: int, arrivals: Arrivals | None) -> None:
         self.connections = connections
-        self._of_caller = of_caller
+        self._number = number
+        self._arrivals = arrivals
 
     def wait(self) -> None:
         """Return when all workers have called this; in the caller, raise the error of a worker that failed before."""
-        if not self._of_caller:
+        if self._number:
             self.connections[0].send_bytes(_ARRIVED)
             self.connections[0].recv_bytes()
             return
@@ -74,6 +78,24 @@ class Barrier:
         with _broken_pipe_is_an_ended_worker():
             for connection in self.connections:
                 connection.send_bytes(_ARRIVED)
+
+    def wait_polling(self) -> None:
+        """Do what `wait` does, faster where all workers arrive within a millisecond."""
+        if self._arrivals is None:
+            self.wait()
+        else:
+            self._arrivals.wait(self._number, self._has_message, self._receive)
+
+    def _has_message(self) -> bool:
+        return any(connection.poll() for connection in self.connections)
+
+    def _receive(self) -> None:
+        """Raise the error of a worker that failed or ended, whose message is there."""
+        for connection in self.connections:
+            with _broken_pipe_is_an_ended_worker():
+                message = connection.recv_bytes() if connection.poll() else None
+            if message is not None:
+                raise pickle.loads(message)
 
     def close(self) -> None:
         """Close the connections; reads and writes at their other ends then fail."""
@@ -101,14 +123,15 @@ class WorkerPool:
         self._work = work
         self._process = os.getpid()
         pipes = [Pipe() for _ in range(1, size)]
-        self._barrier = Barrier([end for end, _ in pipes], of_caller=True)
+        forks = processes and can_fork()
+        arrivals = Arrivals(size) if forks and can_poll(size) else None
+        self._barrier = Barrier([end for end, _ in pipes], 0, arrivals)
         self._workers: list[Any] = []
         self._end = Finalize(self, _end, args=(self._barrier, self._workers), exitpriority=0)
         _pools.add(self)
         ends = [end for pipe in pipes for end in pipe]
-        forks = processes and can_fork()
         for number, (_, end) in enumerate(pipes, 1):
-            barrier, quiet = Barrier([end], of_caller=False), warnings.catch_warnings()
+            barrier, quiet = Barrier([end], number, arrivals), warnings.catch_warnings()
             if forks:
                 others = [other for other in ends if other is not end]
                 context = multiprocessing.get_context("fork")
