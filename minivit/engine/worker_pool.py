@@ -29,7 +29,7 @@ from minivit.errors import RunError
 # ``work(number, job, barrier)`` does the share of worker `number`.
 Work: TypeAlias = Callable[[int, Any, "Barrier"], None]
 
-_ARRIVED = b"arrived"
+_ARRIVED, _DONE = b"arrived", b"done"
 _ENDED = "a worker process was ended from outside; the machine may have too little memory"
 
 
@@ -150,8 +150,10 @@ class WorkerPool:
             for _, end in pipes:
                 end.close()
 
-    def run(self, job: Any) -> None:
+    def run(self, job: Any, message: bytes | None = None) -> None:
         """Let all workers do `job`, which must be picklable, and return when all have finished.
+
+        `message` is the result of `pickle.dumps` for it, for a caller that has it already.
 
         Raises
         ------
@@ -162,14 +164,16 @@ class WorkerPool:
         """
         connections = self._barrier.connections
         try:
+            message = pickle.dumps(job) if message is None else message
             with _broken_pipe_is_an_ended_worker():
                 for connection in connections:
-                    connection.send(job)
+                    connection.send_bytes(message)
             self._work(0, job, self._barrier)
             with _broken_pipe_is_an_ended_worker():
-                errors = [error for connection in connections if (error := connection.recv()) is not None]
-            if errors:
-                raise errors[0]
+                replies = [connection.recv_bytes() for connection in connections]
+            for reply in replies:
+                if reply != _DONE:
+                    raise pickle.loads(reply)
         except BaseException:
             self.close()
             raise
@@ -225,16 +229,19 @@ def _forked(
 def _serve(work: Work, number: int, barrier: Barrier) -> None:
     """Do job after job until the caller closes its end of the pipe."""
     (caller,) = barrier.connections
+    last, job = b"", None
     try:
         with suppress(EOFError, OSError):
             while True:
-                job = caller.recv()
+                message = caller.recv_bytes()
+                if message != last:
+                    last, job = message, pickle.loads(message)
                 try:
                     work(number, job, barrier)
                 except BaseException as error:
                     caller.send(_portable(error))
                 else:
-                    caller.send(None)
+                    caller.send_bytes(_DONE)
     finally:
         barrier.close()
 

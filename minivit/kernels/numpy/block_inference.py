@@ -2,7 +2,15 @@
 
 With so few rows, the weights are larger than what they are multiplied with. Then it takes less time to scale and shift
 the rows after each layer norm than to fold scale and shift into the weights, and no copy of the keys is made for
-attention.
+attention. In GELU, y = x Phi(x), the function g of Phi(x) = (1 + tanh(x g(x²))) / 2 is
+
+    g(u) = b u + a0 + c1 / (u + a1 + c2 / (u + a2))
+
+a quotient of polynomials of degrees 3 and 2 as a continued fraction, which takes 4 array operations less than the
+polynomial of `minivit.kernels.numpy.gelu`, and makes the error of Phi 1.6e-7 instead of 1.0e-7, of which the fit is
+5.4e-8. The half is left to the result of the linear map that follows, which has fewer columns.
+
+Two workers predict an image of 197 tokens at width 192 in 0.84 of the time that the layers' own wiring takes.
 """
 
 from __future__ import annotations
@@ -11,11 +19,18 @@ import numpy as np
 
 from minivit.arrays import Array
 from minivit.kernels.numpy.attention import exp_scores
-from minivit.kernels.numpy.gelu import covers_gelu, fast_gelu
+from minivit.kernels.numpy.gelu import covers_gelu
 from minivit.kernels.numpy.layer_norm import mean_column, normalize
+from minivit.kernels.numpy.pieces import pieces
 from minivit.ops.attention import ALL, heads
 from minivit.ops.encoder_block import BlockLike, Gather, LinearLike, NormLike
 from minivit.ops.registry import disabled_kernels
+
+# The coefficients of g; docs/derivations/fit_erf.py computes them. NumPy takes a 0-d array faster than a number.
+_B, _A0, _C1, _A1, _C2, _A2 = (
+    np.array(c, np.float32) for c in (0.018137888, 1.18332252, -2.66711225, -23.589214, 1382.29288, 45.3078296)
+)
+_HALF, _ONE = np.array(0.5, np.float32), np.array(1.0, np.float32)
 
 
 def covers_inference(x: Array, block: BlockLike) -> bool:
@@ -34,8 +49,10 @@ def infer(x: Array, block: BlockLike, queries: slice, gather: Gather) -> Array:
     y = _linear(_attended(qkv, attn.num_heads, queries), attn.proj)
     y += residual.reshape(-1, D)
     h = _linear(_normed(y, block.norm2), mlp.fc1)
-    fast_gelu(h, h, None)
-    out = _linear(h, mlp.fc2)
+    twice_gelu(h)
+    out = h @ mlp.fc2.weight.value
+    out *= _HALF
+    out += mlp.fc2.bias.value
     out += y
     return out.reshape(residual.shape)
 
@@ -82,3 +99,24 @@ def _attended(qkv: Array, num_heads: int, queries: slice) -> Array:
     np.matmul(e, v, out=by_head)
     by_head *= inverse
     return y.reshape(B * M, H * K)
+
+
+@np.errstate(over="ignore")  # of the square of a large x, whose tanh is 1
+def twice_gelu(x: Array) -> None:
+    """Replace `x`, which `covers_gelu` covers, by twice its GELU."""
+    x = x.reshape(-1)
+    for piece in pieces(x.size, 3 * x.itemsize):
+        part = x[piece]
+        square = np.multiply(part, part)
+        g = np.add(square, _A2)
+        np.divide(_C2, g, g)
+        np.add(g, square, g)
+        np.add(g, _A1, g)
+        np.divide(_C1, g, g)
+        np.add(g, _A0, g)
+        np.multiply(square, _B, square)
+        np.add(g, square, g)
+        np.multiply(g, part, g)
+        np.tanh(g, g)
+        np.add(g, _ONE, g)
+        np.multiply(part, g, part)
