@@ -187,13 +187,5 @@ def single_threaded_blas() -> Iterator[None]:
 
     One thread of the process can be in the block at a time, because BLAS has one thread count for the whole process.
     """
-    with one_at_a_time():
-        libraries = _blas().lib_controllers  # its context manager takes 50 us more where the caches are cold
-        counts = [library.get_num_threads() for library in libraries]
-        try:
-            for library in libraries:
-                library.set_num_threads(1)
-            yield
-        finally:
-            for library, count in zip(libraries, counts, strict=True):
-                library.set_num_threads(count)
+    with one_at_a_time(), _blas().limit(limits=1):
+        yield

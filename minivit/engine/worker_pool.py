@@ -229,13 +229,10 @@ def _forked(
 def _serve(work: Work, number: int, barrier: Barrier) -> None:
     """Do job after job until the caller closes its end of the pipe."""
     (caller,) = barrier.connections
-    last, job = b"", None
     try:
         with suppress(EOFError, OSError):
             while True:
-                message = caller.recv_bytes()
-                if message != last:
-                    last, job = message, pickle.loads(message)
+                job = caller.recv()
                 try:
                     work(number, job, barrier)
                 except BaseException as error:

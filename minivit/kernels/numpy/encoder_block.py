@@ -56,12 +56,12 @@ def _covers(x: Array, block: BlockLike, queries: slice) -> bool:
 def _forward(
     x: Array, block: BlockLike, queries: slice = ALL, keep: bool = True, gather: Gather | None = None
 ) -> tuple[Array, FastBlockCache | None]:
+    if gather is not None and covers_inference(x, block):
+        return infer(x, block, queries, gather), None
     attn, mlp = block.attn, block.mlp
     same_dtype("EncoderBlock", x=x, weight=attn.qkv.weight.value)
     expect("EncoderBlock", "x", x, ("B", "N", attn.qkv.weight.shape[0]))
     B, N, D = x.shape
-    if gather is not None and covers_inference(x, block):
-        return infer(x, block, queries, gather), None
     h, to_qkv = _norm_linear(x.reshape(B * N, D), block.norm1, attn.qkv)
     qkv, of_all = h.reshape(B, N, 3 * D), queries
     if gather is not None:
