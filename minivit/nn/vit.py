@@ -21,6 +21,7 @@ from minivit.nn.layer import Layer
 from minivit.nn.linear import Linear
 from minivit.nn.parameters import Parameter
 from minivit.nn.patch_dropout import PatchDropout
+from minivit.nn.patch_embed import PatchEmbed
 from minivit.ops.attention import ALL
 from minivit.ops.registry import kernel_of_cache, runs_references_only
 from minivit.random import Key, RngLike, as_key, fold
@@ -107,9 +108,16 @@ class ViT(Layer):
         dx = self.encode_backward(dx, cache2 if release else list(cache2), first_block)
         return dx if first_block else self.embed_backward(dx, cache1, images)
 
-    def embed(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
-        """Return the tokens (B, N, D) that enter the first block for images `x`, and the cache (equation 1)."""
-        x, cache1 = self.patch_embed.forward(x, fold(rng, "patch_embed"), keep)
+    def embed(self, x: Array, rng: Key | None = None, keep: bool = True, tokens: slice = ALL) -> tuple[Array, Any]:
+        """Return the tokens (B, N, D) that enter the first block for images `x`, and the cache (equation 1).
+
+        In inference, only those of `tokens` need to be right: other patches are not projected.
+        """
+        only: tuple[slice, ...] = ()
+        if tokens != ALL and type(self.patch_embed) is PatchEmbed:
+            prefix = self.config.num_prefix_tokens
+            only = (slice(max(0, tokens.start - prefix), max(0, tokens.stop - prefix)),)
+        x, cache1 = self.patch_embed.forward(x, fold(rng, "patch_embed"), keep, *only)
         cache2 = None
         if isinstance(self.pos_embed, Layer):  # by rows and columns, of patch tokens alone
             x, cache2 = self.pos_embed.forward(x, fold(rng, "pos_embed"), keep)
