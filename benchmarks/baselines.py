@@ -62,6 +62,7 @@ BARS = (
     Bar("predict-224", "eager", 0.95, 1.3),
     Bar("predict-224", "onnx", 1.1, 1.5),
     Bar("predict-one", "eager", 0.65, 1.0),
+    Bar("predict-one", "onnx", 0.8, 1.0),
     Bar("start-up", "timm", 4.0, 8.0),
     Bar("gpu-train-tiny", "eager", 1.0, 1.6),  # in bf16, on an H200, as those below
     Bar("gpu-train-tiny", "compile", 0.9, 1.2),

@@ -1,4 +1,4 @@
-"""The commands: compare, ablations, scaling, breakdown and startup."""
+"""The commands: compare, ablations, scaling, breakdown, recipes and startup."""
 
 import json
 import math
@@ -14,7 +14,7 @@ import pytest
 from fake_runs import fake_run, made_up, scripted, squeezed
 
 import minivit
-from benchmarks import ablations, breakdown, compare, gpu, harness, scaling, startup
+from benchmarks import ablations, breakdown, compare, gpu, harness, recipes, scaling, startup
 from benchmarks.baselines import ABLATED
 from benchmarks.command import ended
 from benchmarks.harness import WorkerError
@@ -23,6 +23,7 @@ from benchmarks.scaling import fit_exponent, growth_table, memory_table, rate_ta
 from benchmarks.systems.limit import layouts
 from benchmarks.workloads import WORKLOADS, Workload, make_task
 from minivit import ops
+from minivit.train.training import Training
 
 MICRO = Workload("micro", "training", "vit_micro_patch4_8", {"depth": 2}, batch_size=150)
 
@@ -302,3 +303,28 @@ def test_the_start_up_fails_where_a_command_does_or_the_answers_differ(
         found = startup.run_command(commands, "minivit")
         assert found["label"] in {f"class{i}" for i in range(10)}
         assert 10 < found["answer"] <= 100
+
+
+def test_the_time_of_a_recipe_is_its_steps_times_the_median_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What augmentation costs is the difference to the same steps without it."""
+    monkeypatch.setattr(recipes, "IMAGES", 40)
+    seconds = recipes._step_seconds
+
+    def scripted_step(training: Training, batch: np.ndarray) -> float:
+        assert seconds(training, batch) > 0
+        return 0.5 if training.recipe.flip else 0.4
+
+    monkeypatch.setattr(recipes, "_step_seconds", scripted_step)
+    recipe, out = tmp_path / "mine.toml", tmp_path / "times.json"
+    recipe.write_text(
+        'model = "vit_micro_patch4_8"\nepochs = 3\nbatch_size = 16\nflip = true\nvalidation = 0.0\n'
+        "mixup_alpha = 0.5\n[model_options]\nimg_size = 8\ndepth = 1\nin_chans = 3\n"
+    )
+    assert recipes.main([str(recipe), "--rounds", "5", "--threads", "1", "--json", str(out)]) == 0
+    (found,) = json.loads(out.read_text())["recipes"]
+    assert (found["epochs"], found["steps"], found["milliseconds"]) == (3, 9, 500.0)
+    assert found["minutes"] == pytest.approx(9 * 0.5 / 60)
+    assert found["augmentation"] == pytest.approx(0.2)
+    assert "0.200 to 0.200" in capsys.readouterr().out

@@ -143,7 +143,9 @@ def test_a_recipe_is_given_by_name_or_by_its_fields_or_as_a_whole() -> None:
     assert values(fitted(whole, epochs=1)) == values(by_fields)
     named = fitted("digits", epochs=1)
     assert (named.recipe.lr, named.recipe.epochs, named.recipe.micro_batch) == (6e-3, 1, 32)
-    assert fitted(None, epochs=1).recipe.weight_decay == 0.2  # of "folder"
+    default = fitted(None, epochs=1).recipe  # that of "folder-small", for images of 4 x 4
+    assert (default.batch_size, default.crop_padding) == (64, 0)
+    assert fitted(None, epochs=1, resized_crop=(0.5, 1.0)).recipe.resized_crop == (0.5, 1.0)
     assert fitted(seed=3, epochs=1).recipe.seed == 3
     assert fitted(replace(RECIPE, seed=3), epochs=1).recipe.seed == 3
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,34 @@ def muon(p: Array, gradients: list[Array], lr: float, decay: float, momentum: fl
         p = p - lr * decay * p
         p = p - lr * 0.2 * max(p.shape) ** 0.5 * x
     return p
+
+
+@pytest.mark.parametrize("threads", [2, 3, 100])
+def test_threads_change_no_bit(threads: int) -> None:
+    model, other = vit("float32"), vit("float32")
+    one, many = Muon(model, lr=0.01), Muon(other, lr=0.01, threads=threads)
+    for step in range(3):
+        set_gradients(model, step)
+        set_gradients(other, step)
+        one.step()
+        many.step()
+    assert_same_bits(model.parameters.store.values, other.parameters.store.values)
+
+
+def test_a_failure_in_a_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vit()
+    optimizer = Muon(model, threads=2)
+    set_gradients(model, 0)
+    caller = current_thread()
+
+    def fails_elsewhere(u: Array) -> Array:
+        if current_thread() is not caller:
+            raise MemoryError("no memory in the second thread")
+        return orthogonalized(u)
+
+    monkeypatch.setattr("minivit.ops.muon.orthogonalized", fails_elsewhere)
+    with pytest.raises(MemoryError, match="second thread"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-5)])
@@ -126,13 +155,24 @@ def test_a_pattern_chooses_the_matrices() -> None:
     assert before.keys() == model.state_dict().keys()
 
 
+def test_the_convolutions_of_a_stem_are_matrices() -> None:
+    config = replace(CONFIG, img_size=8, patch_size=4, conv_stem=(3, 5))
+    model, other = ViT(config, seed=1, dtype="float64"), ViT(config, seed=1, dtype="float64")
+    for each, rule in ((model, Muon(model)), (other, AdamW(other))):
+        set_gradients(each, 0)
+        rule.step()
+    stem = [name for name in model.parameters if name.startswith("patch_embed.")]
+    differ = [name for name in stem if (model.parameters[name].value != other.parameters[name].value).any()]
+    assert differ == ["patch_embed.convs.0.conv.weight", "patch_embed.convs.1.conv.weight"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"momentum": 1.0}, "momentum is 1.0; expected a number of at least 0 and below 1"),
         (
-            {"matrices": ["head.weight"]},
-            "matrices is ['head.weight']; expected a pattern of names such as 'blocks.*.weight'",
+            {"matrices": ["head.weight", 3]},
+            "matrices is ['head.weight', 3]; expected patterns of names such as 'blocks.*.weight'",
         ),
     ],
 )

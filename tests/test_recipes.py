@@ -15,14 +15,14 @@ from minivit import UserError
 from minivit.data import Dataset
 from minivit.nn.presets import get_config
 from minivit.train.recipe import Recipe
-from minivit.train.recipes import load_recipe, recipe_names
+from minivit.train.recipes import folder_recipe, load_recipe, recipe_names
 
-DATA_SETS = {"cifar10", "cifar100", "digits", "folder"}
+DATA_SETS = {"cifar10", "cifar100", "digits", "folder", "folder-large", "folder-small"}
 DOCUMENTS = {"labml", "lightning-tutorial", "paper-finetune", "paper-pretrain"}
 
 
 def test_there_is_a_recipe_for_each_data_set_and_document() -> None:
-    assert set(recipe_names()) == DATA_SETS | DOCUMENTS | {"finetune"}
+    assert set(recipe_names()) == DATA_SETS | DOCUMENTS | {"finetune", "layer"}
 
 
 @pytest.mark.parametrize("name", sorted(DATA_SETS | DOCUMENTS))
@@ -77,6 +77,14 @@ def test_the_paper_fine_tunes_by_plain_sgd_with_momentum_and_clipping() -> None:
 def test_without_a_name_the_data_set_has_its_own() -> None:
     assert load_recipe("digits") == load_recipe("digits", "digits")
     assert load_recipe("photos").model == load_recipe("photos", "folder").model
+
+
+@pytest.mark.parametrize(
+    ("images", "name"),
+    [(2, "folder-small"), (4_999, "folder-small"), (5_000, "folder"), (19_999, "folder"), (20_000, "folder-large")],
+)
+def test_the_number_of_images_chooses_the_recipe_of_a_folder(images: int, name: str) -> None:
+    assert folder_recipe(images) == name
 
 
 def test_options_are_added_to_those_of_the_model() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,23 @@ from small_vit import in_a_worker
 
 from minivit import Engine, ViT, ViTConfig, ops
 from minivit.arrays import Array
+from minivit.kernels.numpy.block_inference import covers_inference
 from minivit.layers import Dropout, EncoderBlock
 
 WIDE = ViTConfig(img_size=(24, 33), patch_size=3, embed_dim=12, depth=3, num_heads=3, num_classes=7)
 
 
-@pytest.mark.parametrize("fields", [{}, {"global_pool": "avg"}, {"global_pool": "avg", "class_token": False}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"embed_dim": 36},
+        {"embed_dim": 36, "reg_tokens": 2},
+        {"global_pool": "avg"},
+        {"global_pool": "avg", "class_token": False},
+    ],
+    ids=str,
+)
 def test_workers_share_the_tokens_of_few_images(fields: dict[str, Any], worker_kind: str) -> None:
     """The result is the model's up to rounding, with the same bits for any number of workers."""
     vit = ViT(dataclasses.replace(WIDE, **fields), seed=3)
@@ -31,6 +43,36 @@ def test_workers_share_the_tokens_of_few_images(fields: dict[str, Any], worker_k
             with Engine(vit, threads, 4) as engine:
                 assert_same_bits([engine.predict(images[:size])], [expected])
                 assert_same_bits([engine.predict(images[:size])], [expected])
+
+
+@pytest.mark.parametrize("queries", [slice(None), slice(0, 1)], ids=str)
+def test_the_kernel_of_few_tokens_equals_that_of_many(queries: slice) -> None:
+    block = EncoderBlock(36, 3, 72).initialize(0)
+    for seed, parameter in enumerate(block.parameters.values()):
+        parameter.value[...] += 0.3 * normal(parameter.value, seed)
+    x = 2 * normal(np.empty((2, 44, 36), np.float32))
+    assert covers_inference(x, block)
+    expected, _ = block.forward(x, keep=False, queries=queries)
+    few, _ = block.forward(x, keep=False, queries=queries, gather=lambda qkv, tokens: (qkv, tokens))
+    assert few.dtype == expected.dtype
+    assert_close([few], [expected], 2e-6)
+
+
+def test_a_worker_waits_long_for_another_and_both_go_on() -> None:
+    """Workers poll, then let others run, then sleep; the last look is at a worker that has replied."""
+    image = np.random.default_rng(0).standard_normal((1, 24, 33, 3), dtype=np.float32)
+    vit, caller = ViT(dataclasses.replace(WIDE, embed_dim=36), seed=3), os.getpid()
+    expected = Engine(vit, 1, 4).predict(image)
+    for slow in (True, False):
+
+        def late(*args: Any, slow: bool = slow, embed: Any = ViT.embed, **kwargs: Any) -> Any:
+            time.sleep(0.02 * ((os.getpid() == caller) == slow))
+            return embed(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch, Engine(vit, 2, 4) as engine:
+            patch.setattr(ViT, "embed", late)
+            for _ in range(3):
+                assert_same_bits([engine.predict(image)], [expected])
 
 
 def wide_model() -> ViT:

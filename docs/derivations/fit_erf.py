@@ -1,4 +1,4 @@
-"""Print the coefficients that minivit/ops/erf.py and minivit/kernels/numpy/gelu.py state, with the error of each fit.
+"""Print the coefficients that minivit/ops/erf.py and, in minivit/kernels/numpy, gelu.py and block_inference.py state.
 
 Needs mpmath; takes a few seconds.
 
@@ -72,9 +72,19 @@ def _gelu(unit: list[Any]) -> None:
     def slope(u: Any) -> Any:  # of Phi in the relative error of g; a floor, since it vanishes at both ends
         return (1 - mp.erf(mp.sqrt(u / 2)) ** 2) * mp.sqrt(u) * g(u) / 2 + mp.mpf(10) ** -9
 
-    g_fit, _, error = minimax(g, [u * mp.mpf("5.5") ** 2 for u in unit[1:]], 6, 0, slope)
+    grid = [u * mp.mpf("5.5") ** 2 for u in unit[1:]]
+    g_fit, _, error = minimax(g, grid, 6, 0, slope)
     print(f"float32: Phi(x) = (1 + tanh(x g(x²))) / 2, error {mp.nstr(error, 2)}")
     print("g", *(mp.nstr(c, 9) for c in g_fit))
+    p, q, error = minimax(g, grid, 3, 2, slope)
+    b = p[0]
+    a0 = p[1] - b * q[1]
+    c1 = p[2] - b * q[2] - a0 * q[1]
+    a2 = (p[3] - a0 * q[2]) / c1
+    a1 = q[1] - a2
+    c2 = q[2] - a1 * a2
+    print(f"the same with g(u) = b u + a0 + c1 / (u + a1 + c2 / (u + a2)), error {mp.nstr(error, 2)}")
+    print("b a0 c1 a1 c2 a2", *(mp.nstr(c, 9) for c in (b, a0, c1, a1, c2, a2)))
 
 
 if __name__ == "__main__":

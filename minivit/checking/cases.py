@@ -235,6 +235,7 @@ def _logits(B: int = 5, C: int = 7) -> dict[str, Shape]:
 
 _weights_mask = _mask(lambda s: (s[0], num_heads(s[2] // 3), s[1], s[1]))  # s: the shape of qkv
 _wide_tokens = functools.partial(_tokens, D=21)
+_cells = functools.partial(_images, rows=2, columns=4, C=3)  # 4 x 12 pixels
 _few_patches = functools.partial(_images, rows=1, columns=3, C=5)
 
 
@@ -374,6 +375,7 @@ LAYERS: tuple[Case, ...] = (
     _layer("Convolution-stride", _images, lambda x: Convolution(x[-1], 13, 2)),
     _layer("ConvUnit", _images, lambda x: ConvUnit(x[-1], 13)),
     _layer("ConvStem", _images, lambda x: ConvStem((2, 2), (3, 5), x[-1], 13)),
+    _layer("ConvStem-strides", _cells, lambda x: ConvStem((4, 4), (7, 11, 5), x[-1], 13)),
     _layer("GridPositions", _grid_tokens, lambda x: GridPositions(grid_of(x[1]), x[-1])),
     _layer("GridPositions-concat", _grid_tokens, lambda x: GridPositions(grid_of(x[1]), x[-1], concat=True)),
     _layer("SinCosPositions", _grid_tokens, lambda x: SinCosPositions(grid_of(x[1]), x[-1])),

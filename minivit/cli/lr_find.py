@@ -13,18 +13,15 @@ from minivit.cli.common import (
     add_data,
     add_threads,
     check_backend,
-    dataset_name,
     enough_memory,
 )
 from minivit.cli.model_fields import add_set
-from minivit.cli.recipe_options import RECIPE_OPTIONS, add_init, add_precision, add_recipe_options, given_fields
+from minivit.cli.recipe_options import RECIPE_OPTIONS, add_init, add_precision, add_recipe_options, asked_recipe
 from minivit.cli.terminal import Terminal
-from minivit.cli.train import check_device_options, open_images
+from minivit.cli.train import open_images
 from minivit.errors import UserError, program
 from minivit.tracing.figures import FORMATS, new_figure, save_figure
-from minivit.train.initial import begun_with
 from minivit.train.lr_find import FIRST, LAST, STEPS, LearningRateSearch, find_learning_rate, plot_learning_rates
-from minivit.train.recipes import load_recipe
 from minivit.train.run_folder import RunFolder
 from minivit.train.trainer import Trainer
 
@@ -73,12 +70,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
         new_figure(1.0, 1.0)  # Matplotlib is missing, or the format is unknown: before the search
         if Path(args.out).suffix.removeprefix(".").lower() not in FORMATS:
             raise UserError(f"--out is {args.out}; expected a file .{' or .'.join(FORMATS)}")
-    name = args.recipe or ("finetune" if args.init is not None else None)
-    recipe = load_recipe(dataset_name(args.dataset), name, **given_fields(args, {}))
-    check_device_options(args, recipe)
-    start = None
-    if args.init is not None:
-        recipe, start = begun_with(recipe, Path(args.init).expanduser(), args.model)
+    recipe, start = asked_recipe(args)
     dataset = open_images(args, recipe, terminal)
     micro_batch = args.micro_batch or None if args.backend != "numpy" else None
     with enough_memory(args.backend), terminal.progress() as progress:

@@ -1,15 +1,25 @@
-"""The options of `minivit train` that set fields of the recipe."""
+"""The options of `minivit train` that set fields of the recipe, and the recipe that a command line asks for."""
 
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from minivit.arrays import backend, check_dtype, dtype_named
 from minivit.arrays.precision import PRECISIONS
+from minivit.cli.common import check_threads, dataset_name, is_folder_of_images
 from minivit.cli.model_fields import model_fields
-from minivit.train.recipe import AUTO_AUGMENTS, OPTIMIZERS
+from minivit.data.scan import scan_folder
+from minivit.engine.device_step import check_precision
+from minivit.errors import UserError
+from minivit.train.initial import begun_with
+from minivit.train.recipe import AUTO_AUGMENTS, OPTIMIZERS, Recipe
+from minivit.train.recipes import FINE_TUNING, folder_recipe, load_recipe
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
+from minivit.weights.load import OpenedModel
 
 # An option that is not given leaves its field unchanged.
 RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -132,3 +142,39 @@ def given_fields(args: argparse.Namespace, model_options: dict[str, Any]) -> dic
     if args.set:
         given["model_options"] = {**model_options, **model_fields(args.set)}
     return given
+
+
+def check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Raise UserError for options that contradict each other, before the data set is read or downloaded."""
+    check_precision(args.precision, recipe.dtype, args.backend == "numpy")
+    if args.precision == "bfloat16":
+        check_dtype(backend(args.backend), dtype_named("bfloat16"))
+    check_threads(args.threads)
+    if args.micro_batch is not None and args.micro_batch < 0:
+        raise UserError(f"micro_batch is {args.micro_batch}; expected at least 0")
+
+
+def asked_recipe(args: argparse.Namespace) -> tuple[Recipe, OpenedModel | None]:
+    """Return the recipe of a new run, and the file of --init.
+
+    Without --recipe it is "finetune" if there is --init, else that of the data set, or that for the number of images
+    in a folder.
+
+    Raises
+    ------
+    UserError
+        An option, the folder or the file cannot be used.
+    """
+    dataset, name = dataset_name(args.dataset), args.recipe
+    if name is None and args.init is not None:
+        name = "finetune"
+    elif name is None and is_folder_of_images(dataset):
+        name = folder_recipe(scan_folder(Path(dataset)).training_images)
+    recipe = load_recipe(dataset, name, **given_fields(args, {}))
+    check_device_options(args, recipe)
+    if args.init is not None:
+        return begun_with(recipe, Path(args.init).expanduser(), args.model)
+    if name in FINE_TUNING:
+        words = f"the recipe {name} is for fine-tuning, but the run begins with random parameters: give --init FILE"
+        warnings.warn(words, UserWarning, stacklevel=2)
+    return recipe, None

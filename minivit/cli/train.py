@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minivit.arrays import backend, check_dtype, dtype_named
 from minivit.cli.common import (
     CommandResult,
     add_backend,
     add_data,
     add_threads,
     check_backend,
-    check_threads,
     dataset_name,
     is_folder_of_images,
     open_dataset,
 )
 from minivit.cli.model_fields import add_set
-from minivit.cli.recipe_options import add_init, add_precision, add_recipe_options, given_fields
+from minivit.cli.recipe_options import (
+    add_init,
+    add_precision,
+    add_recipe_options,
+    asked_recipe,
+    check_device_options,
+    given_fields,
+)
 from minivit.cli.reporters import duration, percent
 from minivit.cli.terminal import Terminal
 from minivit.data import Dataset
 from minivit.data.load import NAMES
-from minivit.engine.device_step import check_precision
 from minivit.errors import RunError, UserError, install, program
 from minivit.nn.presets import get_config
 from minivit.train.curves import draw_curves
-from minivit.train.initial import begun_with
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError
 from minivit.train.recipe import Recipe
-from minivit.train.recipes import FINE_TUNING, load_recipe, recipe_values
+from minivit.train.recipes import recipe_values
 from minivit.train.run_folder import RunFolder
 from minivit.train.run_paths import claimed_run, latest_run_path
 from minivit.train.trainer import Trainer
@@ -119,15 +121,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             return _finished(opened, _with_curves(opened, result), terminal)
         with opened.locked():
             return _train(args, opened, terminal)
-    name = args.recipe or ("finetune" if args.init is not None else None)
-    recipe = load_recipe(dataset_name(args.dataset), name, **given_fields(args, {}))
-    check_device_options(args, recipe)
-    start = None
-    if args.init is not None:
-        recipe, start = begun_with(recipe, Path(args.init).expanduser(), args.model)
-    elif name in FINE_TUNING:
-        words = f"the recipe {name} is for fine-tuning, but the run begins with random parameters: give --init FILE"
-        warnings.warn(words, UserWarning, stacklevel=2)
+    recipe, start = asked_recipe(args)
     get_config(recipe.model, **recipe.model_options)
     with claimed_run(Path(args.run).expanduser() if args.run is not None else None, recipe) as opened:
         return _train(args, opened, terminal, start)
@@ -235,16 +229,6 @@ def _open_dataset(args: argparse.Namespace, run: RunFolder, terminal: Terminal) 
 
 def _has_device(args: argparse.Namespace) -> bool:
     return bool(args.backend != "numpy")
-
-
-def check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
-    """Raise UserError for options that contradict each other, before the data set is read or downloaded."""
-    check_precision(args.precision, recipe.dtype, not _has_device(args))
-    if args.precision == "bfloat16":
-        check_dtype(backend(args.backend), dtype_named("bfloat16"))
-    check_threads(args.threads)
-    if args.micro_batch is not None and args.micro_batch < 0:
-        raise UserError(f"micro_batch is {args.micro_batch}; expected at least 0")
 
 
 def _where(args: argparse.Namespace, trainer: Trainer) -> str:

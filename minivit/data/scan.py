@@ -55,6 +55,11 @@ class Scan:
     val: Classes = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def training_images(self) -> int:
+        """The number of images of the training part."""
+        return sum(map(len, self.train.values()))
+
 
 def scan_folder(path: Path) -> Scan:
     """Find the image files under `path`.

@@ -29,6 +29,7 @@ from minivit.engine.micro_batches import (
     StepOptions,
     Tokens,
     micro_batch_slices,
+    pieces_of_tokens,
     predict,
     predict_by_tokens,
     ready,
@@ -305,7 +306,7 @@ class Engine:
         N = config.num_tokens
         few = micro_batch >= most and N >= _SHARED_TOKENS and namespace(images) is np
         few = few and self._replica.is_standard() and not runs_references_only()
-        pieces = micro_batch_slices(N, -(-N // 2)) if few else []
+        pieces = pieces_of_tokens(N) if few else []
         if self.threads > 1 and (pieces or micro_batch < B):
             self._parallel_for(most).predict(images, logits, pieces)
         elif pieces:

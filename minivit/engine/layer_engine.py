@@ -26,6 +26,7 @@ class LayerEngine:
     """
 
     precision: str | None = None
+    threads = 1
 
     def __init__(self, model: Layer, num_outputs: int, micro_batch: int | None = None) -> None:
         self.model, self.num_outputs, self.micro_batch = model, num_outputs, micro_batch

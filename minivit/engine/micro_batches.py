@@ -13,9 +13,13 @@ from minivit import ops
 from minivit.arrays import Array, namespace
 from minivit.engine.reduction import Round, add_vectors, members
 from minivit.nn.config import ViTConfig
+from minivit.nn.conv_stem import ConvStem
 from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
+from minivit.ops.attention import ALL
 from minivit.random import Key
+
+_ROWS = 4  # the kernels of OpenBLAS take so many rows at a time; 99 take as long as 108
 
 
 class Batch(NamedTuple):
@@ -103,6 +107,8 @@ def forward_backward(replica: Layer, batch: Batch, options: StepOptions, slices:
     ends: dict[str, Any] = {"first_block": options.first_block} if options.first_block else {}
     if isinstance(replica, ViT):
         ends["release"] = True
+    if type(replica) is ViT and isinstance(replica.patch_embed, ConvStem):
+        ends["images"] = False
     replica.backward(ops.cross_entropy_backward(dloss, loss_cache), cache, **ends)
     batch.logits[part] = logits.astype(batch.logits.dtype, copy=False)
 
@@ -128,6 +134,15 @@ class Tokens(NamedTuple):
         return cls(allocate((B, N, D), dtype), allocate((2, B, N, width), dtype))
 
 
+def pieces_of_tokens(N: int) -> list[slice]:
+    """Return the slices that cut the tokens of an image into two pieces, the first of a multiple of `_ROWS` tokens."""
+    return micro_batch_slices(N, _rounded(-(-N // 2)))
+
+
+def _rounded(rows: int) -> int:
+    return -(-rows // _ROWS) * _ROWS
+
+
 def predict_by_tokens(
     replica: ViT,
     images: Array,
@@ -140,30 +155,36 @@ def predict_by_tokens(
     """Run the model in evaluation on one piece of the tokens; the worker of the first piece sets `logits`.
 
     `wait` is the barrier of all workers. They wait once in each block, for the queries, keys and values of all tokens,
-    and once at the end. A worker without a piece only waits.
+    and once at the end, unless the last block computes the class token alone. A worker without a piece only waits.
+
+    The number of tokens that a worker computes is a multiple of `_ROWS`: those of the second piece begin with some of
+    the first, which both compute.
     """
-    config = replica.config
+    last = len(replica.blocks) - 1
+    of_one = replica.queries(last) != ALL  # the first token of the first piece
     if number >= len(pieces):
-        for _ in range(config.depth + 1):
+        for _ in range(last + 1 if of_one else last + 2):
             wait()
         return
     piece = pieces[number]
-    x = replica.embed(images, keep=False)[0][:, piece]
+    start = max(0, piece.stop - _rounded(piece.stop - piece.start))
+    before = piece.start - start  # tokens that another worker computes too
+    x = replica.embed(images, keep=False, tokens=slice(start, piece.stop))[0][:, start : piece.stop]
     for i, block in enumerate(replica.blocks):
         shared = tokens.qkv[i % 2]
 
         def gather(qkv: Array, queries: slice, shared: Array = shared) -> tuple[Array, slice]:
-            shared[:, piece] = qkv
+            shared[:, piece] = qkv[:, before:]
             wait()
-            start, stop, _ = queries.indices(qkv.shape[1])
-            return shared, slice(piece.start + start, piece.start + stop)
+            first, stop, _ = queries.indices(qkv.shape[1])
+            return shared, slice(start + first, start + stop)
 
-        # The class token, which may be the only result of the last block, is the first token of the first piece.
         x, _ = block.forward(x, keep=False, queries=replica.queries(i), gather=gather)
-    tokens.x[:, piece.start : piece.start + x.shape[1]] = x
-    wait()
+    if not of_one:
+        tokens.x[:, piece] = x[:, before:]
+        wait()
     if number == 0:
-        logits[...] = replica.classify(tokens.x, keep=False)[0]
+        logits[...] = replica.classify(x if of_one else tokens.x, keep=False)[0]
 
 
 def take_turns(work: Callable[[int, Callable[[], None]], None], count: int) -> None:

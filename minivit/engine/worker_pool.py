@@ -23,12 +23,13 @@ from multiprocessing.util import Finalize, is_exiting
 from typing import Any, TypeAlias
 
 from minivit.arrays.shared import FORKS, starting_a_worker
+from minivit.engine.arrivals import Arrivals, can_poll
 from minivit.errors import RunError
 
 # ``work(number, job, barrier)`` does the share of worker `number`.
 Work: TypeAlias = Callable[[int, Any, "Barrier"], None]
 
-_ARRIVED = b"arrived"
+_ARRIVED, _DONE = b"arrived", b"done"
 _ENDED = "a worker process was ended from outside; the machine may have too little memory"
 
 
@@ -52,17 +53,20 @@ class Barrier:
     ----------
     connections : list of Connection
         The caller's, one to each other worker; or a worker's, to the caller alone.
-    of_caller : bool
-        Whether the worker is the caller.
+    number : int
+        The number of the worker; the caller's is 0.
+    arrivals : Arrivals, optional
+        Counters that all workers share.
     """
 
-    def __init__(self, connections: list[Connection], of_caller: bool) -> None:
+    def __init__(self, connections: list[Connection], number: int, arrivals: Arrivals | None) -> None:
         self.connections = connections
-        self._of_caller = of_caller
+        self._number = number
+        self._arrivals = arrivals
 
     def wait(self) -> None:
         """Return when all workers have called this; in the caller, raise the error of a worker that failed before."""
-        if not self._of_caller:
+        if self._number:
             self.connections[0].send_bytes(_ARRIVED)
             self.connections[0].recv_bytes()
             return
@@ -74,6 +78,24 @@ class Barrier:
         with _broken_pipe_is_an_ended_worker():
             for connection in self.connections:
                 connection.send_bytes(_ARRIVED)
+
+    def wait_polling(self) -> None:
+        """Do what `wait` does, faster where all workers arrive within a millisecond."""
+        if self._arrivals is None:
+            self.wait()
+        else:
+            self._arrivals.wait(self._number, self._has_message, self._receive)
+
+    def _has_message(self) -> bool:
+        return any(connection.poll() for connection in self.connections)
+
+    def _receive(self) -> None:
+        """Raise the error of a worker that failed or ended, whose message is there."""
+        for connection in self.connections:
+            with _broken_pipe_is_an_ended_worker():
+                message = connection.recv_bytes() if connection.poll() else None
+            if message is not None:
+                raise pickle.loads(message)
 
     def close(self) -> None:
         """Close the connections; reads and writes at their other ends then fail."""
@@ -101,14 +123,15 @@ class WorkerPool:
         self._work = work
         self._process = os.getpid()
         pipes = [Pipe() for _ in range(1, size)]
-        self._barrier = Barrier([end for end, _ in pipes], of_caller=True)
+        forks = processes and can_fork()
+        arrivals = Arrivals(size) if forks and can_poll(size) else None
+        self._barrier = Barrier([end for end, _ in pipes], 0, arrivals)
         self._workers: list[Any] = []
         self._end = Finalize(self, _end, args=(self._barrier, self._workers), exitpriority=0)
         _pools.add(self)
         ends = [end for pipe in pipes for end in pipe]
-        forks = processes and can_fork()
         for number, (_, end) in enumerate(pipes, 1):
-            barrier, quiet = Barrier([end], of_caller=False), warnings.catch_warnings()
+            barrier, quiet = Barrier([end], number, arrivals), warnings.catch_warnings()
             if forks:
                 others = [other for other in ends if other is not end]
                 context = multiprocessing.get_context("fork")
@@ -127,8 +150,10 @@ class WorkerPool:
             for _, end in pipes:
                 end.close()
 
-    def run(self, job: Any) -> None:
+    def run(self, job: Any, message: bytes | None = None) -> None:
         """Let all workers do `job`, which must be picklable, and return when all have finished.
+
+        `message` is the result of `pickle.dumps` for it, for a caller that has it already.
 
         Raises
         ------
@@ -139,14 +164,16 @@ class WorkerPool:
         """
         connections = self._barrier.connections
         try:
+            message = pickle.dumps(job) if message is None else message
             with _broken_pipe_is_an_ended_worker():
                 for connection in connections:
-                    connection.send(job)
+                    connection.send_bytes(message)
             self._work(0, job, self._barrier)
             with _broken_pipe_is_an_ended_worker():
-                errors = [error for connection in connections if (error := connection.recv()) is not None]
-            if errors:
-                raise errors[0]
+                replies = [connection.recv_bytes() for connection in connections]
+            for reply in replies:
+                if reply != _DONE:
+                    raise pickle.loads(reply)
         except BaseException:
             self.close()
             raise
@@ -211,7 +238,7 @@ def _serve(work: Work, number: int, barrier: Barrier) -> None:
                 except BaseException as error:
                     caller.send(_portable(error))
                 else:
-                    caller.send(None)
+                    caller.send_bytes(_DONE)
     finally:
         barrier.close()
 

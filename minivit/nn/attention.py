@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from minivit import ops
 from minivit.arrays import Array, namespace
@@ -15,10 +14,8 @@ from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
 from minivit.nn.parameters import Parameter
 from minivit.ops.attention import ALL
+from minivit.ops.encoder_block import Gather
 from minivit.random import Key, fold
-
-# ``qkv, queries = gather(qkv, queries)``: from some tokens of an image to all of them.
-Gather: TypeAlias = Callable[[Array, slice], tuple[Array, slice]]
 
 
 class Attention(Layer):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from minivit import ops
-from minivit.arrays import Array
+from minivit.arrays import Array, native
 from minivit.nn.activations import ReLU
 from minivit.nn.cost import Cost, total_cost
 from minivit.nn.initializers import patch_initializers
@@ -14,6 +16,9 @@ from minivit.nn.layer import Layer
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
 from minivit.nn.parameters import Parameter
+from minivit.nn.structure import structure_version
+from minivit.ops.conv_stem import ConvStemLike
+from minivit.ops.registry import Kernel, find_kernel, kernel_of_cache
 from minivit.ops.unfold import windows
 from minivit.random import Key, fold
 
@@ -106,6 +111,8 @@ class ConvStem(Layer):
     The paper normalises over the batch. Layer norm over the channels of each pixel needs no statistics of the batch.
     """
 
+    _derived = frozenset({"_made_of", "_standard", "_version"})
+
     def __init__(
         self,
         patch_size: tuple[int, int],
@@ -129,6 +136,8 @@ class ConvStem(Layer):
             ConvUnit(inputs[i], inputs[i + 1], 2 if i < halvings else 1, init, eps) for i in range(len(channels))
         ]
         self.proj = Linear(channels[-1], embed_dim, *patch_initializers(init, channels[-1]))
+        self._made_of = self._classes()
+        self._standard, self._version = False, -1  # and the `structure_version` for which it was set
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the numbers of rows and columns of tokens for images of this size in pixels."""
@@ -138,6 +147,9 @@ class ConvStem(Layer):
 
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Return the tokens of images."""
+        if (kernel := self._kernel(x)) is not None:
+            with np.errstate(under="ignore"):
+                return kernel.forward(native(x), self, keep)
         caches = []
         for i, unit in enumerate(self.convs):
             x, cache = unit.forward(x, fold(rng, f"convs.{i}"), keep)
@@ -148,12 +160,35 @@ class ConvStem(Layer):
 
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return the gradient of the images."""
+        if (kernel := kernel_of_cache("ConvStem", cache)) is not None:
+            with np.errstate(under="ignore"):
+                return kernel.backward(native(dy), cache, self)
         caches, cache1, (rows, columns) = self.kept(cache)
         dx = self.proj.backward(dy, cache1)
         dx = dx.reshape(len(dx), rows, columns, -1)
         for unit, unit_cache in zip(reversed(self.convs), reversed(caches), strict=True):
             dx = unit.backward(dx, unit_cache)
         return dx
+
+    def add_gradients(self, dy: Array, cache: Any) -> None:
+        """Do what `backward` does for the `cache` of a kernel, without the gradient of the images."""
+        kernel = kernel_of_cache("ConvStem", cache)
+        assert kernel is not None
+        with np.errstate(under="ignore"):
+            kernel.backward(native(dy), cache, self, images=False)
+
+    def _kernel(self, x: Array) -> Kernel | None:
+        version = structure_version()
+        if self._version != version:  # once after each change of any layer
+            standard = type(self) is ConvStem and self._classes() == self._made_of and self.proj.bias is not None
+            standard = standard and all(len(set(unit.conv.stride)) == 1 for unit in self.convs)
+            # The version is set last: a thread that sees it sees the other one.
+            vars(self).update(_standard=standard, _version=version)
+        stem: ConvStemLike = self
+        return find_kernel("ConvStem", x, stem) if self._standard else None
+
+    def _classes(self) -> list[tuple[str, type[Layer]]]:
+        return [(name, type(layer)) for name, layer in self.named_layers()]
 
     def cost(self, shape: tuple[int, ...]) -> Cost:
         """Return the cost for one image of `shape` (height, width, C)."""

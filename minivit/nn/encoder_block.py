@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array, native
-from minivit.nn.attention import Attention, Gather
+from minivit.nn.attention import Attention
 from minivit.nn.cost import Cost
 from minivit.nn.dropout import Dropout, DropPath
 from minivit.nn.gelu import GELU
@@ -25,7 +25,7 @@ from minivit.nn.layer_scale import LayerScale
 from minivit.nn.mlp import MLP
 from minivit.nn.structure import structure_version
 from minivit.ops.attention import ALL
-from minivit.ops.encoder_block import BlockLike
+from minivit.ops.encoder_block import BlockLike, Gather
 from minivit.ops.registry import Kernel, find_kernel, kernel_of_cache
 from minivit.random import Key, fold
 
@@ -100,9 +100,9 @@ class EncoderBlock(Layer):
         gather : callable, optional
             See `Attention.forward`.
         """
-        if gather is None and (kernel := self._kernel(x, rng, queries)) is not None:
+        if (kernel := self._kernel(x, rng, queries)) is not None:
             with np.errstate(under="ignore"):
-                return kernel.forward(x, self, queries, keep)
+                return kernel.forward(x, self, queries, keep, *(() if gather is None else (gather,)))
         h, cache1 = self.norm1.forward(x, fold(rng, "norm1"), keep)
         only = (queries, gather) if isinstance(self.attn, Attention) else ()  # a user's own returns all tokens
         h, cache2 = self.attn.forward(h, fold(rng, "attn"), keep, *only)

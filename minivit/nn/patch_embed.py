@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from minivit import ops
-from minivit.arrays import Array
+from minivit.arrays import Array, namespace
 from minivit.nn.cost import Cost, total_cost
 from minivit.nn.initializers import patch_initializers
 from minivit.nn.layer import Layer
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
+from minivit.ops.attention import ALL
 from minivit.ops.unfold import windows
 from minivit.random import Key, fold
 
@@ -61,16 +62,22 @@ class PatchEmbed(Layer):
         """Return the numbers of rows and columns of tokens for images of this size in pixels."""
         return windows((height, width), self.patch_size, self.stride, (0, 0))
 
-    def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
-        """Cut images into patches and project them."""
+    def forward(self, x: Array, rng: Key | None = None, keep: bool = True, only: slice = ALL) -> tuple[Array, Any]:
+        """Cut images into patches and project them; in inference, `only` some of them: the other tokens are zero."""
         caches: list[Any] = [None]
         if self.stride == self.patch_size:
             x, caches[0] = ops.patches(x, self.patch_size, keep=keep)
         else:
             x, caches[0] = ops.unfold(x, self.patch_size, self.stride, keep=keep)
+        N = x.shape[1]
+        x = x[:, only]
         for name, layer in self._layers():
             x, cache = layer.forward(x, fold(rng, name), keep)
             caches.append(cache)
+        if only != ALL:
+            y = namespace(x).zeros((len(x), N, x.shape[2]), dtype=x.dtype)
+            y[:, only] = x
+            x = y
         return x, tuple(caches) if keep else None
 
     def backward(self, dy: Array, cache: Any) -> Array:

@@ -65,7 +65,9 @@ PRESETS: dict[str, ViTConfig] = {
     ),
     # For CIFAR-10 on a CPU, with patches and with a stem of convolutions.
     "vit_mini_patch4_32": _preset(4, 32, _MINI, mlp_ratio=2.0, num_classes=10, **_MEAN_POOLED),
-    "vit_mini_convstem4_32": _preset(4, 32, _MINI, mlp_ratio=2.0, num_classes=10, conv_stem=(24, 48), **_MEAN_POOLED),
+    "vit_mini_convstem4_32": _preset(
+        4, 32, _MINI | {"num_heads": 3}, mlp_ratio=2.0, num_classes=10, conv_stem=(64, 128, 128, 128), **_MEAN_POOLED
+    ),
     "vit_tiny_convstem4_32": _preset(4, 32, _SIZES["tiny"], num_classes=10, conv_stem=(48, 96), **_MEAN_POOLED),
     # For images of 8 x 8 pixels: four patches and the class token; for the digits, half as deep and without that token.
     "vit_micro_patch4_8": _preset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from operator import index
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from minivit import ops
 from minivit.arrays import Array, namespace
@@ -13,6 +13,7 @@ from minivit.errors import UserError
 from minivit.nn import vit_parts as parts
 from minivit.nn.attention import Attention
 from minivit.nn.config import ViTConfig
+from minivit.nn.conv_stem import ConvStem
 from minivit.nn.dropout import Dropout
 from minivit.nn.encoder_block import EncoderBlock
 from minivit.nn.input_check import check_input
@@ -20,8 +21,9 @@ from minivit.nn.layer import Layer
 from minivit.nn.linear import Linear
 from minivit.nn.parameters import Parameter
 from minivit.nn.patch_dropout import PatchDropout
+from minivit.nn.patch_embed import PatchEmbed
 from minivit.ops.attention import ALL
-from minivit.ops.registry import runs_references_only
+from minivit.ops.registry import kernel_of_cache, runs_references_only
 from minivit.random import Key, RngLike, as_key, fold
 
 
@@ -91,21 +93,31 @@ class ViT(Layer):
         logits, cache3 = self.classify(x, rng, keep)
         return logits, (cache1, cache2, cache3) if keep else None
 
-    def backward(self, dy: Array, cache: Any, release: bool = False, first_block: int = 0) -> Array:
+    def backward(
+        self, dy: Array, cache: Any, release: bool = False, first_block: int = 0, images: bool = True
+    ) -> Array:
         """Add to all gradients for the gradient `dy` (B, num_classes) of the logits; return that of the images.
 
         With ``release=True`` the cache is used up: the part of each block is freed when it has been read. With a
         `first_block` above 0 the pass ends at that block: what comes before it gets no gradient, and the gradient of
-        its input (B, N, D) is returned.
+        its input (B, N, D) is returned. With ``images=False``, where a stem of convolutions can leave out the gradient
+        of the images, that of the patch tokens is returned in its place.
         """
         cache1, cache2, cache3 = self.kept(cache)
         dx = self.classify_backward(dy, cache3)
         dx = self.encode_backward(dx, cache2 if release else list(cache2), first_block)
-        return dx if first_block else self.embed_backward(dx, cache1)
+        return dx if first_block else self.embed_backward(dx, cache1, images)
 
-    def embed(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
-        """Return the tokens (B, N, D) that enter the first block for images `x`, and the cache (equation 1)."""
-        x, cache1 = self.patch_embed.forward(x, fold(rng, "patch_embed"), keep)
+    def embed(self, x: Array, rng: Key | None = None, keep: bool = True, tokens: slice = ALL) -> tuple[Array, Any]:
+        """Return the tokens (B, N, D) that enter the first block for images `x`, and the cache (equation 1).
+
+        In inference, only those of `tokens` need to be right: other patches are not projected.
+        """
+        only: tuple[slice, ...] = ()
+        if tokens != ALL and type(self.patch_embed) is PatchEmbed:
+            prefix = self.config.num_prefix_tokens
+            only = (slice(max(0, tokens.start - prefix), max(0, tokens.stop - prefix)),)
+        x, cache1 = self.patch_embed.forward(x, fold(rng, "patch_embed"), keep, *only)
         cache2 = None
         if isinstance(self.pos_embed, Layer):  # by rows and columns, of patch tokens alone
             x, cache2 = self.pos_embed.forward(x, fold(rng, "pos_embed"), keep)
@@ -115,8 +127,8 @@ class ViT(Layer):
         x, cache6 = self.norm_pre.forward(x, fold(rng, "norm_pre"), keep)
         return x, (cache1, cache2, cache3, cache4, cache5, cache6) if keep else None
 
-    def embed_backward(self, dy: Array, cache: Any) -> Array:
-        """Return the gradient of the images for the gradient `dy` (B, N, D) of `embed`'s result."""
+    def embed_backward(self, dy: Array, cache: Any, images: bool = True) -> Array:
+        """Return the gradient of the images, see `backward`, for the gradient `dy` (B, N, D) of `embed`'s result."""
         cache1, cache2, cache3, cache4, cache5, cache6 = self.kept(cache)
         dx = self.norm_pre.backward(dy, cache6)
         dx = self.patch_drop.backward(dx, cache5)
@@ -127,6 +139,9 @@ class ViT(Layer):
                 parameter.add_grad(dvalue)
         if isinstance(self.pos_embed, Layer):
             dx = self.pos_embed.backward(dx, cache2)
+        if not images and kernel_of_cache("ConvStem", cache1) is not None:
+            cast(ConvStem, self.patch_embed).add_gradients(dx, cache1)
+            return dx
         return self.patch_embed.backward(dx, cache1)
 
     def encode(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from minivit.arrays import Array, namespace
 
 _ONE = 65536
@@ -21,14 +23,20 @@ def affine(images: Array, maps: Array) -> Array:
     """Return `images` (B, H, W, C) under `maps` (B, 6) of float64: a, b, c, d, e, f of each image."""
     xp = namespace(images, maps)
     B, height, width, C = images.shape
-    a, b, c, d, e, f = (maps[:, i, None, None] for i in range(6))
-    x, y = xp.arange(width, dtype=xp.int64), xp.arange(height, dtype=xp.int64)[:, None]
-    column = (_fixed(a) * x + _fixed(b) * y + _fixed(c + 0.5 * a + 0.5 * b)) >> 16
-    row = (_fixed(d) * x + _fixed(e) * y + _fixed(f + 0.5 * d + 0.5 * e)) >> 16
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    place = xp.arange(B, dtype=xp.int64)[:, None, None] * (height * width) + row * width + column
-    picked = xp.take(images.reshape(-1, C), xp.where(inside, place, 0), axis=0)
-    picked *= inside[..., None].astype(xp.uint8)
+    a, b, c, d, e, f = (maps[:, i] for i in range(6))
+    numbers = _fixed(xp.stack([a, b, c + 0.5 * a + 0.5 * b, d, e, f + 0.5 * d + 0.5 * e]))
+    if xp is np:  # on the host half as wide where they fit, which takes half the time
+        sizes = np.array([width, height, 1] * 2)[:, None]
+        numbers = numbers.astype(np.int32 if (abs(numbers) * sizes).sum(axis=0).max(initial=0) < 1 << 31 else np.int64)
+    a, b, c, d, e, f = numbers[:, :, None, None]
+    x, y = (xp.arange(size, dtype=numbers.dtype) for size in (width, height))
+    column = xp.clip((a * x + (b * y[:, None] + c)) >> 16, -1, width)
+    row = xp.clip((d * x + (e * y[:, None] + f)) >> 16, -1, height)
+    # A border of one black pixel stands for all that is outside.
+    bordered = xp.zeros((B, height + 2, width + 2, C), dtype=images.dtype)
+    bordered[:, 1:-1, 1:-1] = images
+    first = xp.arange(B, dtype=xp.int64)[:, None, None] * ((height + 2) * (width + 2)) + (width + 3)
+    picked: Array = xp.take(bordered.reshape(-1, C), row * (width + 2) + column + first, axis=0)
     return picked
 
 

@@ -3,7 +3,7 @@
 Each image draws one of 14 ops. TrivialAugment draws its magnitude too, one of 31 from 0 to the end of a wide range, and
 applies it once. RandAugment has one magnitude for all, a narrower range, and applies several ops one after another.
 Translations are a share of the side: torchvision's 32 pixels are those of an image of 224. The images of a batch are
-grouped by their op, and each op runs once. An image that would turn black stays as it is.
+grouped by their op, and each op runs once, the affine maps all in one. An image that would turn black stays as it is.
 """
 
 from __future__ import annotations
@@ -46,17 +46,24 @@ def _posterize(images: Array, magnitude: Array, ranges: Ranges) -> Array:
     return posterize(images, 8 - xp.rint(abs(magnitude) * ranges.posterize).astype(xp.int32))
 
 
+# The maps (B, 6) of `affine` for magnitudes (B,), ranges, height and width.
+MAPS: dict[str, Callable[[Array, Ranges, int, int], Array]] = {
+    "shear_x": lambda m, ranges, height, width: shear(m * ranges.shear, 0.0 * m),
+    "shear_y": lambda m, ranges, height, width: shear(0.0 * m, m * ranges.shear),
+    "translate_x": lambda m, ranges, height, width: translation(m * ranges.translate * width, 0.0 * m),
+    "translate_y": lambda m, ranges, height, width: translation(0.0 * m, m * ranges.translate * height),
+    "rotate": lambda m, ranges, height, width: rotation(m * ranges.rotate, height, width),
+}
+
+
+def _mapped(name: str) -> Op:
+    return lambda images, m, ranges: affine(images, MAPS[name](m, ranges, images.shape[1], images.shape[2]))
+
+
+# Their order is that of the random numbers.
 OPS: dict[str, Op] = {
     "identity": lambda images, m, ranges: images,
-    "shear_x": lambda images, m, ranges: affine(images, shear(m * ranges.shear, 0.0 * m)),
-    "shear_y": lambda images, m, ranges: affine(images, shear(0.0 * m, m * ranges.shear)),
-    "translate_x": lambda images, m, ranges: affine(
-        images, translation(m * ranges.translate * images.shape[2], 0.0 * m)
-    ),
-    "translate_y": lambda images, m, ranges: affine(
-        images, translation(0.0 * m, m * ranges.translate * images.shape[1])
-    ),
-    "rotate": lambda images, m, ranges: affine(images, rotation(m * ranges.rotate, images.shape[1], images.shape[2])),
+    **{name: _mapped(name) for name in MAPS},
     "brightness": lambda images, m, ranges: brightness(images, 1.0 + m * ranges.enhance),
     "color": lambda images, m, ranges: saturation(images, 1.0 + m * ranges.enhance),
     "contrast": lambda images, m, ranges: contrast(images, 1.0 + m * ranges.enhance),
@@ -107,8 +114,16 @@ def _augmented(images: Array, bits: Array, size: Array, ranges: Ranges) -> Array
     chosen = ((bits[:, 0] >> 16) * len(OPS)) >> 16
     magnitude = xp.where(bits[:, 2] >> 31 == 1, size, -size)
     result = images.copy()
+    maps = xp.zeros((len(images), 6), dtype=xp.float64)
+    moves = xp.zeros(len(images), dtype=xp.bool_)
     for i, (name, function) in enumerate(OPS.items()):
-        if name != "identity":
+        if name in MAPS:
+            moves |= chosen == i
+            apply_to_some(
+                lambda _, m, name=name: MAPS[name](m, ranges, *images.shape[1:3]), maps, chosen == i, magnitude
+            )
+        elif name != "identity":
             apply_to_some(lambda x, m, function=function: function(x, m, ranges), result, chosen == i, magnitude)
+    apply_to_some(affine, result, moves, maps)  # one gather for all of them
     keep_black_out(result, images)
     return result

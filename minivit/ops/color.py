@@ -12,6 +12,8 @@ A factor of 1 changes nothing. Images are (B, H, W, C) with 1 or 3 channels, par
 
 from __future__ import annotations
 
+import numpy as np
+
 from minivit.arrays import Array, namespace
 from minivit.ops.some_images import keep_black_out, uniform
 from minivit.random import Key
@@ -85,18 +87,32 @@ def autocontrast(images: Array) -> Array:
 def equalize(images: Array) -> Array:
     """Return `images` with the values of each channel spread so that about as many pixels have each."""
     xp = namespace(images)
+    B, _, _, C = images.shape
+    below, below_largest = _numbers_below(images)
+    step = below_largest // 255
+    spread = xp.minimum((step // 2 + below) // xp.maximum(step, 1), 255)
+    values = xp.arange(256, dtype=xp.int32)
+    return _lookup(images, xp.where(step > 0, spread, values).astype(xp.uint8).reshape(B, C, 256))
+
+
+def _numbers_below(images: Array) -> tuple[Array, Array]:
+    """Return the numbers of pixels below each value, and below the largest value: int32 (B C, 256) and (B C, 1)."""
+    xp = namespace(images)
     B, height, width, C = images.shape
     pixels = height * width
     row = xp.arange(B * C, dtype=xp.int32)[:, None]
+    if xp is np:  # a third of the time of a sort; on a device the host would wait for it
+        numbers = np.bincount((images + 256 * row.reshape(B, 1, 1, C)).ravel(), minlength=256 * B * C)
+        numbers = numbers.reshape(B * C, 256).astype(np.int32)
+        below = np.cumsum(numbers, axis=1, dtype=np.int32) - numbers
+        return below, np.where(numbers > 0, below, 0).max(axis=1, keepdims=True)
     values = xp.arange(256, dtype=xp.int32)
     # Each row adds 256 times its number, so that all rows are ordered at once, and one list.
     ordered = xp.sort((_planes(images).reshape(B * C, pixels) + 256 * row).ravel())
     found = xp.searchsorted(ordered, (values + 256 * row).ravel())
-    below = found.reshape(B * C, 256).astype(xp.int32) - pixels * row  # the number of pixels below each value
+    below = found.reshape(B * C, 256).astype(xp.int32) - pixels * row
     largest = (ordered.reshape(B * C, pixels)[:, -1:] - 256 * row).astype(xp.int64)
-    step = xp.take_along_axis(below, largest, axis=1) // 255
-    spread = xp.minimum((step // 2 + below) // xp.maximum(step, 1), 255)
-    return _lookup(images, xp.where(step > 0, spread, values).astype(xp.uint8).reshape(B, C, 256))
+    return below, xp.take_along_axis(below, largest, axis=1)
 
 
 def color_jitter(images: Array, key: Key, strength: float) -> Array:

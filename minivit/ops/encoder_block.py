@@ -5,12 +5,16 @@ Kernels import `ops` and never `nn`, so that what they read is typed by protocol
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 from minivit.arrays import Array
 from minivit.ops.registry import declare
 
 declare("EncoderBlock")
+
+# ``qkv, queries = gather(qkv, queries)``: from some tokens of an image to all of them.
+Gather: TypeAlias = Callable[[Array, slice], tuple[Array, slice]]
 
 
 class ParameterLike(Protocol):

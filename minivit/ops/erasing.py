@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from minivit.arrays import Array, namespace
 from minivit.ops.some_images import apply_to_some, keep_black_out, uniform
 from minivit.random import Key
@@ -41,6 +43,11 @@ def erased(images: Array, box: Array, color: Array) -> Array:
     """Return `images` with the rectangle `box` (B, 4) of each, top, left, height and width, in `color` (B, C)."""
     xp = namespace(images, box, color)
     _, height, width, _ = images.shape
+    if xp is np:  # a tenth of the time of the mask
+        result = images.copy()
+        for image, (first, left, rows, columns), fill in zip(result, box.tolist(), color, strict=True):
+            image[first : first + rows, left : left + columns] = fill
+        return result
     top, left, rows, columns = (box[:, i, None] for i in range(4))
     y, x = xp.arange(height), xp.arange(width)
     inside = ((y >= top) & (y < top + rows))[:, :, None] & ((x >= left) & (x < left + columns))[:, None, :]

@@ -34,7 +34,9 @@ def mixup(images: Array, share: float) -> Array:
     """
     xp = namespace(images)
     x = images.astype(xp.float32) if images.dtype.itemsize == 2 else images
-    return (x * share + x[::-1] * (1.0 - share)).astype(images.dtype, copy=False)
+    mixed = x * share
+    mixed += x[::-1] * (1.0 - share)
+    return mixed.astype(images.dtype, copy=False)
 
 
 def cutmix(images: Array, box: tuple[int, int, int, int]) -> Array:

@@ -29,9 +29,9 @@ def apply_to_some(function: Callable[..., Array], images: Array, chosen: Array, 
 
 def keep_black_out(images: Array, before: Array) -> None:
     """Set the images (B, H, W, C) that have become black altogether to what they were `before`, in place."""
-    xp = namespace(images, before)
+    namespace(images, before)
     black = images.reshape(len(images), -1).max(axis=1) == 0
-    xp.copyto(images, before, where=black[:, None, None, None])
+    apply_to_some(lambda _, before: before, images, black, before)
 
 
 def uniform(key: Key, count: int) -> Array:

@@ -20,7 +20,7 @@ from minivit.nn.vit import ViT
 from minivit.ops.augment import normalize
 from minivit.train.evaluation import predictions
 from minivit.train.recipe import Recipe, expect_augmentable
-from minivit.train.recipes import recipe_values
+from minivit.train.recipes import folder_recipe, recipe_values
 from minivit.train.training import Training
 
 _GIVEN = ("dataset", "model", "model_options", "init", "dtype")  # by the images and the model, whatever a recipe says
@@ -126,7 +126,9 @@ def fit(
         (n,) integers from 0 to the number of classes - 1.
     recipe : Recipe, str or dict, optional
         A recipe; a name or file, as ``minivit train --recipe`` takes it; or fields of `Recipe`, whose defaults fill in
-        the rest. By default "folder". Its data set, model, `init` and dtype are not used.
+        the rest. By default that for the number of images, see `folder_recipe`, with crops of an eighth of the side;
+        for a layer that is no ViT, "layer".
+        Its data set, model, `init` and dtype are not used.
     validation : tuple of two arrays, optional
         Images and labels to choose the best epoch on. By default the recipe's share of the training images.
     threads : int, optional
@@ -151,6 +153,12 @@ def fit(
         The loss is not finite; the model has the parameters before that step.
     """
     pixels, labels = _pixels(images, "images"), _whole_labels(labels, "labels")
+    if recipe is None and isinstance(model, ViT):
+        recipe = folder_recipe(len(pixels))
+        crop = 0 if overrides.get("resized_crop") else min(pixels.shape[1:3]) // 8
+        overrides = {"crop_padding": crop, **overrides}
+    elif recipe is None:
+        recipe = "layer"
     settings = _recipe(model, recipe, seed, overrides)
     expect_augmentable(settings, *pixels.shape[1:])
     mean, std = (settings.mean, settings.std) if settings.mean else channel_statistics(pixels)
@@ -194,8 +202,8 @@ def _engine(model: Layer, recipe: Recipe, num_outputs: int, threads: int | None)
 def _recipe(model: Layer, recipe: Any, seed: int | None, overrides: Mapping[str, Any]) -> Recipe:
     if wrong := sorted({*overrides} & {*_GIVEN}):
         raise UserError(f"{', '.join(wrong)} cannot be given to fit: the images and the model determine it")
-    if recipe is None or isinstance(recipe, str):
-        fields = recipe_values(recipe or "folder")
+    if isinstance(recipe, str):
+        fields = recipe_values(recipe)
     elif isinstance(recipe, Recipe):
         fields = recipe.to_dict()
     elif isinstance(recipe, Mapping):

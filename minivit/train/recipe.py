@@ -380,8 +380,11 @@ def expect_augmentable(recipe: Recipe, height: int, width: int, channels: int) -
         raise UserError(f"auto_augment and color_jitter need images of 1 or 3 channels, not of {channels}")
 
 
-def make_optimizer(recipe: Recipe, model: Layer) -> Optimizer:
-    """Return the recipe's optimiser for `model`, which leaves its frozen parameters as they are."""
+def make_optimizer(recipe: Recipe, model: Layer, threads: int = 1) -> Optimizer:
+    """Return the recipe's optimiser for `model`, which leaves its frozen parameters as they are.
+
+    Muon uses `threads` threads.
+    """
     frozen = model.parameters.matching(*recipe.freeze)
     groups = parameter_groups(model, recipe.lr, recipe.weight_decay, recipe.layer_decay)
     groups = [group for group in groups if group.name not in frozen]
@@ -390,7 +393,7 @@ def make_optimizer(recipe: Recipe, model: Layer) -> Optimizer:
     if recipe.optimizer == "sgd":
         return SGD(model, recipe.lr, recipe.momentum, groups=groups)
     if recipe.optimizer == "muon":
-        muon = Muon(model, recipe.lr, recipe.muon_momentum, recipe.betas, groups=groups)
+        muon = Muon(model, recipe.lr, recipe.muon_momentum, recipe.betas, groups=groups, threads=threads)
         if not muon.has_matrices:
             raise UserError("no matrix of blocks.* is trained, so that optimizer muon would be adamw; use that")
         return muon

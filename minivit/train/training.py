@@ -53,7 +53,7 @@ class Training:
         self.state = TrainState()
         self._samples: Array | None = None  # of the last step
         store = self.model.parameters.store
-        self.optimizer = make_optimizer(recipe, self.model)
+        self.optimizer = make_optimizer(recipe, self.model, engine.threads)
         self.averaging = Averaging(store, recipe)
         self.data_loader = DataLoader(dataset, self.train_index, recipe, namespace(store.values))
         self.train_step = TrainStep(engine, self.optimizer, self.data_loader, recipe)

@@ -49,7 +49,7 @@ def _covers(qkv: Array, num_heads: int, mask: Array | None = None, queries: slic
     return mask is None and qkv.dtype in FAST_DTYPES and qkv.ndim == 3 and qkv[:, queries].size > 0
 
 
-def _exp_scores(q: Array, k_t: Array, e: Array) -> Array:
+def exp_scores(q: Array, k_t: Array, e: Array) -> Array:
     """Set `e` (..., M, N) to the exponentials of the scores, each row up to a factor, and return the row sums."""
     N = e.shape[-1]
     ones = filled((N,), 1.0, e.dtype)
@@ -80,7 +80,7 @@ def _forward(
     y = np.empty((B, M, H, K), qkv.dtype)
     for group in groups:
         e_group = e[group] if keep else e[: group.stop - group.start]
-        sums = _exp_scores(q[group], k_t[group], e_group)
+        sums = exp_scores(q[group], k_t[group], e_group)
         np.reciprocal(sums.reshape(-1, H, M).swapaxes(1, 2), out=inverse[group])
         np.matmul(e_group, v[group], out=y[group].swapaxes(1, 2))
     y *= inverse.repeat(K).reshape(y.shape)  # a broadcast takes longer

@@ -19,11 +19,12 @@ import numpy as np
 
 from minivit import ops
 from minivit.arrays import Array
+from minivit.kernels.numpy.block_inference import covers_inference, infer
 from minivit.kernels.numpy.gelu import covers_gelu, fast_gelu
 from minivit.kernels.numpy.layer_norm import mean_column, mean_columns, normalize, normalize_backward
 from minivit.kernels.numpy.pieces import FAST_DTYPES, column_sums, pieces, scratch
 from minivit.ops.attention import ALL
-from minivit.ops.encoder_block import BlockLike, LinearLike, NormLike
+from minivit.ops.encoder_block import BlockLike, Gather, LinearLike, NormLike
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect, expect_gradient, same_dtype
 
@@ -53,15 +54,20 @@ def _covers(x: Array, block: BlockLike, queries: slice) -> bool:
 
 
 def _forward(
-    x: Array, block: BlockLike, queries: slice = ALL, keep: bool = True
+    x: Array, block: BlockLike, queries: slice = ALL, keep: bool = True, gather: Gather | None = None
 ) -> tuple[Array, FastBlockCache | None]:
+    if gather is not None and covers_inference(x, block):
+        return infer(x, block, queries, gather), None
     attn, mlp = block.attn, block.mlp
     same_dtype("EncoderBlock", x=x, weight=attn.qkv.weight.value)
     expect("EncoderBlock", "x", x, ("B", "N", attn.qkv.weight.shape[0]))
     B, N, D = x.shape
-    qkv, shift, to_qkv = _norm_linear(x.reshape(B * N, D), block.norm1, attn.qkv)
-    qkv += shift
-    gathered, attention = ops.attention(qkv.reshape(B, N, 3 * D), attn.num_heads, None, queries, keep=keep)
+    h, shift, to_qkv = _norm_linear(x.reshape(B * N, D), block.norm1, attn.qkv)
+    h += shift
+    qkv, of_all = h.reshape(B, N, 3 * D), queries
+    if gather is not None:
+        qkv, of_all = gather(qkv, queries)
+    gathered, attention = ops.attention(qkv, attn.num_heads, None, of_all, keep=keep)
     y = gathered.reshape(-1, D)
     x1 = y @ attn.proj.weight.value
     x1 += attn.proj.bias.value

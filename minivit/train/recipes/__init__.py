@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import replace
 from importlib import resources
@@ -13,6 +14,7 @@ from minivit.files import read_bytes
 from minivit.train.recipe import Recipe
 
 FINE_TUNING = ("finetune", "lightning-tutorial", "paper-finetune")  # the recipes for runs that begin with weights
+_FOLDERS = ((5_000, "folder-small"), (20_000, "folder"), (math.inf, "folder-large"))  # below this number of images
 _LARGEST = 1 << 20  # bytes
 
 
@@ -52,6 +54,14 @@ def recipe_values(name: str) -> dict[str, Any]:
     return values
 
 
+def folder_recipe(images: int) -> str:
+    """Return the name of the recipe for a folder, or arrays, with this number of training images.
+
+    It is "folder-small" below 5,000 images, "folder" below 20,000, and "folder-large" from there on.
+    """
+    return next(name for most, name in _FOLDERS if images < most)
+
+
 def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe:
     """Return a recipe for `dataset` with `options` replaced.
 
@@ -60,7 +70,8 @@ def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe
     dataset : str
         The data set, or the path of one.
     name : str, optional
-        See `recipe_values`; by default the data set's own recipe, "folder" for a path.
+        See `recipe_values`; by default the data set's own recipe. For a path it is "folder": `folder_recipe` says which
+        recipe is for how many images.
     options
         Fields of the recipe. `model_options` are added to those of the recipe.
 

@@ -1,0 +1,133 @@
+"""The time of a recipe, and what its augmentation costs: python -m benchmarks.recipes cifar10 cifar10-30min
+
+Takes real training steps of a recipe, optimiser included, on 50,000 images of noise. The time of the recipe is the
+number of its steps times the median step. Steps of the recipe without augmentation are taken in between; the share of
+augmentation is what the step takes longer, as a part of the step.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks import command
+from benchmarks.ratios import ratio_of_times
+from benchmarks.report import records_table, surroundings
+from minivit import ViT
+from minivit.data import Dataset
+from minivit.engine import Engine
+from minivit.errors import UserError
+from minivit.train.recipe import Recipe, model_config
+from minivit.train.recipes import load_recipe
+from minivit.train.training import Training
+
+PLAIN: dict[str, Any] = {
+    "flip": False,
+    "crop_padding": 0,
+    "resized_crop": (),
+    "auto_augment": "",
+    "color_jitter": 0.0,
+    "erase_prob": 0.0,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+}
+IMAGES = 50_000
+_STEPS = 5  # of a round
+
+
+@dataclass(frozen=True)
+class RecipeTime:
+    """The times of a recipe."""
+
+    recipe: str
+    parameters: int
+    epochs: int
+    steps: int
+    milliseconds: float  # of the median step
+    minutes: float  # steps * milliseconds
+    augmentation: float  # its share of a step
+    interval: str  # of the share, 95 percent
+
+
+def noise(pixels: int, classes: int) -> Dataset:
+    """Return `IMAGES` training images of noise."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (IMAGES, pixels, pixels, 3), dtype=np.uint8)
+    names = tuple(f"class {i}" for i in range(classes))
+    labels = np.arange(IMAGES) % classes
+    return Dataset("noise", images, labels, images[:classes], labels[:classes], names, (0.5,) * 3, (0.25,) * 3)
+
+
+def time_recipe(name: str, dataset: Dataset, rounds: int, threads: int | None) -> RecipeTime:
+    """Return the times of the recipe called `name`."""
+    asked = load_recipe("cifar10", name)
+    config = model_config(asked, dataset)
+    with ExitStack() as stack:
+
+        def training(recipe: Recipe) -> Training:
+            model = ViT(config, seed=recipe.seed)
+            engine = Engine(model, threads, recipe.micro_batch, None, recipe.reduction_groups)
+            return Training(stack.enter_context(engine), dataset, recipe)
+
+        resolved = asked.resolved(config)
+        both = [training(resolved), training(replace(resolved, **PLAIN))]
+        seconds: list[list[list[float]]] = [[], []]
+        order = both[0].train_index
+        for number in range(-1, rounds):  # the first round is not counted
+            for each, times in zip(both, seconds, strict=True):
+                batches = [order[np.arange(i, i + resolved.batch_size) % len(order)] for i in range(_STEPS)]
+                measured = [_step_seconds(each, batch) for batch in batches]
+                if number >= 0:
+                    times.append(measured)
+        ratio = ratio_of_times(*seconds)
+        step = statistics.median(second for measured in seconds[0] for second in measured)
+        return RecipeTime(
+            name,
+            both[0].model.parameters.count,
+            asked.epochs,
+            both[0].total_steps,
+            1e3 * step,
+            both[0].total_steps * step / 60,
+            1 - ratio.of_medians,
+            f"{1 - ratio.interval[1]:.3f} to {1 - ratio.interval[0]:.3f}" if ratio.interval else "",
+        )
+
+
+def _step_seconds(training: Training, batch: np.ndarray) -> float:
+    start = time.perf_counter()
+    training.take_step(batch)
+    list(training.read_steps())
+    return time.perf_counter() - start
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark with command-line arguments and return the exit status."""
+    parser = command.parser_of(__doc__)
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="name of a recipe, or a file.toml")
+    parser.add_argument("--rounds", type=command.at_least_one, default=12, help="rounds of steps; default: 12")
+    parser.add_argument("--threads", type=command.at_least_one, help="workers; default: one for each core")
+    options = parser.parse_args(arguments)
+    command.check_writable(options.json)
+    where = surroundings(options.threads)
+    about = f"{where['processor']}, {where['cores']} cores used, numpy {np.__version__}, commit {where['commit']}"
+    print(f"{about}; {options.rounds} rounds of {_STEPS} steps")
+    rows = []
+    for name in options.recipes:
+        asked = load_recipe("cifar10", name)
+        pixels = asked.model_options.get("img_size", 32)
+        if not isinstance(pixels, int):
+            raise UserError(f"{name} is for images of {pixels}; this benchmark takes squares")
+        dataset = noise(pixels, 100 if name.startswith("cifar100") else 10)
+        rows.append(vars(time_recipe(name, dataset, options.rounds, options.threads)))
+        print(records_table(rows[-1:]), flush=True)
+    command.write_json(options.json, {"where": where, "recipes": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command.ended(main))
