@@ -62,7 +62,7 @@ def test_threads_change_no_bit(threads: int) -> None:
         set_gradients(other, step)
         one.step()
         many.step()
-    assert_same_bits(model.parameters.store.values, other.parameters.store.values)
+    assert_same_bits([model.parameters.store.values], [other.parameters.store.values])
 
 
 def test_a_failure_in_a_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
