@@ -53,7 +53,7 @@ def _strides(stem: ConvStemLike) -> list[int]:
 
 
 def _covers(x: Array, stem: ConvStemLike) -> bool:
-    if x.dtype.name not in FAST_DTYPES or x.dtype != stem.proj.weight.value.dtype or x.ndim != 4 or x.size == 0:
+    if x.dtype not in FAST_DTYPES or x.dtype != stem.proj.weight.value.dtype or x.ndim != 4 or x.size == 0:
         return False
     first = _strides(stem)[0]
     return 9 * x.shape[3] == stem.convs[0].conv.weight.shape[0] and x.shape[1] % first == x.shape[2] % first == 0
