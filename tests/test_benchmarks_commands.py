@@ -66,7 +66,7 @@ def test_a_comparison_of_fake_systems(tmp_path: Path, monkeypatch: Any, capsys: 
     ]
     (printed, told), written = capsys.readouterr(), table.read_text()
     assert told.splitlines()[-1] == "failed: train-tiny: jax", "what is not installed did not fail"
-    words = "1 (1.3): aim reached", "0.65 (0.85): aim reached", "jax: failed: RuntimeError: no more"
+    words = "1 (1.3): aim reached", "0.78 (0.85): aim reached", "jax: failed: RuntimeError: no more"
     assert all(word in text for text in (printed, written) for word in (*words, report["surroundings"]["commit"]))
 
 

@@ -456,11 +456,11 @@ def test_an_unknown_recipe_lists_those_that_exist(cli: Minivit, squares: Path) -
 def test_the_number_of_images_of_a_folder_chooses_its_recipe(
     cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    options = ("--model", "vit_nano_patch4_8", "--epochs", 1, "--crop-padding", 1, "--threads", 1)
+    options = ("--model", "vit_nano_patch4_8", "--epochs", 1, "--threads", 1)
     assert cli("train", squares, *options, "--run", tmp_path / "few").status == 0
     recipe = json.loads((tmp_path / "few" / "recipe.json").read_text())
-    assert (recipe["batch_size"], recipe["optimizer"]) == (64, "muon")
-    monkeypatch.setattr("minivit.train.recipes._FOLDERS", ((5, "folder-small"), (10, "folder"), (math.inf, "digits")))
+    assert (recipe["batch_size"], recipe["optimizer"], recipe["crop_padding"]) == (64, "muon", 1)
+    monkeypatch.setattr("minivit.train.recipes.FOLDERS", {"folder-small": 5, "folder": 10, "digits": math.inf})
     assert cli("train", squares, *options, "--run", tmp_path / "many").status == 0
     recipe = json.loads((tmp_path / "many" / "recipe.json").read_text())
     assert (recipe["optimizer"], recipe["weight_decay"]) == ("adamw", 0.5)

@@ -89,7 +89,7 @@ def _two_lengths(e: Evidence, is_: Callable[[float], bool]) -> dict[str, str]:
     shapes = {"the output": e.probe.y.shape, "the array": e.gradient.shape}
     lengths = [(f"axis {axis} of {what}", n) for what, shape in shapes.items() for axis, n in enumerate(shape)]
     for (a, n), (b, m) in itertools.permutations(lengths, 2):
-        if n > 1 and m > 1 and is_(n / m):
+        if n > 1 and m > 1 and n != m and is_(n / m):
             return {"n/m": f"{n}/{m}, the length of {a} over that of {b}): divided by the length of the wrong axis"}
     return {}
 

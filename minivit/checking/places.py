@@ -118,6 +118,6 @@ def _what(e: Evidence, claimed: Array, true: Array) -> str:
         return ""
     return (
         ": a sign is flipped there"
-        if ratio == -1
+        if abs(ratio + 1) < e.digits
         else f": {ratio:.6g} times the derivative there{factor_meaning(e, abs(ratio))}"
     )

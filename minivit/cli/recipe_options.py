@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from minivit.cli.model_fields import model_fields
 from minivit.data.scan import scan_folder
 from minivit.engine.device_step import check_precision
 from minivit.errors import UserError
+from minivit.nn.presets import get_config
 from minivit.train.initial import begun_with
 from minivit.train.recipe import AUTO_AUGMENTS, OPTIMIZERS, Recipe
-from minivit.train.recipes import FINE_TUNING, folder_recipe, load_recipe
+from minivit.train.recipes import FINE_TUNING, FOLDERS, folder_crop, folder_recipe, load_recipe
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
 from minivit.weights.load import OpenedModel
 
@@ -170,7 +172,11 @@ def asked_recipe(args: argparse.Namespace) -> tuple[Recipe, OpenedModel | None]:
         name = "finetune"
     elif name is None and is_folder_of_images(dataset):
         name = folder_recipe(scan_folder(Path(dataset)).training_images)
-    recipe = load_recipe(dataset, name, **given_fields(args, {}))
+    given = given_fields(args, {})
+    recipe = load_recipe(dataset, name, **given)
+    if name in FOLDERS and args.recipe is None and not {"crop_padding", "resized_crop"} & given.keys():
+        config = get_config(recipe.model, **recipe.model_options)
+        recipe = replace(recipe, crop_padding=folder_crop(config.height, config.width))
     check_device_options(args, recipe)
     if args.init is not None:
         return begun_with(recipe, Path(args.init).expanduser(), args.model)

@@ -20,7 +20,7 @@ from minivit.nn.vit import ViT
 from minivit.ops.augment import normalize
 from minivit.train.evaluation import predictions
 from minivit.train.recipe import Recipe, expect_augmentable
-from minivit.train.recipes import folder_recipe, recipe_values
+from minivit.train.recipes import folder_crop, folder_recipe, recipe_values
 from minivit.train.training import Training
 
 _GIVEN = ("dataset", "model", "model_options", "init", "dtype")  # by the images and the model, whatever a recipe says
@@ -155,7 +155,7 @@ def fit(
     pixels, labels = _pixels(images, "images"), _whole_labels(labels, "labels")
     if recipe is None and isinstance(model, ViT):
         recipe = folder_recipe(len(pixels))
-        crop = 0 if overrides.get("resized_crop") else min(pixels.shape[1:3]) // 8
+        crop = 0 if overrides.get("resized_crop") else folder_crop(*pixels.shape[1:3])
         overrides = {"crop_padding": crop, **overrides}
     elif recipe is None:
         recipe = "layer"

@@ -14,7 +14,7 @@ from minivit.files import read_bytes
 from minivit.train.recipe import Recipe
 
 FINE_TUNING = ("finetune", "lightning-tutorial", "paper-finetune")  # the recipes for runs that begin with weights
-_FOLDERS = ((5_000, "folder-small"), (20_000, "folder"), (math.inf, "folder-large"))  # below this number of images
+FOLDERS = {"folder-small": 5_000, "folder": 20_000, "folder-large": math.inf}  # the number of images that is too many
 _LARGEST = 1 << 20  # bytes
 
 
@@ -59,7 +59,12 @@ def folder_recipe(images: int) -> str:
 
     It is "folder-small" below 5,000 images, "folder" below 20,000, and "folder-large" from there on.
     """
-    return next(name for most, name in _FOLDERS if images < most)
+    return next(name for name, too_many in FOLDERS.items() if images < too_many)
+
+
+def folder_crop(height: int, width: int) -> int:
+    """Return the crops of such a recipe, in pixels, for images of this size: an eighth of the side, 4 of 32."""
+    return min(height, width) // 8
 
 
 def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe:
