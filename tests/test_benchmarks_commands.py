@@ -309,7 +309,6 @@ def test_the_time_of_a_recipe_is_its_steps_times_the_median_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What augmentation costs is the difference to the same steps without it."""
-    monkeypatch.setattr(recipes, "IMAGES", 40)
     seconds = recipes._step_seconds
 
     def scripted_step(training: Training, batch: np.ndarray) -> float:
@@ -322,7 +321,7 @@ def test_the_time_of_a_recipe_is_its_steps_times_the_median_step(
         'model = "vit_micro_patch4_8"\nepochs = 3\nbatch_size = 16\nflip = true\nvalidation = 0.0\n'
         "mixup_alpha = 0.5\n[model_options]\nimg_size = 8\ndepth = 1\nin_chans = 3\n"
     )
-    assert recipes.main([str(recipe), "--rounds", "5", "--threads", "1", "--json", str(out)]) == 0
+    assert recipes.main([str(recipe), "--rounds", "5", "--images", "40", "--threads", "1", "--json", str(out)]) == 0
     (found,) = json.loads(out.read_text())["recipes"]
     assert (found["epochs"], found["steps"], found["milliseconds"]) == (3, 9, 500.0)
     assert found["minutes"] == pytest.approx(9 * 0.5 / 60)

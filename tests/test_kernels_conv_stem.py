@@ -11,6 +11,7 @@ from contract import assert_near, assert_same_bits, kernels_of, normal
 
 from minivit import Engine, Key, ViT, ViTConfig, layers, ops
 from minivit.arrays import Array
+from minivit.nn.conv_stem import ConvUnit
 from minivit.ops.conv_stem import ConvStemLike
 
 STEMS = [
@@ -135,6 +136,21 @@ def test_the_layers_run_where_the_kernel_does_not_cover_the_arguments(name: str)
     assert not has_kernel(cache)
     with ops.reference_only():
         assert_near([y.real], [stem.forward(x)[0].real], 1e-12)
+
+
+def test_a_unit_that_replaces_another_in_the_list_runs() -> None:
+    """Although it was made before the stem ran, so that no layer has changed since."""
+
+    class DoubledUnit(ConvUnit):
+        def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+            y, cache = super().forward(x, rng, keep)
+            return 2 * y, cache
+
+    stem, x = stem_of(4, (5, 4)), normal(np.empty((1, 8, 8, 3)))
+    mine = DoubledUnit(5, 4).initialize(seed=1, dtype="float64")
+    assert has_kernel(stem.forward(x)[1])
+    stem.convs[1] = mine
+    assert not has_kernel(stem.forward(x)[1])
 
 
 def test_images_of_another_number_of_channels_or_dtype_are_refused_as_by_the_layers() -> None:

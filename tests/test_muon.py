@@ -65,6 +65,18 @@ def test_threads_change_no_bit(threads: int) -> None:
     assert_same_bits([model.parameters.store.values], [other.parameters.store.values])
 
 
+def test_threads_keep_the_settings_of_the_caller() -> None:
+    """Such as what happens at an overflow."""
+    model = vit("float32")
+    optimizer = Muon(model, threads=2)
+    set_gradients(model, 0)
+    gradients = model.parameters.store.gradients
+    gradients *= np.float32(1e30)
+    with np.errstate(over="ignore", invalid="ignore"):
+        optimizer.step()
+    assert not np.isnan(model.parameters["head.weight"].value).any()
+
+
 def test_a_failure_in_a_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     model = vit()
     optimizer = Muon(model, threads=2)
@@ -170,6 +182,7 @@ def test_the_convolutions_of_a_stem_are_matrices() -> None:
     ("options", "message"),
     [
         ({"momentum": 1.0}, "momentum is 1.0; expected a number of at least 0 and below 1"),
+        ({"threads": 0}, "threads is 0; expected a whole number of at least 1"),
         (
             {"matrices": ["head.weight", 3]},
             "matrices is ['head.weight', 3]; expected patterns of names such as 'blocks.*.weight'",

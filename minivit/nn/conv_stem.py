@@ -137,7 +137,8 @@ class ConvStem(Layer):
         ]
         self.proj = Linear(channels[-1], embed_dim, *patch_initializers(init, channels[-1]))
         self._made_of = self._classes()
-        self._standard, self._version = False, -1  # and the `structure_version` for which it was set
+        self._standard = False
+        self._version: tuple[int, ...] = ()  # the `structure_version`, and the units, for which it was set
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the numbers of rows and columns of tokens for images of this size in pixels."""
@@ -178,7 +179,7 @@ class ConvStem(Layer):
             kernel.backward(native(dy), cache, self, images=False)
 
     def _kernel(self, x: Array) -> Kernel | None:
-        version = structure_version()
+        version = structure_version(), *map(id, self.convs)  # a unit may be replaced in the list
         if self._version != version:  # once after each change of any layer
             standard = type(self) is ConvStem and self._classes() == self._made_of and self.proj.bias is not None
             standard = standard and all(len(set(unit.conv.stride)) == 1 for unit in self.convs)

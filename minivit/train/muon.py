@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from contextvars import copy_context
 from threading import Thread
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from minivit.arrays import Array, namespace
 from minivit.engine.machine import single_threaded_blas
-from minivit.errors import UserError, expect_number
+from minivit.errors import UserError, expect_number, expect_whole
 from minivit.ops.muon import muon_step
 from minivit.ops.update_rules import Group, adam_step
 from minivit.train.groups import Trained, merge_neighbours
@@ -57,6 +58,7 @@ class Muon(AdamW):
     ) -> None:
         super().__init__(model, lr, betas, eps, weight_decay, groups, layer_decay)
         expect_number("momentum", momentum, below=1.0)
+        expect_whole("threads", threads)
         patterns = (matrices,) if isinstance(matrices, str) else matrices
         if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
             raise UserError(f"matrices is {matrices!r:.40}; expected patterns of names such as 'blocks.*.weight'")
@@ -120,11 +122,15 @@ def _on_threads(update: Callable[[tuple[Group, ...]], None], shares: list[tuple[
         except BaseException as failure:  # raised below, in the thread of the caller
             failures.append(failure)
 
-    threads = [Thread(target=run, args=(share,)) for share in shares[1:]]
-    for thread in threads:
-        thread.start()
-    run(shares[0])
-    for thread in threads:
-        thread.join()
+    threads = [Thread(target=copy_context().run, args=(run, share)) for share in shares[1:]]
+    started: list[Thread] = []
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+        run(shares[0])
+    finally:
+        for thread in started:
+            thread.join()
     if failures:
         raise failures[0]

@@ -395,7 +395,10 @@ def make_optimizer(recipe: Recipe, model: Layer, threads: int = 1) -> Optimizer:
     if recipe.optimizer == "muon":
         muon = Muon(model, recipe.lr, recipe.muon_momentum, recipe.betas, groups=groups, threads=threads)
         if not muon.has_matrices:
-            raise UserError("no matrix of blocks.* is trained, so that optimizer muon would be adamw; use that")
+            raise UserError(
+                "no matrix of the blocks or the stem is trained, so that optimizer muon would be adamw; use that, and "
+                "a lower lr"
+            )
         return muon
     kind = AdamW if recipe.optimizer == "adamw" else Adam
     return kind(model, recipe.lr, recipe.betas, groups=groups)
