@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.command import at_least_one, check_writable, ended, parser_of, write_json
+from benchmarks.recipes import noise
 from benchmarks.report import heading, percent, records_table, surroundings
 from benchmarks.systems import versions
 from minivit import Engine, ViT
@@ -35,15 +36,6 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "and CutMix": CROPPED | {"cutmix_alpha": 1.0},
     "crop, flip, TrivialAugment, erasing, CutMix": ALL,
 }
-
-
-def random_dataset(count: int = 4096) -> Dataset:
-    """Return images of random pixels in 10 classes."""
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    labels = generator.integers(0, 10, count)
-    names = tuple(map(str, range(10)))
-    return Dataset("noise", images, labels, images[:8], labels[:8], names, (0.5,) * 3, (0.25,) * 3)
 
 
 class Timed:
@@ -74,7 +66,7 @@ class Timed:
 
 def measure(model: str, fields: dict[str, Any], threads: int, batch_size: int, steps: int) -> list[dict[str, Any]]:
     """Return a row for each augmentation: medians over `steps`, after a first one that is not counted."""
-    dataset, generator = random_dataset(), np.random.default_rng(1)
+    dataset, generator = noise((4096, 32, 32, 3), 10), np.random.default_rng(1)
     recipes = [
         Recipe("noise", model, fields, batch_size=batch_size, epochs=100, warmup_epochs=0.0, **augmentation)
         for augmentation in AUGMENTATIONS.values()

@@ -76,10 +76,10 @@ def time_recipe(name: str, dataset: Dataset, rounds: int, threads: int | None) -
         resolved = asked.resolved(config)
         both = [training(resolved), training(replace(resolved, **PLAIN))]
         seconds: list[list[list[float]]] = [[], []]
-        order = both[0].train_index
+        order, size = both[0].train_index, resolved.batch_size
+        batches = [order[np.arange(i * size, (i + 1) * size) % len(order)] for i in range(_STEPS)]
         for number in range(-1, rounds):  # the first round is not counted
             for each, times in zip(both, seconds, strict=True):
-                batches = [order[np.arange(i, i + resolved.batch_size) % len(order)] for i in range(_STEPS)]
                 measured = [_step_seconds(each, batch) for batch in batches]
                 if number >= 0:
                     times.append(measured)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import augmentation
+from benchmarks.recipes import noise
 from benchmarks.report import records_table
 from minivit.train.recipe import Recipe
 from minivit.train.step import DataLoader
@@ -26,7 +27,7 @@ def test_the_cost_of_augmentation_is_a_share_of_the_step(tmp_path: Path, capsys:
 
 
 def test_each_augmentation_of_the_benchmark_changes_the_images() -> None:
-    dataset = augmentation.random_dataset(count=64)
+    dataset = noise((64, 32, 32, 3), 10)
     batches = []
     for changes in augmentation.AUGMENTATIONS.values():
         recipe = Recipe("noise", "vit_mini_patch4_32", batch_size=64, **changes)

@@ -19,7 +19,7 @@ from minivit.errors import UserError
 from minivit.nn.presets import get_config
 from minivit.train.initial import begun_with
 from minivit.train.recipe import AUTO_AUGMENTS, OPTIMIZERS, Recipe
-from minivit.train.recipes import FINE_TUNING, FOLDERS, folder_crop, folder_recipe, load_recipe
+from minivit.train.recipes import FINE_TUNING, folder_crop, folder_recipe, load_recipe
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
 from minivit.weights.load import OpenedModel
 
@@ -170,11 +170,12 @@ def asked_recipe(args: argparse.Namespace) -> tuple[Recipe, OpenedModel | None]:
     dataset, name = dataset_name(args.dataset), args.recipe
     if name is None and args.init is not None:
         name = "finetune"
-    elif name is None and is_folder_of_images(dataset):
+    of_folder = name is None and is_folder_of_images(dataset)
+    if of_folder:
         name = folder_recipe(scan_folder(Path(dataset)).training_images)
     given = given_fields(args, {})
     recipe = load_recipe(dataset, name, **given)
-    if name in FOLDERS and args.recipe is None and not {"crop_padding", "resized_crop"} & given.keys():
+    if of_folder and not {"crop_padding", "resized_crop"} & given.keys():
         config = get_config(recipe.model, **recipe.model_options)
         recipe = replace(recipe, crop_padding=folder_crop(config.height, config.width))
     check_device_options(args, recipe)
