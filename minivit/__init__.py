@@ -35,9 +35,12 @@ if TYPE_CHECKING:
     from minivit import testing
     from minivit.checking.checks import gradcheck, gradcheck_layer, gradcheck_model
     from minivit.checking.compare import compare
+    from minivit.nn.pretraining import masked_model
     from minivit.tracing.trace import trace
     from minivit.train.fit import fit
+    from minivit.train.probe import linear_probe
     from minivit.train.vit_classifier import ViTClassifier as ViTClassifier
+    from minivit.weights import load_masked_model, save_masked_model
 
 if importlib.util.find_spec("minivit.kernels"):
     importlib.import_module("minivit.kernels")
@@ -68,9 +71,13 @@ __all__ = [
     "initializers",
     "keys",
     "layers",
+    "linear_probe",
     "list_models",
+    "load_masked_model",
     "load_model",
+    "masked_model",
     "ops",
+    "save_masked_model",
     "save_model",
     "testing",
     "to_backend",
@@ -86,6 +93,10 @@ _IMPORTED_ON_USE = {
     "gradcheck": "minivit.checking",
     "gradcheck_layer": "minivit.checking",
     "gradcheck_model": "minivit.checking",
+    "linear_probe": "minivit.train.probe",
+    "load_masked_model": "minivit.weights",
+    "masked_model": "minivit.nn.pretraining",
+    "save_masked_model": "minivit.weights",
     "testing": "minivit.testing",
     "trace": "minivit.tracing",
 }

@@ -77,7 +77,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
                 temporary.unlink()
             raise
     except OSError as error:
-        raise _refused(path, error) from error
+        raise refused(path, error) from error
     _sync_folder(path.parent)
 
 
@@ -106,7 +106,7 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
         with Path(path).open("ab") as file:
             file.write(text.encode())
     except OSError as error:
-        raise _refused(Path(path), error) from error
+        raise refused(Path(path), error) from error
 
 
 def make_folder(path: str | os.PathLike[str]) -> bool:
@@ -124,13 +124,13 @@ def make_folder(path: str | os.PathLike[str]) -> bool:
             return True
         except FileNotFoundError as error:  # another process has just removed the parent
             if last_try:
-                raise _refused(path, error) from error
+                raise refused(path, error) from error
         except FileExistsError as error:
             if not Path(path).is_dir():
-                raise _refused(path, error) from error
+                raise refused(path, error) from error
             return False
         except OSError as error:
-            raise _refused(path, error) from error
+            raise refused(path, error) from error
     raise AssertionError("unreachable")
 
 
@@ -291,7 +291,8 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
             leftover.unlink()
 
 
-def _refused(path: str | os.PathLike[str], error: OSError) -> RunError:
+def refused(path: str | os.PathLike[str], error: OSError) -> RunError:
+    """Return the error that says why the system refuses to write `path`, with advice."""
     advice = _ADVICE.get(error.errno or 0, "check the disk, or write to another one")
     reason = error.strerror or str(error)
     return RunError(f"cannot write {path}: {reason}; the file was not changed; {advice}")

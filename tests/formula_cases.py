@@ -13,8 +13,10 @@ from scipy.stats import norm
 from minivit import layers, ops
 from minivit.arrays import Array
 from minivit.nn.config import ViTConfig
+from minivit.nn.in_turn import backward_in_turn, forward_in_turn
 from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
+from minivit.ops.sincos_positions import sincos_table
 from minivit.random import as_key
 
 RNG = np.random.default_rng(0)
@@ -233,6 +235,18 @@ def take_tokens_case() -> Case:
     return case.op(ops.take_tokens, {"x": normal(2, 5, 8)}, index)
 
 
+def fill_tokens_case() -> Case:
+    index = np.array([[4, -1, 2, 4, 0], [-1, 3, -1, 1, 0]])
+    case = Case(index=index, M=6, y=np.zeros((2, 5, 8)), dx=np.zeros((2, 6, 8)))
+    return case.op(ops.fill_tokens, {"x": normal(2, 6, 8), "token": normal(1, 1, 8)}, index)
+
+
+def token_cross_entropy_case() -> Case:
+    labels = RNG.integers(0, 8, (2, 5))
+    case = Case(labels=labels)
+    return case.op(ops.token_cross_entropy, {"logits": normal(2, 5, 8)}, labels, y="loss", dy="dloss")
+
+
 def drop_path_case() -> Case:
     x, layer = normal(6, 5, 8), layers.DropPath(0.5)
     mask = layer.mask(x.shape, 3, x.dtype)
@@ -276,6 +290,54 @@ def conv_stem_case() -> Case:
     return Case(convs=[passes(unit) for unit in stem.convs]).layer(stem, normal(2, 8, 8, 3))
 
 
+def max_pool_case() -> Case:
+    images = normal(2, 5, 6, 3)
+    case = Case(S=2, T=1, P=3, Q=2).op(ops.max_pool, {"x": images}, (3, 2), (2, 1))
+    case.names |= {"y": np.zeros(case.forward["y"].shape), "dx": np.zeros(images.shape)}
+    return case
+
+
+def group_norm_case() -> Case:
+    def groups(images: Array) -> Array:
+        return images.reshape(len(images), -1, 2, images.shape[-1] // 2)
+
+    arguments = {"x": normal(2, 3, 4, 6), "weight": normal(6), "bias": normal(6)}
+    return Case(groups=groups).op(ops.group_norm, arguments, 2)
+
+
+def std_convolution_case() -> Case:
+    layer = random_layer(layers.StdConvolution(3, 4, 3, 2))
+    unfold = Passes(lambda x: ops.unfold(x, (3, 3), (2, 2), ((1, 1), (0, 1))), ops.unfold_backward)
+    standardize = Passes(lambda weight: ops.standardize(weight, layer.eps), ops.standardize_backward)
+    case = Case(unfold=unfold, standardize=standardize).layer(layer, normal(2, 5, 6, 3))
+    case.names["y_shape"] = case.forward["y"].shape
+    return case
+
+
+def bottleneck_case(kind: Callable[..., Any]) -> Case:
+    block = random_layer(kind(8, 16, 2, True, 2))
+    branch = Passes(
+        lambda x: forward_in_turn(block._branch(), x, None, True),
+        lambda dy, cache: backward_in_turn(block._branch(), dy, cache),
+    )
+    return Case(branch=branch).layer(block, normal(2, 4, 5, 8))
+
+
+def stage_case() -> Case:
+    stage = random_layer(layers.Stage(8, 16, 2, 2, num_groups=2))
+    return Case(blocks=[passes(block) for block in stage.blocks]).layer(stage, normal(2, 4, 5, 8))
+
+
+def resnet_features_case() -> Case:
+    features = random_layer(layers.ResNetFeatures(3, (1, 1), True, 1 / 16, 2))
+    return Case(stages=[passes(stage) for stage in features.stages]).layer(features, normal(2, 9, 8, 3))
+
+
+def hybrid_embed_case() -> Case:
+    patches = Passes(lambda x: ops.patches(x, (2, 1)), ops.patches_backward)
+    return Case(patches=patches).layer(random_layer(layers.HybridEmbed((8, 4), (), 3, 8)), normal(1, 16, 8, 3))
+
+
 def attention_pool_case() -> Case:
     cross = Passes(lambda q, kv: ops.cross_attention(q, kv, 2), ops.cross_attention_backward)
     return Case(cross_attention=cross).layer(random_layer(layers.AttentionPool(8, 2, 16)), normal(2, 5, 8))
@@ -293,6 +355,86 @@ def vit_case() -> Case:
     case = Case(**names).layer(model, normal(2, 8, 8, 3))
     for token in ("dpos_embed", "dcls_token"):
         del case.backward[token]  # in the formula of embed
+    return case
+
+
+def chain(*passes: Passes) -> Passes:
+    """Return the passes of layers and ops in turn."""
+
+    def forward(x: Array) -> tuple[Array, None]:
+        for each in passes:
+            x = each(x)
+        return x, None
+
+    def backward(dy: Array, _: None) -> Array:
+        for each in reversed(passes):
+            dy = each.back(dy)
+        return dy
+
+    return Passes(forward, backward)
+
+
+def encoder_of(model: Any) -> Passes:
+    """Return the encoder's blocks, for all tokens, and its norm."""
+    encoder = model.encoder
+    blocks = Passes(lambda x: encoder.encode(x, every=True), lambda dy, cache: encoder.encode_backward(dy, list(cache)))
+    return chain(blocks, passes(encoder.norm))
+
+
+def masked_case(kind: Callable[..., Any]) -> Case:
+    """Return the case of a model that corrupts patch tokens, in evaluation."""
+    config = ViTConfig(img_size=8, patch_size=2, in_chans=1, embed_dim=8, depth=1, num_heads=2, num_classes=0)
+    model = random_layer(kind(ViT(config)))
+    x, encoder = normal(2, 8, 8, 1), model.encoder
+    _, masks = model.key(None, x)
+    order = model.order(masks)
+    masked = order[:, : model.num_masked]
+    positions = Passes(encoder.embed_patches, encoder.embed_patches_backward)
+    names: dict[str, Any] = {
+        "patch_embed": passes(encoder.patch_embed),
+        "fill": Passes(
+            lambda p: ops.fill_tokens(p, model.mask_token.value, model.corruption(masks, order)),
+            ops.fill_tokens_backward,
+        ),
+        "encode": chain(positions, encoder_of(model)),
+        "take": Passes(lambda h: ops.take_tokens(h, masked + 1), ops.take_tokens_backward),
+        "pixels": Passes(lambda x: model.pixels(x, masked, True), model.pixels_backward),
+        "error": Passes(lambda q, t: ops.pixel_error(q, t, 1), ops.pixel_error_backward),
+    }
+    if kind is layers.MaskedPatches:
+        labels = model.colours(model.pixels(x, masked, True)[0])
+        names["error"] = Passes(lambda q: ops.token_cross_entropy(q, labels), ops.token_cross_entropy_backward)
+    case = Case(**names).layer(model, x)
+    case.names |= names
+    return case
+
+
+def mae_case() -> Case:
+    config = ViTConfig(img_size=8, patch_size=2, in_chans=1, embed_dim=8, depth=1, num_heads=2, num_classes=0)
+    model = random_layer(layers.MAE(ViT(config)))
+    x, encoder = normal(2, 8, 8, 1), model.encoder
+    order = model.order(model.key(None, x)[1])
+    masked, seen = order[:, : model.num_masked], order[:, model.num_masked :]
+    kept = np.concatenate([np.zeros((2, 1), int), seen + 1], axis=1)
+    positions = np.concatenate([np.zeros((1, 4)), sincos_table((4, 4), 4, "mae")])
+    index = np.full((2, 17), -1)
+    index[np.arange(2)[:, None], kept] = np.arange(kept.shape[1])
+    names: dict[str, Any] = {
+        "embed": Passes(encoder.embed, encoder.embed_backward),
+        "see": Passes(lambda x: ops.take_tokens(x, kept), ops.take_tokens_backward),
+        "encode": encoder_of(model),
+        "fill": Passes(lambda p: ops.fill_tokens(p, model.mask_token.value, index), ops.fill_tokens_backward),
+        "decode": chain(
+            Passes(lambda p: (p + positions, None), lambda dy, _: dy),
+            *map(passes, model.decoder_blocks),
+            Passes(lambda h: ops.take_tokens(h, masked + 1), ops.take_tokens_backward),
+            passes(model.decoder_norm),
+        ),
+        "pixels": Passes(lambda x: model.pixels(x, masked, True), model.pixels_backward),
+        "error": Passes(ops.pixel_error, ops.pixel_error_backward),
+    }
+    case = Case(**names).layer(model, x)
+    case.names |= names
     return case
 
 
@@ -321,6 +463,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "grid_positions": grid_positions_case,
     "sincos_positions": sincos_case,
     "take_tokens": take_tokens_case,
+    "fill_tokens": fill_tokens_case,
+    "pixel_error": lambda: Case(S=40).op(
+        ops.pixel_error, {"x": normal(2, 5, 8), "target": normal(2, 5, 8)}, y="loss", dy="dloss"
+    ),
+    "token_cross_entropy": token_cross_entropy_case,
     "cross_entropy": cross_entropy_case,
     "Identity": lambda: Case().layer(layers.Identity(), x),
     "DropPath": drop_path_case,
@@ -334,6 +481,23 @@ CASES: dict[str, Callable[[], Case]] = {
     "ConvUnit": lambda: Case().layer(random_layer(layers.ConvUnit(3, 4, 2)), normal(2, 5, 6, 3)),
     "ConvStem": conv_stem_case,
     "AttentionPool": attention_pool_case,
+    "group_norm": group_norm_case,
+    "max_pool": max_pool_case,
+    "standardize": lambda: Case().op(ops.standardize, {"weight": normal(7, 3)}),
+    "StdConvolution": std_convolution_case,
+    "Downsample": lambda: Case().layer(random_layer(layers.Downsample(8, 6, 2, True, 3)), normal(2, 4, 5, 8)),
+    "Bottleneck": lambda: bottleneck_case(layers.Bottleneck),
+    "PreActBottleneck": lambda: bottleneck_case(layers.PreActBottleneck),
+    "Stage": stage_case,
+    "Stem": lambda: Case().layer(random_layer(layers.Stem(3, 4, num_groups=2)), normal(2, 9, 8, 3)),
+    "ResNetFeatures": resnet_features_case,
+    "ResNet": lambda: Case().layer(
+        random_layer(layers.ResNet(5, (1,), width_factor=1 / 16, num_groups=2)), normal(2, 12, 9, 3)
+    ),
+    "HybridEmbed": hybrid_embed_case,
+    "SimMIM": lambda: masked_case(layers.SimMIM),
+    "MaskedPatches": lambda: masked_case(layers.MaskedPatches),
+    "MAE": mae_case,
     "ViT": vit_case,
 }
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minivit import ViT
 from minivit.data import Dataset
+from minivit.nn.model import Model
 from minivit.train.interrupt import Interrupted
 from minivit.train.recipe import Recipe
 from minivit.train.run_folder import RunFolder
@@ -58,7 +58,7 @@ class Listener:
         self.epochs: list[dict[str, Any]] = []
         self.started_with: list[Any] = []
 
-    def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+    def started(self, run: RunFolder, model: Model, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         self.started_with = [first_step, total_steps, steps_per_epoch]
 
     def stepped(self, report: StepReport) -> None:

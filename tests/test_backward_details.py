@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from contract import assert_close, normal
 
-from minivit import Key, layers, ops
+from minivit import Key, ViT, ViTConfig, layers, ops, trace
 from minivit.checking.cases import LAYERS, Case
 
 STEP = 1e-20
@@ -69,3 +69,24 @@ def test_layer_scale_sums_many_tokens_in_float32_with_a_small_error() -> None:
     _, cache = ops.layer_scale(x, np.ones(7, "float32"))
     exact = (dy.astype("float64") * x).sum(axis=(0, 1))
     assert_close([ops.layer_scale_backward(dy, cache)[1]], [exact], 4e-7)
+
+
+def test_a_vit_can_leave_out_the_gradient_of_the_images_and_no_other() -> None:
+    config = ViTConfig(img_size=(4, 8), patch_size=2, conv_stem=(5, 4), embed_dim=6, depth=1, num_heads=2)
+    model = ViT(config, seed=3)
+    tokens, cache = model.embed(normal(np.empty((2, 4, 8, 3), np.float32)))
+    dtokens = normal(tokens)
+    model.embed_backward(dtokens, cache)
+    expected = model.parameters.store.gradients.copy()
+    model.zero_grad()
+    dpatches = model.embed_backward(dtokens, cache, images=False)
+    np.testing.assert_array_equal(model.parameters.store.gradients, expected)
+    np.testing.assert_array_equal(dpatches, model.embed_patches_backward(dtokens, cache[1:]))
+
+
+def test_the_gradient_of_mae_passes_the_fixed_positions_of_its_decoder() -> None:
+    encoder = ViT(ViTConfig(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=0))
+    model = layers.MAE(encoder, 0.5, decoder_depth=1).initialize(seed=3)
+    record = trace(model, normal(np.empty((2, 8, 8, 3), np.float32)), at="sincos_positions")["sincos_positions"]
+    np.testing.assert_array_equal(record.dx, record.dy)
+    assert np.abs(record.dy).max() > 0

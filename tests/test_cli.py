@@ -288,6 +288,19 @@ def test_gradcheck_limits_the_blocks_of_a_large_model_by_their_cost() -> None:
     small, large = minivit.PRESETS["vit_micro_patch4_8"], minivit.PRESETS["vit_base_patch16_224"]
     assert affordable_depth(small, 2) == small.depth
     assert affordable_depth(large, 2) == 1
+    hybrid = minivit.get_config("vit_small_r26_s32_224", img_size=64)
+    assert affordable_depth(hybrid, 2) == 1  # its ResNet has most of the parameters
+
+
+def test_gradcheck_needs_a_head_and_says_how_long_a_hybrid_takes(
+    cli: Minivit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = minivit.create_model("vit_micro_patch4_8", num_classes=0)
+    minivit.save_model(model, tmp_path / "model.safetensors")
+    assert_refused(cli("gradcheck", tmp_path), 2, "has no head, and so no loss to check")
+    monkeypatch.setattr("minivit.cli.gradcheck._LONG", 0)
+    said = cli("gradcheck", "vit_micro_patch4_8", "--depth", 1)
+    assert "20 parameters are checked, which takes some 0 minutes" in said.err + said.out
 
 
 def test_gradcheck_of_all_ops_prints_a_table(cli: Minivit) -> None:
@@ -450,7 +463,7 @@ def test_a_recipe_by_name_and_what_it_freezes_and_averages(cli: Minivit, squares
 def test_an_unknown_recipe_lists_those_that_exist(cli: Minivit, squares: Path) -> None:
     said = cli("train", squares, "--recipe", "lamb")
     assert said.status == 2
-    assert "there is no recipe 'lamb'; did you mean 'labml'? the recipes are cifar10, cifar100, digits, " in said.err
+    assert "there is no recipe 'lamb'; did you mean 'labml'? the recipes are cifar10, cifar10-30min, " in said.err
 
 
 def test_the_number_of_images_of_a_folder_chooses_its_recipe(

@@ -180,3 +180,9 @@ def test_the_paper_s_table_1(cli: Minivit) -> None:
         printed = int(row["params_in_paper"][:-1])
         assert min(abs(count / 1e6 - printed) for count in row["parameters"].values()) < 1
     assert np.all([len(row["parameters"]) for row in rows])
+
+
+def test_the_suffix_of_a_file_may_be_in_upper_case(cli: Minivit) -> None:
+    saved(Path("a"))
+    assert cli("convert", "a", "X.NPZ", "--json").json()["format"] == "google"
+    assert Path("X.NPZ").is_file()

@@ -46,7 +46,7 @@ def test_an_unknown_command(cli: Minivit) -> None:
         (["train", "digits", "--init", "nowhere"], ["there is no file nowhere"]),
         (["train", "digits", "--pretrained", "x"], ["did you mean '--init'?"]),
         (["convert", "nowhere", "x"], ["there is no run or model nowhere"]),
-        (["convert", "nowhere", "x", "--format", "onnx"], ["'onnx' is not one of timm, google"]),
+        (["convert", "nowhere", "x", "--format", "keras"], ["'keras' is not one of timm, google"]),
         (["train", "digits", "--set", "patch_size=3"], ["8 x 8", "3 x 3", "patch_size that divides"]),
         (["train", "digits", "--model", "vit_tiny_patch16_224"], ["8 x 8", "16 x 16"]),
         (["train", "digits", "--model", "vit_tinny_patch4_32"], ["did you mean 'vit_tiny_patch4_32'"]),

@@ -85,7 +85,7 @@ def test_contradictory_options_are_refused_before_the_images_are_read(
     def read(*_: Any) -> None:
         raise AssertionError("the images were read")
 
-    monkeypatch.setattr("minivit.cli.train.open_dataset", read)
+    monkeypatch.setattr("minivit.cli.training.open_dataset", read)
     monkeypatch.setattr(strict, "compute_capability", lambda: (7, 5), raising=False)
     assert_refused(cli("train", "cifar10", *options), 2, *words)
     assert not list(Path.cwd().iterdir())

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from minivit.data import Dataset, cache, folder, load_dataset
-from minivit.data.read import read_what_can_be
+from minivit.data.read import decode_blocks
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def images(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of files of each call that decodes images."""
     calls: list[int] = []
-    read = read_what_can_be
+    read = decode_blocks
 
     def counted(files: list[Path], *rest: Any) -> Any:
         calls.append(len(files))
         return read(files, *rest)
 
-    monkeypatch.setattr(folder, "read_what_can_be", counted)
+    monkeypatch.setattr(folder, "decode_blocks", counted)
     return calls
 
 
@@ -84,6 +84,13 @@ def test_another_list_of_files_is_noticed(kept_in: Path, images: Path, decoded: 
         file.rename(images / "train" / "b" / "3.bmp")
     load_dataset(images)
     assert len(decoded) == 2
+
+
+def test_another_name_of_a_class_is_noticed(kept_in: Path, images: Path) -> None:
+    load_dataset(images, stream=True)
+    for part in ("train", "test"):
+        (images / part / "a").rename(images / part / "aa")
+    assert load_dataset(images, stream=True).fingerprint() == load_dataset(images).fingerprint()
 
 
 def flip_a_bit(place: int) -> Callable[[Path], None]:

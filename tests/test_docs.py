@@ -22,8 +22,8 @@ from minivit.weights.resample import CONVENTIONS
 
 PAGES = Path(__file__).parent.parent / "docs" / "derivations"
 DERIVED = [
-    "activations.md", "attention.md", "dropout.md", "embeddings.md", "gelu.md", "grad_scaler.md", "layer_norm.md",
-    "layer_scale.md", "optimizers.md", "residual.md", "softmax_cross_entropy.md",
+    "activations.md", "attention.md", "convolutions.md", "dropout.md", "embeddings.md", "gelu.md", "grad_scaler.md",
+    "layer_norm.md", "layer_scale.md", "masking.md", "optimizers.md", "residual.md", "softmax_cross_entropy.md",
 ]  # fmt: skip
 ALL = ["README.md", *DERIVED, "../figures.md", "../gradients.md", "../python_training.md", "../your_own_layer.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -106,10 +106,11 @@ def test_every_recipe_has_a_row_whose_command_is_one() -> None:
         for name in re.findall(r"[\w-]+", names)
     ]
     assert sorted(named) == recipe_names()
-    rows = re.findall(r"^\| `([\w-]+)`.*? \|.*`minivit (train .*?)`", SYSTEMS, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)`.*? \|.*`minivit ((?:pre)?train .*?)`", SYSTEMS, re.MULTILINE)
     for name, command in rows:
         args = parse(command.split())
-        default = "finetune" if args.init else {"photos/": "folder"}.get(args.dataset, args.dataset)
+        default = "finetune" if getattr(args, "init", None) else {"photos/": "folder"}.get(args.dataset, args.dataset)
+        default = "pretrain" if args.command == "pretrain" else default
         assert (args.recipe or default) == name
 
 

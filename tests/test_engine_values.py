@@ -235,7 +235,7 @@ def test_a_copy_of_an_engine_starts_workers_of_its_own() -> None:
         loss = engine.loss_and_gradients(images, labels, key)
         with copy.deepcopy(engine) as other:
             assert_same_bits([other.loss_and_gradients(images, labels, key)], [loss])
-            other.model.head.bias.value[...] += 1.0
+            other.model.parameters["head.bias"].value[...] += 1.0
             assert (other.predict(images) != engine.predict(images)).any()
         del other
         assert_same_bits([engine.loss_and_gradients(images, labels, key)], [loss])

@@ -15,7 +15,7 @@ from small_run import RECIPE, Killed, Listener, bits, kill, make_dataset, run_at
 from minivit import Engine, UserError, create_model, load_model, save_model
 from minivit.arrays import Array
 from minivit.data.images import Decoding
-from minivit.data.resized import ResizedImages, as_resized
+from minivit.data.on_demand import OnDemandImages, Resized, as_on_demand
 from minivit.train.evaluation import evaluate
 from minivit.train.initial import begun_with
 from minivit.train.recipe import Recipe, model_config
@@ -140,7 +140,7 @@ def test_a_run_of_another_model_than_the_weights_is_refused(weights: Path, tmp_p
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_resized_when_they_are_read_and_only_those(channels: int) -> None:
     source = np.random.default_rng(0).integers(0, 256, (40, 6, 4, channels), dtype=np.uint8)
-    images = ResizedImages(source, Decoding((9, 8), None, 0.75, "bilinear", "squash"))
+    images = OnDemandImages(Resized(source, Decoding((9, 8), None, 0.75, "bilinear", "squash")))
     assert (images.shape, images.ndim, len(images)) == ((40, 9, 8, channels), 4, 40)
     pixels = np.asarray(images)
     for i in (0, 7, 39):
@@ -148,7 +148,7 @@ def test_images_are_resized_when_they_are_read_and_only_those(channels: int) -> 
         resized = image.resize((10, 12), Image.Resampling.BILINEAR).crop((1, 2, 9, 11))
         assert_array_equal(pixels[i], np.asarray(resized).reshape(9, 8, channels))
     chosen = images[np.array([39, 7])]
-    assert as_resized(chosen) is not None
+    assert as_on_demand(chosen) is not None
     assert_array_equal(np.asarray(chosen), pixels[[39, 7]])
 
 
@@ -167,7 +167,7 @@ def test_the_bits_of_a_batch_do_not_depend_on_when_images_are_resized(weights: P
 
 def test_images_of_two_channels_cannot_be_resized() -> None:
     with pytest.raises(UserError, match="images of 2 channels cannot be resized"):
-        ResizedImages(np.zeros((1, 2, 2, 2), np.uint8), Decoding((4, 4)))
+        Resized(np.zeros((1, 2, 2, 2), np.uint8), Decoding((4, 4)))
 
 
 def test_a_device_trains_on_images_that_the_host_resizes(weights: Path, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_large_images_are_evaluated_in_smaller_batches() -> None:
             return predict(images)
 
         engine.predict = counted  # type: ignore[method-assign]
-        images = ResizedImages(np.zeros((300, 8, 8, 1), np.uint8), Decoding((256, 256)))
+        images = OnDemandImages(Resized(np.zeros((300, 8, 8, 1), np.uint8), Decoding((256, 256))))
         measured = evaluate(engine, images, np.zeros(300, np.int64), (0.5,), (0.5,))  # type: ignore[arg-type]
     assert measured.images == 300
     assert counts == [256, 44]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from masked_files import FOREIGN, foreign_folder, made
 from model_files import SMALL, foreign, model_of
 from mutate_bytes import mutations
 
@@ -25,7 +26,7 @@ from minivit.cli.common import open_model
 from minivit.errors import UserError
 from minivit.nn.config import ViTConfig
 from minivit.nn.vit import ViT
-from minivit.weights import load_model, model_metadata, read_tensors, save_model, write_tensors
+from minivit.weights import load_masked_model, load_model, model_metadata, read_tensors, save_model, write_tensors
 from minivit.weights.entries import exported, hollow
 from minivit.weights.formats import layout_named, recognised
 from minivit.weights.layout import WeightsFile, check_shapes
@@ -296,6 +297,23 @@ def test_a_config_json_with_wrong_values(tmp_path: Path, kind: Kind, name: str) 
     for _ in range(2 * COUNT):
         file.write_text(json.dumps(changed(config, generator)))
         check(path, file)
+
+
+def test_models_for_masked_pre_training_with_wrong_values(tmp_path: Path) -> None:
+    model = made("mae")
+    own = {"format": "masked", "task": "mae", "config": model.config.to_dict(), "options": model.options, "extra": {}}
+    config, generator = FOREIGN["mae"], np.random.default_rng(8)
+    foreign_folder(tmp_path / "theirs", "mae")
+    path, file = tmp_path / "model.safetensors", tmp_path / "theirs" / "config.json"
+    for _ in range(COUNT // 2):
+        write_tensors(path, model.state_dict(), {"minivit": json.dumps(changed(own, generator))})
+        file.write_text(json.dumps(changed(config, generator)))
+        check(path)
+        check(file.with_name("model.safetensors"), file)
+        for named in (path, file.with_name("model.safetensors")):
+            message = message_of(load_masked_model, named)
+            assert message is None or named.name in message or file.name in message
+            assert "\n" not in (message or "")
 
 
 @pytest.mark.parametrize("header", [b"[" * 100_000, b'{"a":' * 100_000, b"{" + b'"a":[' * 50_000])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bare_vit import images, model, shaken
+from forks import needs_fork
 
 import minivit
 from minivit import Layer, ViT
@@ -54,6 +55,18 @@ def test_every_layer_that_the_page_shows_is_checked_and_right(fields: dict[str, 
         assert check["passed"], (name, check)
         assert "skipped" not in verdicts(check), (name, check)
         assert max(row["error"] for row in check["rows"]) < 1e-6, (name, check)
+
+
+@needs_fork
+def test_two_processes_check_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    vit = shaken(model())
+    trace, found = traced(vit), []
+    for cores in (1, 2):
+        monkeypatch.setattr("minivit.engine.jobs.cores", lambda cores=cores: cores)
+        checks = check_layers(vit, trace)
+        found.append({name: {**check, "seconds": 0.0} for name, check in checks.items()})
+    assert list(found[0]) == list(found[1])
+    assert repr(found[0]) == repr(found[1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -25,6 +25,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "positions in each block": {"depth": 2, "pos_embed_layers": "each"},
     "layer scale and norms of queries": {"init_values": 0.1, "qk_norm": True},
     "a stem of convolutions": {"img_size": (4, 8), "patch_size": 2, "conv_stem": (4,)},
+    "a hybrid": {"img_size": (8, 12), "patch_size": 4, "resnet": (1,)},
     "overlapping patches": {"img_size": (4, 9), "patch_size": 3, "patch_stride": (1, 2)},
     "a hidden layer and another activation": {"representation_size": 5, "act_layer": "quick_gelu"},
     "one channel": {"in_chans": 1},

@@ -47,7 +47,7 @@ def has_kernel(cache: Any) -> bool:
 
 @pytest.mark.parametrize(("rows", "columns", "count"), [(1, 1, 1), (1, 3, 2), (2, 1, 5), (3, 2, 1)])
 @pytest.mark.parametrize(("patch", "channels"), STEMS, ids=str)
-def test_stems_of_all_strides_equal_their_layers(
+def test_a_conv_stem_of_any_strides_equals_its_layers(
     patch: int, channels: tuple[int, ...], rows: int, columns: int, count: int
 ) -> None:
     stem, x = stem_of(patch, channels), normal(np.empty((count, rows * patch, columns * patch, 3)))
@@ -57,7 +57,7 @@ def test_stems_of_all_strides_equal_their_layers(
         assert_near(got, passes(stem, x), 1e-12, least=1e-3)
 
 
-def test_the_other_gradients_are_the_same_without_that_of_the_images() -> None:
+def test_the_other_gradients_of_a_conv_stem_are_the_same_without_that_of_the_images() -> None:
     stem, x = stem_of(4, (4, 6, 5), "float32"), normal(np.empty((2, 8, 12, 3), "float32"))
     _, _, *expected = passes(stem, x)
     stem.zero_grad()

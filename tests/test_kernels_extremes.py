@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+
 import numpy as np
 import pytest
 from contract import normal
@@ -203,3 +206,19 @@ def test_layer_norm_of_one_number_is_the_bias() -> None:
     dx, dweight, dbias = ops.layer_norm_backward(dy, cache)
     assert (y.tolist(), dx.tolist()) == ([[11], [11]], [[0], [0]])
     assert (dweight.tolist(), dbias.tolist()) == ([0], [5])
+
+
+class _Words(ctypes.Structure):
+    """A signalling NaN of float32, as often as fits in 64 KiB."""
+
+    _fields_ = (("words", ctypes.c_uint32 * (1 << 14)),)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the C library has another name")
+def test_attention_does_not_warn_of_what_an_earlier_call_left_on_the_stack() -> None:
+    qkv = normal(np.empty((1, 5, 3 * H * K))).astype("float32")
+    leave_on_stack = ctypes.CDLL(None).getpid
+    leave_on_stack.argtypes = [_Words]
+    leave_on_stack(_Words((ctypes.c_uint32 * (1 << 14))(*[0x7FA00000] * (1 << 14))))
+    with np.errstate(invalid="raise"):
+        ops.attention(qkv, H, None, slice(0, 1))

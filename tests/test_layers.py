@@ -22,6 +22,22 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
+# They consist of layers that are here themselves, and a report on each of their parameters takes seconds. The first
+# test below replaces that of the contract.
+MODELS = ("ViT", "MAE", "SimMIM", "MaskedPatches", "ResNet", "ResNetFeatures")
+
+
+@pytest.mark.parametrize("case", [case for case in LAYERS if case.op not in MODELS], ids=str)  # type: ignore[no-redef]
+def test_the_taylor_remainder_has_slope_2_or_the_function_is_linear(case: Case) -> None:
+    contract.test_the_taylor_remainder_has_slope_2_or_the_function_is_linear(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in LAYERS if case.op in MODELS], ids=str)
+def test_the_taylor_remainder_of_a_whole_model_has_slope_2_too(case: Case) -> None:
+    contract.test_the_taylor_remainder_has_slope_2_or_the_function_is_linear(case)
+
+
 def test_gradient_by_the_references(case: Case) -> None:
     contract.test_gradient(contract.by_reference(case))
 

@@ -160,13 +160,18 @@ def test_a_position_of_zeros_has_no_similarity() -> None:
         ({"patch_stride": (1, 1), "in_chans": 1}, (2, 3, 1)),
         ({"embed_norm": "both", "embed_dim": 32}, (2, 3, 3)),
         ({"conv_stem": (5, 4), "img_size": 8, "patch_size": 2}, (3, 3, 3)),
+        ({"resnet": (0,), "img_size": 8, "patch_size": 4}, (7, 7, 3)),
     ],
 )
 def test_filter_components_are_the_eigenvectors_of_the_covariance_of_the_filters(
     fields: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
     vit = shaken(model(**fields))
-    weight = vit.patch_embed.convs[0].conv.weight if fields.get("conv_stem") else vit.patch_embed.proj.weight  # type: ignore[attr-defined]
+    first: Any = vit.patch_embed
+    if "conv_stem" in fields:
+        weight = first.convs[0].conv.weight
+    else:
+        weight = first.backbone.stem.conv.weight if "resnet" in fields else first.proj.weight
     filters = weight.value.T
     covariance = np.zeros((filters.shape[1],) * 2)
     for each in filters:

@@ -17,12 +17,12 @@ from minivit.nn.presets import get_config
 from minivit.train.recipe import Recipe
 from minivit.train.recipes import folder_recipe, load_recipe, recipe_names
 
-DATA_SETS = {"cifar10", "cifar100", "digits", "folder", "folder-large", "folder-small"}
+DATA_SETS = {"cifar10", "cifar10-30min", "cifar10-gpu", "cifar100", "digits", "folder", "folder-large", "folder-small"}
 DOCUMENTS = {"labml", "lightning-tutorial", "paper-finetune", "paper-pretrain"}
 
 
 def test_there_is_a_recipe_for_each_data_set_and_document() -> None:
-    assert set(recipe_names()) == DATA_SETS | DOCUMENTS | {"finetune", "layer"}
+    assert set(recipe_names()) == DATA_SETS | DOCUMENTS | {"finetune", "layer", "pretrain"}
 
 
 @pytest.mark.parametrize("name", sorted(DATA_SETS | DOCUMENTS))
@@ -56,7 +56,14 @@ def test_the_model_of_a_recipe_trains_when_it_is_made_small(name: str, tmp_path:
     small: dict[str, Any] = {"img_size": 32, "in_chans": 3, "depth": 1, "embed_dim": 8 * config.num_heads}
     small |= {"representation_size": 16} if config.representation_size else {}
     small |= {"patch_size": 8}
-    one_step = {"epochs": 1, "batch_size": 40, "warmup_epochs": 0.0, "warmup_steps": 0, "swa_start": 0.0}
+    one_step: dict[str, Any] = {
+        "augment_off_epochs": 0,
+        "epochs": 1,
+        "batch_size": 40,
+        "warmup_epochs": 0.0,
+        "warmup_steps": 0,
+        "swa_start": 0.0,
+    }
     recipe = load_recipe("photos", name, model_options=small, micro_batch=20, **one_step)
     listener = Listener()
     result = train(run_at(tmp_path / "run", recipe), photos(), listener)

@@ -25,7 +25,7 @@ from small_run import (
 from minivit import Engine, UserError, ViT, load_model
 from minivit.data import normalize
 from minivit.train import training
-from minivit.train.evaluation import Evaluation, evaluate
+from minivit.train.evaluation import Score, evaluate, score
 from minivit.train.interrupt import Interrupted
 from minivit.train.recipe import model_config
 from minivit.train.run_folder import RunFolder
@@ -207,11 +207,11 @@ def test_each_training_image_is_seen_once_an_epoch_and_no_other(
 def test_the_test_set_is_evaluated_once_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, measured = make_dataset(), []
 
-    def spy(engine: Any, images: np.ndarray, *rest: Any) -> Evaluation:
+    def spy(engine: Any, images: np.ndarray, *rest: Any) -> Score:
         measured.append((np.shares_memory(images, dataset.test_images), len(images)))
-        return evaluate(engine, images, *rest)
+        return score(engine, images, *rest)
 
-    monkeypatch.setattr(training, "evaluate", spy)
+    monkeypatch.setattr(training, "score", spy)
     train(run_at(tmp_path / "run"), dataset, Listener())
     assert measured == [(False, 7), (False, 7), (False, 7), (True, 13)]
 
@@ -335,7 +335,7 @@ def test_the_best_epoch_is_chosen_by_accuracy_or_by_loss(choose_by: str, tmp_pat
 def test_a_larger_accuracy_or_a_smaller_loss_is_better(by: str, best: int) -> None:
     state = TrainState()
     for epoch, (accuracy, loss) in enumerate([(0.5, 1.0), (0.75, 2.0), (0.25, 3.0)], start=1):
-        state.choose(epoch, Evaluation(accuracy, loss, 4, np.zeros((2, 2))), by)
+        state.choose(epoch, Score(loss, accuracy, 4), by)
     assert state.best_epoch == best
 
 
@@ -352,7 +352,7 @@ def test_the_backward_pass_ends_where_nothing_earlier_is_trained(first: int, thr
     run = Trainer(run_at(tmp_path / "run", replace(RECIPE, freeze=PREFIXES[first])), make_dataset(), threads)
     assert run.engine.first_block == first
     parameters = run.model.parameters
-    run.model.head.weight.value[...] = np.random.default_rng(0).normal(size=(8, 2))  # it begins as zeros
+    run.model.parameters["head.weight"].value[...] = np.random.default_rng(0).normal(size=(8, 2))  # it begins as zeros
     images, labels, key = run.data_loader.batch(run.train_index[:8], 0, np.dtype("float32"))
     with run.engine:
         run.engine.loss_and_gradients(images, labels, key)

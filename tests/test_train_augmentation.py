@@ -112,7 +112,7 @@ def test_images_that_are_resized_when_they_are_read_are_augmented(tmp_path: Path
 
 def test_the_place_of_nan_is_found_in_mixed_images(tmp_path: Path) -> None:
     trainer = Trainer(run_at(tmp_path / "run", replace(RECIPE, mixup_alpha=1.0)), make_dataset(), threads=1)
-    trainer.model.blocks[1].mlp.fc1.weight.value[0, 0] = np.nan
+    trainer.model.parameters["blocks.1.mlp.fc1.weight"].value[0, 0] = np.nan
     trainer._step(trainer.train_index[:8])
     [step] = trainer.train_step.metrics.read()
     assert step.stopped
@@ -149,7 +149,7 @@ def test_an_image_is_the_same_in_any_batch_where_nothing_mixes(tmp_path: Path) -
         ({"mix_prob": 2}, "mix_prob is 2; expected a number, at least 0 and at most 1"),
         ({"augment_ramp": "long"}, "augment_ramp is 'long'; expected a number"),
         ({"augment_off_epochs": 0.5}, "augment_off_epochs is 0.5; expected a whole number"),
-        ({"resized_crop": (0.5,), "crop_padding": 0}, r"resized_crop is \(0.5,\); expected two numbers, or none"),
+        ({"resized_crop": (0.5,), "crop_padding": 0}, r"resized_crop is \[0.5\]; expected two numbers, or none"),
         ({"resized_crop": (0.9, 0.5), "crop_padding": 0}, "expected two numbers, or none"),
         ({"resized_crop": (0.0, 0.5), "crop_padding": 0}, "expected a list of numbers above 0 and at most 1"),
         ({"resized_crop": (0.5, 1.0)}, "resized_crop and crop_padding are two crops; a run has one of them"),

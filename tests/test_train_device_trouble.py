@@ -154,7 +154,7 @@ def out_of_memory(*_: Any, **__: Any) -> Any:
         "train.step.DataLoader.order",
         "train.step.MetricsBuffer.read",
         "train.optimizers.AdamW.state",
-        "weights.load_model",
+        "train.run_folder.load_model",
     ],
 )
 def test_too_little_memory_outside_of_a_step_says_how_to_go_on(
@@ -184,7 +184,7 @@ def test_too_little_memory_for_a_run_from_another_backend(tmp_path: Path, monkey
 
 
 def test_too_little_memory_for_an_evaluation_says_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minivit.train.training.evaluate", out_of_memory)
+    monkeypatch.setattr("minivit.train.training.score", out_of_memory)
     monkeypatch.setattr("minivit.train.trainer.DEVICE_BATCH", 5)
     for micro_batch, words in ((None, "taking 5 images at a time. About 2"), (4, "taking 4 images at a time. About 2")):
         of = trainer(tmp_path / f"run{micro_batch}", micro_batch=micro_batch)

@@ -24,6 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention pooling of patches": {"global_pool": "map", "class_token": False, "reg_tokens": 1, "qk_norm": True},
     "mean with the class token": {"global_pool": "avg", "pool_include_prefix": True, "no_embed_class": True},
     "stem": {"conv_stem": (5, 7), "patch_size": 2, "img_size": (4, 6)},
+    "hybrid": {"resnet": (0,), "patch_size": 4, "img_size": (8, 12)},
+    "hybrid with stages": {"resnet": (1, 1), "patch_size": 8, "img_size": (16, 8)},
     "overlapping patches": {"patch_stride": (1, 3), "init_values": 0.1, "act_layer": "quick_gelu"},
     "relative": {"pos_embed": "relative", "head_dim": 5, "num_heads": 3},
     "wide heads": {"head_dim": 5},

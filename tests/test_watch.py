@@ -20,7 +20,7 @@ from contract import assert_same_bits
 from devices import SIXTEEN_BITS
 from small_run import RECIPE, Killed, Listener, bits, kill, make_dataset, run_at, train
 
-from minivit import UserError, load_model
+from minivit import UserError, ViT, load_model
 from minivit.data.batches import batches
 from minivit.train.layer_statistics import activation_statistics
 from minivit.train.recipe import Recipe
@@ -114,6 +114,7 @@ def test_statistics_are_those_of_the_parameters_and_the_step(tmp_path: Path) -> 
 def test_statistics_of_activations_are_those_of_each_layers_result(tmp_path: Path) -> None:
     trainer = Trainer(run_at(tmp_path / "run"), make_dataset(), 1)
     images, model = np.random.default_rng(0).normal(size=(3, 4, 4, 1)).astype(np.float32), trainer.model
+    assert isinstance(model, ViT)
     found = activation_statistics(model, images)
     results: dict[str, Any] = {}
     with model.blocks[1].mlp.register_forward_hook(lambda layer, x, y: results.update(y=y)):
@@ -133,7 +134,7 @@ def test_a_sound_run_is_not_warned_of(tmp_path: Path) -> None:
 
 def test_a_dead_layer_is_named(tmp_path: Path) -> None:
     def kill_units(trainer: Trainer) -> None:
-        trainer.model.blocks[1].mlp.fc1.bias.value[...] = -1e3
+        trainer.model.parameters["blocks.1.mlp.fc1.bias"].value[...] = -1e3
 
     (said,) = words_of(tmp_path / "run", kill_units)
     assert "the gradient of blocks.1.norm2.weight" in said
@@ -146,9 +147,9 @@ def test_a_weight_of_zeros_that_stops_the_gradient_is_named(tmp_path: Path) -> N
         step = trainer.train_step.run
 
         def run(*args: Any) -> None:
-            trainer.model.norm.weight.value[...] = 0
+            trainer.model.parameters["norm.weight"].value[...] = 0
             step(*args)
-            trainer.model.norm.weight.value[...] = 0
+            trainer.model.parameters["norm.weight"].value[...] = 0
 
         trainer.train_step.run = run  # type: ignore[method-assign, assignment]
 
@@ -203,7 +204,7 @@ def test_a_parameter_that_is_frozen_on_purpose_is_not_warned_of(tmp_path: Path) 
 @pytest.mark.parametrize("size", ["near", "growing"])
 def test_nan_to_come_is_named(size: str, tmp_path: Path) -> None:
     def grow(trainer: Trainer) -> None:
-        step, weight = trainer.train_step.run, trainer.model.blocks[2].mlp.fc2.weight.value
+        step, weight = trainer.train_step.run, trainer.model.parameters["blocks.2.mlp.fc2.weight"].value
         if size == "near":
             weight *= 1e17
 
@@ -221,14 +222,14 @@ def test_nan_to_come_is_named(size: str, tmp_path: Path) -> None:
 
 def test_a_gradient_that_vanishes_and_one_that_explodes_are_named_with_the_layer(tmp_path: Path) -> None:
     def vanish(trainer: Trainer) -> None:
-        trainer.model.blocks[1].mlp.fc1.bias.value[...] = -6.5
+        trainer.model.parameters["blocks.1.mlp.fc1.bias"].value[...] = -6.5
 
     said = " ".join(words_of(tmp_path / "vanish", vanish))
     assert "the gradient vanishes at blocks.1.mlp.fc" in said
     assert "the result of blocks.1.mlp.act is nearly zero" in said
 
     def explode(trainer: Trainer) -> None:
-        trainer.model.blocks[1].mlp.fc2.weight.value[...] *= 1e6
+        trainer.model.parameters["blocks.1.mlp.fc2.weight"].value[...] *= 1e6
 
     said = " ".join(words_of(tmp_path / "explode", explode))
     assert "the gradient explodes at blocks." in said

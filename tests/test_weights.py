@@ -318,6 +318,8 @@ def test_an_index_and_files_that_differ_are_refused(tmp_path: Path) -> None:
         {"pos_embed_layers": "each", "representation_size": 5, "representation_act": "relu"},
         {"pos_embed": "sincos_2d", "patch_stride": (1, 2), "embed_norm": "both", "global_pool": "map"},
         {"conv_stem": (4, 6), "patch_size": 4, "img_size": (8, 12), "num_classes": 0},
+        {"resnet": (0,), "patch_size": 8, "img_size": (8, 16)},
+        {"resnet": (1, 2), "patch_size": 8, "img_size": (8, 16)},
     ],
     ids=str,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,7 @@ def test_unsupported_options_of_timm_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "options", "message"),
     [
-        ("model.safetensors", {"format": "onnx"}, "unknown format 'onnx'; expected one of 'timm'"),
+        ("model.safetensors", {"format": "keras"}, "unknown format 'keras'; expected one of 'timm'"),
         ("model.pth", {}, "must end in .safetensors"),
         ("model.safetensors", {"extra": {"mean": np.float32(0.5)}}, "extra can hold strings"),
         ("model.safetensors", {"extra": {"mean": float("nan")}}, "extra can hold strings"),
@@ -328,3 +329,9 @@ def test_the_error_for_tensors_in_timms_layout_names_load_model(tmp_path: Path) 
     tensors, _ = read_tensors(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"minivit\.load_model reads them"):
         model_of().load_state_dict(tensors)
+
+
+def test_onnx_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"needs the package onnx: pip install 'minivit\[onnx\]'"):
+        save_model(model_of(), tmp_path / "x.onnx", format="onnx")

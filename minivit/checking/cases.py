@@ -21,21 +21,29 @@ from minivit.arrays import Array, library_name, namespace, real_dtype, to_backen
 from minivit.nn.activations import QuickGELU, ReLU, Tanh
 from minivit.nn.attention import Attention
 from minivit.nn.attention_pool import AttentionPool
+from minivit.nn.bottleneck import Bottleneck, Downsample, PreActBottleneck
 from minivit.nn.config import ViTConfig
 from minivit.nn.conv_stem import Convolution, ConvStem, ConvUnit
+from minivit.nn.corrupted import SimMIM
 from minivit.nn.dropout import Dropout, DropPath
 from minivit.nn.encoder_block import EncoderBlock
 from minivit.nn.gelu import GELU
+from minivit.nn.group_norm import GroupNorm
 from minivit.nn.hidden_head import HiddenHead
+from minivit.nn.hybrid_embed import HybridEmbed
 from minivit.nn.identity import Identity
 from minivit.nn.layer import Layer
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.layer_scale import LayerScale
 from minivit.nn.linear import Linear
+from minivit.nn.mae import MAE
+from minivit.nn.masked_patches import MaskedPatches
 from minivit.nn.mlp import MLP
 from minivit.nn.patch_dropout import PatchDropout
 from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.positions import GridPositions, SinCosPositions
+from minivit.nn.resnet import ResNet, ResNetFeatures, Stage, Stem
+from minivit.nn.std_convolution import MaxPool, StdConvolution
 from minivit.nn.vit import ViT
 from minivit.random import Key
 
@@ -142,6 +150,19 @@ def _kept_tokens(x: Array, first: int) -> Array:
     return order[:, : (x.shape[1] + 1) // 2]
 
 
+def _filled_tokens(x: Array, first: int) -> Array:
+    """Return numbers of tokens for one place more than there are tokens: some twice, and -1 for a third."""
+    xp = namespace(x)
+    bits = sample_key(x, first).bits((len(x), x.shape[1] + 1))
+    index: Array = xp.where(bits % 3 == 0, -1, (bits >> 8).astype(xp.int64) % x.shape[1])
+    return index
+
+
+def _token_labels(x: Array, first: int) -> Array:
+    labels: Array = (sample_key(x, first).bits(x.shape[:2]) >> 8).astype(namespace(x).int64) % x.shape[2]
+    return labels
+
+
 def _labels(x: Array, first: int) -> Array:
     labels: Array = namespace(x).arange(first, first + x.shape[0]) * 5 % x.shape[1]
     return labels
@@ -205,12 +226,28 @@ def _tokens(B: int = 2, N: int = 5, D: int = 7) -> dict[str, Shape]:
     return {"x": (B, N, D)}
 
 
+def _pair(B: int = 2, N: int = 5, D: int = 7) -> dict[str, Shape]:
+    return {"x": (B, N, D), "target": (B, N, D)}
+
+
 def _grid_tokens(B: int = 2, N: int = 15, D: int = 7) -> dict[str, Shape]:
     return {"x": (B, N, 4 * (D + 1))}  # a width that halves and quarters
 
 
 def _images(B: int = 2, rows: int = 5, columns: int = 7, C: int = 11) -> dict[str, Shape]:
     return {"x": (B, rows * PATCH_SIZE[0], columns * PATCH_SIZE[1], C)}
+
+
+def _some_patches(B: int = 2, rows: int = 1, columns: int = 3) -> dict[str, Shape]:
+    return {"x": (B, (rows + 1) * PATCH_SIZE[0], columns * PATCH_SIZE[1], 1)}  # two patches at least
+
+
+def _grouped_images(B: int = 2, rows: int = 5, columns: int = 7, C: int = 2) -> dict[str, Shape]:
+    return {"x": (B, rows, columns, 3 * C), "weight": (3 * C,), "bias": (3 * C,)}
+
+
+def _features(B: int = 2, rows: int = 5, columns: int = 3, C: int = 1) -> dict[str, Shape]:
+    return {"x": (B, rows, columns, 8 * C)}
 
 
 def _qkv(B: int = 2, N: int = 5, D: int = 21) -> dict[str, Shape]:
@@ -243,6 +280,7 @@ _SIMPLE: dict[str, Any] = {"embed_dim": 8, "pos_embed": "sincos_2d", "embed_norm
 _SIMPLE |= {"class_token": False, "global_pool": "avg", "fc_norm": False, "init_values": 0.3}
 _MAP: dict[str, Any] = {"global_pool": "map", "reg_tokens": 2, "no_embed_class": True, "pre_norm": True}
 _MAP |= {"qk_norm": True}
+_ONE = {**_SIMPLE, "depth": 1, "num_classes": 0}
 
 
 def _vit(shape: Shape, drop: float = 0.0, **fields: Any) -> ViT:
@@ -260,6 +298,10 @@ def _block(shape: Shape, drop: float = 0.0, **options: Any) -> Layer:
     D = shape[-1]
     rates: dict[str, Any] = dict.fromkeys(("attn_drop_rate", "proj_drop_rate", "drop_path_rate"), drop)
     return EncoderBlock(D, num_heads(D), D + 2, **rates, **options)
+
+
+def _resnet(C: int, **options: Any) -> Layer:
+    return ResNetFeatures(C, (1, 1), width_factor=1 / 16, num_groups=2, eps=0.1, **options)
 
 
 OPS: tuple[Case, ...] = (
@@ -287,7 +329,16 @@ OPS: tuple[Case, ...] = (
     _op("unfold", "unfold", _images, (3, 2), (2, 1), (1, 1)),
     _op("unfold-stride", "unfold", _images, PATCH_SIZE, (1, 2)),
     _op("unfold-gaps", "unfold", _images, (2, 1), (3, 2), (0, 1)),
+    _op("unfold-sides", "unfold", _images, (3, 2), (2, 2), ((0, 1), (1, 0))),
+    _op("max_pool", "max_pool", _images, PATCH_SIZE, (2, 1)),
+    _op("max_pool-padding", "max_pool", _images, (3, 3), (2, 1), ((1, 2), (2, 1))),
+    _op("group_norm", "group_norm", _grouped_images, 3),
+    _op("standardize", "standardize", lambda B=2, I=7, O=5: {"weight": (B, I, O)}, 0.3),  # noqa: E741 - I and O of the op
     _op("take_tokens", "take_tokens", _tokens, _kept_tokens),
+    _op("fill_tokens", "fill_tokens", lambda B=2, N=5, D=7: {"x": (B, N, D), "token": (1, 1, D)}, _filled_tokens),
+    _op("pixel_error", "pixel_error", _pair),
+    _op("pixel_error-absolute", "pixel_error", _pair, 1),
+    _op("token_cross_entropy", "token_cross_entropy", _tokens, _token_labels),
     _op(
         "grid_positions",
         "grid_positions",
@@ -376,11 +427,33 @@ LAYERS: tuple[Case, ...] = (
     _layer("ConvUnit", _images, lambda x: ConvUnit(x[-1], 13)),
     _layer("ConvStem", _images, lambda x: ConvStem((2, 2), (3, 5), x[-1], 13)),
     _layer("ConvStem-strides", _cells, lambda x: ConvStem((4, 4), (7, 11, 5), x[-1], 13)),
+    _layer("GroupNorm", _features, lambda x: GroupNorm(x[-1], 2)),
+    _layer("StdConvolution", _images, lambda x: StdConvolution(x[-1], 13, 3, 2)),
+    _layer("StdConvolution-pixels", _images, lambda x: StdConvolution(x[-1], 13, 1)),
+    _layer("StdConvolution-half", _images, lambda x: StdConvolution(x[-1], 13, 3, 2, "half", 0.1)),
+    _layer("MaxPool", _images, lambda x: MaxPool()),
+    _layer("MaxPool-zeros", _images, lambda x: MaxPool(padding="half")),
+    _layer("Downsample", _features, lambda x: Downsample(x[-1], 6, 2, True, 3)),
+    _layer("Bottleneck", _features, lambda x: Bottleneck(x[-1], x[-1], num_groups=2, eps=0.1)),
+    _layer("Bottleneck-first", _features, lambda x: Bottleneck(x[-1], 16, 2, True, 2)),
+    _layer("PreActBottleneck", _features, lambda x: PreActBottleneck(x[-1], x[-1], num_groups=2, eps=0.1)),
+    _layer("PreActBottleneck-first", _features, lambda x: PreActBottleneck(x[-1], 16, 2, True, 2)),
+    _layer("Stage", _features, lambda x: Stage(x[-1], 32, 2, 1, num_groups=1, eps=0.1)),
+    _layer("ResNetFeatures", _few_patches, lambda x: _resnet(x[-1])),
+    _layer("ResNetFeatures-preact", _few_patches, lambda x: _resnet(x[-1], preact=True, padding="half")),
+    _layer("ResNet", _few_patches, lambda x: ResNet(5, (1,), x[-1], width_factor=1 / 16, num_groups=2, eps=0.1)),
+    _layer("HybridEmbed", _cells, lambda x: HybridEmbed((4, 4), (), x[-1], 5)),
+    _layer("Stem", _few_patches, lambda x: Stem(x[-1], 4, num_groups=2, eps=0.1)),
     _layer("GridPositions", _grid_tokens, lambda x: GridPositions(grid_of(x[1]), x[-1])),
     _layer("GridPositions-concat", _grid_tokens, lambda x: GridPositions(grid_of(x[1]), x[-1], concat=True)),
     _layer("SinCosPositions", _grid_tokens, lambda x: SinCosPositions(grid_of(x[1]), x[-1])),
     _layer("SinCosPositions-mae", _grid_tokens, lambda x: SinCosPositions(grid_of(x[1]), x[-1], "mae")),
     _layer("PatchDropout", _tokens, lambda x: PatchDropout(0.3, int(x[1] > 1)), random=True),
+    _layer("SimMIM", _some_patches, lambda x: SimMIM(_vit(x, depth=1, num_classes=0)), random=True),
+    _layer("MaskedPatches", _some_patches, lambda x: MaskedPatches(_vit(x, depth=1, num_classes=0)), random=True),
+    _layer("MaskedPatches-pixels", _some_patches, lambda x: MaskedPatches(_vit(x, **_ONE), "pixels"), random=True),
+    _layer("MAE", _some_patches, lambda x: MAE(_vit(x, depth=1, num_classes=0), 0.75, 4, 1, 1), random=True),
+    _layer("MAE-norm", _some_patches, lambda x: MAE(_vit(x, 0.3, **_ONE), 0.6, 4, 2, 2, 5, True), random=True),
     _layer("ViT-token", _few_patches, _vit),
     _layer("ViT-token-drop", _few_patches, lambda x: _vit(x, 0.3, act_layer="gelu_tanh"), random=True),
     _layer("ViT-avg", _few_patches, lambda x: _vit(x, act_layer="gelu_tanh", global_pool="avg", class_token=False)),

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minivit.cli.common import CommandResult, add_data, dataset_name, is_folder_of_images, open_dataset
+from minivit.cli.common import CommandResult, add_data, dataset_name
 from minivit.cli.recipe_options import add_fields, given_options
 from minivit.cli.terminal import Terminal
+from minivit.cli.training import open_images
 from minivit.data import Dataset, load_dataset
 from minivit.data.dataset import split_validation
 from minivit.data.load import NAMES
 from minivit.errors import UserError, expect_whole
 from minivit.files import atomic_write
-from minivit.nn.presets import get_config
 from minivit.random import Key
 from minivit.train.augmentation import Augmentation
 from minivit.train.recipe import Recipe, model_config
@@ -119,10 +119,7 @@ def _opened(args: argparse.Namespace, recipe: Recipe, terminal: Terminal) -> tup
         except UserError:
             terminal.say(f"{recipe.dataset} is not on disk; the images are the digits")
             recipe = replace(recipe, dataset="digits")
-    config = get_config(recipe.model, **recipe.model_options)
-    wanted = is_folder_of_images(recipe.dataset) or "img_size" in recipe.model_options
-    size = (config.height, config.width) if wanted else None
-    return open_dataset(recipe.dataset, size, args.data, terminal, args.skip_bad, **recipe.decoding), recipe
+    return open_images(args, recipe, terminal), recipe
 
 
 def _write(sheet: NDArray[np.uint8], path: Path) -> None:

@@ -16,6 +16,7 @@ from minivit.data.cifar import batches_in
 from minivit.data.load import NAMES
 from minivit.errors import RunError, UserError
 from minivit.nn.vit import ViT
+from minivit.tracing.figures import FORMATS, new_figure
 from minivit.train.run_folder import RunFolder
 from minivit.weights import load_model, model_metadata
 from minivit.weights.preprocessing import Preprocessing, class_names_of, preprocessing_of
@@ -76,10 +77,23 @@ def enough_memory(backend: str) -> Iterator[None]:
         ) from error
 
 
+def check_figure(out: str | None) -> None:
+    """Raise UserError, before any work, if no figure can be drawn into the file `out`, or for want of Matplotlib."""
+    if out:
+        new_figure(1.0, 1.0)
+        if Path(out).suffix.removeprefix(".").lower() not in FORMATS:
+            raise UserError(f"--out is {out}; expected a file .{' or .'.join(FORMATS)}")
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add --data and --skip-bad."""
+    """Add --data, --skip-bad and --stream."""
     parser.add_argument("--data", metavar="DIR", help="folder of CIFAR, also for its download (default: $MINIVIT_DATA)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="read the images of a folder batch by batch (default: if their pixels take more than 1 GB)",
+    )
 
 
 def dataset_name(text: str, gone: bool = False) -> str:
@@ -95,12 +109,24 @@ def open_dataset(
     data: str | None,
     terminal: Terminal,
     skip_bad: bool = False,
+    stream: bool | None = None,
+    labels: bool = True,
     **decoding: Any,
 ) -> Dataset:
-    """Load a data set with a progress bar, with images of `image_size`, resized as `decoding` says; None: as stored."""
+    """Load a data set with a progress bar, with images of `image_size`, resized as `decoding` says; None: as stored.
+
+    Without `labels`, a folder of images needs no class folders (`load_dataset`).
+    """
     with terminal.progress() as progress:
         return load_dataset(
-            name, data_dir=data, progress=progress, image_size=image_size, skip_bad=skip_bad, **decoding
+            name,
+            data_dir=data,
+            progress=progress,
+            image_size=image_size,
+            skip_bad=skip_bad,
+            stream=stream,
+            labels=labels,
+            **decoding,
         )
 
 

@@ -14,6 +14,7 @@ from minivit.weights import load_model, model_metadata, save_model
 from minivit.weights.formats import layout_named
 from minivit.weights.load import program_of
 from minivit.weights.resample import CONVENTIONS
+from minivit.weights.save import file_at
 from minivit.weights.source import FILE, model_file
 
 HELP = "write a model file in the format of another program"
@@ -26,10 +27,12 @@ EXAMPLES = """\
 examples:
   minivit convert ViT-B_16.npz vit_base/
   minivit convert runs/cifar10-1 for_transformers/ --format huggingface
+  minivit convert runs/cifar10-1 cifar10.onnx
   minivit convert labml.safetensors labml_vit/ --set num_heads=8
   minivit convert vit_base/ larger/ --set num_classes=10 --set img_size=384"""
 
-FORMATS = ("timm", "google", "huggingface", "vit_pytorch", "labml")
+FORMATS = ("timm", "google", "huggingface", "vit_pytorch", "labml")  # those that are also read
+_OF_SUFFIX = {".npz": "google", ".onnx": "onnx"}
 _TIMM_EPS = 1e-6  # of the layer norms that timm's configuration can name
 _OF_A_RUN = ("run", "step")  # what ties a model to its run
 
@@ -37,8 +40,13 @@ _OF_A_RUN = ("run", "step")  # what ties a model to its run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("source", metavar="IN", help="a run, or a model file or folder")
-    parser.add_argument("target", metavar="OUT", help="a file, such as x.safetensors or x.npz, or a folder")
-    parser.add_argument("--format", choices=FORMATS, help="the format (default: google for .npz, else timm)")
+    parser.add_argument("target", metavar="OUT", help="a file, such as x.safetensors, x.npz or x.onnx, or a folder")
+    parser.add_argument(
+        "--format",
+        choices=(*FORMATS, "onnx"),
+        metavar="FORMAT",
+        help=f"{', '.join(FORMATS)} or onnx (default: google for .npz, onnx for .onnx, else timm)",
+    )
     parser.add_argument(
         "--checkpoint", choices=("best", "last"), default="best", help="which model of a run (default: best)"
     )
@@ -57,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
     source, target = model_path(args.source, args.checkpoint), Path(args.target).expanduser()
-    chosen = args.format or ("google" if target.suffix == ".npz" else "timm")
+    chosen = args.format or _OF_SUFFIX.get(target.suffix.lower(), "timm")
     before = model_file(source)
     extra = {name: value for name, value in model_metadata(source).items() if name not in _OF_A_RUN}
     model = load_model(source, dtype=args.dtype, resample=args.resample, **model_fields(args.set))
@@ -65,7 +73,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     classes = extra.get("class_names")
     if isinstance(classes, list) and len(classes) != config.num_classes:
         del extra["class_names"]  # they are those of the old head
-    written = target if target.suffix and not target.is_dir() else target / f"model{layout_named(chosen).suffix}"
+    written = file_at(target, ".onnx" if chosen == "onnx" else layout_named(chosen).suffix, chosen)
     _expect_free(written, before)
     blocks = f"{config.depth} block{'s' * (config.depth > 1)} of width {config.embed_dim}"
     terminal.say(

@@ -44,8 +44,9 @@ examples:
 
 DEFAULT_MODEL = "vit_tiny_patch4_32"
 DEFAULT_DEPTH = 2
-_EVALUATIONS = 800  # forward passes for each block, a complex one counted as four
-_FLOPS = 1e12  # for one check of a run or a file
+_EVALUATIONS = 67  # forward passes for each parameter, a complex one counted as four; a block has 12
+_FLOPS = 1e12  # in a minute, about
+_LONG = 3  # minutes, from which on the time is said
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,6 +157,10 @@ def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Rep
         depth = affordable_depth(whole, args.batch) if args.depth is None else min(args.depth, whole.depth)
         model = _first_blocks(loaded, depth)
     config = model.config
+    if not config.num_classes:
+        raise UserError(f"{name} has no head, and so no loss to check: `minivit convert` gives it one with num_classes")
+    if (minutes := _minutes(config, args.batch)) > _LONG:
+        terminal.say(f"{len(model.parameters)} parameters are checked, which takes some {minutes:.0f} minutes")
     what = f"{name} ({depth} of its {whole.depth} blocks)"
     with terminal.progress() as progress:
         progress(f"checking {what}", 0, 0)
@@ -171,11 +176,14 @@ def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Rep
 
 def affordable_depth(config: ViTConfig, batch: int) -> int:
     """Return the largest number of blocks whose check takes about a minute, at least one."""
-    for depth in range(config.depth, 1, -1):
-        flops = summarize(replace(config, depth=depth)).flops * batch
-        if _EVALUATIONS * depth * flops <= _FLOPS:
-            return depth
-    return 1
+    deep = (depth for depth in range(config.depth, 1, -1) if _minutes(replace(config, depth=depth), batch) <= 1)
+    return next(deep, 1)
+
+
+def _minutes(config: ViTConfig, batch: int) -> float:
+    """Return the minutes that a check takes, about; a hybrid has many parameters before its blocks."""
+    parameters = len(ViT.without_values(config).declared())
+    return _EVALUATIONS * parameters * summarize(config).flops * batch / _FLOPS
 
 
 def _first_blocks(model: ViT, depth: int) -> ViT:

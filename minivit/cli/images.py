@@ -19,9 +19,11 @@ from minivit.cli.terminal import Terminal
 from minivit.data import Dataset, split_validation
 from minivit.data.images import Decoding, decode_file, quiet_pillow
 from minivit.data.load import NAMES
-from minivit.data.resized import as_resized
+from minivit.data.on_demand import Resized, as_on_demand
 from minivit.errors import UserError, counted
+from minivit.nn.config import ViTConfig
 from minivit.train.run_folder import RunFolder
+from minivit.weights.preprocessing import Preprocessing
 
 # A class of ImageNet as its folder is called. Sorted, they are in the order of the heads of all models of ImageNet-1k.
 _SYNSET = re.compile(r"n\d{8}")
@@ -78,23 +80,30 @@ def labelled_images(
     UserError
         There is no such data set or no such part, or its images or classes are not those of the model.
     """
-    config = opened.model.config
     name = dataset_of(run, args.dataset, folder)
-    size = (config.height, config.width)
-    converted = {"channels": 3} if config.in_chans == 3 else {}  # greyscale files are shown as RGB
-    decoding = {**opened.preprocessing.decoding, **converted}
-    dataset = open_dataset(name, size, args.data, terminal, args.skip_bad, **decoding)
-    if (resized := as_resized(dataset.test_images)) is not None:
-        terminal.say(
-            f"the images of {dataset.name} are resized from {_by(resized.source.shape)} to {_by(resized.shape)}"
-        )
-    channels = dataset.test_images.shape[3]
-    if channels != config.in_chans:
-        raise UserError(f"{run} expects images of {config.in_chans} channels, but {dataset.name} has {channels}")
+    dataset = dataset_for(run, name, opened.model.config, opened.preprocessing, args, terminal)
+    on_demand = as_on_demand(dataset.test_images)
+    if on_demand is not None and isinstance(on_demand.source, Resized):
+        source = on_demand.source
+        terminal.say(f"the images of {dataset.name} are resized from {_by(source.images.shape)} to {_by(source.shape)}")
     names, order = _class_order(run, opened, dataset)
     own = folder.recipe if folder is not None and folder.is_trained_on(name, dataset) else None
     pixels, labels = _part(dataset, split, (own.validation, own.seed) if own else None)
     return LabelledImages(dataset, names, pixels, order[labels])
+
+
+def dataset_for(
+    run: str, name: str, config: ViTConfig, preprocessing: Preprocessing, args: argparse.Namespace, terminal: Terminal
+) -> Dataset:
+    """Return the data set `name` with images as the model of `run` takes them; UserError if it has other channels."""
+    size = (config.height, config.width)
+    converted = {"channels": 3} if config.in_chans == 3 else {}  # greyscale files are shown as RGB
+    decoding = {**preprocessing.decoding, **converted}
+    dataset = open_dataset(name, size, args.data, terminal, args.skip_bad, args.stream, **decoding)
+    channels = dataset.test_images.shape[3]
+    if channels != config.in_chans:
+        raise UserError(f"{run} expects images of {config.in_chans} channels, but {dataset.name} has {channels}")
+    return dataset
 
 
 def image_files(paths: Sequence[str], opened: OpenedModel, terminal: Terminal) -> NDArray[np.uint8]:

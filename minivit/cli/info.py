@@ -122,13 +122,15 @@ def _of_run(recipe: Recipe, result: Mapping[str, Any] | None, epochs: int) -> di
         "data": recipe.dataset,
         "recipe": f"{recipe.model}, {recipe.optimizer}, lr {recipe.lr:g}, {recipe.batch_size} images a step",
     }
+    if recipe.task:
+        facts["task"] = f"{recipe.task}; the model is its encoder"
     if result is None:
         return facts | {"state": f"{epochs} of {recipe.epochs} epochs are done; --resume continues"}
-    accuracy = f"{percent(result['test_accuracy'])} of {result['test_images']:,} test images"
-    return facts | {
-        "state": f"finished after {epochs} epoch{'s' * (epochs > 1)}; the best was {result['best_epoch']}",
-        "accuracy": accuracy,
-    }
+    of_images = f"of {result['test_images']:,} test images"
+    state = f"finished after {epochs} epoch{'s' * (epochs > 1)}; the best was {result['best_epoch']}"
+    if recipe.task:
+        return facts | {"state": state, "loss": f"{result['test_loss']:.4f} {of_images}"}
+    return facts | {"state": state, "accuracy": f"{percent(result['test_accuracy'])} {of_images}"}
 
 
 def _table(facts: Mapping[str, str], values: dict[str, Any], terminal: Terminal) -> CommandResult:

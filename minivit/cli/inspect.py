@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     with enough_memory(args.backend):
         subject = with_labels(subject, args.label, terminal)
         data = explorer.explore(
-            opened.model,
+            subject.model,
             subject.images,
             subject.labels,
             class_names=opened.class_names or (),

@@ -13,14 +13,15 @@ from minivit.cli.common import (
     add_data,
     add_threads,
     check_backend,
+    check_figure,
     enough_memory,
 )
 from minivit.cli.model_fields import add_set
 from minivit.cli.recipe_options import RECIPE_OPTIONS, add_init, add_precision, add_recipe_options, asked_recipe
 from minivit.cli.terminal import Terminal
-from minivit.cli.train import open_images
-from minivit.errors import UserError, program
-from minivit.tracing.figures import FORMATS, new_figure, save_figure
+from minivit.cli.training import open_images
+from minivit.errors import program
+from minivit.tracing.figures import save_figure
 from minivit.train.lr_find import FIRST, LAST, STEPS, LearningRateSearch, find_learning_rate, plot_learning_rates
 from minivit.train.run_folder import RunFolder
 from minivit.train.trainer import Trainer
@@ -66,10 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
     check_backend(args.backend)
-    if args.out:
-        new_figure(1.0, 1.0)  # Matplotlib is missing, or the format is unknown: before the search
-        if Path(args.out).suffix.removeprefix(".").lower() not in FORMATS:
-            raise UserError(f"--out is {args.out}; expected a file .{' or .'.join(FORMATS)}")
+    check_figure(args.out)
     recipe, start = asked_recipe(args)
     dataset = open_images(args, recipe, terminal)
     micro_batch = args.micro_batch or None if args.backend != "numpy" else None

@@ -32,6 +32,9 @@ from minivit.cli import (
     inspect,
     lr_find,
     predict,
+    prepare,
+    pretrain,
+    probe,
     runs,
     trace,
     train,
@@ -42,10 +45,13 @@ from minivit.train.interrupt import Interrupt
 
 COMMANDS: dict[str, Any] = {
     "train": train,
+    "pretrain": pretrain,
     "lr-find": lr_find,
     "augment": augment,
+    "prepare": prepare,
     "eval": evaluate,
     "predict": predict,
+    "probe": probe,
     "runs": runs,
     "figures": figures,
     "trace": trace,

@@ -17,6 +17,9 @@ _WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true
 FIELDS_OF_A_FILE = "a field of the model that its file does not define, such as num_heads=8; can be repeated"
 
 
+_COUNTS = {"conv_stem": "channels, such as conv_stem=24,48", "resnet": "blocks, such as resnet=3,4,9"}
+
+
 def add_set(parser: argparse.ArgumentParser, words: str = FIELDS_OF_A_FILE) -> None:
     """Add --set, whose values `model_fields` returns."""
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=words)
@@ -43,10 +46,10 @@ def _field(text: str) -> tuple[str, Any]:
         if len(sizes) > 2 or not all(size.isdecimal() for size in sizes):
             raise UserError(f"--set {text}: expected pixels, such as {name}=32, or {name}=32x48 for height x width")
         return name, int(sizes[0]) if len(sizes) == 1 else [int(size) for size in sizes]
-    if name == "conv_stem":
+    if name in _COUNTS:
         counts = value.split(",") if value else []
         if not all(count.isdecimal() for count in counts):
-            raise UserError(f"--set {text}: expected numbers of channels, such as conv_stem=24,48")
+            raise UserError(f"--set {text}: expected numbers of {_COUNTS[name]}")
         return name, [int(count) for count in counts]
     kind = bool if name == "fc_norm" else type(_DEFAULTS[name])
     try:

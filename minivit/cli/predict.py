@@ -29,7 +29,7 @@ from minivit.cli.model_fields import add_set, model_fields
 from minivit.cli.reporters import percent
 from minivit.cli.terminal import Terminal, complain
 from minivit.data.images import Decoding, decode_file, quiet_pillow
-from minivit.data.scan import images_in
+from minivit.data.search import images_in
 from minivit.engine import Engine
 from minivit.engine.machine import cores
 from minivit.errors import UserError, counted

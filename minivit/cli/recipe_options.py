@@ -13,13 +13,16 @@ from minivit.arrays import backend, check_dtype, dtype_named
 from minivit.arrays.precision import PRECISIONS
 from minivit.cli.common import check_threads, dataset_name, is_folder_of_images
 from minivit.cli.model_fields import model_fields
+from minivit.data.prepared import is_prepared, training_images
 from minivit.data.scan import scan_folder
 from minivit.engine.device_step import check_precision
 from minivit.errors import UserError
 from minivit.nn.presets import get_config
 from minivit.train.initial import begun_with
-from minivit.train.recipe import AUTO_AUGMENTS, OPTIMIZERS, Recipe
+from minivit.train.recipe import Recipe
+from minivit.train.recipe_checks import AUTO_AUGMENTS, OPTIMIZERS
 from minivit.train.recipes import FINE_TUNING, folder_crop, folder_recipe, load_recipe
+from minivit.train.run_folder import RunFolder
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
 from minivit.weights.load import OpenedModel
 
@@ -87,13 +90,14 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def add_recipe_options(parser: argparse.ArgumentParser, names: Iterable[str] = RECIPE_OPTIONS) -> None:
-    """Add --recipe and the options of `RECIPE_OPTIONS`, or those called `names` of them."""
+def add_recipe_options(
+    parser: argparse.ArgumentParser, names: Iterable[str] = RECIPE_OPTIONS, usual: str = "that of the data set"
+) -> None:
+    """Add --recipe and the options of `RECIPE_OPTIONS`, or those called `names`; `usual` is the recipe without one."""
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="name of a recipe, such as labml or digits, or a file.toml; docs/systems.md lists them (default: that of "
-        "the data set)",
+        help=f"name of a recipe, or a file.toml; docs/systems.md lists them (default: {usual})",
     )
     add_fields(parser, names)
 
@@ -136,13 +140,17 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def given_fields(args: argparse.Namespace, model_options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the recipe that the command line sets; `model_options` are those to which --set adds."""
+def given_fields(args: argparse.Namespace, recipe: Recipe | None = None) -> dict[str, Any]:
+    """Return the fields of the recipe that the command line sets, added to the options of the models of `recipe`."""
     given = given_options(args)
     if args.backend != "numpy":
         given.pop("micro_batch", None)  # it is part of the recipe on the host only, where the bits depend on it
-    if args.set:
-        given["model_options"] = {**model_options, **model_fields(args.set)}
+    options = {"model_options": model_fields(args.set), "task_options": getattr(args, "task_options", {})}
+    for name, values in options.items():
+        if values:
+            given[name] = {**(getattr(recipe, name) if recipe else {}), **values}
+    if getattr(args, "task", None) is not None:
+        given["task"] = args.task
     return given
 
 
@@ -156,24 +164,27 @@ def check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
         raise UserError(f"micro_batch is {args.micro_batch}; expected at least 0")
 
 
-def asked_recipe(args: argparse.Namespace) -> tuple[Recipe, OpenedModel | None]:
+def asked_recipe(args: argparse.Namespace, usual: str | None = None) -> tuple[Recipe, OpenedModel | None]:
     """Return the recipe of a new run, and the file of --init.
 
-    Without --recipe it is "finetune" if there is --init, else that of the data set, or that for the number of images
-    in a folder.
+    Without --recipe it is `usual`, or "finetune" if there is --init, else that of the data set, or that for the number
+    of images in a folder.
 
     Raises
     ------
     UserError
         An option, the folder or the file cannot be used.
     """
-    dataset, name = dataset_name(args.dataset), args.recipe
+    dataset, name = dataset_name(args.dataset), args.recipe or usual
+    if RunFolder.exists(Path(dataset)):
+        raise UserError(f"{args.dataset} is a run, not a data set; give images, such as those it was trained on")
     if name is None and args.init is not None:
         name = "finetune"
     of_folder = name is None and is_folder_of_images(dataset)
     if of_folder:
-        name = folder_recipe(scan_folder(Path(dataset)).training_images)
-    given = given_fields(args, {})
+        path = Path(dataset)
+        name = folder_recipe(training_images(path) if is_prepared(path) else scan_folder(path).training_images)
+    given = given_fields(args)
     recipe = load_recipe(dataset, name, **given)
     if of_folder and not {"crop_padding", "resized_crop"} & given.keys():
         config = get_config(recipe.model, **recipe.model_options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from minivit.nn.vit import ViT
+    from minivit.nn.model import Model
     from minivit.train.run_folder import RunFolder
     from minivit.train.trainer import StepReport
 
@@ -32,10 +32,11 @@ class LineReporter:
         self.epochs = 0
         self.latest: StepReport | None = None
 
-    def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+    def started(self, run: RunFolder, model: Model, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         """Say what the lines hold, and at which step a resumed run continues."""
         self.epochs = run.recipe.epochs
-        self.say("each epoch: loss and accuracy of training and of validation, images/s")
+        what = "loss" if model.gives_losses else "loss and accuracy"
+        self.say(f"each epoch: {what} of training and of validation, images/s")
         if first_step:
             self.say(f"continuing after step {first_step:,} of {total_steps:,}")
 
@@ -54,7 +55,9 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}"]
     for part, name in (("train", "loss"), ("val", "val")):
         if f"{part}_loss" in metrics:
-            parts.append(f"{name} {metrics[f'{part}_loss']:.4f} {percent(metrics[f'{part}_accuracy']):>7}")
+            accuracy = metrics.get(f"{part}_accuracy")  # pre-training has none
+            words = "" if accuracy is None else f" {percent(accuracy):>7}"
+            parts.append(f"{name} {metrics[f'{part}_loss']:.4f}{words}")
     parts.append(f"{metrics['images_per_second']:,.0f}/s")
     return "  ".join(parts)
 
@@ -96,7 +99,7 @@ class LiveReporter:
     def __exit__(self, *exception: object) -> None:
         self._live.stop()
 
-    def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+    def started(self, run: RunFolder, model: Model, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         """Draw the bar, at the step at which a resumed run continues."""
         self._epochs = run.recipe.epochs
         epoch = min(first_step // steps_per_epoch + 1, self._epochs)
@@ -111,7 +114,7 @@ class LiveReporter:
             completed=report.step,
             epoch=report.epoch,
             loss=f"{report.loss:.3f}",
-            accuracy=percent(report.accuracy),
+            accuracy="-" if report.accuracy is None else percent(report.accuracy),
             rate=f"{report.images_per_second:,.0f}",
             left=duration(report.seconds_left),
         )

@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from minivit import explorer
-from minivit.cli.common import CommandResult
+from minivit.cli.common import CommandResult, check_figure
 from minivit.cli.reporters import duration, percent
 from minivit.cli.terminal import Terminal
 from minivit.errors import UserError
 from minivit.explorer.measures import run_names
-from minivit.tracing.figures import FORMATS, new_figure, save_figure
+from minivit.tracing.figures import save_figure
+from minivit.train.recipe import Recipe
 from minivit.train.run_folder import RunFolder
 
 HELP = "list and compare training runs"
 DESCRIPTION = """\
 List the runs in a folder: their data and model, the epochs that are done, the
-accuracy on the validation images (of the best epoch) and on the test images,
-the time of training and the images per second. Of two runs or more that are
-named, also show the fields of the recipe in which they differ. --out draws loss
-and accuracy of all listed runs by epoch."""
+accuracy (of pre-training, the loss) on the validation images of the best epoch
+and on the test images, the time of training and the images per second. Of two
+runs or more that are named, also show the fields of the recipe in which they
+differ. --out draws loss and accuracy of all listed runs by epoch."""
 EXAMPLES = """\
 examples:
   minivit runs
@@ -43,10 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
-    if args.out:
-        new_figure(1.0, 1.0)  # Matplotlib is missing, or the format is unknown: before anything is read
-        if Path(args.out).suffix.removeprefix(".").lower() not in FORMATS:
-            raise UserError(f"--out is {args.out}; expected a file .{' or .'.join(FORMATS)}")
+    check_figure(args.out)
     paths = [path for text in args.runs for path in _runs_in(Path(text).expanduser())]
     opened, described, errors = [], [], []
     for path in dict.fromkeys(paths):
@@ -118,10 +116,13 @@ def _described(run: RunFolder) -> dict[str, Any]:
         "run": str(run.path),
         "data": recipe.dataset,
         "model": recipe.model,
+        "task": recipe.task,
         "epochs_done": len(lines),
         "epochs": recipe.epochs,
         "val_accuracy": best,
         "test_accuracy": result and result["test_accuracy"],
+        "val_loss": _best_loss(recipe, lines),
+        "test_loss": result and result.get("test_loss"),
         "seconds": rates.get("seconds"),
         "images_per_second": rates.get("images_per_second"),
     }
@@ -129,10 +130,25 @@ def _described(run: RunFolder) -> dict[str, Any]:
 
 def _cells(name: str, values: dict[str, Any]) -> tuple[str, ...]:
     data = Path(values["data"]).name or values["data"]
-    accuracies = ("" if values[key] is None else percent(values[key]) for key in ("val_accuracy", "test_accuracy"))
+    scores = [_score(values, part) for part in ("val", "test")]
     time = "" if values["seconds"] is None else duration(values["seconds"])
     rate = "" if values["images_per_second"] is None else f"{values['images_per_second']:,.0f}"
-    return name, data, values["model"], f"{values['epochs_done']}/{values['epochs']}", *accuracies, time, rate
+    model = f"{values['model']} ({values['task']})" if values["task"] else values["model"]
+    return name, data, model, f"{values['epochs_done']}/{values['epochs']}", *scores, time, rate
+
+
+def _score(values: dict[str, Any], part: str) -> str:
+    """Return the accuracy of a run, of pre-training its loss, or nothing."""
+    accuracy, loss = values[f"{part}_accuracy"], values[f"{part}_loss"]
+    if accuracy is not None:
+        return percent(accuracy)
+    return f"loss {loss:.4f}" if values["task"] and loss is not None else ""
+
+
+def _best_loss(recipe: Recipe, lines: list[dict[str, Any]]) -> float | None:
+    """Return the smallest loss of pre-training on the validation images, or None."""
+    losses = [line["val_loss"] for line in lines if "val_loss" in line] if recipe.task else []
+    return min(losses, default=None)
 
 
 def _differences(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:

@@ -59,13 +59,12 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
     changes = {"zero": args.zero, "scale": scaled(args.scale), "replace": replaced(args.replace)}
     subject = open_subject(args, terminal)
-    opened = subject.opened
     with enough_memory(args.backend):
         subject = with_labels(subject, args.label, terminal)
         # Arrays are kept only where they are needed: those of a large model take gigabytes.
         arrays = bool(args.save) or any(changes.values())
         at = args.at if args.save and args.at else "**"
-        traced = trace(opened.model, subject.images, subject.labels, at, statistics=not arrays, **changes)
+        traced = trace(subject.model, subject.images, subject.labels, at, statistics=not arrays, **changes)
     found = rows(traced.records, args.at)
     findings = diagnose(found)
     _show(traced, found, findings, subject, terminal)

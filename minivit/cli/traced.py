@@ -11,20 +11,24 @@ import numpy as np
 
 from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
 from minivit.checking.layer import without_zeros
-from minivit.cli.common import OpenedModel, check_backend, is_folder_of_images, open_model
+from minivit.cli.common import OpenedModel, check_backend, is_folder_of_images, model_path, open_model
 from minivit.cli.images import image_files
 from minivit.cli.model_fields import model_fields
 from minivit.cli.terminal import Terminal
 from minivit.data import load_dataset
 from minivit.data.scan import scan_folder
 from minivit.errors import UserError, did_you_mean
+from minivit.nn.masked import MaskedModel
+from minivit.nn.model import Model
 from minivit.nn.presets import PRESETS, create_model
 from minivit.nn.vit import ViT
 from minivit.ops.augment import channel_scale, normalized
 from minivit.tracing.figures import count_of
 from minivit.train.nan_dump import read_batch
 from minivit.train.run_folder import RunFolder
-from minivit.weights.preprocessing import Preprocessing
+from minivit.weights import load_masked_model, model_metadata
+from minivit.weights.masked import MASKED
+from minivit.weights.preprocessing import Preprocessing, preprocessing_of
 
 
 class Subject(NamedTuple):
@@ -40,12 +44,20 @@ class Subject(NamedTuple):
         Of the images.
     labels : Array or None
         The known labels, or None.
+    masked : MaskedModel or None
+        Of a run of pre-training the whole model; that of `opened` is its encoder.
     """
 
     opened: OpenedModel
     pixels: Array
     names: list[str]
     labels: Array | None
+    masked: MaskedModel | None = None
+
+    @property
+    def model(self) -> Model:
+        """The model that is traced."""
+        return self.opened.model if self.masked is None else self.masked
 
     @property
     def images(self) -> Array:
@@ -66,10 +78,29 @@ def open_subject(args: argparse.Namespace, terminal: Terminal) -> Subject:
     for name in ("seed", "index"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} is {getattr(args, name)}; expected at least 0")
-    opened = open_target(args.target, args.checkpoint, args.backend, args.set, args.seed, terminal)
+    masked = _masked_model(args.target, args.checkpoint, args.backend)
+    if masked is None:
+        opened = open_target(args.target, args.checkpoint, args.backend, args.set, args.seed, terminal)
+    else:
+        path = model_path(args.target, args.checkpoint)
+        preprocessing = preprocessing_of(path, model_metadata(path), masked.config)
+        opened = OpenedModel(masked.encoder, None, preprocessing)
     if args.image:
-        return Subject(opened, image_files(args.image, opened, terminal), args.image, None)
-    return from_data(args.target, opened, args.data, args.index, args.seed, terminal)
+        return Subject(opened, image_files(args.image, opened, terminal), args.image, None, masked)
+    return from_data(args.target, opened, args.data, args.index, args.seed, terminal)._replace(masked=masked)
+
+
+def _masked_model(text: str, checkpoint: str, backend: str) -> MaskedModel | None:
+    """Return the whole model of a run of pre-training, or of a folder in it, and None for everything else."""
+    path = Path(text).expanduser()
+    if text in PRESETS:
+        return None
+    if RunFolder.exists(path):
+        is_masked = bool(RunFolder.open(path).recipe.task)
+        path = model_path(text, checkpoint)
+    else:
+        is_masked = (path / MASKED).is_file()
+    return load_masked_model(path / MASKED, backend=backend) if is_masked else None
 
 
 def open_target(
@@ -96,10 +127,11 @@ def from_data(text: str, opened: OpenedModel, data: str | None, index: int, seed
         return _of_dump(path, opened, terminal)
     why = f"{text} is not a run" if text not in PRESETS else "a new model has no data set"
     if RunFolder.exists(path):
-        name = RunFolder.open(path).recipe.dataset
+        recipe = RunFolder.open(path).recipe
+        name = recipe.dataset
         try:
             if is_folder_of_images(name):
-                return _of_folder(name, opened, index, terminal)
+                return _of_folder(name, opened, index, terminal, labels=not recipe.task)
             config = opened.model.config
             size = config.height, config.width
             dataset = load_dataset(
@@ -144,8 +176,8 @@ def _check_index(index: int, count: int, name: str) -> None:
         raise _NoSuchImageError(f"--index is {index}; {name} has {count:,} test images, 0 to {count - 1}")
 
 
-def _of_folder(name: str, opened: OpenedModel, index: int, terminal: Terminal) -> Subject:
-    classes = scan_folder(Path(name)).test
+def _of_folder(name: str, opened: OpenedModel, index: int, terminal: Terminal, labels: bool) -> Subject:
+    classes = scan_folder(Path(name), labels).test
     files = [(file.path, label) for label, each in enumerate(classes.values()) for file in each]
     _check_index(index, len(files), name)
     file, label = files[index]
@@ -153,8 +185,8 @@ def _of_folder(name: str, opened: OpenedModel, index: int, terminal: Terminal) -
     known = opened.class_names
     if known is not None:
         label = known.index(names[label]) if names[label] in known else -1
-    labels = np.array([label]) if label >= 0 else None
-    return Subject(opened, image_files([file], opened, terminal), [file], labels)
+    known_labels = np.array([label]) if label >= 0 else None
+    return Subject(opened, image_files([file], opened, terminal), [file], known_labels)
 
 
 def with_labels(subject: Subject, given: Sequence[str], terminal: Terminal) -> Subject:
@@ -168,6 +200,10 @@ def with_labels(subject: Subject, given: Sequence[str], terminal: Terminal) -> S
         A label is no class of the model, or the numbers of labels and images differ.
     """
     model, names, _ = subject.opened
+    if subject.masked is not None:
+        if given:
+            raise UserError("--label: a model of masked pre-training has no classes; leave --label out")
+        return subject._replace(labels=None)
     if not model.config.num_classes:
         if given:
             raise UserError("--label: the model has no head and so no classes; leave --label out")

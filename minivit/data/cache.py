@@ -1,5 +1,7 @@
 """The decoded images of folders, kept so that the next command on a folder starts at once.
 
+Of images that are not kept, because they are many, what is known about them is: `Survey`.
+
 A file in the user's cache folder holds the images as an array that is mapped into memory, then a JSON object and a
 checksum. Its name is a checksum of the names, sizes and times of the image files and of how they are decoded. What is
 written or read here is never needed: a cache that is full, damaged or not writable means that images are decoded again.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -18,13 +21,13 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minivit.errors import RunError
-from minivit.files import atomic_write
+from minivit.files import atomic_write, expect_checksum, read_json, with_checksum, write_json
 
 LARGEST = 8_000_000_000  # bytes of all files
 WORTH_SECONDS = 0.5  # images that are decoded in less time are not kept
@@ -42,6 +45,17 @@ class Kept:
     std: tuple[float, ...]
 
 
+class Survey(NamedTuple):
+    """What is known about images that are not kept: they are read when they are needed."""
+
+    size: tuple[int, int]
+    channels: int
+    bad: tuple[int, ...]  # indices of unreadable images
+    mean: tuple[float, ...]  # of the training part
+    std: tuple[float, ...]
+    fingerprint: str = ""  # of the data set
+
+
 def folder() -> Path | None:
     """Return the folder of the cache, or None if it is switched off."""
     chosen = os.environ.get("MINIVIT_CACHE")
@@ -53,10 +67,11 @@ def folder() -> Path | None:
 
 
 def key(*things: object) -> str:
-    """Return a checksum of the things on which the images depend: files with their times, labels, and decoding."""
+    """Return a checksum of the things on which a data set depends: files with their times, classes, and decoding."""
     import PIL
 
-    digest = hashlib.blake2b(repr((_FORMAT, np.__version__, PIL.__version__)).encode(), digest_size=16)
+    has_heif = importlib.util.find_spec("pillow_heif") is not None
+    digest = hashlib.blake2b(repr((_FORMAT, np.__version__, PIL.__version__, has_heif)).encode(), digest_size=16)
     for thing in things:
         content = thing.tobytes() if isinstance(thing, np.ndarray) else repr(thing).encode("utf-8", "surrogateescape")
         digest.update(content)
@@ -105,6 +120,25 @@ def store(key: str, kept: Kept) -> None:
         atomic_write(path, write)
 
 
+def load_survey(key: str) -> Survey | None:
+    """Return what was kept by `store_survey`, or None if there is nothing or it is damaged."""
+    try:
+        path = _path(key).with_suffix(".json")
+        values = expect_checksum(read_json(path), path)
+        os.utime(path)
+        height, width = values["size"]
+        bad, mean, std = (tuple(values[name]) for name in ("bad", "mean", "std"))
+        return Survey((height, width), values["channels"], bad, mean, std, values["fingerprint"])
+    except Exception:  # whatever a damaged file causes
+        return None
+
+
+def store_survey(key: str, survey: Survey) -> None:
+    """Keep what is known about images under `key`."""
+    with contextlib.suppress(OSError, RunError):
+        write_json(_path(key).with_suffix(".json"), with_checksum(survey._asdict()))
+
+
 def _checksum(images: NDArray[np.uint8], text: bytes) -> int:
     return zlib.crc32(text, zlib.crc32(images.data))
 
@@ -118,7 +152,7 @@ def _path(key: str) -> Path:
 
 def _make_room(chosen: Path, room: int) -> None:
     """Delete the files that were used longest ago, until the others fit into `room`."""
-    by_age = sorted(((path, path.stat()) for path in chosen.glob("images-*.npy")), key=lambda it: -it[1].st_mtime_ns)
+    by_age = sorted(((path, path.stat()) for path in chosen.glob("images-*")), key=lambda it: -it[1].st_mtime_ns)
     for path, status in by_age:
         room -= status.st_size
         if room < 0:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from minivit.arrays import Array
 from minivit.data.images import Decoding
-from minivit.data.resized import ResizedImages, stored
+from minivit.data.on_demand import OnDemandImages, Resized, blocks, stored
 from minivit.errors import UserError
 from minivit.random import Key
+
+UNLABELLED = "unlabelled"  # the class of images without labels
 
 # Called as progress(what, done, total); total is 0 if it is not known.
 ProgressCallback = Callable[[str, int, int], None]
@@ -30,7 +32,7 @@ class Dataset:
     name : str
         Name of the data set in reports.
     train_images, test_images : NDArray[np.uint8]
-        (n, height, width, C), with the same height, width and C in both. `resized` puts `ResizedImages` in their place.
+        (n, height, width, C), with the same height, width and C in both. `OnDemandImages` may be in their place.
     train_labels, test_labels : NDArray[np.int64]
         (n,), from 0 to the number of classes - 1.
     class_names : tuple of str
@@ -39,6 +41,8 @@ class Dataset:
         Mean and standard deviation of each channel of the training pixels divided by 255.
     validation_index : NDArray[np.int64], optional
         Ascending indices of the training images that are for validation alone, where a data set has such a part.
+    known_fingerprint : str, optional
+        What `fingerprint` returns, where it is known, for images that are read when they are needed.
 
     Raises
     ------
@@ -55,6 +59,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     validation_index: NDArray[np.int64] | None = None
+    known_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         self._check_part("training", self.train_images, self.train_labels)
@@ -74,20 +79,29 @@ class Dataset:
         ):
             raise UserError(f"{self.name}: expected ascending indices of some of the training images for validation")
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images have classes. Without, all have the label 0, whose class name is `UNLABELLED`."""
+        return self.class_names != (UNLABELLED,)
+
     def fingerprint(self) -> str:
         """Return a checksum of all images, as they are stored, labels and class names."""
+        if self.known_fingerprint is not None:
+            return self.known_fingerprint
         digest = hashlib.blake2b(repr((self.class_names, self.train_images.shape)).encode(), digest_size=16)
-        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            digest.update(np.ascontiguousarray(stored(array)).data)
+        for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
+            for block in blocks(stored(images)):
+                digest.update(np.ascontiguousarray(block).data)
+            digest.update(labels.tobytes())
         if self.validation_index is not None:
             digest.update(self.validation_index.tobytes())
         return digest.hexdigest()
 
     def resized(self, decoding: Decoding) -> Dataset:
         """Return the data set with images of the size of `decoding`, which are resized when they are read."""
-        parts = (ResizedImages(stored(images), decoding) for images in (self.train_images, self.test_images))
-        train, test = (cast("NDArray[np.uint8]", part) for part in parts)
-        return replace(self, train_images=train, test_images=test)
+        sources = (Resized(stored(images), decoding) for images in (self.train_images, self.test_images))
+        train, test = (cast("NDArray[np.uint8]", OnDemandImages(source)) for source in sources)
+        return replace(self, train_images=train, test_images=test, known_fingerprint=None)
 
     def _check_part(self, part: str, images: Array, labels: Array) -> None:
         where = f"{self.name}: {part}"
@@ -102,6 +116,25 @@ class Dataset:
         if len(wrong):
             first, last = wrong[0], len(self.class_names) - 1
             raise UserError(f"{where} image {first} has the label {labels[first]}; expected 0 to {last}")
+
+
+def dataset_of_parts(
+    name: str,
+    class_names: tuple[str, ...],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    part_of: NDArray[np.int64],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Dataset:
+    """Return the data set of images whose parts, 0 for training, 1 for validation and 2 for tests, are `part_of`.
+
+    The images for tests are the last.
+    """
+    end = int((part_of < 2).sum())
+    index = np.flatnonzero(part_of[:end] == 1)
+    validation = index if len(index) else None
+    return Dataset(name, images[:end], labels[:end], images[end:], labels[end:], class_names, mean, std, validation)
 
 
 class TrainingSet(Dataset):
@@ -153,14 +186,25 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
     They are computed from the exact counts of the 256 values. The standard deviation of a constant channel is set to 1,
     so that images can be divided by it.
     """
-    C = images.shape[3]
-    counts = np.zeros((C, 256), np.int64)
-    for start in range(0, len(images), 64):  # in pieces, because bincount converts each pixel to 8 bytes
-        part = images[start : start + 64]
-        for c in range(C):
-            counts[c] += np.bincount(part[..., c].ravel(), minlength=256)
+    counts = np.zeros((images.shape[3], 256), np.int64)
+    for block in blocks(images):
+        counts += value_counts(block)
+    return statistics_of(counts)
+
+
+def value_counts(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return how often each of the 256 values occurs in each channel of images (n, height, width, C): (C, 256)."""
+    counts = np.zeros((pixels.shape[3], 256), np.int64)
+    for start in range(0, len(pixels), 64):  # in pieces, because bincount converts each pixel to 8 bytes
+        for c, own in enumerate(counts):
+            own += np.bincount(pixels[start : start + 64, ..., c].ravel(), minlength=256)
+    return counts
+
+
+def statistics_of(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return what `channel_statistics` does for images with these `value_counts`."""
     values = np.arange(256) / 255.0
-    weights = counts / counts.sum(axis=1, keepdims=True)
+    weights = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mean = weights @ values
     variance = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
     std = np.where(counts.astype(bool).sum(axis=1) == 1, 1.0, np.sqrt(variance))

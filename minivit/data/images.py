@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,11 +113,22 @@ def decode(
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Hide Pillow's warnings and log: they are about metadata, or repeat for each file; faults of pixels are errors."""
+    """Hide Pillow's warnings and log: they are about metadata, or repeat for each file; faults of pixels are errors.
+
+    A thread besides the main one cannot change what is shown for a while; see `mute_pillow`.
+    """
     logging.getLogger("PIL").addHandler(_nowhere)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
+
+
+def mute_pillow() -> None:
+    """Hide Pillow's warnings from now on, for images that threads read."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode_file(path: Path, decoding: Decoding) -> tuple[NDArray[np.uint8], tuple[int, int]]:

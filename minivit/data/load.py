@@ -13,6 +13,7 @@ from minivit.data.digits import load_digits
 from minivit.data.download import download_archive
 from minivit.data.folder import load_folder
 from minivit.data.images import Decoding
+from minivit.data.prepared import is_prepared, load_prepared
 from minivit.data.read import height_width
 from minivit.data.scan import class_names
 from minivit.errors import UserError, did_you_mean
@@ -54,6 +55,8 @@ def load_dataset(
     fit: str = "crop",
     channels: int | None = None,
     skip_bad: bool = False,
+    stream: bool | None = None,
+    labels: bool = True,
 ) -> Dataset:
     """Return a data set by its name or from a path.
 
@@ -61,7 +64,8 @@ def load_dataset(
     ----------
     name_or_path : str or Path
         "digits", "cifar10", "cifar100", or the path of a tar archive of CIFAR, of a folder of its batch files, or of a
-        folder of images: one folder for each class, or train/, test/ and val/, each with one folder for each class.
+        folder of images: one folder for each class, or train/, test/ and val/, each with one folder for each class; or
+        of a folder that `minivit prepare` wrote.
     data_dir : str or Path, optional
         The folder to search for CIFAR, whatever its archive or folder is called, and to download it to. By default:
         search $MINIVIT_DATA, or ./data if it is not set, then the user's cache folder; download to $MINIVIT_DATA, or to
@@ -72,13 +76,20 @@ def load_dataset(
         Called as progress(what, done, total) during a download and while image files are read.
     image_size : int or (height, width), optional
         The size to which images are resized: those of a folder when they are decoded, and all others when they are
-        read (`minivit.data.resized`). By default all images must have one size, which they keep.
+        read (`minivit.data.on_demand`). By default all images must have one size, which they keep.
     crop_fraction, interpolation, fit
         How images are resized; as in `minivit.data.images.decode`.
     channels : 1 or 3, optional
         Convert the images of a folder to greyscale or to RGB. By default: greyscale if every file is, else RGB.
     skip_bad : bool
         Leave out the images of a folder that cannot be read, with one warning.
+    stream : bool, optional
+        Whether the images of a folder stay in their files, and each batch is read when it is needed
+        (`minivit.data.on_demand`). By default they do if their pixels take more than 1 GB. It changes no bit.
+    labels : bool
+        Whether the images of a folder must have classes. Without, any folder of images will do: one without two or
+        more classes gives a data set whose `has_labels` is False. One with them, and any other data set, is the same
+        as with labels, so that no image for tests is in the training part.
 
     Raises
     ------
@@ -91,15 +102,24 @@ def load_dataset(
         dataset = load_digits()
     elif name in _ON_DISK:
         as_stored = replace(decoding, size=None, channels=None)
-        dataset = _find_or_download(name, data_dir, download, progress, as_stored, skip_bad)
+        dataset = _find_or_download(name, data_dir, download, progress, as_stored, skip_bad, stream)
     else:
-        dataset = _load_path(Path(name_or_path).expanduser(), progress, decoding, skip_bad)
+        dataset = _load_path(Path(name_or_path).expanduser(), progress, decoding, skip_bad, stream, labels)
     return dataset if decoding.size in (None, dataset.train_images.shape[1:3]) else dataset.resized(decoding)
 
 
-def _load_path(path: Path, progress: ProgressCallback | None, decoding: Decoding, skip_bad: bool) -> Dataset:
+def _load_path(
+    path: Path,
+    progress: ProgressCallback | None,
+    decoding: Decoding,
+    skip_bad: bool,
+    stream: bool | None,
+    labels: bool = True,
+) -> Dataset:
+    if is_prepared(path):
+        return load_prepared(path, decoding, stream)
     if path.is_dir() and not batches_in(path):
-        return load_folder(path, decoding, skip_bad=skip_bad, progress=progress)
+        return load_folder(path, decoding, skip_bad=skip_bad, progress=progress, stream=stream, labels=labels)
     if path.is_dir() or path.is_file():
         return load_cifar(path)
     near = did_you_mean(str(path).lower().replace("-", ""), NAMES)
@@ -116,11 +136,12 @@ def _find_or_download(
     progress: ProgressCallback | None,
     decoding: Decoding,
     skip_bad: bool,
+    stream: bool | None,
 ) -> Dataset:
     folders, target = _data_folders(data_dir)
     for folder in folders:
         for found in _candidates(folder, name):
-            dataset = _load_path(found, progress, decoding, skip_bad)
+            dataset = _load_path(found, progress, decoding, skip_bad, stream)
             if dataset.name != name and dataset.name in _ON_DISK:
                 raise UserError(f"{found} holds {dataset.name}, not {name}; rename it")
             return dataset

@@ -1,18 +1,22 @@
-"""Decode many image files, several at a time."""
+"""Decode many image files, several at a time: into one array, block by block, or a batch when it is needed."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minivit.data.dataset import ProgressCallback
-from minivit.data.images import Decoding, decode_file, quiet_pillow
+from minivit.data.images import Decoding, decode_file, mute_pillow, quiet_pillow
+from minivit.data.on_demand import LostImagesError, Pixels
 from minivit.engine.machine import cores
 from minivit.errors import UserError
 
@@ -73,9 +77,41 @@ def all_named(errors: Sequence[UserError]) -> str:
     return f"{len(errors):,} images cannot be read; replace them or remove them: {shown}{more}"
 
 
+class Block(NamedTuple):
+    """Some decoded files; the pixels of an unreadable one are zeros."""
+
+    start: int  # the index of the first file
+    pixels: Pixels  # (n, height, width, C), of `Decoding.channels` or 3
+    errors: dict[int, UserError]  # of the files that cannot be read, by their index
+    grey: bool  # whether every readable file was decoded to one channel
+
+
+class Gathered:
+    """Blocks in one array of `count` images."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._whole: Pixels = np.empty((0, 0, 0, 0), np.uint8)
+
+    def keep(self, block: Block) -> None:
+        """Copy a block to its place."""
+        if not self._whole.size:
+            self._whole = np.empty((self._count, *block.pixels.shape[1:]), np.uint8)
+        self._whole[block.start : block.start + len(block.pixels)] = block.pixels
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the blocks."""
+        return self._whole.shape[3]
+
+    def images(self, channels: int) -> Pixels:
+        """Return the images (count, height, width, channels): all channels, or the first, where they are alike."""
+        return self._whole if channels == self.channels else self._whole[..., :channels].copy()
+
+
 def read_what_can_be(
     files: Sequence[Path], decoding: Decoding, progress: ProgressCallback | None = None
-) -> tuple[NDArray[np.uint8], dict[int, UserError]]:
+) -> tuple[Pixels, dict[int, UserError]]:
     """Return the images, with zeros for each unreadable file, and the errors of those files, by their index.
 
     Raises
@@ -83,41 +119,110 @@ def read_what_can_be(
     UserError
         No file can be read, or the files have different sizes and `decoding` gives no size.
     """
+    gathered = Gathered(len(files))
+    errors, grey = decode_blocks(files, decoding, gathered.keep, progress)
+    return gathered.images(1 if grey else gathered.channels), errors
+
+
+def decode_blocks(
+    files: Sequence[Path],
+    decoding: Decoding,
+    keep: Callable[[Block], object],
+    progress: ProgressCallback | None = None,
+) -> tuple[dict[int, UserError], bool]:
+    """Decode the files on threads, and call `keep` for one block after another, in the order of the files.
+
+    Returns
+    -------
+    errors : dict
+        Those of the files that cannot be read, by their index.
+    grey : bool
+        Whether every readable file was decoded to one channel.
+
+    Raises
+    ------
+    UserError
+        As in `read_what_can_be`.
+    """
     if not files:
         raise UserError("there are no image files to read")
     errors: dict[int, UserError] = {}
+    all_grey = True
     with quiet_pillow(), _stopped_at_once() as (pool, stop):
         first, shape = _first_size(files, decoding)
-        images = np.zeros((len(files), *shape, decoding.channels or 3), np.uint8)
 
-        def read(start: int) -> bool:
-            all_grey = True
-            for i in range(start, min(start + _FILES_PER_TASK, len(files))):
+        def read(start: int) -> Block:
+            some = files[start : start + size]
+            images = np.zeros((len(some), *shape, decoding.channels or 3), np.uint8)
+            failed: dict[int, UserError] = {}
+            grey = True
+            for i, file in enumerate(some):
                 if stop.is_set():
                     break
                 try:
-                    pixels, _ = decode_file(files[i], decoding)
+                    pixels, _ = decode_file(file, decoding)
                 except UserError as error:
-                    errors[i] = error
+                    failed[start + i] = error
                     continue
                 if pixels.shape[:2] != shape:
                     raise UserError(
-                        f"{files[i]} is {pixels.shape[0]} x {pixels.shape[1]} pixels, but {first} is {shape[0]} x "
+                        f"{file} is {pixels.shape[0]} x {pixels.shape[1]} pixels, but {first} is {shape[0]} x "
                         f"{shape[1]}; give an image size to resize all of them"
                     )
                 images[i] = pixels
-                all_grey &= pixels.shape[2] == 1
-            return all_grey
+                grey &= pixels.shape[2] == 1
+            return Block(start, images, failed, grey)
 
-        all_grey = True
-        starts = range(0, len(files), _FILES_PER_TASK)
-        for start, grey in zip(starts, pool.map(read, starts), strict=True):
-            all_grey &= grey
+        size = min(_FILES_PER_TASK, -(-len(files) // (4 * cores())))
+        starts = iter(range(0, len(files), size))
+        waiting = deque(pool.submit(read, start) for start in islice(starts, 4 * cores()))
+        while waiting:
+            block = waiting.popleft().result()
+            waiting.extend(pool.submit(read, start) for start in islice(starts, 1))
+            keep(block)
+            errors |= block.errors
+            all_grey &= block.grey
             if progress is not None:
-                progress("reading images", min(start + _FILES_PER_TASK, len(files)), len(files))
+                progress("reading images", block.start + len(block.pixels), len(files))
     if len(errors) == len(files):
         raise UserError(all_named([errors[i] for i in range(len(files))]))
-    return images[..., :1].copy() if all_grey else images, dict(sorted(errors.items()))
+    return errors, all_grey
+
+
+class ImageFiles:
+    """The source of the images in files, which are decoded when they are read; see `minivit.data.on_demand`.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Readable files.
+    decoding : Decoding
+        Has a size and a number of channels.
+    """
+
+    def __init__(self, files: Sequence[Path], decoding: Decoding) -> None:
+        assert decoding.size is not None
+        assert decoding.channels is not None
+        self._files, self._decoding = [file.absolute() for file in files], decoding
+        self.background = not any(file.suffix.lower() in (".tif", ".tiff") for file in files)  # `image_files.load`
+        self.shape = (len(files), *decoding.size, decoding.channels)
+        mute_pillow()
+
+    def read(self, index: NDArray[np.int64]) -> Pixels:
+        """Return the images of the indices; LostImagesError if a file has become unreadable."""
+        if not len(index):
+            return np.empty((0, *self.shape[1:]), np.uint8)
+        try:
+            images, errors = read_what_can_be([self._files[i] for i in index.tolist()], self._decoding)
+        except UserError as error:  # none can be read
+            raise LostImagesError(_put_back(str(error))) from error
+        if errors:
+            raise LostImagesError(_put_back("; ".join(map(str, list(errors.values())[:5]))))
+        return images
+
+
+def _put_back(text: str) -> str:
+    return f"{text.removesuffix('; replace it or remove it')}: put back what was there when the images were loaded"
 
 
 def _first_size(files: Sequence[Path], decoding: Decoding) -> tuple[Path, tuple[int, int]]:

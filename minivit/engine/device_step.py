@@ -14,7 +14,7 @@ from minivit.arrays import Array, check_dtype, dtype_named, namespace, on_device
 from minivit.arrays.precision import PRECISIONS, tf32
 from minivit.engine.micro_batches import Batch, StepOptions, accumulate, micro_batch_slices, predict
 from minivit.errors import UserError
-from minivit.nn.vit import ViT
+from minivit.nn.model import Model
 from minivit.ops.registry import disabled_kernels
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
@@ -38,7 +38,7 @@ class DeviceStep:
 
     Parameters
     ----------
-    model : ViT
+    model : Model
         A model on a device.
     precision : str, optional
         One of `PRECISIONS`; by default that of the model's own dtype.
@@ -49,7 +49,7 @@ class DeviceStep:
         The device or the model does not support the precision.
     """
 
-    def __init__(self, model: ViT, precision: str | None) -> None:
+    def __init__(self, model: Model, precision: str | None) -> None:
         self._store = model.parameters.store
         values = self._store.values
         xp = namespace(values)

@@ -33,13 +33,14 @@ from minivit.engine.micro_batches import (
     predict,
     predict_by_tokens,
     ready,
-    take_turns,
     train,
 )
 from minivit.engine.reduction import reduction_plan, vectors_needed
+from minivit.engine.threads import take_turns
 from minivit.errors import RunError, UserError, expect_whole
 from minivit.nn.describe import arrays_in, checksum
 from minivit.nn.hooks import is_watched
+from minivit.nn.model import Model
 from minivit.nn.vit import ViT
 from minivit.ops.cross_entropy import check_labels
 from minivit.ops.registry import reference_only_here, runs_references_only
@@ -62,8 +63,9 @@ class Engine:
 
     Parameters
     ----------
-    model : ViT
-        Its gradients receive the total of each step.
+    model : ViT or MaskedModel
+        Its gradients receive the total of each step. One that gives losses has no labels, and the loss of each image
+        (B, 1) takes the place of logits.
     threads : int, optional
         Workers, each for one core; the machine's cores by default. On a device there is one.
     micro_batch : int, optional
@@ -95,7 +97,7 @@ class Engine:
 
     def __init__(
         self,
-        model: ViT,
+        model: Model,
         threads: int | None = None,
         micro_batch: int | None = None,
         precision: str | None = None,
@@ -128,7 +130,7 @@ class Engine:
         self._device = None if on_host else DeviceStep(self.model, self.precision)
         self._replica = self._device.replica if self._device else self.model.replica()
         self.dtype: Any = self._replica.parameters.store.values.dtype
-        self._replicas: list[ViT] = []  # for a training step, one for each gradient vector
+        self._replicas: list[Model] = []  # for a training step, one for each gradient vector
         self._constants = arrays_in(self.model) if on_host else []  # worker processes have them as they were
         self._checksums = [checksum(a) for a in self._constants]
 
@@ -154,8 +156,8 @@ class Engine:
 
     @property
     def num_outputs(self) -> int:
-        """The number of logits of an image."""
-        return self.model.config.num_outputs
+        """The number of logits of an image, 1 for a model that gives losses."""
+        return self.model.num_outputs
 
     def close(self) -> None:
         """End the other workers, after any call that is still running, and give the memory that was kept back.
@@ -200,7 +202,7 @@ class Engine:
         self.close()
 
     def loss_and_gradients(
-        self, images: Array, labels: Array, rng: RngLike = None, label_smoothing: float = 0.0
+        self, images: Array, labels: Array | None = None, rng: RngLike = None, label_smoothing: float = 0.0
     ) -> Array:
         """Return the mean loss of a batch, and set the model's gradients to those of this loss.
 
@@ -208,8 +210,9 @@ class Engine:
         ----------
         images : Array
             (B, height, width, C) of the model's dtype.
-        labels : Array
-            (B,) integers below the number of classes, or (B, classes) soft targets.
+        labels : Array, optional
+            (B,) integers below the number of classes, or (B, classes) soft targets. A model that gives losses reads
+            none.
         rng : Key, int or np.random.Generator, optional
             The key of the B samples, for dropout, or a seed, or a generator that a seed is drawn from; None runs the
             model in evaluation mode.
@@ -226,7 +229,7 @@ class Engine:
     def training_step(
         self,
         images: Array,
-        labels: Array,
+        labels: Array | None = None,
         rng: RngLike = None,
         label_smoothing: float = 0.0,
         loss_scale: Array | None = None,
@@ -239,11 +242,16 @@ class Engine:
             0-d, of the dtype of the gradients. It multiplies them, and not the returned loss: for "float16".
         """
         self._follow_model()
+        if self.model.gives_losses:
+            labels = None
+        elif labels is None:
+            raise UserError("labels is a NoneType; the loss of a model with logits needs labels")
         with on_device_of(self._store.values):
-            return self._training_step(native(images), native(labels), rng, label_smoothing, loss_scale)
+            labels = None if labels is None else native(labels)
+            return self._training_step(native(images), labels, rng, label_smoothing, loss_scale)
 
     def _training_step(
-        self, images: Array, labels: Array, rng: RngLike, label_smoothing: float, loss_scale: Array | None
+        self, images: Array, labels: Array | None, rng: RngLike, label_smoothing: float, loss_scale: Array | None
     ) -> tuple[Array, Array]:
         B = self._check(images, labels)
         xp = namespace(images)
@@ -252,7 +260,7 @@ class Engine:
             raise UserError(f"the key names {len(rng.sample_ids)} samples; expected {B}, one for each image")
         slices = micro_batch_slices(B, self.micro_batch or B)
         dtype = self.model.parameters.complete_gradients().dtype
-        logits = xp.empty((B, self.model.config.num_outputs), dtype=dtype)
+        logits = xp.empty((B, self.num_outputs), dtype=dtype)
         losses = xp.empty(len(slices), dtype=dtype)
         batch = Batch(ready(images, self.dtype), labels, logits, losses)
         options = StepOptions(rng, label_smoothing, loss_scale, self.first_block)
@@ -286,7 +294,7 @@ class Engine:
         B = self._check(images)
         xp = namespace(images)
         dtype = self._store.values.dtype
-        logits = xp.empty((B, self.model.config.num_outputs), dtype=dtype)
+        logits = xp.empty((B, self.num_outputs), dtype=dtype)
         with self._computing() as watched:
             if self._device:
                 self._device.predict(images, logits, self.micro_batch)
@@ -312,8 +320,11 @@ class Engine:
         elif pieces:
             tokens = Tokens.of(config, B, images.dtype, np.empty)
 
+            replica = self._replica
+            assert isinstance(replica, ViT)
+
             def work(number: int, wait: Callable[[], None]) -> None:
-                predict_by_tokens(self._replica, images, logits, tokens, pieces, number, wait)
+                predict_by_tokens(replica, images, logits, tokens, pieces, number, wait)
 
             take_turns(work, len(pieces))
         else:
@@ -334,7 +345,7 @@ class Engine:
             self._parallel = ParallelEngine(self._replica, replicas, workers, self.micro_batch, B)
         return self._parallel
 
-    def _replicas_for(self, groups: int, workers: int) -> list[ViT]:
+    def _replicas_for(self, groups: int, workers: int) -> list[Model]:
         """Return a replica for each gradient vector of a training step; the first has the model's own vector."""
         if not self._replicas:
             self._replica.parameters.store.share_gradients(self._store)

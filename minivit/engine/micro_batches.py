@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ from minivit.engine.reduction import Round, add_vectors, members
 from minivit.nn.config import ViTConfig
 from minivit.nn.conv_stem import ConvStem
 from minivit.nn.layer import Layer
+from minivit.nn.model import Model
 from minivit.nn.vit import ViT
 from minivit.ops.attention import ALL
 from minivit.random import Key
@@ -26,8 +25,8 @@ class Batch(NamedTuple):
     """The arrays of a training step: its input, and its results except for the gradients."""
 
     images: Array  # (B, height, width, C)
-    labels: Array  # (B,) or (B, classes)
-    logits: Array  # (B, classes)
+    labels: Array | None  # (B,) or (B, classes); None for a model that gives losses
+    logits: Array  # (B, classes), or the losses (B, 1) of the images
     losses: Array  # of each micro-batch, weighted by its share of the batch
 
 
@@ -52,7 +51,7 @@ def ready(images: Array, dtype: Any) -> Array:
 
 
 def train(
-    replicas: Sequence[ViT],
+    replicas: Sequence[Model],
     batch: Batch,
     options: StepOptions,
     slices: list[slice],
@@ -65,7 +64,7 @@ def train(
 
     Parameters
     ----------
-    replicas : sequence of ViT
+    replicas : sequence of Model
         One for each gradient vector of the plan.
     plan : sequence of Round
         The reduction order; see `minivit.engine.reduction`.
@@ -98,27 +97,36 @@ def forward_backward(replica: Layer, batch: Batch, options: StepOptions, slices:
     """Run the forward and backward pass of one micro-batch, and add to the gradients of `replica`."""
     part = slices[index]
     share = (part.stop - part.start) / slices[-1].stop
-    logits, cache = replica.forward(batch.images[part], None if options.rng is None else options.rng[part])
-    loss, loss_cache = ops.cross_entropy(logits, batch.labels[part], options.label_smoothing)
+    outputs, cache = replica.forward(batch.images[part], None if options.rng is None else options.rng[part])
     with np.errstate(under="ignore"):
         dloss = share if options.loss_scale is None else options.loss_scale * share
+        if batch.labels is None:
+            loss, doutputs = outputs.mean(), namespace(outputs).full_like(outputs, dloss / len(outputs))
+        else:
+            loss, loss_cache = ops.cross_entropy(outputs, batch.labels[part], options.label_smoothing)
+            doutputs = ops.cross_entropy_backward(dloss, loss_cache)
         batch.losses[index] = loss * share
     # Only where it is needed: the backward pass of a user's own model may not take it.
     ends: dict[str, Any] = {"first_block": options.first_block} if options.first_block else {}
-    if isinstance(replica, ViT):
+    if isinstance(replica, Model):
         ends["release"] = True
     if type(replica) is ViT and isinstance(replica.patch_embed, ConvStem):
         ends["images"] = False
-    replica.backward(ops.cross_entropy_backward(dloss, loss_cache), cache, **ends)
-    batch.logits[part] = logits.astype(batch.logits.dtype, copy=False)
+    replica.backward(doutputs, cache, **ends)
+    batch.logits[part] = _rows(outputs, batch.logits)
 
 
 def predict(replica: Layer, images: Array, logits: Array, slices: list[slice], indices: Iterable[int]) -> None:
-    """Set the rows of `logits` (B, classes) for the micro-batches numbered `indices`."""
+    """Set the rows of `logits` (B, outputs) for the micro-batches numbered `indices`."""
     dtype = replica.parameters.store.values.dtype
     for index in indices:
         part = slices[index]
-        logits[part] = replica(ready(images[part], dtype)).astype(logits.dtype, copy=False)
+        logits[part] = _rows(replica(ready(images[part], dtype)), logits)
+
+
+def _rows(outputs: Array, logits: Array) -> Array:
+    """Return the outputs of some images as rows of `logits`: a loss (B,) becomes a column."""
+    return outputs.reshape(len(outputs), -1).astype(logits.dtype, copy=False)
 
 
 class Tokens(NamedTuple):
@@ -185,38 +193,3 @@ def predict_by_tokens(
         wait()
     if number == 0:
         logits[...] = replica.classify(x if of_one else tokens.x, keep=False)[0]
-
-
-def take_turns(work: Callable[[int, Callable[[], None]], None], count: int) -> None:
-    """Call ``work(number, wait)`` for `count` numbers on threads of which one runs at a time.
-
-    Another thread runs when one waits for the others, so that one core does the work of several workers.
-    """
-    running, barrier = threading.Lock(), threading.Barrier(count)
-    errors: list[BaseException] = []
-
-    def wait() -> None:
-        running.release()
-        try:
-            barrier.wait()
-        finally:
-            running.acquire()
-
-    def run(number: int) -> None:
-        with running:
-            try:
-                work(number, wait)
-            except threading.BrokenBarrierError:  # the error of another thread says why
-                pass
-            except BaseException as error:
-                errors.append(error)
-                barrier.abort()
-
-    threads = [threading.Thread(target=contextvars.copy_context().run, args=(run, k)) for k in range(1, count)]
-    for thread in threads:
-        thread.start()
-    run(0)
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]

@@ -22,6 +22,7 @@ from minivit.engine.micro_batches import (
 )
 from minivit.engine.reduction import reduction_plan
 from minivit.engine.worker_pool import Barrier, WorkerPool
+from minivit.nn.model import Model
 from minivit.nn.vit import ViT
 from minivit.ops.registry import disabled_kernels, follow_caller
 
@@ -32,7 +33,7 @@ class _Job(NamedTuple):
     B: int
     options: StepOptions | None  # None to predict
     groups: int  # the most groups of the reduction order
-    soft_labels: bool
+    labels: str  # "whole", "soft" or "none"
     pieces: list[slice]  # of the tokens; empty if each worker takes whole images
     disabled_kernels: frozenset[str]
     float_errors: dict[str, Any]  # what the caller told NumPy to do about them, for layers of its own
@@ -46,7 +47,7 @@ def _float_errors() -> dict[str, Any]:
 class _SharedArrays:
     """The arrays that the workers share, with room for `most` images, and the work of each worker."""
 
-    def __init__(self, model: ViT, replicas: Sequence[ViT], workers: int, micro_batch: int, most: int) -> None:
+    def __init__(self, model: Model, replicas: Sequence[Model], workers: int, micro_batch: int, most: int) -> None:
         config, dtype = model.config, model.parameters.store.values.dtype
         self.model = model
         self.replicas = list(replicas)
@@ -58,7 +59,7 @@ class _SharedArrays:
         self.images = shared_zeros((most, config.height, config.width, config.in_chans), dtype)
         self.labels = shared_zeros((most,), np.int64)
         self.soft_labels = shared_zeros((most, config.num_classes), real_dtype(dtype))
-        self.logits = shared_zeros((most, config.num_outputs), dtype)
+        self.logits = shared_zeros((most, model.num_outputs), dtype)
         self.losses = shared_zeros((most,), dtype)
         self.tokens = Tokens.of(config, min(most, micro_batch), dtype, shared_zeros)
 
@@ -74,14 +75,15 @@ class _SharedArrays:
         images, logits = self.images[:B], self.logits[:B]
         if job.pieces:
             tokens = Tokens(self.tokens.x[:B], self.tokens.qkv[:, :B])
+            assert isinstance(self.model, ViT)
             predict_by_tokens(self.model, images, logits, tokens, job.pieces, number, barrier.wait_polling)
             return
         slices = micro_batch_slices(B, self.micro_batch)
         if job.options is None:
             predict(self.model, images, logits, slices, range(number, len(slices), workers))
             return
-        labels: Any = self.soft_labels if job.soft_labels else self.labels
-        batch = Batch(images, labels[:B], logits, self.losses)
+        labels = {"whole": self.labels[:B], "soft": self.soft_labels[:B], "none": None}[job.labels]
+        batch = Batch(images, labels, logits, self.losses)
         plan = reduction_plan(min(job.groups, len(slices)), workers)
         train(self.replicas, batch, job.options, slices, plan, number, workers, barrier.wait)
 
@@ -91,9 +93,9 @@ class ParallelEngine:
 
     Parameters
     ----------
-    model : ViT
+    model : Model
         A model on the host. The workers see the values that it has at each call.
-    replicas : sequence of ViT
+    replicas : sequence of Model
         One for each gradient vector of a training step; the gradients of the first receive the total. Empty for a pool
         that only predicts.
     workers : int
@@ -104,7 +106,7 @@ class ParallelEngine:
         The number of images for which the shared arrays have room.
     """
 
-    def __init__(self, model: ViT, replicas: Sequence[ViT], workers: int, micro_batch: int, most: int) -> None:
+    def __init__(self, model: Model, replicas: Sequence[Model], workers: int, micro_batch: int, most: int) -> None:
         self.trains = len(replicas) > 0
         self._most = most
         self._last: tuple[Any, bytes] = None, b""  # the last job of a prediction, and what `pickle.dumps` makes of it
@@ -122,15 +124,17 @@ class ParallelEngine:
     def train(self, batch: Batch, options: StepOptions, groups: int) -> None:
         """Set the gradients of the first replica, and `logits` and `losses` of `batch`, in at most `groups` groups."""
         B, arrays = len(batch.images), self._arrays
-        soft = batch.labels.dtype.kind == "f"
-        (arrays.soft_labels if soft else arrays.labels)[:B] = batch.labels
-        self._run(batch.images, _Job(B, options, groups, soft, [], disabled_kernels(), _float_errors()))
+        kind = "none"
+        if batch.labels is not None:
+            kind = "soft" if batch.labels.dtype.kind == "f" else "whole"
+            (arrays.soft_labels if kind == "soft" else arrays.labels)[:B] = batch.labels
+        self._run(batch.images, _Job(B, options, groups, kind, [], disabled_kernels(), _float_errors()))
         batch.logits[...] = arrays.logits[:B]
         batch.losses[...] = arrays.losses[: len(batch.losses)]
 
     def predict(self, images: Array, logits: Array, pieces: list[slice]) -> None:
         """Set `logits` (B, classes); with `pieces`, the workers share the tokens of each image, not the images."""
-        job = _Job(len(images), None, 0, False, pieces, disabled_kernels(), _float_errors())
+        job = _Job(len(images), None, 0, "none", pieces, disabled_kernels(), _float_errors())
         if job != self._last[0]:  # to pickle it takes 60 us where the caches are cold
             self._last = job, pickle.dumps(job)
         self._run(images, *self._last)

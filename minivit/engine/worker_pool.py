@@ -39,7 +39,8 @@ def can_fork() -> bool:
 
 
 @contextmanager
-def _broken_pipe_is_an_ended_worker() -> Iterator[None]:
+def broken_pipe_is_an_ended_worker() -> Iterator[None]:
+    """Raise RunError for the error of a pipe whose other end is gone."""
     try:
         yield
     except (EOFError, OSError) as broken:
@@ -71,11 +72,11 @@ class Barrier:
             self.connections[0].recv_bytes()
             return
         for connection in self.connections:
-            with _broken_pipe_is_an_ended_worker():
+            with broken_pipe_is_an_ended_worker():
                 message = connection.recv_bytes()
             if message != _ARRIVED:
                 raise pickle.loads(message)
-        with _broken_pipe_is_an_ended_worker():
+        with broken_pipe_is_an_ended_worker():
             for connection in self.connections:
                 connection.send_bytes(_ARRIVED)
 
@@ -92,7 +93,7 @@ class Barrier:
     def _receive(self) -> None:
         """Raise the error of a worker that failed or ended, whose message is there."""
         for connection in self.connections:
-            with _broken_pipe_is_an_ended_worker():
+            with broken_pipe_is_an_ended_worker():
                 message = connection.recv_bytes() if connection.poll() else None
             if message is not None:
                 raise pickle.loads(message)
@@ -165,11 +166,11 @@ class WorkerPool:
         connections = self._barrier.connections
         try:
             message = pickle.dumps(job) if message is None else message
-            with _broken_pipe_is_an_ended_worker():
+            with broken_pipe_is_an_ended_worker():
                 for connection in connections:
                     connection.send_bytes(message)
             self._work(0, job, self._barrier)
-            with _broken_pipe_is_an_ended_worker():
+            with broken_pipe_is_an_ended_worker():
                 replies = [connection.recv_bytes() for connection in connections]
             for reply in replies:
                 if reply != _DONE:

@@ -8,12 +8,16 @@ are checked, and the most expensive layers not at all; the checks say so.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
+import numpy as np
+
+from minivit.arrays import namespace
 from minivit.checking import Report, Row
 from minivit.checking.report import Slope
+from minivit.engine.jobs import done_by_workers
 from minivit.engine.machine import single_threaded_blas
 from minivit.explorer.layers import shown
 from minivit.explorer.subjects import Subject, layers_by_name, subject_of
@@ -64,9 +68,15 @@ class Check(TypedDict):
 
 
 def check_layers(
-    model: Layer, trace: Trace, names: Sequence[str] | None = None, *, seed: int = 0, work: float = MOST_WORK
+    model: Layer,
+    trace: Trace,
+    names: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    work: float = MOST_WORK,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> dict[str, Check]:
-    """Check the gradients of each layer at the numbers of a trace.
+    """Check the gradients of each layer at the numbers of a trace, on all cores.
 
     Parameters
     ----------
@@ -81,6 +91,8 @@ def check_layers(
     work : float
         The largest amount of work, in floating-point operations. Where it is not enough, the first 16 tokens alone are
         checked, and then the layers with the least work alone.
+    meanwhile : callable
+        Is called once in this process, while others begin to check.
 
     Returns
     -------
@@ -103,10 +115,20 @@ def check_layers(
     if sum(needed.values()) > work:
         subjects = {name: with_fewer_tokens(subject) for name, subject in subjects.items()}
         needed = {name: work_of(subject, trace) for name, subject in subjects.items()}
+    affordable: list[str] = []
+    for name in sorted(subjects, key=needed.__getitem__):
+        work -= needed[name]
+        if work >= 0:
+            affordable.append(name)
+        else:
+            checks[name] = skipped(_TOO_MUCH)
+    affordable.reverse()  # the longest first, so that the workers end together
+    on_host = namespace(model.parameters.store.values) is np
     with single_threaded_blas(), reference_only_here():
-        for name in sorted(subjects, key=needed.__getitem__):
-            work -= needed[name]
-            checks[name] = _checked(subjects[name], seed) if work >= 0 else skipped(_TOO_MUCH)
+        done = done_by_workers(
+            lambda i: _checked(subjects[affordable[i]], seed), len(affordable), meanwhile, None if on_host else 1
+        )
+    checks.update(zip(affordable, done, strict=True))
     return {name: checks[name] for name in names}
 
 

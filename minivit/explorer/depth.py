@@ -14,6 +14,7 @@ from minivit.arrays import Array, library_name, namespace
 from minivit.errors import UserError
 from minivit.explorer.heat_maps import in_floats
 from minivit.explorer.measures import update_ratios
+from minivit.nn.model import Model
 from minivit.nn.vit import ViT
 from minivit.tracing.attention import attention_distance
 from minivit.tracing.figures import spaced
@@ -23,6 +24,7 @@ from minivit.tracing.trace import Trace, trace
 from minivit.train.run_folder import RunFolder
 from minivit.weights import load_model, read_tensors
 
+_NO_STEPS_OF_MASKED = "The kept steps of a run of masked pre-training are not on this page."
 _NO_RUN = "This model is not from a run, so there are no earlier steps to show."
 _NO_STEPS = "The run kept no steps: train with --keep-every 500 to see them."
 
@@ -50,7 +52,7 @@ class Depth(TypedDict):
 
 
 def depth_of(
-    model: ViT,
+    model: Model,
     traced: Trace,
     image: Array,
     label: int | None,
@@ -63,7 +65,7 @@ def depth_of(
 
     Parameters
     ----------
-    model : ViT
+    model : Model
         The model of the page.
     traced : Trace
         Of the image.
@@ -83,8 +85,8 @@ def depth_of(
     layers = [row.name for row in traced.rows()]
     distance = _distance(model, image) if with_distance else None
     last = _step(model, traced, layers, None, called, None, distance)
-    if run is None:
-        return {"layers": layers, "steps": [last], "note": _NO_RUN}
+    if run is None or not isinstance(model, ViT):
+        return {"layers": layers, "steps": [last], "note": _NO_RUN if run is None else _NO_STEPS_OF_MASKED}
     try:
         kept = run.kept_steps()
     except UserError:
@@ -124,7 +126,7 @@ def _ratios(folders: Mapping[int, Path], layers: list[str]) -> Iterator[list[flo
 
 
 def _step(
-    model: ViT,
+    model: Model,
     traced: Trace,
     layers: list[str],
     step: int | None,
@@ -146,7 +148,7 @@ def _step(
     }
 
 
-def _weights(model: ViT, layers: list[str]) -> list[float]:
+def _weights(model: Model, layers: list[str]) -> list[float]:
     norms: dict[str, list[float]] = {layer: [] for layer in layers}
     for name, parameter in model.parameters.items():
         if (part := part_of(name)) in norms:
@@ -154,7 +156,9 @@ def _weights(model: ViT, layers: list[str]) -> list[float]:
     return [math.hypot(*norms[layer]) for layer in layers]
 
 
-def _distance(model: ViT, image: Array) -> list[list[float]] | None:
+def _distance(model: Model, image: Array) -> list[list[float]] | None:
+    if not isinstance(model, ViT):
+        return None
     try:
         return attention_distance(model, image).tolist()
     except UserError:

@@ -13,16 +13,17 @@ import minivit
 from minivit.arrays import Array, on_device_of, to_host
 from minivit.errors import UserError
 from minivit.explorer.attention import rollout_of
-from minivit.explorer.checks import check_layers
+from minivit.explorer.checks import Check, check_layers
 from minivit.explorer.depth import depth_of
 from minivit.explorer.formulas import formulas
-from minivit.explorer.images import LIMITS, Limits, images_within, weights_of
+from minivit.explorer.images import LIMITS, Limits, images_within
 from minivit.explorer.layers import kinds_of
-from minivit.explorer.mistakes import typical_mistakes
+from minivit.explorer.masks import encoder_of, expect_shown, masks_of, weights_of
+from minivit.explorer.mistakes import Mistake, typical_mistakes
 from minivit.explorer.sources import sources
 from minivit.explorer.tokens import picture
-from minivit.nn.vit import ViT
-from minivit.tracing.measures import expect_vit
+from minivit.nn.masked import MaskedModel
+from minivit.nn.model import Model
 from minivit.train.run_folder import RunFolder
 
 PageData: TypeAlias = dict[str, Any]
@@ -31,7 +32,7 @@ _NO_CHECKS = "the page was made without gradient checks"
 
 
 def explore(
-    model: ViT,
+    model: Model,
     images: Array,
     labels: Array | Sequence[int] | None = None,
     *,
@@ -51,12 +52,13 @@ def explore(
 
     Parameters
     ----------
-    model : ViT
-        The model, with a head; it stays as it is.
+    model : Model
+        A ViT with a head, or a model of masked pre-training (MaskedPatches, SimMIM, MAE); it stays as it is. The page
+        of the latter shows the loss of each image, with the mask of evaluation, and what was seen.
     images : Array
         (B, height, width, C), as the model takes them; at most 16.
     labels : Array or sequence of int, optional
-        (B,). Without labels there is no backward pass.
+        (B,). Without labels there is no backward pass, but of a model of masked pre-training, which takes none.
     class_names : sequence of str
         The names of all classes.
     names : sequence of str
@@ -91,7 +93,7 @@ def explore(
         The model has no head or complex parameters; there are too many images; a label is no class; or the
         number of labels, names, pixels or class names is wrong.
     """
-    expect_vit(model).check_images(images)
+    expect_shown(model).check_images(images)
     source, called = subject or ("model", type(model).__name__)
     numbers = _checked(model, images, labels, class_names, names, pixels, limits)
     # Numbers that are not finite are in the page; in NumPy's words they would be said once for each op.
@@ -103,11 +105,24 @@ def explore(
         for i, image in enumerate(found):
             image["name"] = names[i] if names else f"image {i}"
             image["label_predicted"] = predicted and image["label"] is not None
-            image["png"] = picture(images[i], None if pixels is None else pixels[i])
+            shown = images[i], None if pixels is None else pixels[i]
+            image["png"] = picture(*shown)
+            masks = masks_of(model, singles[i])
+            seen = None if masks is None else picture(*shown, masks, model.config.grid)
+            image["seen"] = (
+                None if masks is None else {"png": seen, "patches": masks.seen, "predicted": masks.predicted}
+            )
             image["rollout"] = rollout_of(model, singles[i], maps) if measured else None
         depth = depth_of(model, first.whole, singles[0], numbers[0], run, checkpoint or called, limits.steps, measured)
-        checked = check_layers(model, first.arrays, first.checked) if checks else {}
-        mistakes, why = typical_mistakes(model, first.arrays, None if note else maps) if checks else ([], _NO_CHECKS)
+        checked: dict[str, Check] = {}
+        tried: list[tuple[list[Mistake], str]] = [([], _NO_CHECKS)]
+        if checks:
+
+            def meanwhile() -> None:
+                tried.append(typical_mistakes(model, first.arrays, None if note else maps))
+
+            checked = check_layers(model, first.arrays, first.checked, meanwhile=meanwhile)
+        mistakes, why = tried[-1]
     kinds = list(dict.fromkeys(kinds_of(first.whole.records, model).values()))
     return _plain(
         {
@@ -134,7 +149,7 @@ def explore(
 
 
 def _checked(
-    model: ViT,
+    model: Model,
     images: Array,
     labels: Array | Sequence[int] | None,
     class_names: Sequence[str],
@@ -146,7 +161,11 @@ def _checked(
     B, C = len(images), model.config.num_classes
     if images.dtype.kind == "c":
         raise UserError("the model is of complex numbers; a page shows real ones: convert it with astype('float64')")
-    if not C:
+    if isinstance(model, MaskedModel):
+        if labels is not None or class_names:
+            raise UserError("a model of masked pre-training has no classes; leave labels and class_names out")
+        C = 0
+    elif not C:
         raise UserError("the model has no head, and so no loss to go back from; give it one with num_classes")
     if limits.images < B:
         raise UserError(f"{B} images were given; a page shows at most {limits.images}")
@@ -178,11 +197,12 @@ def _reduction(most: int, full: bool) -> str:
     )
 
 
-def _model(model: ViT, class_names: Sequence[str], name: str) -> dict[str, Any]:
+def _model(model: Model, class_names: Sequence[str], name: str) -> dict[str, Any]:
     config = model.config
     return {
         "name": name,
         "class": type(model).__name__,
+        "task": model.task if isinstance(model, MaskedModel) else None,
         "parameters": sum(parameter.size for parameter in model.parameters.values()),
         "dtype": str(model.parameters.store.values.dtype),
         "img_size": [config.height, config.width],
@@ -194,7 +214,7 @@ def _model(model: ViT, class_names: Sequence[str], name: str) -> dict[str, Any]:
         "class_token": config.class_token,
         "tokens": config.num_tokens,
         "embed_dim": config.embed_dim,
-        "depth": len(model.blocks),
+        "depth": len(encoder_of(model).blocks),
         "num_heads": config.num_heads,
         "class_names": list(class_names),
     }

@@ -14,8 +14,9 @@ from minivit.arrays import Array
 from minivit.explorer.attention import attention_of
 from minivit.explorer.heat_maps import HeatMaps, NoRoomError, Plane, in_floats
 from minivit.explorer.layers import layers_of, shown
+from minivit.explorer.masks import Masks, encoder_of, masks_of, weights_of
 from minivit.explorer.tokens import path, stages
-from minivit.nn.vit import ViT
+from minivit.nn.model import Model
 from minivit.tracing.figures import count_of
 from minivit.tracing.names import ROOT
 from minivit.tracing.trace import Trace, trace
@@ -90,19 +91,19 @@ class Images(NamedTuple):
     note: str
 
 
-def images_within(limits: Limits, model: ViT, singles: Sequence[Array], labels: Sequence[int | None]) -> Images:
+def images_within(limits: Limits, model: Model, singles: Sequence[Array], labels: Sequence[int | None]) -> Images:
     """Return what a page shows of some images.
 
     Parameters
     ----------
     limits : Limits
         What the page may hold.
-    model : ViT
+    model : Model
         The model.
     singles : sequence of Array
         Each (1, height, width, C), as the model takes it.
     labels : sequence of int or None
-        The label of each; None: no backward pass.
+        The label of each; None: no backward pass, but of a model that gives losses.
     """
     config, count = model.config, len(singles)
     # Attention has a cell for each weight and for its gradient; base64 has 4 characters for 3 of them.
@@ -113,7 +114,11 @@ def images_within(limits: Limits, model: ViT, singles: Sequence[Array], labels: 
                 found = _images(model, singles, labels, maps, None)
                 maps.room = None  # what is added for the model as a whole is little
                 return Images(*found, maps, "")
-    parts = [count_of(len(model.blocks), "block"), f"{config.num_heads} heads", f"{config.num_tokens:,} tokens"]
+    parts = [
+        count_of(len(encoder_of(model).blocks), "block"),
+        f"{config.num_heads} heads",
+        f"{config.num_tokens:,} tokens",
+    ]
     several = "; fewer images may have room" if count > 1 else ""
     note = (
         f"The model has {', '.join(parts)}: the heat maps of {count_of(count, 'image')} would take more than "
@@ -124,7 +129,7 @@ def images_within(limits: Limits, model: ViT, singles: Sequence[Array], labels: 
 
 
 def _images(
-    model: ViT, singles: Sequence[Array], labels: Sequence[int | None], maps: HeatMaps, most: int | None
+    model: Model, singles: Sequence[Array], labels: Sequence[int | None], maps: HeatMaps, most: int | None
 ) -> tuple[list[dict[str, Any]], Traces]:
     """Return the images and the traces of the first; with statistics alone for layers of more than `most` numbers."""
     found, first = [], None
@@ -136,7 +141,7 @@ def _images(
     return found, first
 
 
-def _traced(model: ViT, image: Array, label: int | None, most: int | None) -> Traces:
+def _traced(model: Model, image: Array, label: int | None, most: int | None) -> Traces:
     """Return the traces of an image; if `most` is given, with arrays of the stages and of layers of `most` numbers."""
     labels = None if label is None else [label]
     traced = trace(model, image, labels, statistics=most is not None)
@@ -148,29 +153,30 @@ def _traced(model: ViT, image: Array, label: int | None, most: int | None) -> Tr
     return Traces(traced, trace(model, image, labels, [ROOT, *kept, *small]), small)
 
 
-def _image(model: ViT, traces: Traces, image: Array, maps: HeatMaps, full: bool) -> dict[str, Any]:
+def _image(model: Model, traces: Traces, image: Array, maps: HeatMaps, full: bool) -> dict[str, Any]:
     traced, arrays, _ = traces
-    assert traced.y is not None
-    logits = in_floats(traced.y)[0]
-    probabilities, _ = ops.softmax(logits[None], keep=False)
+    masks = masks_of(model, image)
     dimage = arrays.records[ROOT].dx
     gradient = None if dimage is None else np.linalg.norm(in_floats(dimage)[0], axis=-1)
     height, width, channels = image.shape[1:]
     over = f"norm over {count_of(channels, 'channel')}"
     return {
         "loss": None if traced.loss is None else float(in_floats(traced.loss)),
-        "logits": logits.tolist(),
-        "probabilities": probabilities[0].tolist(),
-        "predicted": int(logits.argmax()),
+        **_result(traced, masks),
         "width": width,
         "height": height,
         "dimage": None if gradient is None else maps.add(Plane(gradient, "rows", "columns", over), gradient.shape),
         "layers": layers_of(traced.records, model, maps if full else None),
-        "path": path(traced, arrays, model),
-        "attention": attention_of(traced, maps) if full else None,
+        "path": path(traced, arrays, model, masks),
+        "attention": attention_of(traced, maps, model, masks) if full else None,
     }
 
 
-def weights_of(model: ViT) -> int:
-    """Return the number of attention weights of one image."""
-    return len(model.blocks) * model.config.num_heads * model.config.num_tokens**2
+def _result(traced: Trace, masks: Masks | None) -> dict[str, Any]:
+    """Return what a classifier predicts; of a model of masked pre-training, which gives a loss alone, there is none."""
+    assert traced.y is not None
+    if masks is not None:
+        return {"logits": None, "probabilities": None, "predicted": None}
+    logits = in_floats(traced.y)[0]
+    probabilities, _ = ops.softmax(logits[None], keep=False)
+    return {"logits": logits.tolist(), "probabilities": probabilities[0].tolist(), "predicted": int(logits.argmax())}

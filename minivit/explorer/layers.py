@@ -7,12 +7,14 @@ from typing import Any, TypedDict
 
 from minivit.explorer.heat_maps import HeatMaps, plane_of
 from minivit.explorer.sources import kind_of
-from minivit.nn.vit import ViT
+from minivit.nn.mae import MAE
+from minivit.nn.model import Model
 from minivit.tracing.names import ROOT
 from minivit.tracing.quantities import ATTENTION
 from minivit.tracing.record import Record
 from minivit.tracing.statistics import Statistics
 
+_ENCODER = "encoder."
 _ROLES = {"x": "in", "y": "out", "dy": "back", "dx": "passed"}
 
 _TITLES = {
@@ -32,6 +34,28 @@ _TITLES = {
     "head": "head",
     "pool": "pooling",
     "cross_entropy": "loss: cross-entropy",
+}
+_MASKED = {
+    "encoder.norm": "final norm of the encoder",
+    "fill_tokens": "some tokens are replaced",
+    "take_tokens": "tokens of the patches to predict",
+    "head": "head: predictions",
+    "patches": "pixels, cut into patches",
+    "take_tokens_2": "pixels to predict",
+    "pixel_error": "loss: error of the pixels",
+    "token_cross_entropy": "loss: cross-entropy of colours",
+}
+_MAE = {
+    **_MASKED,
+    "take_tokens": "tokens that the encoder sees",
+    "decoder_embed": "map to the decoder's width",
+    "fill_tokens": "mask tokens for the others",
+    "sincos_positions": "positions of the decoder",
+    "take_tokens_2": "tokens of the patches to predict",
+    "decoder_norm": "final norm of the decoder",
+    "decoder_pred": "predictions of pixels",
+    "take_tokens_3": "pixels to predict",
+    "layer_norm": "pixels of each patch, with mean 0 and variance 1",
 }
 _IN_BLOCK = {
     "norm1": "layer norm before attention",
@@ -79,14 +103,14 @@ class Layer(TypedDict):
     quantities: list[Quantity]
 
 
-def layers_of(records: Mapping[str, Record], model: ViT, maps: HeatMaps | None) -> list[Layer]:
+def layers_of(records: Mapping[str, Record], model: Model, maps: HeatMaps | None) -> list[Layer]:
     """Return the layers of a trace of one image, and its ops that have no layer of their own, in their order.
 
     Parameters
     ----------
     records : mapping
         Those of the trace, by name.
-    model : ViT
+    model : Model
         The model of the trace.
     maps : HeatMaps or None
         Where the heat maps go; None: statistics alone.
@@ -105,7 +129,7 @@ def layers_of(records: Mapping[str, Record], model: ViT, maps: HeatMaps | None) 
     ]
 
 
-def kinds_of(records: Mapping[str, Record], model: ViT) -> dict[str, str | type]:
+def kinds_of(records: Mapping[str, Record], model: Model) -> dict[str, str | type]:
     """Return the class of each layer that is shown, and the name of each op, by its name."""
     classes: dict[str, type] = {name or ROOT: type(layer) for name, layer in model.named_layers()}
     return {name: records[name].kind if records[name].is_op else classes[name] for name in shown(records)}
@@ -125,19 +149,22 @@ def shown(records: Mapping[str, Record]) -> list[str]:
     ]
 
 
-def title(name: str, model: ViT) -> str:
+def title(name: str, model: Model) -> str:
     """Return what a layer or op of a model is, in words."""
     block = block_of(name)
     if name == "embed":
         return _added(model)
+    own = name.removeprefix(_ENCODER)
     if block is None:
-        return _TITLES.get(name, name)
-    rest = name.split(".", 2)[2:]
+        of_masked = (_MAE if isinstance(model, MAE) else _MASKED) if model.gives_losses else {}
+        return of_masked.get(name, _TITLES.get(own, name))
+    rest = own.split(".", 2)[2:]
     words = _IN_BLOCK.get(rest[0], rest[0]) if rest else ""
-    return f"block {block}: {words}" if words else f"block {block}"
+    of = "decoder " if name.startswith("decoder_") else "encoder " if own != name else ""
+    return f"{of}block {block}: {words}" if words else f"{of}block {block}"
 
 
-def _added(model: ViT) -> str:
+def _added(model: Model) -> str:
     """Return what is added to the patches: "class token and positions"."""
     config = model.config
     has = {
@@ -151,8 +178,8 @@ def _added(model: ViT) -> str:
 
 def block_of(name: str) -> int | None:
     """Return the number of the block that a layer or op is in, or None."""
-    parts = name.split(".")
-    return int(parts[1]) if parts[0] == "blocks" and len(parts) > 1 and parts[1].isdecimal() else None
+    first, *rest = name.removeprefix(_ENCODER).split(".")
+    return int(rest[0]) if first in ("blocks", "decoder_blocks") and rest and rest[0].isdecimal() else None
 
 
 def _parent(name: str, names: list[str]) -> str | None:
@@ -166,12 +193,12 @@ def _parent(name: str, names: list[str]) -> str | None:
 def _quantities(record: Record, maps: HeatMaps | None) -> list[Quantity]:
     """Return x, y, dy and dx, then what is inside, then the parameters, each followed by its gradient."""
     names = [name for name in record.quantities if not name.startswith("d") or name[1:] not in record.quantities]
-    # Of an op, the first argument is also called x; labels are no numbers to differentiate by.
+    # Of an op, the first argument is also called x; labels and indices are no numbers to differentiate by.
     parameters = [name for name in record.argument_names if name != "x"]
     if record.is_op:
         first = record.argument_names[:1]
-        names = [name for name in names if name not in (*first, "labels") or name == "x"]
-        parameters = [name for name in parameters if name in names]
+        names = [name for name in names if name not in (*first, "labels", "index") or name == "x"]
+        parameters = [name for name in parameters if name in names and name != "target"]  # the pixels to predict
     inside = [name for name in names if name not in ("x", "y", *parameters)]
     found = [_quantity(record, name, role, maps) for name, role in _ROLES.items() if name in record.quantities]
     for group, role, gradient in ((inside, "inside", "inside"), (parameters, "parameter", "gradient")):

@@ -13,8 +13,10 @@ from minivit import ops
 from minivit.arrays import Array, to_host
 from minivit.checking import Report, gradcheck, gradcheck_layer
 from minivit.nn.attention import Attention
+from minivit.nn.corrupted import SimMIM
 from minivit.nn.encoder_block import EncoderBlock
 from minivit.nn.layer import Layer
+from minivit.nn.model import Model
 from minivit.nn.parameters import Parameter
 from minivit.nn.vit import ViT
 from minivit.tracing.names import ROOT
@@ -22,14 +24,25 @@ from minivit.tracing.record import Record
 
 _TINY = 1e-30  # an upstream gradient of a smaller norm is as good as zero
 
+
+def _patch_size(layer: Any) -> tuple[int, int]:
+    """Return the sides of the patches of a patch embedding, or of a model of masked pre-training."""
+    return (layer.config.patch_height, layer.config.patch_width) if isinstance(layer, Model) else layer.patch_size
+
+
 # Ops that no layer stands for, and their arguments that are no arrays, read from the layer that calls them.
 OPS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "softmax": lambda layer: {},
     "embed": lambda layer: {},
     "cross_entropy": lambda layer: {},
     "pool": lambda model: {"mode": model.config.global_pool, "num_prefix_tokens": model.config.first_pooled},
-    "patches": lambda layer: {"patch_size": layer.patch_size},
+    "patches": lambda layer: {"patch_size": _patch_size(layer)},
     "unfold": lambda layer: {"kernel": layer.patch_size, "stride": layer.stride},
+    "take_tokens": lambda model: {},
+    "fill_tokens": lambda model: {},
+    "sincos_positions": lambda model: {"grid": model.config.grid, "form": "mae"},
+    "pixel_error": lambda model: {"power": 1 if isinstance(model, SimMIM) else 2},
+    "token_cross_entropy": lambda model: {},
 }
 
 

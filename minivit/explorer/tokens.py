@@ -12,7 +12,10 @@ import numpy as np
 from minivit.arrays import Array
 from minivit.explorer.heat_maps import in_floats
 from minivit.explorer.layers import title
-from minivit.nn.vit import ViT
+from minivit.explorer.masks import Masks, encoder_of, places_of, seen_pixels
+from minivit.nn.mae import MAE
+from minivit.nn.masked import MaskedModel
+from minivit.nn.model import Model
 from minivit.tracing.figures import shown as as_picture
 from minivit.tracing.snapshots import Snapshot
 from minivit.tracing.statistics import Statistics
@@ -44,16 +47,37 @@ class Stage(TypedDict):
     dy_norm: float | None
 
 
-def stages(trace: Trace, model: ViT) -> dict[str, str]:
+def stages(trace: Trace, model: Model) -> dict[str, str]:
     """Return the names of the layers and ops that are stages, in the order of the forward pass, with their kinds."""
-    found = dict(_BEFORE)
-    for i in range(len(model.blocks)):
-        found |= {f"blocks.{i}.attn": "attention", f"blocks.{i}.mlp": "mlp", f"blocks.{i}": "block"}
-    found |= _AFTER
+    if isinstance(model, MaskedModel):
+        found = _masked_stages(model)
+    else:
+        found = {**_BEFORE, **_block_stages("blocks", len(encoder_of(model).blocks)), **_AFTER}
     return {name: kind for name, kind in found.items() if name in trace and trace.records[name].kind != "Identity"}
 
 
-def path(trace: Trace, arrays: Trace, model: ViT) -> list[Stage]:
+def _block_stages(blocks: str, count: int) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in (f"{blocks}.{i}" for i in range(count)):
+        found |= {f"{name}.attn": "attention", f"{name}.mlp": "mlp", name: "block"}
+    return found
+
+
+def _masked_stages(model: MaskedModel) -> dict[str, str]:
+    """Return the stages of a model of masked pre-training; it calls `embed` itself, the layers of its encoder too."""
+    found = {"encoder.patch_embed": "patches"}
+    if not isinstance(model, MAE):
+        found["fill_tokens"] = "embed"
+    found |= {"encoder.pos_embed": "embed", "embed": "embed", "encoder.norm_pre": "norm"}
+    found |= _block_stages("encoder.blocks", len(model.encoder.blocks))
+    if isinstance(model, MAE):
+        found |= {"encoder.norm": "norm", "decoder_embed": "embed", "fill_tokens": "embed"}
+        found |= _block_stages("decoder_blocks", len(model.decoder_blocks))
+        return found | {"decoder_norm": "norm", "decoder_pred": "head", "pixel_error": "loss"}
+    return found | {"encoder.norm": "norm", "head": "head", "pixel_error": "loss", "token_cross_entropy": "loss"}
+
+
+def path(trace: Trace, arrays: Trace, model: Model, masks: Masks | None) -> list[Stage]:
     """Return the stages of one image, in the order of the forward pass.
 
     Parameters
@@ -62,13 +86,15 @@ def path(trace: Trace, arrays: Trace, model: ViT) -> list[Stage]:
         Of the image, also with ``statistics=True``.
     arrays : Trace
         The same with arrays, of all stages or some.
-    model : ViT
+    model : Model
         The model.
+    masks : Masks or None
+        What a model of masked pre-training sees of the image.
     """
-    return [_stage(trace, arrays, name, kind, model) for name, kind in stages(trace, model).items()]
+    return [_stage(trace, arrays, name, kind, model, masks) for name, kind in stages(trace, model).items()]
 
 
-def _stage(trace: Trace, arrays: Trace, name: str, kind: str, model: ViT) -> Stage:
+def _stage(trace: Trace, arrays: Trace, name: str, kind: str, model: Model, masks: Masks | None) -> Stage:
     statistics = trace.records[name].statistics
     held = arrays.records[name].quantities if name in arrays else {}
     return {
@@ -76,25 +102,26 @@ def _stage(trace: Trace, arrays: Trace, name: str, kind: str, model: ViT) -> Sta
         "title": title(name, model) + (": result" if kind == "block" else ""),
         "layer": name,
         "kind": kind,
-        "y": _by_token(held.get("y"), model),
-        "dy": _by_token(held.get("dy"), model),
+        "y": _by_token(held.get("y"), name, model, masks),
+        "dy": _by_token(held.get("dy"), name, model, masks),
         "y_norm": norm_of(statistics["y"]),
         "dy_norm": norm_of(statistics["dy"]) if "dy" in statistics else None,
     }
 
 
-def _by_token(array: Snapshot | None, model: ViT) -> list[float] | None:
-    """Return the norm of each token of (1, N, D), NaN for class and register tokens where they are not there yet."""
+def _by_token(array: Snapshot | None, name: str, model: Model, masks: Masks | None) -> list[float] | None:
+    """Return the norm of each token of (1, N, D), NaN for tokens that are not there."""
     if array is None or isinstance(array, Statistics) or array.ndim != 3:
         return None
-    config = model.config
-    if array.shape[1] not in (config.num_patches, config.num_tokens):
+    places = places_of(name, array.shape[1], model, masks)
+    if places is None:
         return None
-    norms = np.linalg.norm(in_floats(array)[0], axis=-1).tolist()
-    return [math.nan] * (config.num_tokens - len(norms)) + norms
+    norms = np.full(model.config.num_tokens, math.nan)
+    norms[places] = np.linalg.norm(in_floats(array)[0], axis=-1)
+    return [float(norm) for norm in norms]
 
 
-def picture(image: Array, pixels: Array | None) -> str:
+def picture(image: Array, pixels: Array | None, masks: Masks | None = None, grid: tuple[int, int] = (1, 1)) -> str:
     """Return an image as the data of a PNG file.
 
     Parameters
@@ -103,10 +130,15 @@ def picture(image: Array, pixels: Array | None) -> str:
         (height, width, C), as the model takes it.
     pixels : Array or None
         The same before it was normalised, uint8; without it the values are shown from the least to the largest.
+    masks : Masks, optional
+        Which patches are shown, in place of all.
+    grid : (int, int)
+        The rows and columns of patches.
     """
     from PIL import Image
 
     values = np.nan_to_num(in_floats(image), posinf=0, neginf=0) if pixels is None else pixels
+    shown = np.rint(255 * as_picture(np.asarray(values))).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(np.rint(255 * as_picture(np.asarray(values))).astype(np.uint8)).save(file, "PNG", optimize=True)
+    Image.fromarray(shown if masks is None else seen_pixels(shown, masks, grid)).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -11,6 +11,7 @@ from minivit.nn.config_checks import (
     check_conv_stem,
     check_patches,
     check_positions,
+    check_resnet,
     check_sizes,
     check_values,
     counts,
@@ -40,6 +41,9 @@ class ViTConfig:
     conv_stem : tuple of int
         Numbers of channels of 3 x 3 convolutions in place of the patches; () for patches. The first log2(patch_size)
         convolutions have a stride of 2.
+    resnet : tuple of int
+        Numbers of blocks of the stages of a ResNet whose features are cut into patches, at most four; () for none, (0,)
+        for the stem of the ResNet alone. `patch_size` is a multiple of 4 pixels, doubled by each stage but the first.
     embed_norm : str
         Layer norms of the patch embedding: "none", "after" the projection, or "both" before and after it.
     qkv_bias, proj_bias, mlp_bias : bool
@@ -118,6 +122,7 @@ class ViTConfig:
     head_dim: int = 0
     patch_stride: int | tuple[int, int] = 0
     conv_stem: tuple[int, ...] = ()
+    resnet: tuple[int, ...] = ()
     embed_norm: str = "none"
     qkv_bias: bool = True
     proj_bias: bool = True
@@ -143,6 +148,8 @@ class ViTConfig:
         stride = 0 if self.patch_stride in (0, (0, 0), [0, 0]) else pair("patch_stride", self.patch_stride)
         object.__setattr__(self, "patch_stride", 0 if stride == self.patch_size else stride)
         object.__setattr__(self, "conv_stem", counts("conv_stem", self.conv_stem))
+        stem_alone = self.resnet in (0, (0,), [0])
+        object.__setattr__(self, "resnet", (0,) if stem_alone else counts("resnet", self.resnet))
         check_values(vars(self))
         patch = self.patch_height, self.patch_width
         if self.conv_stem:
@@ -151,6 +158,10 @@ class ViTConfig:
                 raise UserError(
                     "conv_stem has convolutions and norms of its own: leave out patch_stride and embed_norm"
                 )
+        if self.resnet:
+            check_resnet(self.resnet_depths, patch)
+            if self.conv_stem or self.patch_stride or self.embed_norm != "none":
+                raise UserError("resnet takes the place of conv_stem, patch_stride and embed_norm: leave them out")
         in_patch = self.patch_height * self.patch_width * self.in_chans
         check_patches((self.height, self.width), patch, self.stride)
         stem = 9 * max((self.in_chans, *self.conv_stem))
@@ -197,6 +208,11 @@ class ViTConfig:
     def stride(self) -> tuple[int, int]:
         """Distance between patches in pixels, (vertical, horizontal)."""
         return pair("patch_stride", self.patch_stride or self.patch_size)
+
+    @property
+    def resnet_depths(self) -> tuple[int, ...]:
+        """Numbers of blocks of the stages of the ResNet; () for its stem alone."""
+        return () if self.resnet == (0,) else self.resnet
 
     @property
     def grid(self) -> tuple[int, int]:

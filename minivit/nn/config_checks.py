@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minivit.errors import UserError, did_you_mean
+from minivit.nn.hybrid_embed import feature_stride
 from minivit.nn.initializers import SCHEMES
+from minivit.nn.resnet import CHANNELS
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "act_layer": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
@@ -99,6 +101,18 @@ def check_conv_stem(channels: tuple[int, ...], patch: tuple[int, int]) -> None:
         raise UserError(
             f"conv_stem {channels} has {len(channels)} convolutions; patch_size {patch[0]} takes at least {halvings}, "
             "each of stride 2"
+        )
+
+
+def check_resnet(depths: tuple[int, ...], patch: tuple[int, int]) -> None:
+    """Check that patches of `patch` pixels are patches of the features of a ResNet with stages of these `depths`."""
+    if len(depths) > len(CHANNELS) or sum(depths) > _DEEPEST:
+        raise UserError(f"resnet is {depths!r:.60}; expected the numbers of blocks of at most {len(CHANNELS)} stages")
+    stride = feature_stride(depths)
+    if patch[0] % stride or patch[1] % stride:
+        raise UserError(
+            f"a pixel of the features of resnet {depths} stands for {stride} pixels; patch_size {patch} must be a "
+            "multiple of that"
         )
 
 

@@ -46,6 +46,18 @@ PRESETS: dict[str, ViTConfig] = {
         ("huge", 14, 224),
     ]
 } | {
+    # Hybrids with a ResNet: of the paper (R50) and of Steiner et al. 2021; their names are timm's.
+    **{
+        f"vit_{size}_r{name}_{pixels}": _preset(patch, pixels, _SIZES[size], resnet=depths)
+        for size, name, patch, depths in (
+            ("tiny", "_s16_p8", 32, (0,)),
+            ("small", "26_s32", 32, (2, 2, 2, 2)),
+            ("base", "50_s16", 16, (3, 4, 9)),
+            ("large", "50_s32", 32, (3, 4, 6, 3)),
+        )
+        for pixels in (224, 384)
+    },
+    "vit_base_r26_s32_224": _preset(32, 224, _SIZES["base"], resnet=(2, 2, 2, 2)),
     "vit_tiny_patch4_32": _preset(4, 32, _SIZES["tiny"], num_classes=10),
     "simple_vit_small_patch16_224": _preset(16, 224, _SIZES["small"], **_SIMPLE),
     "simple_vit_base_patch16_224": _preset(16, 224, _SIZES["base"], **_SIMPLE),

@@ -16,9 +16,9 @@ from minivit.nn.config import ViTConfig
 from minivit.nn.conv_stem import ConvStem
 from minivit.nn.dropout import Dropout
 from minivit.nn.encoder_block import EncoderBlock
-from minivit.nn.input_check import check_input
 from minivit.nn.layer import Layer
 from minivit.nn.linear import Linear
+from minivit.nn.model import Model
 from minivit.nn.parameters import Parameter
 from minivit.nn.patch_dropout import PatchDropout
 from minivit.nn.patch_embed import PatchEmbed
@@ -27,7 +27,7 @@ from minivit.ops.registry import kernel_of_cache, runs_references_only
 from minivit.random import Key, RngLike, as_key, fold
 
 
-class ViT(Layer):
+class ViT(Model):
     """A Vision Transformer: (B, height, width, C) images to (B, num_classes) logits.
 
     Its layers may be replaced by others, also by those of a user; `config` follows the number of blocks and the width
@@ -118,6 +118,14 @@ class ViT(Layer):
             prefix = self.config.num_prefix_tokens
             only = (slice(max(0, tokens.start - prefix), max(0, tokens.stop - prefix)),)
         x, cache1 = self.patch_embed.forward(x, fold(rng, "patch_embed"), keep, *only)
+        x, caches = self.embed_patches(x, rng, keep)
+        return x, (cache1, *caches) if keep else None
+
+    def embed_patches(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+        """Return the tokens (B, N, D) that enter the first block for patch tokens, and the cache.
+
+        It is `embed` after its map: positions, the class token and registers, dropout, the norm before the blocks.
+        """
         cache2 = None
         if isinstance(self.pos_embed, Layer):  # by rows and columns, of patch tokens alone
             x, cache2 = self.pos_embed.forward(x, fold(rng, "pos_embed"), keep)
@@ -125,11 +133,20 @@ class ViT(Layer):
         x, cache4 = self.pos_drop.forward(x, fold(rng, "pos_drop"), keep)
         x, cache5 = self.patch_drop.forward(x, fold(rng, "patch_drop"), keep)
         x, cache6 = self.norm_pre.forward(x, fold(rng, "norm_pre"), keep)
-        return x, (cache1, cache2, cache3, cache4, cache5, cache6) if keep else None
+        return x, (cache2, cache3, cache4, cache5, cache6) if keep else None
 
     def embed_backward(self, dy: Array, cache: Any, images: bool = True) -> Array:
         """Return the gradient of the images, see `backward`, for the gradient `dy` (B, N, D) of `embed`'s result."""
-        cache1, cache2, cache3, cache4, cache5, cache6 = self.kept(cache)
+        cache1, *caches = self.kept(cache)
+        dx = self.embed_patches_backward(dy, caches)
+        if not images and kernel_of_cache("ConvStem", cache1) is not None:
+            cast(ConvStem, self.patch_embed).add_gradients(dx, cache1)
+            return dx
+        return self.patch_embed.backward(dx, cache1)
+
+    def embed_patches_backward(self, dy: Array, cache: Any) -> Array:
+        """Return the gradient of the patch tokens for the gradient `dy` (B, N, D) of `embed_patches`' result."""
+        cache2, cache3, cache4, cache5, cache6 = self.kept(cache)
         dx = self.norm_pre.backward(dy, cache6)
         dx = self.patch_drop.backward(dx, cache5)
         dx = self.pos_drop.backward(dx, cache4)
@@ -137,22 +154,17 @@ class ViT(Layer):
         for parameter, dvalue in zip(self._tokens(), dtokens, strict=True):
             if parameter is not None and dvalue is not None:
                 parameter.add_grad(dvalue)
-        if isinstance(self.pos_embed, Layer):
-            dx = self.pos_embed.backward(dx, cache2)
-        if not images and kernel_of_cache("ConvStem", cache1) is not None:
-            cast(ConvStem, self.patch_embed).add_gradients(dx, cache1)
-            return dx
-        return self.patch_embed.backward(dx, cache1)
+        return self.pos_embed.backward(dx, cache2) if isinstance(self.pos_embed, Layer) else dx
 
-    def encode(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+    def encode(self, x: Array, rng: Key | None = None, keep: bool = True, every: bool = False) -> tuple[Array, Any]:
         """Return the tokens after the last block for those before the first, and a list of caches (equations 2 and 3).
 
-        Of the last block these are the tokens that `classify` reads.
+        Of the last block these are the tokens that `classify` reads, or with `every` all.
         """
         caches = []
         for i, block in enumerate(self.blocks):
             x, cache1 = self._with_positions(x, i, keep)
-            queries = (self.queries(i),) if isinstance(block, EncoderBlock) else ()
+            queries = (self.queries(i),) if isinstance(block, EncoderBlock) and not every else ()
             x, cache2 = block.forward(x, fold(rng, f"blocks.{i}"), keep, *queries)
             caches.append((cache1, cache2))
         return x, caches if keep else None
@@ -208,6 +220,16 @@ class ViT(Layer):
     def forward_features(self, x: Array) -> Array:
         """Return all tokens (B, N, D) of images `x` after the last block and `norm`, in evaluation, as timm does."""
         return self.get_intermediate_layers(x, n=1, return_prefix_tokens=None, norm=True)[0]
+
+    def forward_head(self, x: Array, pre_logits: bool = False) -> Array:
+        """Return logits for the tokens `x` of `forward_features`, in evaluation; with `pre_logits` what the head reads.
+
+        As in timm: pooling, the norm of the pooled vector, the hidden layer before the head, if there is one, and the
+        head.
+        """
+        x, _ = self._pool(x, None, keep=False)
+        x = self.pre_logits(self.fc_norm(x))
+        return x if pre_logits else self.head(x)
 
     def get_intermediate_layers(
         self,
@@ -320,12 +342,6 @@ class ViT(Layer):
         """Return whether every block consists of its original layers, so that workers may share its tokens."""
         standard = all(isinstance(b, EncoderBlock) and b.is_standard() for b in self.blocks)
         return type(self) is ViT and standard and self.config.pos_embed_layers == "first"
-
-    def check_images(self, x: Array) -> None:
-        """Raise ValueError or TypeError unless `x` are images that the model takes."""
-        values = self.parameters.store.values  # the layers may have been replaced
-        namespace(x, values)
-        check_input(x, self.config, values.dtype)
 
 
 def _value(parameter: Parameter | None) -> Array | None:

@@ -13,6 +13,7 @@ from minivit.nn.config import ViTConfig
 from minivit.nn.conv_stem import ConvStem
 from minivit.nn.encoder_block import EncoderBlock
 from minivit.nn.hidden_head import HiddenHead
+from minivit.nn.hybrid_embed import HybridEmbed
 from minivit.nn.identity import Identity
 from minivit.nn.initializers import SCHEMES, zeros
 from minivit.nn.layer_norm import LayerNorm
@@ -23,11 +24,13 @@ from minivit.nn.positions import GridPositions, SinCosPositions
 
 
 def patch_embed(config: ViTConfig) -> PatchEmbed:
-    """Return the map of images to patch tokens, a `ConvStem` if the configuration has one."""
+    """Return the map of images to patch tokens, a `ConvStem` or `HybridEmbed` if the configuration has one."""
     patch, D = (config.patch_height, config.patch_width), config.embed_dim
     C, init, eps = config.in_chans, config.init, config.norm_eps
     if config.conv_stem:
         return cast(PatchEmbed, ConvStem(patch, config.conv_stem, C, D, init, eps))
+    if config.resnet:
+        return cast(PatchEmbed, HybridEmbed(patch, config.resnet_depths, C, D, init))
     bias = not config.pre_norm  # as in timm
     return PatchEmbed(patch, C, D, init, config.stride, config.embed_norm, eps, bias)
 

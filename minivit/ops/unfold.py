@@ -4,8 +4,9 @@
 
     dx = the sum of dy over all windows of a pixel, at its position in each (col2im)
 
-Windows begin every `stride` pixels of the image with `padding` zeros around it. Then ``y @ weight`` is the convolution
-whose kernel is `weight` (kernel height * kernel width * C, channels). The steps are in docs/derivations/embeddings.md.
+Windows begin every `stride` pixels of the image with `padding` zeros around it, which may differ on opposite sides.
+Then ``y @ weight`` is the convolution whose kernel is `weight` (kernel height * kernel width * C, channels). The steps
+are in docs/derivations/embeddings.md.
 
 The padded image is cut into cells of `stride` pixels. All windows have their first cell in common with the image, their
 second one, and so on, so that one copy serves all windows.
@@ -14,13 +15,14 @@ second one, and so on, so that one copy serves all windows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
 from minivit.ops.shapes import expect, expect_gradient, same_dtype
 
-Pair = tuple[int, int]
+Pair: TypeAlias = tuple[int, int]
+Padding: TypeAlias = tuple[int | Pair, int | Pair]  # rows and columns: on both sides, or (above, below), (left, right)
 
 
 class UnfoldCache(NamedTuple):
@@ -29,22 +31,30 @@ class UnfoldCache(NamedTuple):
     shape: tuple[int, int, int, int]  # (B, height, width, C)
     kernel: Pair
     stride: Pair
-    padding: Pair
+    padding: tuple[Pair, Pair]  # above and below, left and right
     dtype: Any
 
 
-def windows(size: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
-    """Return the number of rows and of columns of windows for images of `size`; 0 or less where none fits."""
-    rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
+def sides(padding: Padding) -> tuple[Pair, Pair]:
+    """Return the padding as (above, below), (left, right)."""
+    rows, columns = ((p, p) if isinstance(p, int) else p for p in padding)
     return rows, columns
 
 
-def check_unfold(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Any:
+def windows(size: Pair, kernel: Pair, stride: Pair, padding: Padding) -> Pair:
+    """Return the number of rows and of columns of windows for images of `size`; 0 or less where none fits."""
+    around = map(sum, sides(padding))
+    rows, columns = ((n + p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, around, strict=True))
+    return rows, columns
+
+
+def check_unfold(x: Array, kernel: Pair, stride: Pair, padding: Padding) -> Any:
     """Return the array library of the arguments of `unfold`, or raise if they are invalid."""
     xp = namespace(x)
     same_dtype("unfold", x=x)
     expect("unfold", "x", x, ("B", "height", "width", "C"))
-    if min(*kernel, *stride) < 1 or min(padding) < 0:
+    (top, bottom), (left, right) = sides(padding)
+    if min(*kernel, *stride) < 1 or min(top, bottom, left, right) < 0:
         raise ValueError(
             f"unfold: kernel is {kernel}, stride {stride} and padding {padding}; expected at least 1, 1 and 0"
         )
@@ -59,7 +69,7 @@ def check_unfold(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Any:
 
 @op
 def unfold(
-    x: Array, kernel: Pair, stride: Pair, padding: Pair = (0, 0), *, keep: bool = True
+    x: Array, kernel: Pair, stride: Pair, padding: Padding = (0, 0), *, keep: bool = True
 ) -> tuple[Array, UnfoldCache | None]:
     """Return the windows of images.
 
@@ -72,7 +82,8 @@ def unfold(
     stride : tuple of int
         Vertical and horizontal distance between windows. Pixels after the last whole window are in none.
     padding : tuple of int
-        Number of rows of zeros above and below each image, and of columns at its left and right.
+        Numbers of rows of zeros above and below each image, and of columns at its left and right: (rows, columns) for
+        both sides, or ((above, below), (left, right)).
     keep : bool
         Whether to return the cache that `unfold_backward` reads.
 
@@ -84,13 +95,14 @@ def unfold(
     """
     xp = check_unfold(x, kernel, stride, padding)
     (B, height, width, C), (P, Q) = x.shape, kernel
-    cache = UnfoldCache((B, height, width, C), kernel, stride, padding, x.dtype)
+    cache = UnfoldCache((B, height, width, C), kernel, stride, sides(padding), x.dtype)
+    (top, _), (left, _) = cache.padding
     rows, columns = windows((height, width), kernel, stride, padding)
     h, w = _padded_size(cache)
     padded = x
     if (h, w) != (height, width):
         padded = xp.zeros((B, h, w, C), dtype=x.dtype)
-        padded[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width] = x
+        padded[:, top : top + height, left : left + width] = x
     y = xp.empty((B, rows, columns, P, Q, C), dtype=x.dtype)
     for pixels, of_windows in _parts(padded, y, cache):
         of_windows[...] = pixels
@@ -100,8 +112,9 @@ def unfold(
 @op_backward
 def unfold_backward(dy: Array, cache: UnfoldCache) -> Array:
     """Return ``dx`` (B, height, width, C) for the gradient `dy` of `unfold`'s result."""
-    (B, height, width, C), (P, Q), stride, (top, left), dtype = cache
-    rows, columns = windows((height, width), (P, Q), stride, (top, left))
+    (B, height, width, C), (P, Q), stride, padding, dtype = cache
+    (top, _), (left, _) = padding
+    rows, columns = windows((height, width), (P, Q), stride, padding)
     expect_gradient("unfold", dy, (B, rows * columns, P * Q * C), dtype)
     dpadded = namespace(dy).zeros((B, *_padded_size(cache), C), dtype=dy.dtype)
     for pixels, of_windows in _parts(dpadded, dy.reshape(B, rows, columns, P, Q, C), cache):
@@ -111,11 +124,11 @@ def unfold_backward(dy: Array, cache: UnfoldCache) -> Array:
 
 def _padded_size(cache: UnfoldCache) -> Pair:
     """Return the smallest size of whole cells that has room for the padded image and for all cells of all windows."""
-    (_, height, width, _), *steps, _ = cache
-    counts = windows((height, width), *steps)
+    (_, height, width, _), kernel, stride, padding, _ = cache
+    counts = windows((height, width), kernel, stride, padding)
     h, w = (
-        s * max(-(-(p + n) // s), count - 1 - (-k // s))
-        for n, k, s, p, count in zip((height, width), *steps, counts, strict=True)
+        s * max(-(-(before + n) // s), count - 1 - (-k // s))
+        for n, k, s, (before, _), count in zip((height, width), kernel, stride, padding, counts, strict=True)
     )
     return h, w
 

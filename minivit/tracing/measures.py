@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from minivit.arrays import Array, to_host
 from minivit.errors import UserError, expect_whole
 from minivit.nn.conv_stem import ConvStem
+from minivit.nn.hybrid_embed import HybridEmbed
 from minivit.nn.parameters import Parameter
 from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.positions import GridPositions, SinCosPositions
@@ -25,6 +26,8 @@ from minivit.tracing.trace import Trace
 
 Floats = NDArray[np.float64]
 
+_ENCODER = "encoder."
+_BLOCKS = ("blocks", "decoder_blocks")
 _LEFT_OUT = (ROOT, "pos_drop", "patch_drop", "head_drop")  # of the gradient flow: without effect, or the whole
 
 
@@ -65,10 +68,12 @@ def filter_components(model: ViT, count: int = 28) -> FilterComponents:
     layer: Any = expect_vit(model).patch_embed
     if isinstance(layer, ConvStem):
         weight, shape = layer.convs[0].conv.weight, (3, 3, model.config.in_chans)
+    elif isinstance(layer, HybridEmbed):
+        weight, shape = layer.backbone.stem.conv.weight, (7, 7, model.config.in_chans)
     elif isinstance(layer, PatchEmbed):
         weight, shape = layer.proj.weight, (*layer.patch_size, model.config.in_chans)
     else:
-        raise UserError(f"patch_embed is a {type(layer).__name__}; expected a PatchEmbed or a ConvStem")
+        raise UserError(f"patch_embed is a {type(layer).__name__}; expected a PatchEmbed, a ConvStem or a HybridEmbed")
     filters = expect_finite(host(weight.value).T, "the filters of patch_embed")  # (D, P Q C)
     _, singular, components = np.linalg.svd(filters - filters.mean(axis=0), full_matrices=False)
     largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
@@ -138,7 +143,7 @@ class GradientFlow(NamedTuple):
 
 
 def gradient_flow(trace: Trace) -> GradientFlow:
-    """Return how large activations and gradients are by depth, from a trace of a ViT with labels.
+    """Return how large activations and gradients are by depth, from a trace of a ViT with labels, or of a masked model.
 
     Parameters
     ----------
@@ -157,7 +162,7 @@ def gradient_flow(trace: Trace) -> GradientFlow:
     norms: dict[str, tuple[float, float, list[float]]] = {}
     for record in trace:
         part = part_of(record.name)
-        if record.is_op or part in _LEFT_OUT or record.kind == "Identity":
+        if record.is_op or part.removeprefix(_ENCODER) in _LEFT_OUT or record.kind == "Identity":
             continue
         if record.name == part:
             if "dy" not in record.quantities:
@@ -165,15 +170,17 @@ def gradient_flow(trace: Trace) -> GradientFlow:
             norms[part] = _norm(record, "y"), _norm(record, "dy"), []
         if part in norms:
             norms[part][2].extend(_norm(record, f"d{name}") for name in record.argument_names)
-    if not any(name.startswith("blocks.") for name in norms):
+    if not any(name.removeprefix(_ENCODER).startswith("blocks.") for name in norms):
         raise UserError("the trace has no blocks: trace a ViT, with at='**'")
     values = [(activation, gradient, float(np.linalg.norm(of))) for activation, gradient, of in norms.values()]
     return GradientFlow(list(norms), *np.array(values).T)
 
 
 def part_of(name: str) -> str:
-    """Return the block, or the layer of the model, that a layer or a parameter is in."""
-    return ".".join(name.split(".")[:2]) if name.startswith("blocks.") else name.split(".")[0]
+    """Return the block, or the layer of the model, that a layer or a parameter is in; also of an encoder in it."""
+    encoder = _ENCODER if name.startswith(_ENCODER) else ""
+    first, *rest = name.removeprefix(encoder).split(".")
+    return encoder + ".".join([first, *rest[: first in _BLOCKS]])
 
 
 def _norm(record: Record, quantity: str) -> float:
@@ -190,7 +197,8 @@ def host(array: Array) -> Floats:
 def expect_vit(model: object) -> ViT:
     """Return the model, or raise UserError if it is something else."""
     if not isinstance(model, ViT):
-        raise UserError(f"the model is of type {type(model).__name__}; expected a ViT")
+        own = "; give its encoder" if isinstance(getattr(model, "encoder", None), ViT) else ""
+        raise UserError(f"the model is of type {type(model).__name__}; expected a ViT{own}")
     return model
 
 

@@ -15,6 +15,7 @@ from minivit.tracing.record import Record, TraceLike
 from minivit.tracing.statistics import Statistics
 
 _BY_DEPTH = re.compile(r"[^.]+(\.\d+)?")  # "patch_embed", "blocks.3"
+_ENCODER = "encoder."  # its parts are parts of a model that calls them itself
 
 
 class Row(NamedTuple):
@@ -43,7 +44,8 @@ class Row(NamedTuple):
 def rows(records: Mapping[str, Record], at: str | Sequence[str] | None = None) -> list[Row]:
     """Return the rows of the layers and ops that match `at`; by default of the parts of the model, by depth."""
     if at is None:
-        parts = [each for each in records.values() if not each.is_op and _BY_DEPTH.fullmatch(each.name)]
+        inside = "" if "encoder" in records else _ENCODER
+        parts = [r for r in records.values() if not r.is_op and _BY_DEPTH.fullmatch(r.name.removeprefix(inside))]
         with_parameters = [each for each in parts if each.name != "model" and _parameters(records, each.name)]
         return [_row(records, each) for each in with_parameters or records.values()]
     patterns = as_names("at", at)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +23,7 @@ from minivit.arrays import Array, namespace, native, on_device_of
 from minivit.errors import UserError
 from minivit.files import atomic_write
 from minivit.nn.layer import Layer
+from minivit.nn.model import Model
 from minivit.nn.parameters import Parameter
 from minivit.nn.vit import ViT
 from minivit.ops.interception import intercepted
@@ -50,11 +51,11 @@ class Trace:
     records : dict
         `Record` by name.
     y : Array
-        The result of the model.
+        The result of the model: the logits, or the loss of each image.
     labels : Array or None
         The labels, where the loss is the cross-entropy.
     loss : Array or None
-        The loss, 0-d.
+        The loss, 0-d: the cross-entropy, or the mean of the losses of the images.
     interventions : str
         What was changed, in words, or "".
     baseline : Trace or None
@@ -175,6 +176,7 @@ def trace(
     *,
     rng: RngLike = None,
     statistics: bool = False,
+    backward: bool = True,
     label_smoothing: float = 0.0,
     zero: str | Sequence[str] = (),
     scale: Mapping[str, float] | None = None,
@@ -185,19 +187,22 @@ def trace(
     Parameters
     ----------
     model : Layer
-        A ViT, or any layer.
+        A ViT, a model of masked pre-training, or any layer.
     images : Array
         What the model takes, of its dtype: (B, height, width, C), or the input of the layer.
     labels : Array, sequence of int or callable, optional
         Of a ViT: the labels (B,), or soft targets (B, C), for the cross-entropy. Of another layer: the gradient of its
         result. Of both: a function that returns this gradient for the result, so that any loss can be traced. Without
-        labels there is no backward pass.
+        labels there is no backward pass, but from the mean of the losses (B,) where the model gives these
+        (`Model.gives_losses`); its labels, if given, are the gradient of its result, or such a function.
     at : str or sequence of str
         Patterns of the names to record, such as "blocks.*.attn"; all by default.
     rng : Key, seed or generator, optional
         For dropout, as in training; a generator is left as it is. Without it the pass is that of evaluation.
     statistics : bool
         Keep `Statistics` of each array in place of the array. That takes little memory.
+    backward : bool
+        False leaves the backward pass out; there is a loss still.
     label_smoothing : float
         For the cross-entropy.
     zero, scale, replace
@@ -229,7 +234,7 @@ def trace(
         key = as_key(copy.deepcopy(rng) if isinstance(rng, np.random.Generator) else rng, len(images), xp)
         layers = [name or ROOT for name, _ in model.named_layers()]
         changes = Interventions(zero, scale or {}, replace or {}, layers)
-        run = _Run(model, images, labels, patterns, key, statistics, label_smoothing)
+        run = _Run(model, images, labels, patterns, key, statistics, backward, label_smoothing)
         result = run(changes)
         if changes:
             result.interventions = str(changes)
@@ -248,10 +253,11 @@ class _Run:
         at: list[str],
         rng: Key | None,
         statistics: bool,
+        backward: bool,
         label_smoothing: float,
     ) -> None:
         self._model, self._x, self._at, self._rng = model, x, at, rng
-        self._statistics, self._label_smoothing = statistics, label_smoothing
+        self._statistics, self._backward, self._label_smoothing = statistics, backward, label_smoothing
         if labels is None or callable(labels) or hasattr(labels, "dtype"):
             self._labels: Any = labels
         else:
@@ -275,25 +281,31 @@ class _Run:
         quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
         with reference_only_here(*names), intercepted(tracer), quiet:
             y, cache = replica.forward(self._x, self._rng)
+            dy = None
             if of_classes:
                 loss, loss_cache = ops.cross_entropy(y, labels, self._label_smoothing)
-                dy = ops.cross_entropy_backward(1.0, loss_cache)
+                dy = ops.cross_entropy_backward(1.0, loss_cache) if self._backward else None
             elif labels is not None:
                 dy = labels(y) if callable(labels) else labels
                 _expect_gradient(dy, y, "the result of labels(y)" if callable(labels) else "labels")
-            if labels is not None:
-                if isinstance(replica, ViT) and type(replica).backward is ViT.backward:
-                    replica.backward(dy, cache, release=True)
-                else:
-                    replica.backward(dy, cache)
+            elif isinstance(replica, Model) and replica.gives_losses:
+                loss = namespace(y).asarray(y.mean())
+                dy = namespace(y).full(y.shape, 1 / len(y), y.dtype)
+            if goes_back := self._backward and dy is not None:
+                own = isinstance(replica, Model) and type(replica).backward.__module__.startswith("minivit.nn.")
+                ends: dict[str, Any] = {"release": True} if own else {}
+                replica.backward(dy, cache, **ends)
         changes.check_used(tracer.names, list(replica.parameters))
         for pattern in self._at:
             if not any(matches(name, pattern) for name in tracer.names):
                 raise unknown(pattern, tracer.names)
+        called = set(tracer.names)
         for name, layer in tracer.layers:
-            record = tracer.records.get(name)
-            if record is not None:
-                _add_parameters(record, layer, labels is not None)
+            owner, prefix = name, ""
+            if name not in called and any(each.startswith(f"{name}.") for each in called):
+                owner, prefix = _around(name, called)  # its parts are called one by one, as those of an encoder
+            if (record := tracer.records.get(owner)) is not None:
+                _add_parameters(record, layer, goes_back, prefix)
         return Trace(tracer.records, y, labels if of_classes else None, loss)
 
 
@@ -309,9 +321,19 @@ def _expect_gradient(dy: Any, y: Any, what: str) -> None:
         raise UserError(f"{what} is {dy.dtype} {dy.shape}; expected the gradient of the result, {y.dtype} {y.shape}")
 
 
-def _add_parameters(record: Record, layer: Layer, with_gradients: bool) -> None:
-    for name, parameter in layer._members():
+def _around(name: str, called: Collection[str]) -> tuple[str, str]:
+    """Return the innermost layer around the layer `name` that is called, and what is before its parameters' names."""
+    owner = name.rpartition(".")[0]
+    while owner and owner not in called:
+        owner = owner.rpartition(".")[0]
+    return owner or ROOT, name[len(owner) + bool(owner) :] + "."
+
+
+def _add_parameters(record: Record, layer: Layer, with_gradients: bool, prefix: str = "") -> None:
+    """Add the layer's own parameters, whose names get the `prefix`."""
+    for own, parameter in layer._members():
         if isinstance(parameter, Parameter):
+            name = prefix + own
             record.argument_names.append(name)
             arrays = {name: parameter.value} | ({f"d{name}": parameter.grad} if with_gradients else {})
             for quantity, array in arrays.items():

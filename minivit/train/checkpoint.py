@@ -8,7 +8,7 @@ from pathlib import Path
 from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.errors import UserError
 from minivit.files import parse_json
-from minivit.nn.vit import ViT
+from minivit.nn.model import Model
 from minivit.train.averaging import Averaging
 from minivit.train.optimizers import Optimizer
 from minivit.train.recipe import Recipe
@@ -19,7 +19,7 @@ from minivit.weights import read_tensors, write_tensors
 def save_checkpoint(
     path: Path,
     recipe: Recipe,
-    model: ViT,
+    model: Model,
     optimizer: Optimizer,
     state: TrainState,
     fingerprint: str,
@@ -43,7 +43,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, recipe: Recipe, model: ViT, optimizer: Optimizer, fingerprint: str, averaging: Averaging
+    path: Path, recipe: Recipe, model: Model, optimizer: Optimizer, fingerprint: str, averaging: Averaging
 ) -> TrainState:
     """Set the model, the optimiser and the average to those of the checkpoint, and return its state.
 
@@ -77,7 +77,7 @@ def load_checkpoint(
     return state
 
 
-def _changed_fields(begun: Recipe, now: Recipe, model: ViT) -> list[str]:
+def _changed_fields(begun: Recipe, now: Recipe, model: Model) -> list[str]:
     """Return the fields of the recipe that differ from those of the checkpoint, `begun`.
 
     A field that an older version of minivit did not have counts as its default. The path of the data set is left out:
@@ -89,7 +89,7 @@ def _changed_fields(begun: Recipe, now: Recipe, model: ViT) -> list[str]:
     return [name for name in after if name not in ("dataset", "epochs", "on_nan") and before[name] != after[name]]
 
 
-def _layout(model: ViT) -> str:
+def _layout(model: Model) -> str:
     return json.dumps([[name, list(parameter.shape)] for name, parameter in model.parameters.items()])
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from minivit.files import atomic_write
 from minivit.train.run_folder import RunFolder
@@ -22,15 +26,22 @@ def draw_curves(run: RunFolder) -> str | None:
     UserWarning
         The figure could not be drawn or written. None is returned, as without matplotlib.
     """
-    try:
+    with only_a_figure("curves.png"):
         return save_curves(run.metrics(), run.path / "curves.png", run.recipe.label_smoothing)
-    except Exception as error:  # matplotlib can fail in many ways, of which none is worth a run
-        warnings.warn(f"curves.png could not be drawn ({error}); the run itself is complete", stacklevel=2)
-        return None
+    return None
+
+
+@contextmanager
+def only_a_figure(name: str) -> Iterator[None]:
+    """Turn an error in the block into a warning: matplotlib can fail in many ways, of which none is worth a run."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{name} could not be drawn ({error}); the run itself is complete", stacklevel=4)
 
 
 def save_curves(metrics: list[dict[str, Any]], path: Path, label_smoothing: float = 0.0) -> str | None:
-    """Draw loss and accuracy by epoch, of training and validation, into a PNG file.
+    """Draw loss and accuracy by epoch, of training and validation, into a PNG file; pre-training has no accuracy.
 
     Parameters
     ----------
@@ -58,18 +69,20 @@ def save_curves(metrics: list[dict[str, Any]], path: Path, label_smoothing: floa
         return None
     figure = Figure(figsize=(9.0, 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    loss, accuracy = figure.subplots(1, 2)
+    with_accuracy = "train_accuracy" in metrics[-1]
+    loss, *others = np.ravel(figure.subplots(1, 1 + with_accuracy))
     smoothed = f" (label smoothing {label_smoothing:g})" if label_smoothing else ""
     _draw(loss, metrics, "loss", 1.0, smoothed)
-    loss.set_ylabel("cross-entropy loss")
-    _draw(accuracy, metrics, "accuracy", 100.0)
-    accuracy.set_ylabel("accuracy (%)")
-    if "val_accuracy" in metrics[-1]:
-        best = max(metrics, key=lambda line: (line["val_accuracy"], line["epoch"]))
-        percent = 100.0 * best["val_accuracy"]
-        label = f"best: {percent:.1f} % in epoch {best['epoch']}"
-        accuracy.plot([best["epoch"]], [percent], "o", color=_COLOURS["val"], label=label)
-    for axes in (loss, accuracy):
+    loss.set_ylabel("cross-entropy loss" if with_accuracy else "loss of the predicted patches")
+    for accuracy in others:
+        _draw(accuracy, metrics, "accuracy", 100.0)
+        accuracy.set_ylabel("accuracy (%)")
+        if "val_accuracy" in metrics[-1]:
+            best = max(metrics, key=lambda line: (line["val_accuracy"], line["epoch"]))
+            percent = 100.0 * best["val_accuracy"]
+            label = f"best: {percent:.1f} % in epoch {best['epoch']}"
+            accuracy.plot([best["epoch"]], [percent], "o", color=_COLOURS["val"], label=label)
+    for axes in (loss, *others):
         axes.legend(frameon=False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")

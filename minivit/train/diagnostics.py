@@ -140,7 +140,8 @@ def first_non_finite(model: Layer, pieces: Iterable[tuple[Array, Key | None]]) -
     if (parameter := first_non_finite_parameter(model)) is not None:
         return Place(f"the parameter {parameter} holds NaN or infinity", layer_of(parameter))
     first = next((name for name in finite if not finite[name]), None)
-    return None if first is None else Place(f"it shows first in the result of {first or 'the logits'}", first)
+    outputs = "the losses" if getattr(model, "gives_losses", False) else "the logits"
+    return None if first is None else Place(f"it shows first in the result of {first or outputs}", first)
 
 
 def layer_of(parameter: str) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 from minivit import ops
 from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
 from minivit.data.batches import batches
-from minivit.engine import AnyEngine
+from minivit.data.on_demand import read_ahead
+from minivit.engine import AnyEngine, Engine
 from minivit.ops.augment import channel_scale, normalized
 
 EVALUATION_BATCH = 1024
@@ -25,6 +26,23 @@ class Evaluation(NamedTuple):
     loss: float
     images: int
     confusion: Array  # (classes, classes): how many images of a label (row) were predicted as a class (column)
+
+
+class Score(NamedTuple):
+    """How well a model does on images: its mean loss, and its accuracy if it predicts classes."""
+
+    loss: float
+    accuracy: float | None
+    images: int
+
+
+def score(engine: AnyEngine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Score:
+    """Return the score of the engine's model on uint8 `images`; one that gives losses does not read `labels`."""
+    if isinstance(engine, Engine) and engine.model.gives_losses:
+        losses = [float(losses.sum(dtype=np.float64)) for _, losses in predictions(engine, images, mean, std)]
+        return Score(math.fsum(losses) / len(images), None, len(images))
+    found = evaluate(engine, images, labels, mean, std)
+    return Score(found.loss, found.accuracy, found.images)
 
 
 def evaluate(
@@ -45,11 +63,12 @@ def evaluate(
 def predictions(
     engine: AnyEngine, images: Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield the numbers of some of the uint8 `images`, and their logits on the host, in order of the images."""
+    """Yield the numbers of some of the uint8 `images`, and their logits or losses on the host, in their order."""
     transform = image_transform(engine, mean, std)
     fitting = max(1, _MOST_NUMBERS // math.prod(images.shape[1:]))
-    for part in batches(np.arange(len(images)), min(EVALUATION_BATCH, fitting)):
-        yield part, to_host(engine.predict(transform(images[part])))
+    parts = list(batches(np.arange(len(images)), min(EVALUATION_BATCH, fitting)))
+    for part, some in zip(parts, read_ahead(images, parts), strict=True):
+        yield part, to_host(engine.predict(transform(some)))
 
 
 def image_transform(engine: AnyEngine, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array], Array]:

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.arrays import Array, namespace, on_device_of, to_backend
-from minivit.data.batches import batches
 from minivit.data.dataset import TrainingSet, channel_statistics, check_images
 from minivit.engine import AnyEngine, Engine, LayerEngine
 from minivit.errors import UserError
 from minivit.nn.layer import Layer
+from minivit.nn.masked import MaskedModel
+from minivit.nn.masked_patches import MaskedPatches
+from minivit.nn.model import Model
 from minivit.nn.vit import ViT
 from minivit.ops.augment import normalize
 from minivit.train.evaluation import predictions
@@ -23,28 +25,33 @@ from minivit.train.recipe import Recipe, expect_augmentable
 from minivit.train.recipes import folder_crop, folder_recipe, recipe_values
 from minivit.train.training import Training
 
-_GIVEN = ("dataset", "model", "model_options", "init", "dtype")  # by the images and the model, whatever a recipe says
+# By the images and the model, whatever a recipe says.
+_GIVEN = ("dataset", "model", "model_options", "task", "task_options", "init", "dtype")
 _PIECE = 1024  # images that are converted at a time
 
 
 class EpochMetrics(NamedTuple):
-    """The metrics of an epoch; `val_loss` and `val_accuracy` are None without validation images."""
+    """The metrics of an epoch; `val_loss` is None without validation images, and so is the accuracy of losses."""
 
     epoch: int
     step: int  # the steps so far
     learning_rate: float
     train_loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     images_per_second: float
     seconds: float  # of all steps so far
     val_loss: float | None = None
     val_accuracy: float | None = None
 
     def __str__(self) -> str:
-        words = f"epoch {self.epoch}: loss {self.train_loss:.4f}, accuracy {self.train_accuracy:.1%}"
-        if self.val_accuracy is not None:
-            words += f"; validation loss {self.val_loss:.4f}, accuracy {self.val_accuracy:.1%}"
+        words = f"epoch {self.epoch}: loss {self.train_loss:.4f}{_accuracy(self.train_accuracy)}"
+        if self.val_loss is not None:
+            words += f"; validation loss {self.val_loss:.4f}{_accuracy(self.val_accuracy)}"
         return f"{words}; {self.images_per_second:,.0f} images/s"
+
+
+def _accuracy(share: float | None) -> str:
+    return "" if share is None else f", accuracy {share:.1%}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class FitResult:
         return f"FitResult({type(self.model).__name__} after epoch {self.best_epoch} of {len(self.epochs)}; {last})"
 
     def predict(self, images: Array, threads: int | None = None) -> Array:
-        """Return the logits (B, classes) of images that are given as to `fit`, on the host.
+        """Return the logits (B, classes), or losses (B, 1), of images that are given as to `fit`, on the host.
 
         Parameters
         ----------
@@ -102,10 +109,10 @@ class FitResult:
 def fit(
     model: Layer,
     images: Array,
-    labels: Array,
+    labels: Array | None = None,
     *,
     recipe: Recipe | str | Mapping[str, Any] | None = None,
-    validation: tuple[Array, Array] | None = None,
+    validation: tuple[Array, Array | None] | Array | None = None,
     threads: int | None = None,
     seed: int | None = None,
     verbose: bool = False,
@@ -118,19 +125,20 @@ def fit(
     Parameters
     ----------
     model : Layer
-        A ViT, which is trained through `Engine`, or any other layer that turns images (B, height, width, C) into logits
-        (B, classes). It determines the dtype and the device.
+        A ViT, or a masked model of `minivit.layers`, which are trained through `Engine`, or any other layer that turns
+        images (B, height, width, C) into logits (B, classes). It determines the dtype and the device.
     images : Array
         (n, height, width, C) on the host: uint8, or floats from 0 to 1, which are rounded to the 256 values of uint8.
-    labels : Array
-        (n,) integers from 0 to the number of classes - 1.
+    labels : Array, optional
+        (n,) integers from 0 to the number of classes - 1. A masked model reads none.
     recipe : Recipe, str or dict, optional
         A recipe; a name or file, as ``minivit train --recipe`` takes it; or fields of `Recipe`, whose defaults fill in
         the rest. By default that for the number of images, see `folder_recipe`, with crops of an eighth of the side;
-        for a layer that is no ViT, "layer".
+        for a masked model "pretrain", and for another layer "layer".
         Its data set, model, `init` and dtype are not used.
-    validation : tuple of two arrays, optional
-        Images and labels to choose the best epoch on. By default the recipe's share of the training images.
+    validation : tuple of two arrays, or array, optional
+        Images and labels, or for a masked model images alone, to choose the best epoch on. By default the recipe's
+        share of the training images.
     threads : int, optional
         The number of workers of a ViT, the machine's cores by default; it changes no bit of the result.
     seed : int, optional
@@ -152,8 +160,14 @@ def fit(
     RunError
         The loss is not finite; the model has the parameters before that step.
     """
-    pixels, labels = _pixels(images, "images"), _whole_labels(labels, "labels")
-    if recipe is None and isinstance(model, ViT):
+    masked = isinstance(model, MaskedModel)
+    pixels = _pixels(images, "images")
+    if labels is None and not masked:
+        raise UserError(f"a {type(model).__name__} needs labels; models that predict masked patches do without")
+    labels = np.zeros(len(pixels), np.int64) if masked else _whole_labels(labels, "labels")
+    if recipe is None and masked:
+        recipe = "pretrain"
+    elif recipe is None and isinstance(model, ViT):
         recipe = folder_recipe(len(pixels))
         crop = 0 if overrides.get("resized_crop") else folder_crop(*pixels.shape[1:3])
         overrides = {"crop_padding": crop, **overrides}
@@ -162,13 +176,18 @@ def fit(
     settings = _recipe(model, recipe, seed, overrides)
     expect_augmentable(settings, *pixels.shape[1:])
     mean, std = (settings.mean, settings.std) if settings.mean else channel_statistics(pixels)
+    if isinstance(model, MaskedPatches):  # whose colours are those of images with its mean and std
+        mean, std = (tuple(np.broadcast_to(v, pixels.shape[3:]).tolist()) for v in (model.mean, model.std))
     held_out = None
     if validation is not None:
+        if masked:
+            some = validation[0] if isinstance(validation, tuple | list) else validation
+            validation = some, np.zeros(len(some), np.int64)
         pixels, labels, held_out = _with_validation(pixels, labels, validation)
-    count = _number_of_outputs(model, pixels, mean, std)
+    count = 1 if masked else _number_of_outputs(model, pixels, mean, std)
     names = tuple(map(str, range(count)))
     data = TrainingSet.of("fit", pixels, labels, names, mean, std, held_out)
-    if isinstance(model, ViT):
+    if isinstance(model, Model):
         settings = settings.resolved(model.config)
     values = model.parameters.store.values
     with on_device_of(values), _engine(model, settings, count, threads) as engine:
@@ -176,12 +195,12 @@ def fit(
         training.averaging.begin()
         epochs, best = [], values.copy()
         for epoch in range(1, settings.epochs + 1):
-            for samples in batches(training.data_loader.order(epoch - 1), settings.batch_size):
+            for samples in training.data_loader.batches(epoch - 1):
                 training.take_step(samples)
                 if training.train_step.metrics.full:
                     list(training.read_steps())
             list(training.read_steps())
-            epochs.append(EpochMetrics(**training.end_epoch(epoch)))
+            epochs.append(EpochMetrics(**{"train_accuracy": None, **training.end_epoch(epoch)}))
             if training.state.best_epoch == epoch:
                 with training.averaging.applied():
                     best[...] = values
@@ -194,7 +213,7 @@ def fit(
 def _engine(model: Layer, recipe: Recipe, num_outputs: int, threads: int | None) -> AnyEngine:
     on_host = namespace(model.parameters.store.values) is np
     micro_batch = recipe.micro_batch or None if on_host else None  # on a device it has no effect, as in a run
-    if isinstance(model, ViT):
+    if isinstance(model, Model):
         return Engine(model, threads, micro_batch, None, recipe.reduction_groups or None)
     return LayerEngine(model, num_outputs, micro_batch)
 
@@ -216,7 +235,10 @@ def _recipe(model: Layer, recipe: Any, seed: int | None, overrides: Mapping[str,
     if fields.get("on_nan", "stop") != "stop":
         raise UserError("on_nan goes back to a checkpoint, which fit does not write; leave it out, or use a run folder")
     dtype = str(model.parameters.store.values.dtype)
-    return Recipe.from_dict({**fields, "dataset": "arrays", "model": type(model).__name__, "dtype": dtype})
+    task = model.task if isinstance(model, MaskedModel) else ""
+    return Recipe.from_dict(
+        {**fields, "dataset": "arrays", "model": type(model).__name__, "task": task, "dtype": dtype}
+    )
 
 
 def _pixels(images: Any, name: str) -> NDArray[np.uint8]:

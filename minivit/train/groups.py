@@ -9,6 +9,8 @@ Layer-wise decay of the learning rate (Clark et al. 2020; Bao et al. 2022) multi
     0              patch embedding, tokens, positions, norm_pre
     i + 1          block i; the norm of all tokens belongs to the last block
     last           the rest: the head, and what stands before it
+
+The names of an encoder in a model for pre-training count without their prefix.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ def layer_numbers(names: Iterable[str]) -> dict[str, int]:
 
 
 def _place(name: str) -> tuple[int, int]:
+    name = name.removeprefix("encoder.")
     if name.startswith(_STEM):
         return 0, 0
     if block := _BLOCK.match(name):

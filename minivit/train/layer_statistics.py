@@ -23,7 +23,7 @@ import numpy as np
 from minivit import tracing
 from minivit.arrays import Array, namespace, on_device_of, to_host
 from minivit.engine.machine import single_threaded_blas
-from minivit.nn.vit import ViT
+from minivit.nn.model import Model
 
 Statistics: TypeAlias = dict[str, float | None]
 
@@ -32,12 +32,12 @@ _OF_ACTIVATIONS = ("norm", "mean", "std", "min", "max", "zeros")
 
 
 @np.errstate(all="ignore")
-def parameter_statistics(model: ViT, before: Array, loss_scale: float = 1.0) -> dict[str, Statistics]:
+def parameter_statistics(model: Model, before: Array, loss_scale: float = 1.0) -> dict[str, Statistics]:
     """Return the statistics of every parameter after a step, by name.
 
     Parameters
     ----------
-    model : ViT
+    model : Model
         Its gradients are those of the step.
     before : Array
         The flat vector of parameters before the step.
@@ -74,19 +74,19 @@ def _norm_and_largest(v: Array) -> tuple[Array, Array]:
 
 
 @np.errstate(all="ignore")
-def activation_statistics(model: ViT, images: Array) -> dict[str, dict[str, Any]]:
+def activation_statistics(model: Model, images: Array) -> dict[str, dict[str, Any]]:
     """Return the statistics of the results of all layers in evaluation, by name; the model is not changed.
 
     Parameters
     ----------
-    model : ViT
+    model : Model
         The model. Its hooks are called, since they may replace results.
     images : Array
         (B, height, width, C), of the dtype of the model: statistics of a run in 16 bits are those in float32.
     """
     values = model.parameters.store.values
     with on_device_of(values), single_threaded_blas():
-        trace = tracing.trace(model, images, statistics=True)
+        trace = tracing.trace(model, images, statistics=True, backward=False)
     found: dict[str, dict[str, Any]] = {}
     for record in trace:
         if record.is_op:

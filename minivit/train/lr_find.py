@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minivit.arrays import Array, on_device_of
-from minivit.data.batches import batches
 from minivit.errors import UserError
 from minivit.tracing.figures import COLOURS, new_figure, plain
 from minivit.train.trainer import Trainer
@@ -137,7 +136,7 @@ def find_learning_rate(
 def _samples(trainer: Trainer) -> Iterator[Array]:
     """Yield the batches of one epoch after another."""
     for epoch in itertools.count():
-        yield from batches(trainer.data_loader.order(epoch), trainer.recipe.batch_size)
+        yield from trainer.data_loader.batches(epoch)
 
 
 def plot_learning_rates(found: LearningRateSearch) -> Figure:

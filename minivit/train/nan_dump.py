@@ -4,12 +4,12 @@
                          `read_tensors` reads and `load_model` refuses
     config.json
     batch.npz            images (B, height, width, C) as they entered the model, labels (B,) or, of mixed images, soft
-                         targets (B, classes), samples (the indices of the images), step (from 1), traced (positions in
-                         the batch of the images in the trace), where
+                         targets (B, classes), -1 where there are none; samples (the indices of the images), step (from
+                         1), traced (positions in the batch of the images in the trace), where
     trace.safetensors    a trace of the layer in which NaN appears first, and of the ops in it; of a step in 16 bits, in
                          the dtype of the parameters, where it shows what is too large for 16 bits
 
-Images whose logits are not finite come first in the trace.
+Images whose logits, or whose losses, are not finite come first in the trace.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from minivit.engine.device_step import DEVICE_BATCH
 from minivit.engine.micro_batches import micro_batch_slices
 from minivit.errors import UserError
 from minivit.files import atomic_write
-from minivit.nn.vit import ViT
+from minivit.nn.model import Model
 from minivit.random import Key
 from minivit.tracing.trace import trace
 from minivit.train.diagnostics import Place, first_non_finite_parameter
@@ -42,10 +42,10 @@ _TRACED = 16  # images: the trace keeps all of their activations at once
 
 
 class Batch(NamedTuple):
-    """The input of the computation that was not finite; `key` is None in evaluation."""
+    """The input of the computation that was not finite; `key` is None in evaluation; there may be no labels."""
 
     images: Array
-    labels: Array
+    labels: Array | None
     samples: Array
     key: Key | None
 
@@ -63,15 +63,16 @@ def batch_of_step(data_loader: DataLoader, step: int, samples: Array | None, dty
 
 
 def batch_of_evaluation(
-    engine: AnyEngine, images: Array, labels: Array, mean: tuple[float, ...], std: tuple[float, ...], most: int
+    engine: AnyEngine, images: Array, labels: Array | None, mean: tuple[float, ...], std: tuple[float, ...], most: int
 ) -> Callable[[], Batch]:
-    """Return the function that makes a batch of the uint8 images whose logits are not finite, at most `most`."""
+    """Return the function that makes a batch of at most `most` uint8 images whose result is not finite."""
 
     def batch() -> Batch:
         found = [part[~np.isfinite(logits).all(axis=1)] for part, logits in predictions(engine, images, mean, std)]
         samples = np.concatenate(found)[:most]
         x = image_transform(engine, mean, std)(images[samples])
-        return Batch(x, to_backend(np.asarray(labels)[samples], namespace(x)), samples, None)
+        own = None if labels is None else to_backend(np.asarray(labels)[samples], namespace(x))
+        return Batch(x, own, samples, None)
 
     return batch
 
@@ -133,7 +134,7 @@ def write_dump(
         images = batch.images.astype(values.dtype)
         arrays = {
             "images": to_host(images),
-            "labels": to_host(batch.labels),
+            "labels": np.full(len(images), -1) if batch.labels is None else to_host(batch.labels),
             "samples": to_host(batch.samples),
             "step": np.array(step),
             "traced": chosen,
@@ -145,17 +146,18 @@ def write_dump(
         at = [place.layer, f"{place.layer}.**"] if place.layer else "**"
         smoothing = 0.0 if key is None else label_smoothing
         # In 16 bits most ops have no reference to trace.
-        traced = trace(engine.model, images[some], batch.labels[some], at, rng=key, label_smoothing=smoothing)
+        labels = None if batch.labels is None or engine.model.gives_losses else batch.labels[some]
+        traced = trace(engine.model, images[some], labels, at, rng=key, label_smoothing=smoothing)
     traced.save(folder / "trace.safetensors")
     return folder
 
 
-def _chosen(model: ViT, batch: Batch, at_once: int) -> Array:
-    """Return the positions of the images to trace, on the host: those whose logits are not finite, then the first."""
+def _chosen(model: Model, batch: Batch, at_once: int) -> Array:
+    """Return the positions of the images to trace, on the host: those whose results are not finite, then the first."""
     finite = []
     for part in micro_batch_slices(len(batch.images), at_once):
         logits = model.forward(batch.images[part], batch.key[part] if batch.key else None, keep=False)[0]
-        finite.append(np.isfinite(to_host(logits)).all(axis=1))
+        finite.append(np.isfinite(to_host(logits)).reshape(len(logits), -1).all(axis=1))
     return np.argsort(np.concatenate(finite), kind="stable")[:_TRACED]
 
 

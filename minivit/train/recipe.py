@@ -2,64 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
 from minivit.data.dataset import Dataset
-from minivit.errors import UserError, did_you_mean
+from minivit.errors import UserError
 from minivit.nn.config import ViTConfig
 from minivit.nn.layer import Layer
+from minivit.nn.masked_patches import MaskedPatches
+from minivit.nn.model import Model
 from minivit.nn.presets import get_config
-from minivit.ops.auto_augment import BINS
-from minivit.ops.mixing import LARGEST_ALPHA
+from minivit.nn.pretraining import masked_model
+from minivit.nn.vit import ViT
 from minivit.train.groups import parameter_groups
 from minivit.train.muon import Muon
 from minivit.train.optimizers import SGD, Adam, AdamW, Optimizer
-from minivit.train.records import COUNT, LARGEST_SEED, POSITIVE_COUNT, SHARE, Number, short
-from minivit.train.schedules import DECAY_SHAPES, SCHEDULES, annealed, learning_rate
-from minivit.weights.preprocessing import FITS, INTERPOLATIONS
-
-OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
-AUTO_AUGMENTS = ("trivial", "rand")
-
-_CHOICES = {
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "decay_shape": DECAY_SHAPES,
-    "choose_by": ("accuracy", "loss"),
-    "on_nan": ("stop", "rollback"),
-    "dtype": ("float32", "float64"),
-}
-_BELOW_1 = Number(0, math.nextafter(1.0, 0.0))
-_REAL = Number(0, float(2**1023))
-_POSITIVE = math.nextafter(0.0, 1.0)
-_NUMBERS = {
-    "epochs": POSITIVE_COUNT,
-    "batch_size": POSITIVE_COUNT,
-    "lr": _REAL,
-    "weight_decay": _REAL,
-    "warmup_epochs": _REAL,
-    "warmup_steps": COUNT,
-    "decay_epochs": _REAL,
-    "swa_lr": _REAL,
-    "swa_anneal_epochs": COUNT,
-    "clip_norm": _REAL,
-    "crop_padding": COUNT,
-    "rand_ops": COUNT,
-    "rand_magnitude": Number(0, BINS - 1, whole=True),
-    "color_jitter": SHARE,
-    "erase_prob": SHARE,
-    "mixup_alpha": Number(0, LARGEST_ALPHA),
-    "cutmix_alpha": Number(0, LARGEST_ALPHA),
-    "mix_prob": SHARE,
-    "augment_ramp": _REAL,
-    "augment_off_epochs": COUNT,
-    "micro_batch": COUNT,
-    "reduction_groups": COUNT,
-    "seed": Number(0, LARGEST_SEED, whole=True),
-}
+from minivit.train.recipe_checks import check_recipe
+from minivit.train.schedules import annealed, learning_rate
+from minivit.weights.preprocessing import FITS
 
 
 @dataclass(frozen=True)
@@ -74,6 +35,11 @@ class Recipe:
         A preset; its classes, channels and image size are replaced by those of the data set.
     model_options : dict
         Other fields of `ViTConfig` that differ from the preset's. With an `img_size`, images are resized to it.
+    task : str
+        "" to train a classifier, or a task of pre-training without labels, "mpp", "mae" or "simmim"; then `model` is
+        the encoder. See `minivit.nn.pretraining`.
+    task_options : dict
+        The arguments of the model of the task beside the encoder, such as ``{"ratio": 0.75}``.
     init : str
         The fingerprint of the model file that the run begins with; "" for random parameters. See
         `minivit.train.initial`.
@@ -164,6 +130,8 @@ class Recipe:
     dataset: str
     model: str
     model_options: dict[str, Any] = field(default_factory=dict)
+    task: str = ""
+    task_options: dict[str, Any] = field(default_factory=dict)
     init: str = ""
     epochs: int = 10
     batch_size: int = 128
@@ -213,49 +181,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "model", *_CHOICES):
-            value = getattr(self, name)
-            _expect(name, value, isinstance(value, str) and value and "\0" not in value, "a text")
-        _expect("model_options", self.model_options, isinstance(self.model_options, dict), "fields and their values")
-        for name, rule in _NUMBERS.items():
-            _expect(name, getattr(self, name), rule.fits(getattr(self, name)), str(rule))
-        for name in ("validation", "label_smoothing", "momentum", "muon_momentum", "ema_decay", "swa_start"):
-            _expect(name, getattr(self, name), _BELOW_1.fits(getattr(self, name)), "at least 0 and below 1")
-        pair = isinstance(self.betas, tuple | list) and len(self.betas) == 2 and all(map(_BELOW_1.fits, self.betas))
-        _expect("betas", self.betas, pair, "two numbers of at least 0 and below 1")
-        fits = Number(_POSITIVE, 1).fits(self.layer_decay)
-        _expect("layer_decay", self.layer_decay, fits, "a number above 0 and at most 1")
-        for name, kind, words in (
-            ("freeze", lambda item: isinstance(item, str) and item, "patterns of names"),
-            ("mean", Number(0, 1).fits, "numbers from 0 to 1"),
-            ("std", Number(_POSITIVE, 1).fits, "numbers above 0 and at most 1"),
-            ("resized_crop", Number(_POSITIVE, 1).fits, "numbers above 0 and at most 1"),
-        ):
-            value = getattr(self, name)
-            _expect(name, value, isinstance(value, tuple | list) and all(map(kind, value)), f"a list of {words}")
         for name in ("betas", "freeze", "mean", "std", "resized_crop"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.mean) != len(self.std):
-            raise UserError(f"mean has {len(self.mean)} numbers and std {len(self.std)}; expected one for each channel")
-        if self.ema_decay and self.swa_start:
-            raise UserError("ema_decay and swa_start are two averages; a run has one of them")
-        crop = self.resized_crop
-        _expect("resized_crop", crop, not crop or (len(crop) == 2 and crop[0] <= crop[1]), "two numbers, or none")
-        if crop and self.crop_padding:
-            raise UserError("resized_crop and crop_padding are two crops; a run has one of them")
-        for name, of_images in (
-            ("crop_mode", tuple(FITS)),
-            ("interpolation", INTERPOLATIONS),
-            ("auto_augment", AUTO_AUGMENTS),
-        ):
-            value = getattr(self, name)
-            _expect(name, value, value in ("", *of_images), f"one of {', '.join(of_images)}")
-        _expect("crop_pct", self.crop_pct, Number(0, 1).fits(self.crop_pct), "a number from 0 to 1")
-        _expect("init", self.init, isinstance(self.init, str), "the fingerprint of a model file")
-        _expect("flip", self.flip, isinstance(self.flip, bool), "true or false")
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            _expect(name, value, value in allowed, f"one of {', '.join(allowed)};{did_you_mean(value, allowed)}")
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        check_recipe(vars(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for a file."""
@@ -341,18 +270,13 @@ class Recipe:
         ]
 
 
-def _expect(name: str, value: Any, fits: object, expected: str) -> None:
-    if not fits:
-        raise UserError(f"{name} is {short(value)}; expected {expected}".rstrip(";"))
-
-
 def normalised(dataset: Dataset, recipe: Recipe) -> Dataset:
     """Return the data set with the mean and deviation of the recipe, if it has them."""
     return replace(dataset, mean=recipe.mean, std=recipe.std) if recipe.mean else dataset
 
 
 def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
-    """Return the recipe's model with the data set's image size, channels and classes.
+    """Return the recipe's model with the data set's image size, channels and classes; an encoder has no classes.
 
     Raises
     ------
@@ -360,16 +284,35 @@ def model_config(recipe: Recipe, dataset: Dataset) -> ViTConfig:
         There is no such model, or the images do not fit the model or the augmentation of the recipe.
     """
     _, height, width, channels = dataset.train_images.shape
-    fitting = {"img_size": (height, width), "in_chans": channels, "num_classes": len(dataset.class_names)}
+    classes = 0 if recipe.task else len(dataset.class_names)
+    fitting = {"img_size": (height, width), "in_chans": channels, "num_classes": classes}
     config = get_config(recipe.model, **{**fitting, **recipe.model_options})
     for name, value in fitting.items():
         if getattr(config, name) != value:
             asked = getattr(config, name)
+            if recipe.task and name == "num_classes":
+                raise UserError("pre-training has no classes; leave num_classes out")
             if recipe.init and name != "num_classes":
                 raise UserError(f"the weights are of a model with {name} {asked}, but {dataset.name} has {value}")
             raise UserError(f"{name} {asked} was asked for, but {dataset.name} has {value}; leave it out")
     expect_augmentable(recipe, height, width, channels)
     return config
+
+
+def initial_model(recipe: Recipe, config: ViTConfig, dataset: Dataset, backend: str = "numpy") -> Model:
+    """Return the recipe's model with initial parameters: a ViT of `config`, or a masked model with it as the encoder.
+
+    Raises
+    ------
+    UserError
+        The encoder or the options do not fit the task.
+    """
+    if not recipe.task:
+        return ViT(config, recipe.seed, recipe.dtype, backend)
+    options = dict(recipe.task_options)
+    if recipe.task == MaskedPatches.task:  # it predicts colours
+        options |= {"mean": dataset.mean, "std": dataset.std}
+    return masked_model(recipe.task, config, recipe.seed, recipe.dtype, backend, **options)
 
 
 def expect_augmentable(recipe: Recipe, height: int, width: int, channels: int) -> None:

@@ -51,9 +51,9 @@ METRICS: dict[str, Number] = {
     "epoch": POSITIVE_COUNT,
     "step": STEP,
     "train_loss": LOSS,
-    "train_accuracy": SHARE,
 }
 OPTIONAL_METRICS: dict[str, Number] = {
+    "train_accuracy": SHARE,  # of a classifier
     "val_loss": LOSS,
     "val_accuracy": SHARE,
     "learning_rate": LOSS,
@@ -63,7 +63,7 @@ OPTIONAL_METRICS: dict[str, Number] = {
 }
 WATCHED: dict[str, Number] = {"step": STEP}
 RESULT: dict[str, Number] = {
-    "test_accuracy": SHARE,
+    "test_accuracy": Number(0, 1, null=True),
     "test_images": COUNT,
     "best_epoch": COUNT,
     "best_val_accuracy": Number(0, 1, null=True),

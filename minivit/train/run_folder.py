@@ -36,6 +36,8 @@ from minivit.files import (
     with_checksum,
     write_json,
 )
+from minivit.nn.masked import MaskedModel
+from minivit.nn.model import Model
 from minivit.nn.vit import ViT
 from minivit.train.averaging import Averaging
 from minivit.train.checkpoint import load_checkpoint, save_checkpoint
@@ -44,7 +46,15 @@ from minivit.train.recipe import Recipe
 from minivit.train.records import read_metrics, read_result, read_watched, write_metrics
 from minivit.train.state import TrainState
 from minivit.train.watch_options import WatchOptions
-from minivit.weights import model_metadata, read_tensors, save_model
+from minivit.weights import (
+    load_masked_model,
+    load_model,
+    model_metadata,
+    read_tensors,
+    save_masked_model,
+    save_model,
+)
+from minivit.weights.masked import MASKED
 
 _ORIGIN = ("id", "data", "extended", "watch")
 
@@ -205,13 +215,28 @@ class RunFolder:
     def _write_recipe(self) -> None:
         write_json(self.path / "recipe.json", with_checksum({**self.recipe.to_dict(), **self.origin}))
 
-    def save_model(self, which: str, model: ViT, dataset: Dataset, step: int) -> None:
-        """Write the model as "best" or "last", with the class names, mean and deviation that prediction needs."""
+    def save_model(self, which: str, model: Model, dataset: Dataset, step: int) -> None:
+        """Write the model as "best" or "last", with the class names, mean and deviation that prediction needs.
+
+        Of a masked model this is the encoder; the whole model is in ``masked.safetensors`` beside it.
+        """
         about = {"class_names": list(dataset.class_names), "mean": list(dataset.mean), "std": list(dataset.std)}
         about |= self.recipe.preprocessing
         if "id" in self.origin:
             about |= {"run": self.origin["id"], "step": step}
+        if isinstance(model, MaskedModel):
+            del about["class_names"]
+            save_masked_model(model, self.path / which / MASKED, extra=about)
+            model = model.encoder
+        assert isinstance(model, ViT)
         save_model(model, self.path / which / "model.safetensors", extra=about)
+
+    def load_model(self, which: str, dtype: str = "float32", backend: str = "numpy") -> Model:
+        """Return the model "best" or "last" of the run, of pre-training the whole one."""
+        path = self.path / which
+        return (
+            load_masked_model(path / MASKED, dtype, backend) if self.recipe.task else load_model(path, dtype, backend)
+        )
 
     def expect_models(self, step: int, best_step: int) -> None:
         """Check the models in the folder before a run goes on from its checkpoint.
@@ -228,11 +253,17 @@ class RunFolder:
         UserError
             A model is damaged, of another run or of another step, or the best model is missing.
         """
-        for which, expected in (("last", step), ("best", best_step)):
-            path = self.path / which / "model.safetensors"
+        names = ["model.safetensors", *([MASKED] if self.recipe.task else [])]
+        places = [
+            (which, expected, name) for which, expected in (("last", step), ("best", best_step)) for name in names
+        ]
+        for which, expected, name in places:
+            path = self.path / which / name
             rewritten = expected == step or not expected
             if rewritten and not path.exists():
                 continue
+            if not path.exists():
+                raise UserError(f"{self.path} has lost {which}/{name}; bring it back, or begin a new run")
             read_tensors(path)  # verifies the checksum
             if "id" not in self.origin:
                 continue
@@ -242,7 +273,7 @@ class RunFolder:
 
     def save_state(
         self,
-        model: ViT,
+        model: Model,
         optimizer: Optimizer,
         state: TrainState,
         fingerprint: str,
@@ -263,7 +294,7 @@ class RunFolder:
             averaging,
         )
 
-    def keep_step(self, model: ViT, dataset: Dataset, step: int) -> None:
+    def keep_step(self, model: Model, dataset: Dataset, step: int) -> None:
         """Write the weights after `step`, from 0, into ``steps/``."""
         self.save_model(f"steps/step-{step:06d}", model, dataset, step)
 
@@ -317,7 +348,7 @@ class RunFolder:
         self._epoch_path.unlink(missing_ok=True)
 
     def load_state(
-        self, model: ViT, optimizer: Optimizer, fingerprint: str, averaging: Averaging, of_epoch: bool = False
+        self, model: Model, optimizer: Optimizer, fingerprint: str, averaging: Averaging, of_epoch: bool = False
     ) -> TrainState:
         """Set the model, the optimiser and the average to the last checkpoint, and return its state.
 
@@ -386,6 +417,11 @@ class RunFolder:
             return None
         curves = self.path / "curves.png"
         return {**result, "run": str(self.path), "curves": str(curves) if curves.exists() else None}
+
+    @property
+    def reconstructions(self) -> Path:
+        """The picture of what a masked model predicts, drawn at the end of a run of pre-training."""
+        return self.path / "reconstructions.png"
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write the result, which marks the run as finished."""

@@ -23,8 +23,9 @@ def claimed_run(path: Path | None, recipe: Recipe, root: Path = Path("runs")) ->
     Parameters
     ----------
     path : Path or None
-        The folder; None for the first free ``root/NAME-1``, ``root/NAME-2``, ... of the recipe's data set. Of two
-        processes that begin at once, each gets a folder of its own.
+        The folder; None for the first free ``root/NAME-1``, ``root/NAME-2``, ... of the recipe's data set, or
+        ``root/NAME-pretrain-1`` for a recipe with a task. Of two processes that begin at once, each gets a folder of
+        its own.
     recipe : Recipe
         The recipe of the run; nothing is written before `RunFolder.begin`.
 
@@ -38,8 +39,9 @@ def claimed_run(path: Path | None, recipe: Recipe, root: Path = Path("runs")) ->
     if path is not None:
         paths: Iterator[Path] = iter([path])
     else:
-        first = max(_numbers(recipe.dataset, root), default=0) + 1
-        paths = (root / f"{_short(recipe.dataset)}-{number}" for number in itertools.count(first))
+        start = _start(recipe.dataset, bool(recipe.task))
+        first = max(_numbers(start, root), default=0) + 1
+        paths = (root / f"{start}{number}" for number in itertools.count(first))
     for candidate in paths:
         run = RunFolder(candidate, recipe)
         parent_is_new = not candidate.parent.exists()
@@ -66,18 +68,24 @@ def claimed_run(path: Path | None, recipe: Recipe, root: Path = Path("runs")) ->
             lock.__exit__(None, None, None)
 
 
-def latest_run_path(dataset: str, root: Path = Path("runs")) -> Path:
-    """Return the newest of the folders named by `claimed_run`.
+def latest_run_path(dataset: str, root: Path = Path("runs"), pretrains: bool = False) -> Path:
+    """Return the newest of the folders named by `claimed_run`, of runs with a task if `pretrains`.
 
     Raises
     ------
     UserError
         There is none.
     """
-    numbers = [number for number in _numbers(dataset, root) if RunFolder.exists(root / f"{_short(dataset)}-{number}")]
+    start = _start(dataset, pretrains)
+    numbers = [number for number in _numbers(start, root) if RunFolder.exists(root / f"{start}{number}")]
     if not numbers:
         raise UserError(f"there is no run of {dataset} in {root} to resume; name its folder with --run")
-    return root / f"{_short(dataset)}-{max(numbers)}"
+    return root / f"{start}{max(numbers)}"
+
+
+def _start(dataset: str, pretrains: bool) -> str:
+    """Return how the names of the runs of a data set begin; a number follows."""
+    return f"{_short(dataset)}-pretrain-" if pretrains else f"{_short(dataset)}-"
 
 
 def _short(dataset: str) -> str:
@@ -89,9 +97,8 @@ def _short(dataset: str) -> str:
     return name or "images"
 
 
-def _numbers(dataset: str, root: Path) -> list[int]:
-    """Return the numbers of the folders of the data set that are not empty."""
-    start = f"{_short(dataset)}-"
+def _numbers(start: str, root: Path) -> list[int]:
+    """Return the numbers of the folders whose names begin with `start`, and that are not empty."""
     if not root.is_dir():
         return []
     tails = {folder.name.removeprefix(start): folder for folder in root.iterdir() if folder.name.startswith(start)}

@@ -9,7 +9,7 @@ from typing import Self
 from minivit.errors import UserError
 from minivit.files import parse_json
 from minivit.ops.grad_scaler import FIRST_SCALE, LARGEST_SCALE
-from minivit.train.evaluation import Evaluation
+from minivit.train.evaluation import Score
 from minivit.train.records import COUNT, LOSS, SECONDS, STEP, Number, expect_values, short
 
 _RULES = {
@@ -62,17 +62,18 @@ class TrainState:
     averaged: int = 0
     rollbacks: int = 0
 
-    def choose(self, epoch: int, validation: Evaluation | None, by: str) -> None:
+    def choose(self, epoch: int, validation: Score | None, by: str) -> None:
         """Make `epoch` the best if none was better by "accuracy" or "loss", or if there are no validation images."""
         if validation is None:
             self.best_epoch = epoch
             return
-        if by == "loss":
+        if by == "loss" or validation.accuracy is None:
             is_best = self.best_loss is None or validation.loss <= self.best_loss
         else:
             is_best = validation.accuracy >= self.best_accuracy
         if is_best:
-            self.best_epoch, self.best_accuracy, self.best_loss = epoch, validation.accuracy, validation.loss
+            self.best_epoch, self.best_loss = epoch, validation.loss
+            self.best_accuracy = -1.0 if validation.accuracy is None else validation.accuracy
 
     def forget_best(self) -> None:
         """Let the next epoch be the best so far."""

@@ -8,15 +8,17 @@ anything.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
-from minivit.data.batches import epoch_order
+from minivit.data.batches import batches, epoch_order
 from minivit.data.dataset import Dataset
-from minivit.data.resized import as_resized
+from minivit.data.on_demand import Pixels, as_on_demand, read_ahead
 from minivit.engine import AnyEngine, Engine
+from minivit.nn.vit import ViT
 from minivit.ops import grad_scaler
 from minivit.ops.augment import channel_scale, normalized, training_images
 from minivit.ops.cross_entropy import check_labels
@@ -57,7 +59,7 @@ class TrainStep:
         values = store.values
         self.engine, self.optimizer, self.data_loader, self._store = engine, optimizer, data_loader, store
         self._frozen = frozen_spans(engine.model, optimizer.groups)
-        if isinstance(engine, Engine):
+        if isinstance(engine, Engine) and isinstance(engine.model, ViT):
             engine.first_block = first_trained_block(optimizer.groups, engine.model.config.depth)
         self.label_smoothing = recipe.label_smoothing
         self.grad_scaler = GradScaler(values, recipe.clip_norm, scaled=engine.dtype == np.float16)
@@ -98,7 +100,7 @@ class TrainStep:
 class DataLoader:
     """The uint8 training images, on the model's device, and the batches that are made from them there.
 
-    Images that are resized when they are read stay on the host, and are copied batch by batch.
+    Images that are read when they are needed (`minivit.data.on_demand`) stay on the host, and each batch is copied.
 
     Parameters
     ----------
@@ -118,8 +120,9 @@ class DataLoader:
         self._library, self._index, self._recipe = library, index, recipe
         self._labels = to_backend(labels, library)
         images = dataset.train_images
-        self._resized = as_resized(images)
-        self._images = images if self._resized is not None else to_backend(images, library)
+        self._on_demand = as_on_demand(images)
+        self._images = images if self._on_demand is not None else to_backend(images, library)
+        self._read: tuple[Array, Pixels] | None = None  # the indices of a batch, and its images
         self.augmentation = Augmentation(recipe, -(-len(index) // recipe.batch_size))
         self._classes = len(dataset.class_names)
         self._scale, self._shift = channel_scale(dataset.mean, dataset.std, recipe.dtype, library)
@@ -128,10 +131,23 @@ class DataLoader:
         """Return the indices of the training images in the order of an epoch, on the device.
 
         They are sorted on the host, where the order is the same for all devices, and copied once an epoch. They stay on
-        the host if images are resized there.
+        the host if images are read there when they are needed.
         """
         order = self._index[epoch_order(len(self._index), self._recipe.seed, epoch)]
-        return order if self._resized is not None else to_backend(order, self._library)
+        return order if self._on_demand is not None else to_backend(order, self._library)
+
+    def batches(self, epoch: int, done: int = 0) -> Iterator[Array]:
+        """Yield the indices of the images of each batch of an epoch but the first `done`, each for a call of `batch`.
+
+        Images that are read when they are needed are read while the caller works on the batch before.
+        """
+        parts = list(batches(self.order(epoch), self._recipe.batch_size))[done:]
+        if self._on_demand is None:
+            yield from parts
+            return
+        for samples, pixels in zip(parts, read_ahead(self._images, parts), strict=True):
+            self._read = samples, pixels
+            yield samples
 
     def batch(self, samples: Array, step: int, dtype: Any) -> tuple[Array, Array, Key]:
         """Return the images (B, height, width, C) with the indices `samples`, their labels, and the step's key.
@@ -140,9 +156,12 @@ class DataLoader:
         images were mixed, (B, classes) soft targets. Only mixing depends on the batch and not on each sample alone.
         """
         pixels = None
-        if self._resized is not None:
-            pixels = to_backend(np.asarray(self._resized[to_host(samples)]), self._library)
-            samples = to_backend(samples, self._library)
+        if self._on_demand is not None:
+            if self._read is not None and self._read[0] is samples:
+                pixels = self._read[1]
+            else:
+                pixels = np.asarray(self._on_demand[to_host(samples)])
+            pixels, samples = to_backend(pixels, self._library), to_backend(samples, self._library)
         key = Key(self._recipe.seed, step, samples)
         if pixels is None and self.augmentation.is_plain:  # one kernel on a device
             images = training_images(

@@ -17,20 +17,20 @@ import numpy as np
 
 from minivit import arrays
 from minivit.arrays import Array, on_device_of
-from minivit.data.batches import batches
 from minivit.data.dataset import Dataset
 from minivit.engine import AnyEngine, Engine
 from minivit.engine.device_step import DEVICE_BATCH
 from minivit.errors import RunError, UserError
-from minivit.nn.vit import ViT
+from minivit.nn.masked import MaskedModel
+from minivit.nn.model import Model
 from minivit.train.advice import nothing_learnt, unlikely_settings
 from minivit.train.diagnostics import NotFiniteError, Place, not_finite_error
-from minivit.train.evaluation import Evaluation
+from minivit.train.evaluation import Score
 from minivit.train.initial import begun_model, options_with_head
 from minivit.train.interrupt import Interrupt, Interrupted
 from minivit.train.memory import explain_out_of_memory, image_bytes
 from minivit.train.nan_dump import Batch, dump_in_words
-from minivit.train.recipe import model_config, normalised
+from minivit.train.recipe import initial_model, model_config, normalised
 from minivit.train.run_folder import RunFolder
 from minivit.train.step import StepMetrics
 from minivit.train.training import Training
@@ -39,6 +39,7 @@ from minivit.train.watch_options import WatchOptions
 from minivit.weights.load import OpenedModel
 
 MOST_ROLLBACKS = 5
+_DRAWN = 8  # test images whose reconstructions are drawn
 
 
 class StepReport(NamedTuple):
@@ -47,7 +48,7 @@ class StepReport(NamedTuple):
     epoch: int
     step: int
     loss: float
-    accuracy: float
+    accuracy: float | None  # None in pre-training
     learning_rate: float
     images_per_second: float
     seconds_left: float
@@ -56,7 +57,7 @@ class StepReport(NamedTuple):
 class Reporter(Protocol):
     """Shows the progress of a run: a progress bar, plain lines, a notebook."""
 
-    def started(self, run: RunFolder, model: ViT, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
+    def started(self, run: RunFolder, model: Model, first_step: int, total_steps: int, steps_per_epoch: int) -> None:
         """Training begins after `first_step` steps."""
 
     def stepped(self, report: StepReport) -> None:
@@ -97,7 +98,7 @@ class Trainer(Training):
     """
 
     engine: Engine
-    model: ViT
+    model: Model
 
     def __init__(
         self,
@@ -127,7 +128,7 @@ class Trainer(Training):
         self.bytes_per_image = 0
         with self._explain_out_of_memory("before the first step"):
             if start is None:
-                model = ViT(config, seed=recipe.seed, dtype=recipe.dtype, backend=backend)
+                model = initial_model(recipe, config, dataset, backend)
             else:
                 model = begun_model(start, config, recipe.dtype, backend)
             engine = Engine(model, threads, self.micro_batch, precision, recipe.reduction_groups)
@@ -255,7 +256,7 @@ class Trainer(Training):
         state = self.state
         saved = time.monotonic()
         epoch, done = divmod(state.step, self.steps_per_epoch)
-        for samples in list(batches(self.data_loader.order(epoch), self.recipe.batch_size))[done:]:
+        for samples in self.data_loader.batches(epoch, done):
             with self.watch.step(state.step + 1, samples) as is_recorded:
                 self._step(samples)
                 if is_recorded or self.train_step.metrics.full:
@@ -289,7 +290,7 @@ class Trainer(Training):
             epoch=(step.number - 1) // self.steps_per_epoch + 1,
             step=step.number,
             loss=state.epoch_loss / state.epoch_images,
-            accuracy=state.epoch_correct / state.epoch_images,
+            accuracy=None if self.gives_losses else state.epoch_correct / state.epoch_images,
             learning_rate=step.lr,
             images_per_second=rate,
             seconds_left=(self.total_steps - step.number) * self.recipe.batch_size / rate,
@@ -310,14 +311,14 @@ class Trainer(Training):
         return metrics
 
     def _expect_learning(self, lines: list[dict[str, Any]]) -> None:
-        """Warn once, at the end of an epoch, if nothing has been learnt."""
-        if not self._is_learning:
+        """Warn once, at the end of an epoch, if a classifier has learnt nothing."""
+        if not (self._is_learning or self.gives_losses):
             labels = self.dataset.train_labels[self.train_index]
             self._is_learning, words = nothing_learnt(self.recipe, self.steps_per_epoch, lines, labels)
             if words:
                 warnings.warn(words, stacklevel=2)
 
-    def _evaluate(self, engine: AnyEngine, images: Array, labels: Array, part: str) -> Evaluation:
+    def _evaluate(self, engine: AnyEngine, images: Array, labels: Array, part: str) -> Score:
         at_once = min(len(images), self.micro_batch or DEVICE_BATCH)
         with self._explain_out_of_memory(f"on the {part} images after step {self.state.step}", at_once):
             return super()._evaluate(engine, images, labels, part)
@@ -348,23 +349,28 @@ class Trainer(Training):
                 self.run.save_model(which, self.model, self.dataset, step)
 
     def _finish(self) -> dict[str, Any]:
-        from minivit.train.curves import draw_curves
-        from minivit.weights import load_model
+        from minivit.train.curves import draw_curves, only_a_figure
+        from minivit.train.reconstructions import draw_reconstructions
 
-        state = self.state
-        best = load_model(self.run.path / "best", dtype=self.recipe.dtype, backend=self.backend)
+        state, dataset = self.state, self.dataset
+        best = self.run.load_model("best", self.recipe.dtype, self.backend)
         with Engine(best, self.engine.threads, self.micro_batch, precision=self.precision) as engine:
-            test = self._evaluate(engine, self.dataset.test_images, self.dataset.test_labels, "test")
+            test = self._evaluate(engine, dataset.test_images, dataset.test_labels, "test")
         result = {
             "run": str(self.run.path),
             "test_accuracy": test.accuracy,
             "test_loss": test.loss,
             "test_images": test.images,
             "best_epoch": state.best_epoch,
-            "best_val_accuracy": state.best_accuracy if len(self.validation_index) else None,
+            "best_val_accuracy": state.best_accuracy if state.best_accuracy >= 0 else None,
             "seconds": state.seconds,
             "images_per_second": len(self.train_index) * self.recipe.epochs / max(state.seconds, 1e-9),
             "epochs": self.recipe.epochs,
         }
+        if isinstance(best, MaskedModel):
+            result["best_val_loss"] = state.best_loss
+            picture = self.run.reconstructions
+            with only_a_figure(picture.name):
+                draw_reconstructions(best, dataset.test_images[:_DRAWN], dataset.mean, dataset.std, picture)
         self.run.write_result(result)
         return {**result, "curves": draw_curves(self.run)}

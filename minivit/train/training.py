@@ -12,6 +12,7 @@ from typing import Any
 from minivit.arrays import Array, namespace
 from minivit.data.dataset import Dataset, split_validation
 from minivit.engine import AnyEngine
+from minivit.nn.model import Model
 from minivit.train.averaging import Averaging
 from minivit.train.diagnostics import (
     NotFiniteError,
@@ -20,7 +21,7 @@ from minivit.train.diagnostics import (
     layer_of,
     where_evaluation_is_not_finite,
 )
-from minivit.train.evaluation import Evaluation, evaluate
+from minivit.train.evaluation import Score, score
 from minivit.train.nan_dump import Batch, batch_of_evaluation, batch_of_step
 from minivit.train.recipe import Recipe, make_optimizer
 from minivit.train.state import TrainState
@@ -58,6 +59,11 @@ class Training:
         self.data_loader = DataLoader(dataset, self.train_index, recipe, namespace(store.values))
         self.train_step = TrainStep(engine, self.optimizer, self.data_loader, recipe)
 
+    @property
+    def gives_losses(self) -> bool:
+        """Whether the model gives the losses of images in place of logits."""
+        return isinstance(self.model, Model) and self.model.gives_losses
+
     def take_step(self, samples: Array) -> None:
         """Take a step on the images with the indices `samples`; `read_steps` reads its metrics."""
         step = self.state.step
@@ -92,12 +98,13 @@ class Training:
     def _metrics(self, epoch: int) -> dict[str, Any]:
         """Return the metrics of the training images of an epoch that has ended."""
         state = self.state
+        accuracy = {} if self.gives_losses else {"train_accuracy": state.epoch_correct / state.epoch_images}
         return {
             "epoch": epoch,
             "step": state.step,
             "learning_rate": self.optimizer.lr,
             "train_loss": state.epoch_loss / state.epoch_images,
-            "train_accuracy": state.epoch_correct / state.epoch_images,
+            **accuracy,
             "images_per_second": state.epoch_images / state.epoch_seconds,
             "seconds": state.seconds,
         }
@@ -114,7 +121,9 @@ class Training:
             held_out = dataset.train_images[self.validation_index], dataset.train_labels[self.validation_index]
             with self.averaging.applied():
                 validation = self._evaluate(self.engine, *held_out, "validation")
-            metrics |= {"val_loss": validation.loss, "val_accuracy": validation.accuracy}
+            metrics["val_loss"] = validation.loss
+            if validation.accuracy is not None:
+                metrics["val_accuracy"] = validation.accuracy
         state.choose(epoch, validation, self.recipe.choose_by)
         state.begin_epoch()
         return metrics
@@ -126,15 +135,15 @@ class Training:
             batch = batch_of_step(self.data_loader, step, samples, self.engine.dtype)
             raise self._not_finite(step, place, self.engine, batch)
 
-    def _evaluate(self, engine: AnyEngine, images: Array, labels: Array, part: str) -> Evaluation:
+    def _evaluate(self, engine: AnyEngine, images: Array, labels: Array, part: str) -> Score:
         mean, std = self.dataset.mean, self.dataset.std
-        evaluation = evaluate(engine, images, labels, mean, std)
-        if not math.isfinite(evaluation.loss):
+        found = score(engine, images, labels, mean, std)
+        if not math.isfinite(found.loss):
             place = where_evaluation_is_not_finite(engine, images, mean, std)
             place = place._replace(words=f"on the {part} images after it, {place.words}")
             batch = batch_of_evaluation(engine, images, labels, mean, std, self.recipe.batch_size)
             raise self._not_finite(self.state.step, place, engine, batch)
-        return evaluation
+        return found
 
     def _not_finite(
         self, step: int, place: Place, engine: AnyEngine, batch: Callable[[], Batch | None]

@@ -22,7 +22,7 @@ from minivit.arrays import Array, on_device_of, to_host
 from minivit.data.dataset import Dataset
 from minivit.errors import UserError
 from minivit.files import append_text, atomic_write, remove_leftovers
-from minivit.nn.vit import ViT
+from minivit.nn.model import Model
 from minivit.train.layer_statistics import activation_statistics, parameter_statistics, total
 from minivit.train.records import lines_of
 from minivit.train.run_folder import RunFolder
@@ -62,7 +62,7 @@ class Watch:
     ) -> None:
         self.options, self.loss = options, 0.0
         self._run, self._dataset, self._train_step, self._total_steps = run, dataset, train_step, total_steps
-        assert isinstance(train_step.engine.model, ViT)  # as all models of run folders
+        assert isinstance(train_step.engine.model, Model)  # as all models of run folders
         self._model = train_step.engine.model
         self._tensorboard = TensorBoard(run.path / "tensorboard") if options.tensorboard else None
         self._lines: list[dict[str, Any]] = []  # the last ones of watch.jsonl

@@ -8,8 +8,18 @@ Only this package knows layouts: each has a file that declares how its tensors b
 """
 
 from minivit.weights.load import load_model, model_metadata
+from minivit.weights.masked import load_masked_model, save_masked_model
 from minivit.weights.save import save_model
 from minivit.weights.source import fingerprint
 from minivit.weights.tensors import read_tensors, write_tensors
 
-__all__ = ["fingerprint", "load_model", "model_metadata", "read_tensors", "save_model", "write_tensors"]
+__all__ = [
+    "fingerprint",
+    "load_masked_model",
+    "load_model",
+    "model_metadata",
+    "read_tensors",
+    "save_masked_model",
+    "save_model",
+    "write_tensors",
+]

@@ -40,6 +40,16 @@ def layout_named(name: object) -> Layout:
     return known[name]
 
 
+def unwrapped(file: WeightsFile) -> tuple[Layout | None, WeightsFile]:
+    """Return the layout of the file, and the file without a prefix that all names have; None and the file as it is."""
+    for prefix in prefixes(file.tensors):
+        bare = [name.removeprefix(prefix) for name in file.tensors]
+        for layout in layouts().values():
+            if layout.recognises(bare):
+                return layout, file.changed(functools.partial(_without, prefix))
+    return None, file
+
+
 def recognised(file: WeightsFile) -> tuple[Layout, WeightsFile]:
     """Return the layout of the file, and the file with the names of that layout: a common prefix is taken off.
 
@@ -50,11 +60,9 @@ def recognised(file: WeightsFile) -> tuple[Layout, WeightsFile]:
     """
     if words := whose_layout(file.tensors):
         raise UserError(f"{file.path} holds {words}")
-    for prefix in prefixes(file.tensors):
-        bare = [name.removeprefix(prefix) for name in file.tensors]
-        for layout in layouts().values():
-            if layout.recognises(bare):
-                return layout, file.changed(functools.partial(_without, prefix)).changed(layout.prepare)
+    layout, bare = unwrapped(file)
+    if layout is not None:
+        return layout, bare.changed(layout.prepare)
     if words := beside_others(file.tensors) or relative_of(file.tensors):
         raise UserError(f"{file.path} holds {words}")
     return layouts()["timm"], file  # whose sizes say what is missing

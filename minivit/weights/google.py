@@ -11,12 +11,15 @@ https://github.com/google-research/big_vision, big_vision/models/vit.py.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.nn.config import ViTConfig
+from minivit.nn.hybrid_embed import feature_patch, feature_stride
+from minivit.nn.resnet import CHANNELS
 from minivit.nn.vit import ViT
 from minivit.weights.deduce import expect_axes, image_pair, mlp_ratio, size_of_images, warn_of_assumed
 from minivit.weights.entries import Entry, reshaped, same, side_by_side
@@ -30,6 +33,7 @@ _ATTENTION = {False: "MultiHeadDotProductAttention_1", True: "MultiHeadDotProduc
 _NORM2 = {False: "LayerNorm_2", True: "LayerNorm_1"}
 _MLP = {False: "MlpBlock_3", True: "MlpBlock_0"}
 _MAP = "MAPHead_0/"
+_BACKBONE = "patch_embed.backbone."  # of a hybrid, here
 _ROOTS = ("opt/target/", "params/")
 _BESIDE = ("opt/", "chrono/", "step", "extra/")  # the state of a training run
 _DEEPEST = 1000
@@ -46,7 +50,7 @@ class Google(Layout):
     expresses: ClassVar[Mapping[str, Collection[Any] | None]] = {
         **dict.fromkeys(("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads")),
         **dict.fromkeys(
-            ("mlp_ratio", "class_token", "no_embed_class", "representation_size", "global_pool", "fc_norm")
+            ("mlp_ratio", "class_token", "no_embed_class", "representation_size", "global_pool", "fc_norm", "resnet")
         ),
         "norm_eps": None,
         "act_layer": ("gelu_tanh", "gelu"),
@@ -76,6 +80,8 @@ class Google(Layout):
             if name.startswith(_STACKED) and value.ndim and len(value) <= _DEEPEST:
                 rest = name.removeprefix(_STACKED)
                 blocks |= {_BLOCK.format(i) + rest: one for i, one in enumerate(value)}
+            elif value.shape[:3] == (1, 1, 1) and name.rpartition("/")[0].rpartition("/")[2].startswith("gn"):
+                blocks[name] = value.reshape(-1)  # of a group norm, in the published files
             else:
                 blocks[name] = value
         if not _is_big_vision(blocks) or _MAP + "probe" in blocks or "cls" in blocks or _POSITIONS[True] not in blocks:
@@ -85,20 +91,13 @@ class Google(Layout):
     def sizes(self, file: WeightsFile) -> dict[str, Any]:
         """Return the sizes that the shapes determine."""
         shapes, big_vision = file.shapes, _is_big_vision(file.tensors)
-        if hybrid := [name for name in shapes if name.startswith(("conv_root", "gn_root", "block1/"))]:
-            raise UserError(
-                f"{file.path} holds a hybrid of a ResNet and a Vision Transformer ({hybrid[0]}), which minivit does "
-                "not support"
-            )
         query = f"{_BLOCK.format(0)}{_ATTENTION[big_vision]}/query/kernel"
         hidden = f"{_BLOCK.format(0)}{_MLP[big_vision]}/Dense_0/kernel"
         axes = {_PATCH: 4, query: 3, hidden: 2}
         axes |= {name: 2 for name in ("head/kernel", "pre_logits/kernel") if name in shapes}
         expect_axes(file, self.program, shapes, axes)
         P, Q, C, D = shapes[_PATCH]
-        return {
-            "patch_size": (P, Q),
-            "in_chans": C,
+        return (_resnet(file, shapes) or {"patch_size": (P, Q), "in_chans": C}) | {
             "embed_dim": D,
             "num_classes": shapes.get("head/kernel", (0, 0))[1],
             "depth": len(
@@ -146,7 +145,11 @@ class Google(Layout):
         """Return an entry for each parameter, under the names of big_vision where the original has no such part."""
         config, big_vision = model.config, _needs_big_vision(model.config)
         declared = model.declared()
-        patch = config.patch_height, config.patch_width, config.in_chans, config.embed_dim
+        fan_in = declared["patch_embed.proj.weight"].shape[0]
+        rows, columns = size = config.patch_height, config.patch_width
+        if config.resnet:
+            rows, columns = feature_patch(size, config.resnet_depths)
+        patch = rows, columns, fan_in // (rows * columns), config.embed_dim
         names = {
             "cls_token": "cls",
             "pos_embed": _POSITIONS[big_vision],
@@ -160,6 +163,9 @@ class Google(Layout):
             **_dense("attn_pool.mlp.fc2", _MAP + "MlpBlock_0/Dense_1"),
         }
         entries = [reshaped("patch_embed.proj.weight", _PATCH, (-1, config.embed_dim), patch)]
+        for name, parameter in declared.items():
+            if name.startswith(_BACKBONE):
+                entries.append(_of_resnet(name, parameter.shape))
         for i in range(config.depth):
             ours, theirs = f"blocks.{i}.", _BLOCK.format(i)
             names |= _norm(ours + "norm1", theirs + "LayerNorm_0") | _norm(ours + "norm2", theirs + _NORM2[big_vision])
@@ -198,6 +204,37 @@ def _original(name: str) -> str:
 
 def _needs_big_vision(config: ViTConfig) -> bool:
     return config.pos_embed == "sincos_2d" or config.no_embed_class or config.global_pool == "map"
+
+
+def _resnet(file: WeightsFile, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return the sizes of a hybrid, or nothing for another model."""
+    root = shapes.get("conv_root/kernel")
+    if root is None:
+        return {}
+    units = {match.groups() for name in shapes if (match := re.match(r"block(\d+)/unit(\d+)/", name))}
+    counts = Counter(int(stage) for stage, _ in units)
+    depths = tuple(counts[i] for i in range(1, len(counts) + 1))
+    expect_axes(file, Google.program, shapes, {"conv_root/kernel": 4})
+    if 0 in depths or len(depths) > len(CHANNELS):
+        raise UserError(f"{file.path} is not a hybrid of Google's: its ResNet has the blocks {sorted(counts)}")
+    stride = feature_stride(depths)
+    P, Q = shapes[_PATCH][:2]
+    return {"resnet": depths or (0,), "patch_size": (stride * P, stride * Q), "in_chans": root[2]}
+
+
+def _of_resnet(name: str, shape: tuple[int, ...]) -> Entry:
+    """Return the entry of a parameter of the ResNet; kernels have the axes of a window, then inputs and outputs."""
+    parts = name.removeprefix(_BACKBONE).split(".")
+    if parts[0] == "stem":
+        layer, folder = "_root", ""
+    else:
+        _, stage, _, block, *rest = parts
+        layer = "_proj" if rest[0] == "downsample" else rest[0][-1]
+        folder = f"block{int(stage) + 1}/unit{int(block) + 1}/"
+    if parts[-2].startswith("norm"):
+        return same(name, f"{folder}gn{layer}/{'scale' if parts[-1] == 'weight' else 'bias'}")
+    side = {"_root": 7, "2": 3}.get(layer, 1)
+    return reshaped(name, f"{folder}conv{layer}/kernel", shape, (side, side, shape[0] // side**2, shape[1]))
 
 
 def _norm(ours: str, theirs: str) -> dict[str, str]:

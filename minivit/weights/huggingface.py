@@ -1,5 +1,8 @@
 """The layout of Hugging Face transformers: ViTForImageClassification, and ViTModel with and without its pooler.
 
+The encoders of ViTMAE and of ViTForMaskedImageModeling are the same; `minivit.weights.huggingface_masked` has their
+decoders.
+
 Queries, keys and values are separate linear layers; weights are (out, in), as in PyTorch. A classifier has the prefix
 ``vit.`` before all other names, a ViTModel has none. Version 5 has other names in memory and writes these.
 ``config.json`` and ``preprocessor_config.json`` define the rest.
@@ -32,10 +35,13 @@ from minivit.weights.layout import Layout, WeightsFile
 _PATCH = "embeddings.patch_embeddings.projection"
 _BLOCK = "encoder.layer.{}."
 _POOLER = "pooler.dense"
-_FAMILIES = ("vit", "vit_msn")  # the types of models with this layout
+_FAMILIES = ("vit", "vit_msn", "vit_mae")  # the types of models with this layout
+# Beside the encoder: the decoder of ViTForMaskedImageModeling, and that of ViTMAEForPreTraining.
+_DECODER = re.compile(r"decoder\.(0\.|mask_token$|decoder_(embed|pos_embed|layers|encoder|norm|pred)(\.|$))")
 # The names of version 5 in memory, and those in files.
 _NEWER: tuple[tuple[str, str], ...] = (
     (r"^layers\.", "encoder.layer."),
+    (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),  # 5.24 writes them like the encoder's
     (r"\.attention\.q_proj\.", ".attention.attention.query."),
     (r"\.attention\.k_proj\.", ".attention.attention.key."),
     (r"\.attention\.v_proj\.", ".attention.attention.value."),
@@ -64,14 +70,13 @@ class HuggingFace(Layout):
         return any(f"{prefix}{_PATCH}.weight" in names for prefix in ("", "vit."))
 
     def prepare(self, tensors: dict[str, Array]) -> dict[str, Array]:
-        """Return the tensors with the names in files, and the prefix that belongs to them."""
+        """Return the tensors with the names in files, and the prefix that belongs to them, without a decoder."""
+        tensors = {name: value for name, value in tensors.items() if not is_of_decoder(name)}
         bare = {name.removeprefix("vit.") for name in tensors}
         prefix = _prefix(f"{_POOLER}.weight" in bare and "classifier.weight" not in bare)
 
         def rename(name: str) -> str:
-            name = name.removeprefix("vit.")
-            for newer, written in _NEWER:
-                name = re.sub(newer, written, name)
+            name = written(name.removeprefix("vit."))
             return name if name.startswith("classifier.") else prefix + name
 
         return renamed(tensors, rename)
@@ -144,14 +149,7 @@ class HuggingFace(Layout):
         ours["cls_token"] = _class_token(f"{embeddings}cls_token", model.unused)
         ours["pos_embed"] = same("pos_embed", f"{embeddings}position_embeddings")
         for i in range(config.depth):
-            block, theirs = f"blocks.{i}.", prefix + _BLOCK.format(i)
-            ours |= norm(f"{block}norm1", f"{theirs}layernorm_before")
-            parts = [f"{theirs}attention.attention.{part}" for part in ("query", "key", "value")]
-            ours |= linear_side_by_side(f"{block}attn.qkv", parts)
-            ours |= linear(f"{block}attn.proj", f"{theirs}attention.output.dense")
-            ours |= norm(f"{block}norm2", f"{theirs}layernorm_after")
-            ours |= linear(f"{block}mlp.fc1", f"{theirs}intermediate.dense")
-            ours |= linear(f"{block}mlp.fc2", f"{theirs}output.dense")
+            ours |= block_entries(f"blocks.{i}.", prefix + _BLOCK.format(i))
         ours |= norm("norm", f"{prefix}layernorm") | linear("pre_logits.fc", _POOLER) | linear("head", "classifier")
         return [ours[name] for name in model.declared()]
 
@@ -178,6 +176,31 @@ class HuggingFace(Layout):
         if config.representation_size and config.num_classes:
             found.append(f"representation_size={config.representation_size} with num_classes={config.num_classes}")
         return found
+
+
+def is_of_decoder(name: str) -> bool:
+    """Return whether a tensor of this name is of the decoder of a model for masked pre-training."""
+    return _DECODER.match(name) is not None
+
+
+def written(name: str) -> str:
+    """Return the name in files, without ``vit.``, for the one that version 5 has in memory; others stay."""
+    for newer, older in _NEWER:
+        name = re.sub(newer, older, name)
+    return name
+
+
+def block_entries(ours: str, theirs: str) -> dict[str, Entry]:
+    """Return the entries of a block, by our names; the arguments are its prefixes here and there."""
+    parts = [f"{theirs}attention.attention.{part}" for part in ("query", "key", "value")]
+    return {
+        **norm(f"{ours}norm1", f"{theirs}layernorm_before"),
+        **linear_side_by_side(f"{ours}attn.qkv", parts),
+        **linear(f"{ours}attn.proj", f"{theirs}attention.output.dense"),
+        **norm(f"{ours}norm2", f"{theirs}layernorm_after"),
+        **linear(f"{ours}mlp.fc1", f"{theirs}intermediate.dense"),
+        **linear(f"{ours}mlp.fc2", f"{theirs}output.dense"),
+    }
 
 
 _UNUSED = {"embeddings.mask_token", "vit.embeddings.mask_token", "vit.pooler.dense.weight", "vit.pooler.dense.bias"}

@@ -18,6 +18,7 @@ import numpy as np
 from minivit.arrays import Array
 from minivit.errors import UserError, counted
 from minivit.nn.config import ViTConfig
+from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
 from minivit.weights.entries import Entry, Tensors, hollow
 
@@ -71,6 +72,8 @@ class Layout(ABC):
     expresses: ClassVar[Mapping[str, Collection[Any] | None]] = {}
     # Fields that its files do not define, with the values with which the program computes.
     family: ClassVar[Mapping[str, Any]] = {}
+    # Fields of every model that is read from them, whatever the configuration in the file says.
+    always: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def recognises(self, names: Collection[str]) -> bool:
@@ -149,7 +152,7 @@ def check_sizes(layout: Layout, file: WeightsFile, config: ViTConfig) -> None:
             )
 
 
-def check_shapes(file: WeightsFile, entries: Sequence[Entry], model: ViT) -> None:
+def check_shapes(file: WeightsFile, entries: Sequence[Entry], model: Layer) -> None:
     """Raise UserError if a tensor of the model is missing or has another shape, or there is another tensor."""
     declared, shapes = model.declared(), file.shapes
     expected: dict[str, tuple[int, ...]] = {}

@@ -14,6 +14,7 @@ from minivit.weights.adapt import CHANGEABLE, adapted, adapted_config, expect_co
 from minivit.weights.deduce import image_pair
 from minivit.weights.formats import layout_named, recognised
 from minivit.weights.layout import Layout, WeightsFile, check_shapes, check_sizes, imported
+from minivit.weights.masked_layout import MaskedLayout
 from minivit.weights.of_run import expect_of_run
 from minivit.weights.own_layers import Build, built
 from minivit.weights.source import model_file, open_weights, own_part
@@ -29,13 +30,15 @@ def load_model(
 ) -> ViT:
     """Read a model from a file that minivit or another program wrote; the file's layout is recognised.
 
-    A prefix that all names of tensors have, such as ``module.`` of a wrapper, is taken off.
+    A prefix that all names of tensors have, such as ``module.`` of a wrapper, is taken off. Of a model for masked
+    pre-training (`load_masked_model`) the encoder is read, without a head.
 
     Parameters
     ----------
     path : path
-        A .safetensors or .npz file, the index of several .safetensors files, a folder with ``model.safetensors`` or
-        this index, or a run folder, of which the best model is read.
+        A .safetensors or .npz file, one of PyTorch (.pt or .pth), the index of several .safetensors files, a folder
+        with ``model.safetensors``, this index or ``pytorch_model.bin``, or a run folder, of which the best model is
+        read.
     dtype : dtype
         "float32" or "float64", the dtype of the model.
     backend : str
@@ -127,10 +130,10 @@ def open_model(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> Opene
         layout = _own_layout(path, own)
         file = file.changed(layout.prepare)
         expect_of_run(path, own["extra"])
-        found, layers = own["config"], own.get("layers", {})
+        found, layers = {**own["config"], **layout.always}, own.get("layers", {})
         if not layers:
             _expect_fitting(layout, file, given)
-    config = _config(path, {**found, **given})
+    config = usable_config(path, {**found, **given})
     if not layers:
         check_sizes(layout, file, config)
     return OpenedModel(path, layout, file, config, layers)
@@ -164,6 +167,8 @@ def program_of(path: str | os.PathLike[str]) -> str:
 
 def _own_layout(path: Path, own: Mapping[str, Any]) -> Layout:
     """Return the layout of a file that minivit wrote."""
+    if own.get("format") == MaskedLayout.name:
+        return MaskedLayout()
     try:
         return layout_named(own.get("format", "timm"))
     except UserError as error:
@@ -181,7 +186,8 @@ def _expect_fitting(layout: Layout, file: WeightsFile, given: Mapping[str, Any])
             )
 
 
-def _config(path: Path, values: dict[str, Any]) -> ViTConfig:
+def usable_config(path: Path, values: dict[str, Any]) -> ViTConfig:
+    """Return the configuration of these fields, or raise UserError, which names the file `path`."""
     try:
         return ViTConfig.from_dict(values)
     except (TypeError, ValueError, OverflowError) as error:

@@ -8,14 +8,9 @@ Files that minivit writes have its configuration as the comment of the archive, 
 from __future__ import annotations
 
 import math
-import os
-import struct
-import tokenize
 import warnings
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,16 +19,11 @@ import numpy as np
 from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.files import atomic_write
+from minivit.weights.archive import COMMENT, opened_archive
 from minivit.weights.tensors import from_bfloat16
 
-_LARGEST_DIRECTORY = 1 << 22  # bytes
-_COMMENT = (1 << 16) - 1  # bytes
 _AXES = 8
 _RATIO, _SMALL = 20, 1 << 26  # arrays that unpack to more than _SMALL bytes are at most _RATIO times their archive
-_BROKEN: tuple[type[Exception], ...] = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError, NotImplementedError),
-    *(RuntimeError, TypeError, KeyError, SyntaxError, tokenize.TokenError),  # of a header, which is a text of Python
-)
 
 
 class _Member(NamedTuple):
@@ -51,10 +41,8 @@ def read_npz_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], str]:
     UserError
         The file is truncated, damaged, not an archive of arrays of real numbers, or unpacks to far more than its size.
     """
-    with _opened(path) as archive:
+    with opened_archive(path, ".npz") as archive:
         members = {_name(info): _member(path, archive, info) for info in archive.infolist()}
-        if len(members) != len(archive.infolist()):
-            raise ValueError("two arrays have one name")
         unpacked = sum(info.file_size for info in archive.infolist())
         if unpacked > max(_SMALL, _RATIO * path.stat().st_size):
             raise UserError(f"{path} unpacks to {unpacked:,} bytes, far more than its own size: it is no model")
@@ -72,7 +60,7 @@ def read_npz(path: Path) -> dict[str, Array]:
     """
     read_npz_shapes(path)  # refuses a file before an array is unpacked
     arrays = {}
-    with _opened(path) as archive:
+    with opened_archive(path, ".npz") as archive:
         for info in archive.infolist():
             name, member = _name(info), _member(path, archive, info)
             is_bfloat16 = member.dtype.kind == "V" and member.dtype.itemsize == 2
@@ -99,9 +87,9 @@ def write_npz(path: Path, arrays: Mapping[str, Array], comment: str = "") -> Non
         The comment has more than 65,535 bytes.
     """
     text = comment.encode()
-    if len(text) > _COMMENT:
+    if len(text) > COMMENT:
         raise UserError(
-            f"{path} has room for {_COMMENT:,} bytes of metadata, and these are {len(text):,}; shorten extra"
+            f"{path} has room for {COMMENT:,} bytes of metadata, and these are {len(text):,}; shorten extra"
         )
 
     def write(file: BinaryIO) -> None:
@@ -117,39 +105,6 @@ def write_npz(path: Path, arrays: Mapping[str, Array], comment: str = "") -> Non
 
 def _name(info: zipfile.ZipInfo) -> str:
     return info.filename.removesuffix(".npy")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        _check_directory(path)
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except UserError:
-        raise
-    except _BROKEN as error:
-        words = " ".join(str(error).split())
-        raise UserError(
-            f"{path} is not a complete .npz file ({words:.100}): it is truncated, damaged or another kind of file"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _check_directory(path: Path) -> None:
-    """Raise ValueError if the archive's directory, which `zipfile` reads whole, is too large for a model."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _COMMENT - 22))
-        tail = file.read()
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) < at + 22:
-        raise ValueError("it has no directory at its end")
-    length = int.from_bytes(tail[at + 12 : at + 16], "little")
-    if length == 0xFFFFFFFF and (at := tail.rfind(b"PK\x06\x06", 0, at)) >= 0:  # its size is in the record of zip64
-        length = int.from_bytes(tail[at + 40 : at + 48], "little")
-    if length > _LARGEST_DIRECTORY:
-        raise ValueError(f"its directory has {length:,} bytes")
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:

@@ -48,14 +48,10 @@ _SUFFIXES = {
 
 
 def kind_of_file(path: Path) -> str | None:
-    """Return what the file is and what to do with it, or None for a possible safetensors or .npz file."""
+    """Return what the file is and what to do with it, or None for a file that may be read."""
     if not path.is_file():
         return None
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-        size = file.seek(0, 2)
-        file.seek(max(0, size - _TAIL))
-        tail = file.read(_TAIL)
+    head, tail = _ends(path)
     if not head:
         return "empty: its download or its writing was interrupted"
     if len(head) < 9:
@@ -85,19 +81,28 @@ def _may_be_safetensors(head: bytes) -> bool:
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether the file is a zip archive, as an .npz file is."""
-    if not path.is_file():
-        return False
+    """Return whether the file is a zip archive, as .npz files and those of PyTorch are."""
+    return path.is_file() and _ends(path)[0].startswith(_ZIP)
+
+
+def is_of_torch(path: Path) -> bool:
+    """Return whether a zip archive is a file of PyTorch."""
+    return any(b"data.pkl" in end for end in _ends(path))
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """Return the first and the last bytes of a file."""
     with path.open("rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
+        head = file.read(_HEAD)
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL))
+        return head, file.read(_TAIL)
 
 
 def _zip(content: bytes) -> str | None:
     if b"constants.pkl" in content and b"/code/" in content:
         return "a TorchScript program of PyTorch, which is not run. Save the state_dict of its model instead"
-    if b"data.pkl" in content:
-        return _TORCH
-    if b".npy" in content:
+    if b"data.pkl" in content or b".npy" in content:
         return None
     if b"model.weights.h5" in content:
         return "a model of Keras, which cannot be read. " + _TIMM.capitalize()
@@ -120,7 +125,7 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
     (r"(^|\.)stages\.\d+\.\S*\.mlp\.dwconv\.", "a Pyramid Vision Transformer (PVT), not a plain one"),
     (r"(^|\.)convnext(v2)?\.|(^|\.)stages\.\d+\.\S*(conv_dw|dwconv)", "a ConvNeXt, not a Vision Transformer"),
     (
-        r"^decoder\.(decoder_layers\.|0\.)|(^|\.)(videomae|audio_spectrogram_transformer|yolos|dpt|vilt)\.embeddings",
+        r"(^|\.)(videomae|audio_spectrogram_transformer|yolos|dpt|vilt)\.embeddings",
         f"a model for another task than classification of {_HF}",
     ),
     (r"(^|\.)patch_embeddings\.backbone\.", f"a hybrid of a convolutional network and a ViT of {_HF}"),
@@ -137,8 +142,8 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
     (r"(^|\.)decoder_blocks\.\d", "a masked autoencoder with its decoder. Take a file of its encoder alone"),
     (r"(^|\.)layers\.\d+\.blocks\.\d+\.|relative_position_bias_table$", "a Swin Transformer or BEiT of timm"),
     (
-        r"(^|\.)(layer1\.0\.conv1|stages\.\d+\.|features\.(\d+|conv0)\.|conv_stem\.)",
-        "a convolutional network or a hybrid",
+        r"^(?!.*patch_embed\.backbone\.)(.*\.)?(layer1\.0\.conv1|stages\.\d+\.|features\.(\d+|conv0)\.|conv_stem\.)",
+        "a convolutional network or a hybrid of another kind; a ResNet of BiT is `layers.ResNet` (docs/models.md)",
     ),
     (r"(^|/)(img|txt)/", "a model of images and texts (SigLIP or LiT) of big_vision, not a Vision Transformer alone"),
     (r"\.(mlp_tokens|linear_tokens|mlp_channels)\.", "an MLP-Mixer, gMLP or ResMLP, not a Vision Transformer"),
@@ -174,7 +179,10 @@ _PARTS: tuple[tuple[str, str], ...] = (
     (r"\.attn\.(q|k|v|q_proj|k_proj|v_proj)\.", "separate queries, keys and values"),
     (r"\.mlp\.(fc1_g|fc1_x|w1|w2|w3|w12|gate_proj)\.", "a gated MLP (SwiGLU)"),
     (r"(^|\.)rope\.|(^|\.)freqs", "rotary positions (RoPE)"),
-    (r"^patch_embed\.(backbone|stem|proj\.\d)|^patch_embed\.conv\d*\.", "a convolutional stem (a hybrid)"),
+    (
+        r"^patch_embed\.(backbone\.(?!((stem\.)?(conv|norm)|stages\.\d+\.blocks)\.)|stem|proj\.\d)|^patch_embed\.conv\d*\.",
+        "a convolutional stem that is no BiT ResNet (the hybrids *_r26_*, *_r50_* and *_r_s16_p8 are read)",
+    ),
     (r"^blocks\.\d+\.gamma_1$", "rotary positions (RoPE), which have no tensors, as EVA and DINOv3"),
     (r"^head\.(fc|norm)\.", "a head of several layers, as Hiera"),
     (r"^mask_token$", "a mask token"),

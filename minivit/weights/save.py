@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from minivit.arrays import Array
 from minivit.errors import UserError
-from minivit.files import write_json
+from minivit.files import atomic_write, write_json
+from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
 from minivit.weights.entries import exported
 from minivit.weights.formats import layout_named
@@ -34,11 +36,12 @@ def save_model(
     model : ViT
         A float32 or float64 model; its values are stored exactly.
     path : path
-        A file ``*.safetensors`` (``*.npz`` for Google's layout), or a folder, in which the file is
+        A file ``*.safetensors`` (``*.npz`` for Google's layout, ``*.onnx`` for ONNX), or a folder, in which the file is
         ``model.safetensors``. Missing folders are created. timm and transformers open a folder, not a file of another
         name, so that there is no ``config.json`` beside such a file.
     format : str
-        Whose names and shapes: "timm", in which every model can be stored, or another layout of docs/model_files.md.
+        Whose names and shapes: "timm", in which every model can be stored, or another layout of docs/model_files.md; or
+        "onnx" for a graph that ONNX Runtime computes, in float32. It cannot be read again.
     extra : mapping, optional
         Further values to store, which must be valid JSON; `model_metadata` returns them. ``class_names``, ``mean``,
         ``std``, ``crop_pct``, ``crop_mode`` ("center" or "squash") and ``interpolation`` are also written for timm and
@@ -57,17 +60,17 @@ def save_model(
     The layer norms of timm have an eps of 1e-6, which ``config.json`` cannot change. For a model with another eps, timm
     refuses the folder unless ``norm_layer`` is passed: ``partial(timm.layers.LayerNorm, eps=1e-5)``.
     """
-    path, layout = Path(path), layout_named(format)
-    if path.suffix != layout.suffix:
-        if path.suffix and not path.is_dir():
-            raise UserError(
-                f"{path} is not the name of a model file in the format {format!r}; it must end in {layout.suffix}"
-            )
-        path /= FILE if layout.suffix == ".safetensors" else f"model{layout.suffix}"
-    state = model.state_dict()
-    dtypes = {value.dtype for value in state.values()}
-    if not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
-        raise UserError(f"a model of {', '.join(map(str, dtypes))} cannot be saved; use astype('float64') or float32")
+    if not isinstance(model, ViT):
+        raise UserError(
+            f"save_model was given a {type(model).__name__}; expected a ViT: save_masked_model writes models for "
+            "masked pre-training, and save_model(model.encoder, path) their encoder"
+        )
+    if format == "onnx":
+        _save_onnx(model, file_at(Path(path), ".onnx", format), dict(extra or {}))
+        return
+    layout = layout_named(format)
+    path = file_at(Path(path), layout.suffix, format)
+    state = savable_state(model)
     own: dict[str, Any] = {"config": model.config.to_dict(), "extra": dict(extra or {})}
     layers = own_layers(model, model.config)
     if format != "timm":
@@ -79,10 +82,7 @@ def save_model(
         warnings.warn(f"{words}: its results from {path} will differ a little", UserWarning, stacklevel=2)
     if layers:
         own["layers"] = layers
-    try:
-        text = json.dumps(own, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"extra can hold strings, finite numbers, lists and dicts: {error}") from error
+    text = as_json(own)
     tensors = exported(state, layout.entries(model))
     if layout.suffix == ".npz":
         from minivit.weights.npz import write_npz
@@ -96,3 +96,49 @@ def save_model(
         # In transformers' file it would outlive a change that transformers makes to the model.
         repeated = {KEY: own} if name == "config.json" and format == "timm" else {}
         write_json(path.with_name(name), content | repeated)
+
+
+def file_at(path: Path, suffix: str, chosen: str) -> Path:
+    """Return the file to write: `path`, or that in the folder `path`."""
+    if path.suffix.lower() == suffix and not path.is_dir():
+        return path
+    if path.suffix and not path.is_dir():
+        raise UserError(f"{path} is not the name of a model file in the format {chosen!r}; it must end in {suffix}")
+    return path / f"model{suffix}"
+
+
+def savable_state(model: Layer) -> dict[str, Array]:
+    """Return the values of a model by name, on the host, or raise UserError if they are not float32 or float64."""
+    state = model.state_dict()
+    dtypes = {value.dtype for value in state.values()}
+    if not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
+        raise UserError(f"a model of {', '.join(map(str, dtypes))} cannot be saved; use astype('float64') or float32")
+    return state
+
+
+def as_json(value: object) -> str:
+    """Return the JSON text for the metadata of a file, or raise UserError."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"extra can hold strings, finite numbers, lists and dicts: {error}") from error
+
+
+def _save_onnx(model: ViT, path: Path, extra: Mapping[str, Any]) -> None:
+    """Write the graph of a model, with the values of `extra` in its metadata: texts as they are, others as JSON."""
+    texts = {name: value if isinstance(value, str) else as_json(value) for name, value in extra.items()}
+    if layers := own_layers(model, model.config):
+        raise UserError(f"the format 'onnx' cannot express a layer of your own as {', '.join(layers)}")
+    try:
+        import onnx
+
+        from minivit.weights.onnx_layers import onnx_model
+    except ImportError as error:
+        raise UserError("the format 'onnx' needs the package onnx: pip install 'minivit[onnx]'") from error
+    host = ViT.without_values(model.config)
+    host.initialize(None, "float32")
+    host.load_state_dict({name: value.astype(np.float32) for name, value in model.state_dict().items()})
+    proto = onnx_model(host)
+    onnx.helper.set_model_props(proto, texts)
+    content = proto.SerializeToString(deterministic=True)
+    atomic_write(path, lambda file: file.write(content))

@@ -1,4 +1,4 @@
-"""Find and open a model file: one .safetensors file, several with an index, or an .npz file."""
+"""Find and open a model file: one .safetensors file, several with an index, an .npz file, or one of PyTorch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from minivit.errors import UserError, counted
 from minivit.files import parse_json, read_json
 from minivit.weights.entries import hollow
 from minivit.weights.layout import WeightsFile
-from minivit.weights.recognise import is_archive, kind_of_file
+from minivit.weights.recognise import is_archive, is_of_torch, kind_of_file
 from minivit.weights.tensors import read_about, read_shapes, read_tensors
 
 FILE = "model.safetensors"
 KEY = "minivit"  # of our configuration, in the metadata of the file and in config.json
 _INDEX = FILE + ".index.json"
+_OF_TORCH = "pytorch_model.bin"  # in a folder of Hugging Face transformers
 # The endings of other weights in a folder, of which the message says what they are.
-_OTHERS = {".bin", ".ckpt", ".gguf", ".h5", ".keras", ".msgpack", ".onnx", ".pb", ".pt", ".pth", ".tflite"}
+_OTHERS = {".bin", ".ckpt", ".gguf", ".h5", ".keras", ".msgpack", ".onnx", ".pb", ".tflite"}
 
 
 def model_file(path: str | os.PathLike[str]) -> Path:
@@ -37,14 +38,15 @@ def model_file(path: str | os.PathLike[str]) -> Path:
     except OSError:  # before Python 3.14, of a name that is too long
         exists = False
     if not exists:
-        raise UserError(f"there is no file {path}; expected a .safetensors or .npz file, or a folder with {FILE}")
+        raise UserError(f"there is no file {path}; expected a .safetensors, .npz or .pt file, or a folder with {FILE}")
     if not path.is_dir():
         return path
-    for candidate in (path / FILE, path / _INDEX, path / "best" / FILE):
+    for candidate in (path / FILE, path / _INDEX, path / "best" / FILE, path / _OF_TORCH):
         if candidate.exists():
             return candidate
     for other in sorted(path.iterdir()):
-        if other.suffix in (".safetensors", ".npz") and other.name != "training.safetensors":  # the state of a run
+        is_state = other.name == "training.safetensors"  # of a run
+        if other.suffix in (".safetensors", ".npz", ".pt", ".pth") and not is_state:
             raise UserError(f"the folder {path} holds no {FILE}; give the file itself, such as {other}")
         if other.suffix in _OTHERS:
             refuse_other_kinds(other)
@@ -60,7 +62,7 @@ def open_weights(path: Path) -> WeightsFile:
         The file is missing, truncated, damaged or of another kind.
     """
     refuse_other_kinds(path)
-    if is_archive(path):
+    if is_archive(path) and not is_of_torch(path):
         from minivit.weights.npz import read_npz, read_npz_shapes  # not for every `import minivit`
 
         shapes, comment = read_npz_shapes(path)
@@ -70,6 +72,10 @@ def open_weights(path: Path) -> WeightsFile:
     config_json = read_json(beside) if beside.exists() else {}
     if KEY in config_json and path.name not in (FILE, _INDEX):
         config_json = {}  # `save_model` wrote it for model.safetensors
+    if is_archive(path):
+        from minivit.weights.torch_file import read_torch, read_torch_shapes
+
+        return WeightsFile(path, _hollow(path, read_torch_shapes(path)), {}, config_json, lambda: read_torch(path))
     if path.name.endswith(".index.json"):
         shards = _shards(path)
         shapes = {name: shape for shard, found in shards.items() for name, shape in found.items()}

@@ -22,7 +22,7 @@ from minivit.errors import UserError
 from minivit.files import atomic_write, parse_json, read_bytes
 
 # The dtypes that are read: that of their bytes in NumPy, and how these become numbers.
-_DTYPES: dict[str, tuple[str, Callable[[Array], Array] | None]] = {
+DTYPES: dict[str, tuple[str, Callable[[Array], Array] | None]] = {
     "F64": ("<f8", None),
     "F32": ("<f4", None),
     "F16": ("<f2", None),
@@ -32,8 +32,8 @@ _DTYPES: dict[str, tuple[str, Callable[[Array], Array] | None]] = {
 }
 
 _LARGEST_HEADER = 1 << 22  # bytes
-_LARGEST = 1 << 48  # numbers in a tensor, and bytes in a file
-_AXES = 8
+LARGEST = 1 << 48  # numbers in a tensor, and bytes in a file
+AXES = 8
 _UNKNOWN = "0" * 32  # stands in place of the checksum while it is computed
 
 
@@ -68,9 +68,9 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[s
     start = 8 + int.from_bytes(content[:8], "little")
     tensors = {}
     for name, place in places.items():
-        if place.dtype not in _DTYPES:
-            raise UserError(f"{path}: {name} is {place.dtype}; expected one of {', '.join(_DTYPES)}")
-        stored, convert = _DTYPES[place.dtype]
+        if place.dtype not in DTYPES:
+            raise UserError(f"{path}: {name} is {place.dtype}; expected one of {', '.join(DTYPES)}")
+        stored, convert = DTYPES[place.dtype]
         if start + place.end > len(content):  # another process has cut the file
             raise _incomplete(path, f"{name} is cut off")
         value = np.frombuffer(content, stored, math.prod(place.shape), start + place.begin).reshape(place.shape)
@@ -122,14 +122,14 @@ def _place(path: str | os.PathLike[str], name: str, entry: Any) -> _Place:
     try:
         place = _Place(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
         sizes = (*place.shape, place.begin, place.end, place.end - place.begin)
-        right = isinstance(place.dtype, str) and all(type(size) is int and 0 <= size < _LARGEST for size in sizes)
+        right = isinstance(place.dtype, str) and all(type(size) is int and 0 <= size < LARGEST for size in sizes)
     except (TypeError, KeyError, ValueError) as error:
         raise _incomplete(path, f"its header does not describe {name!r:.40}") from error
-    numbers = math.prod(max(1, length) for length in place.shape) if right and len(place.shape) <= _AXES else _LARGEST
-    if right and place.dtype in _DTYPES:
-        stored = np.dtype(_DTYPES[place.dtype][0]).itemsize
+    numbers = math.prod(max(1, length) for length in place.shape) if right and len(place.shape) <= AXES else LARGEST
+    if right and place.dtype in DTYPES:
+        stored = np.dtype(DTYPES[place.dtype][0]).itemsize
         right = math.prod(place.shape) * stored == place.end - place.begin
-    if not right or numbers >= _LARGEST:
+    if not right or numbers >= LARGEST:
         raise _incomplete(path, f"its header describes {name!r:.40} wrongly")
     return place
 

@@ -1,7 +1,7 @@
 """timm's layout, which has the same names and PyTorch's shapes; minivit's own files are in it.
 
     weights of linear layers  minivit (in, out)     timm (out, in)
-    patch_embed.proj.weight   minivit (P P C, D)    timm (D, C, P, P), the weight of a convolution
+    weights of convolutions   minivit (P P C, D)    timm (D, C, P, P); also patch_embed.proj.weight
     everything else           the same
 
 A patch is flattened in the order row, column, channel. Parameters that timm's Vision Transformer has not are stored
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import fields as dataclass_fields
 from typing import Any, ClassVar
@@ -19,15 +20,17 @@ from typing import Any, ClassVar
 from minivit.arrays import Array
 from minivit.errors import UserError, counted
 from minivit.nn.config import ViTConfig
+from minivit.nn.hybrid_embed import feature_patch, feature_stride
 from minivit.nn.vit import ViT
 from minivit.weights.deduce import PASS_HEADS, PASS_SIZE, image_pair, mlp_ratio, square, warn_of_assumed
 from minivit.weights.entries import Entry, convolution, same, transposed
 from minivit.weights.layout import Layout, WeightsFile
 from minivit.weights.preprocessing import pretrained_part, timm_metadata
 from minivit.weights.recognise import unsupported_parts
-from minivit.weights.timm_config import arguments, config_json, family, is_known, warn_of_depth
+from minivit.weights.timm_config import arguments, config_json, family, hybrid_architecture, is_known, warn_of_depth
 
 _PATCH = "patch_embed.proj.weight"
+_BACKBONE = "patch_embed.backbone."  # of a hybrid
 _FIRST = "blocks.0."
 # Numbers of axes of other tensors that define the model, where a file has them.
 _RANKS = {
@@ -99,7 +102,7 @@ class Timm(Layout):
             "hidden_dim": fc1[0],
         }
         if len(patch) == 4:  # not a stem of convolutions
-            sizes |= {"in_chans": patch[1], "patch_size": (patch[2], patch[3])}
+            sizes |= _resnet(file, shapes) or {"in_chans": patch[1], "patch_size": (patch[2], patch[3])}
         return sizes
 
     def fields(self, file: WeightsFile, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +114,8 @@ class Timm(Layout):
                 f"{counted('tensors', list(shapes))}"
             )
         said = arguments(file, given)
+        if "resnet" in sizes:
+            said.pop("patch_size", None)  # of the features
         known, usual = said | dict(given), family(file, sizes["embed_dim"])
         values = _parts(shapes) | {name: value for name, value in sizes.items() if name in _FIELDS}
         values |= {"mlp_ratio": mlp_ratio(sizes)} | _pooling(shapes, known)
@@ -134,6 +139,8 @@ class Timm(Layout):
     def refusals(self, config: ViTConfig) -> list[str]:
         """Return what timm's Vision Transformer cannot express."""
         found = super().refusals(config)
+        if config.resnet and not hybrid_architecture(config):
+            found.append(f"resnet={config.resnet!r}")
         if config.mlp_bias != config.proj_bias:
             found.append(f"mlp_bias={config.mlp_bias} with proj_bias={config.proj_bias}")
         return found
@@ -141,10 +148,35 @@ class Timm(Layout):
 
 def entry(name: str, shape: tuple[int, ...], config: ViTConfig) -> Entry:
     """Return the entry of the parameter `name` of a model of `config`."""
-    fan_in = config.patch_height * config.patch_width * config.in_chans
-    if name == _PATCH and shape == (fan_in, config.embed_dim):
-        return convolution(name, name, (config.patch_height, config.patch_width), config.in_chans)
+    if name.startswith(_BACKBONE):
+        theirs = name if config.resnet_depths else name.replace(".stem.", ".")
+        if len(shape) == 1:
+            return same(name, theirs)
+        kernel = 7 if ".stem." in name else 3 if name.endswith(".conv2.weight") else 1
+        return convolution(name, theirs, (kernel, kernel), shape[0] // kernel**2)
+    patch, channels = (config.patch_height, config.patch_width), config.in_chans
+    if config.resnet:
+        patch = feature_patch(patch, config.resnet_depths)
+        channels = shape[0] // (patch[0] * patch[1])
+    if name == _PATCH and shape == (patch[0] * patch[1] * channels, config.embed_dim):
+        return convolution(name, name, patch, channels)
     return same(name) if len(shape) != 2 or _TABLES.search(name) else transposed(name)
+
+
+def _resnet(file: WeightsFile, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return the sizes of a hybrid, or nothing for another model."""
+    names = [name.removeprefix(_BACKBONE).split(".") for name in shapes if name.startswith(_BACKBONE)]
+    if not names:
+        return {}
+    stem = shapes.get(f"{_BACKBONE}stem.conv.weight") or shapes.get(f"{_BACKBONE}conv.weight") or ()
+    places = {tuple(name[1:4:2]) for name in names if name[0] == "stages" and len(name) > 3}
+    counts = Counter(stage for stage, _ in places)
+    depths = tuple(counts[str(i)] for i in range(len(counts)))
+    if len(stem) != 4 or len(shapes[_PATCH]) != 4 or 0 in depths:
+        raise UserError(f"{file.path} is not a hybrid of timm: it has no ResNet of timm's names")
+    stride = feature_stride(depths)
+    rows, columns = shapes[_PATCH][2:]
+    return {"in_chans": stem[1], "patch_size": (stride * rows, stride * columns), "resnet": depths or (0,)}
 
 
 def _parts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

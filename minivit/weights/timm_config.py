@@ -10,6 +10,7 @@ from typing import Any
 
 from minivit.errors import UserError
 from minivit.nn.config import ViTConfig
+from minivit.nn.hybrid_embed import feature_patch
 from minivit.nn.presets import PRESETS
 from minivit.weights.layout import WeightsFile
 from minivit.weights.preprocessing import IMAGE_KEYS
@@ -26,7 +27,7 @@ _SIGLIP2 = re.compile(r"_(base_patch32|giantopt_patch16|so400m_patch16)_siglip_|
 _ALWAYS = {"img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "class_token"}
 _ALWAYS |= {"global_pool", "act_layer", "drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate"}
 _ALWAYS |= {"drop_path_rate"}
-_OURS = {"init", "norm_eps", "num_classes", "embed_norm", "mlp_bias", "zero_head", "representation_act"}
+_OURS = {"resnet", "init", "norm_eps", "num_classes", "embed_norm", "mlp_bias", "zero_head", "representation_act"}
 
 
 def _architecture(file: WeightsFile) -> str:
@@ -108,19 +109,30 @@ def config_json(config: ViTConfig, extra: Mapping[str, Any]) -> dict[str, Any]:
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "crop_mode": "center",
-        "first_conv": "patch_embed.proj",
+        "first_conv": _first_convolution(config),
         "classifier": "head",
     }
     pretrained |= {key: extra[key] for key in IMAGE_KEYS if key in extra}
     labels = {"label_names": extra["class_names"]} if "class_names" in extra else {}
     return labels | {
-        "architecture": next(alike, "vit_base_patch16_224"),  # model_args replace all its sizes
+        # model_args replace all its sizes.
+        "architecture": hybrid_architecture(config) or next(alike, "vit_base_patch16_224"),
         "num_classes": config.num_classes,
         "num_features": config.embed_dim,
         "global_pool": config.global_pool,
         "model_args": _model_args(config),
         "pretrained_cfg": pretrained,
     }
+
+
+def hybrid_architecture(config: ViTConfig) -> str:
+    """Return the name of a hybrid of timm with the ResNet of `config`, or ""."""
+    return next((name for name in PRESETS if config.resnet and PRESETS[name].resnet == config.resnet), "")
+
+
+def _first_convolution(config: ViTConfig) -> str:
+    backbone = "patch_embed.backbone.stem.conv" if config.resnet_depths else "patch_embed.backbone.conv"
+    return backbone if config.resnet else "patch_embed.proj"
 
 
 def _model_args(config: ViTConfig) -> dict[str, Any]:
@@ -130,6 +142,8 @@ def _model_args(config: ViTConfig) -> dict[str, Any]:
         for name, value in config.to_dict().items()
         if name not in _OURS and (name in _ALWAYS or getattr(config, name) != _FIELDS[name])
     }
+    if config.resnet:  # its patches are of the features
+        said["patch_size"] = list(feature_patch((config.patch_height, config.patch_width), config.resnet_depths))
     if config.embed_norm == "after":
         said["embed_norm_layer"] = "layernorm"
     if config.norm_eps != 1e-6:

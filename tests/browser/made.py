@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from minivit import create_model
+from minivit import create_model, layers
 from minivit.cli import main
 from minivit.explorer import explore, write_page
 from minivit.explorer.images import LIMITS
@@ -47,7 +47,7 @@ def digit(path: Path) -> str:
 
 def make_pages(folder: Path) -> Made:
     """Write all pages into a folder."""
-    names = ("vit_tiny", "digits", "no_steps", "statistics", "markup", "not_finite")
+    names = ("vit_tiny", "digits", "no_steps", "statistics", "markup", "not_finite", "masked")
     paths = {name: folder / f"{name}.html" for name in names}
     image = digit(folder / "digit.png")
 
@@ -70,6 +70,9 @@ def make_pages(folder: Path) -> Made:
     strange = explore(model, two, [1, 1], class_names=[FROM_RIGHT_TO_LEFT] * 3, checks=False)
     write_page(strange, paths["not_finite"])
     write_page(explore(model, images, [2], title="Statistics", limits=LIMITS._replace(maps=1000)), paths["statistics"])
+    encoder = create_model("vit_micro_patch4_8", patch_size=2, depth=2, embed_dim=8, num_heads=2, num_classes=0)
+    masked = layers.MAE(encoder, decoder_dim=8).initialize(seed=0)
+    write_page(explore(masked, images.astype("float32"), checks=False), paths["masked"])
     return Made(paths, {name: data_of(path) for name, path in paths.items()})
 
 

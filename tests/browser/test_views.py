@@ -49,7 +49,7 @@ def test_the_views_are_those_of_the_tabs_and_follow_the_address(open_page: Open)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["vit_tiny", "digits", "no_steps", "statistics", "markup"])
+@pytest.mark.parametrize("name", ["vit_tiny", "digits", "no_steps", "statistics", "markup", "masked"])
 def test_no_text_overflows(open_page: Open, name: str, width: int) -> None:
     opened = open_page(name, width=width)
     found: list[str] = []
@@ -175,6 +175,21 @@ def test_a_page_of_statistics_alone_says_why(open_page: Open, made: Made) -> Non
     for view in VIEWS:
         opened.show(f"#{view}")
         assert opened.page.locator(f"#view-{view}").inner_text().strip()
+
+
+def test_a_page_of_masked_pretraining_shows_what_was_seen_and_no_class(open_page: Open, made: Made) -> None:
+    opened = open_page("masked")
+    page, seen = opened.page, made.data["masked"]["images"][0]["seen"]
+    assert "Prediction" not in page.inner_text("body")
+    assert "What the model sees" in page.inner_text("#view-path")
+    assert page.locator(".seen-image img").evaluate("image => image.complete && image.naturalWidth > 0")
+    opened.show("#attention/0")
+    tokens = page.locator("#view-attention .patches .patch")
+    for patch, shown in enumerate(seen["patches"]):
+        tokens.nth(1 + patch).click()
+        text = page.inner_text("#view-attention")
+        assert ("This patch is hidden" in text) == (shown < 0)
+        assert page.locator("#view-attention .heads canvas").count() == (0 if shown < 0 else 4)
 
 
 def test_a_run_without_kept_steps_says_how_to_keep_them(open_page: Open, made: Made) -> None:

@@ -70,6 +70,11 @@ def test_transformers_opens_a_model_with_its_labels_and_preprocessing(
             processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "run" / "best")
             inputs = processor(image, return_tensors="pt")["pixel_values"]
             np.testing.assert_allclose(theirs(inputs).logits, logits, rtol=1e-4, atol=1e-3)
+    if C == 3:  # the pipeline makes every image RGB
+        best = transformers.pipeline("image-classification", model=str(tmp_path / "run" / "best"))(image)[0]
+        weights = np.exp(logits[0] - logits[0].max())
+        assert best["label"] == about["class_names"][int(logits.argmax())]
+        np.testing.assert_allclose(best["score"], weights.max() / weights.sum(), rtol=1e-3)
     same = timm.create_model(f"local-dir:{tmp_path / 'run' / 'best'}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(same))
     with torch.no_grad():

@@ -57,8 +57,16 @@ def _bare(function: ast.FunctionDef) -> ast.FunctionDef:
     arguments = [ast.arg(a.arg) for a in function.args.args]
     has_docstring = ast.get_docstring(function) is not None
     bare = ast.FunctionDef(function.name, ast.arguments([], arguments, None, [], [], None, []), [], [], None)
-    bare.body = function.body[has_docstring:]
+    bare.body = [_Unannotated().visit(statement) for statement in function.body[has_docstring:]]
     return ast.copy_location(bare, function)
+
+
+class _Unannotated(ast.NodeTransformer):
+    """Takes the annotations out of assignments."""
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        new = ast.Assign([node.target], node.value) if node.value else ast.Pass()
+        return ast.copy_location(new, node)
 
 
 def _nodes(body: Sequence[ast.stmt]) -> Iterator[tuple[ast.stmt, ast.AST]]:

@@ -22,8 +22,11 @@ from .verdicts import ROOT, Trial, Verdict, first_failure
 
 DETAILS = "test_backward_details.py"
 OP_TESTS = (DETAILS, "test_ops.py")
-LAYER_TESTS = (DETAILS, "test_layers.py", "test_model.py")
-KERNEL_TESTS = (DETAILS, "test_kernels.py", "test_kernels_extremes.py", "test_ops.py", "test_layers.py")
+LAYER_TESTS = (DETAILS, "test_layers.py", "test_model.py", "test_masked.py")
+KERNEL_TESTS = (
+    *(DETAILS, "test_kernels.py", "test_kernels_extremes.py", "test_kernels_conv_stem.py"),
+    *("test_ops.py", "test_layers.py"),
+)
 TESTS = tuple(dict.fromkeys(KERNEL_TESTS + OP_TESTS + LAYER_TESTS))
 KERNELS = "minivit/kernels/numpy/"
 LAYERS = "minivit/nn"

@@ -2,7 +2,7 @@
 
 import { attentionHeads } from "./attention_heads.js";
 import { attentionMatrix } from "./attention_matrix.js";
-import { data, tokenName } from "./data.js";
+import { data, isMasked, tokenName } from "./data.js";
 import { h } from "./dom.js";
 import { patchGrid } from "./patches.js";
 import { attentionRollout } from "./rollout.js";
@@ -30,8 +30,9 @@ function build(root) {
     const token = followed() ?? 0;
     const block = chosenBlock();
     matrix.element.hidden = !block;
+    if (block && absent(block, token)) return showAbsent(heads, matrix, block, token);
     if (!block) return heads.replaceChildren(h("h2", {}, "Attention"), h("p", { class: "note" }, `This image has none. ${NOT_FINITE}`));
-    const pooling = block.queries !== data.model.tokens; // its query is not a token, so that it has one direction
+    const pooling = isPooling(block); // its query is not a token, so that it has one direction
     controls.querySelector("fieldset").disabled = pooling;
     const to = options.to && !pooling;
     drawHeads(heads, block, token, { ...options, to });
@@ -104,13 +105,31 @@ function choices(options, draw) {
   ];
 }
 
+/** Whether the only query is learned; that is no token. */
+function isPooling({ queries, places }) {
+  return places === null && queries !== data.model.tokens;
+}
+
+/** Whether a layer does not get a token, as an encoder that is not given the hidden patches. */
+function absent({ places }, token) {
+  return places !== null && !places.includes(token);
+}
+
+function showAbsent(root, matrix, { layer }, token) {
+  matrix.element.hidden = true;
+  const text = `This patch is hidden: ${layer} does not get its token. Choose one that the model sees.`;
+  root.replaceChildren(h("h2", {}, `No attention of ${tokenName(token)} in ${layer}`), h("p", { class: "note" }, text));
+}
+
 function drawHeads(root, block, token, options) {
   const image = data.images[state.image];
-  const name = block.queries === data.model.tokens ? tokenName(token) : "the query of the pooling";
+  const name = isPooling(block) ? "the query of the pooling" : tokenName(token);
   const looks = options.to ? `Attention to ${name}` : `Attention of ${name}`;
   const { cards, flat } = attentionHeads(image, block, token, options);
   const about = !block.dweights
-    ? "Without a label there is no loss, and so no gradient."
+    ? isMasked
+      ? "Gradients that are NaN or infinite are left out."
+      : "Without a label there is no loss, and so no gradient."
     : flat
       ? "The gradient of these weights, dweights, is zero: the loss does not depend on them."
       : "The weights of each head, and their gradient dweights. Where dweights is positive, a larger weight would raise the loss.";

@@ -8,14 +8,15 @@ import { about, largest, valueCanvas, valueCell } from "./value_maps.js";
 /**
  * A card for each head; `flat` says that all gradients shown are zero.
  * @param {object} image - with the trace of the page's data
- * @param {{layer: string, weights: number[], dweights: number[] | null, queries: number, tokens: number}} block
+ * @param {{layer: string, weights: number[], dweights: number[] | null, queries: number, tokens: number,
+ *   places: number[] | null}} block - `places` are the tokens that it gets, where these are not all
  * @param {number} token - the one that is followed
  * @param {{to: boolean, together: boolean, beneath: boolean}} options - the column of the token instead of its row; one
  *   scale for all heads; the image beneath the weights
  * @returns {{cards: HTMLElement[], flat: boolean}}
  */
 export function attentionHeads(image, block, token, options) {
-  const first = data.model.tokens - block.tokens; // attention pooling may leave out the tokens before the patches
+  const first = block.places ? 0 : data.model.tokens - block.tokens; // pooling may leave out the tokens before the patches
   const slices = (maps) => maps.map((index) => attentionOf(mapAt(index), block, token, options.to));
   const weights = slices(block.weights);
   const dweights = block.dweights && slices(block.dweights);
@@ -34,13 +35,26 @@ export function attentionHeads(image, block, token, options) {
 }
 
 /** The weights of one query over all keys, or of all queries for one key. */
-function attentionOf(map, { queries, tokens }, token, to) {
-  const query = Math.min(token, queries - 1);
-  return Float64Array.from({ length: to ? queries : tokens }, (_, i) => (to ? cellValue(map, i, token) : cellValue(map, query, i)));
+function attentionOf(map, { queries, tokens, places }, token, to) {
+  const at = places ? places.indexOf(token) : token;
+  const query = Math.min(at, queries - 1);
+  const values = Float64Array.from({ length: to ? queries : tokens }, (_, i) => (to ? cellValue(map, i, at) : cellValue(map, query, i)));
+  return places ? atPlaces(values, places) : values;
+}
+
+/** The values of some tokens among all tokens of the model; NaN for the others, which are drawn empty. */
+function atPlaces(values, places) {
+  const all = new Float64Array(data.model.tokens).fill(NaN);
+  places.forEach((token, i) => (all[token] = values[i]));
+  return all;
+}
+
+function known(values) {
+  return values.filter((value) => !Number.isNaN(value));
 }
 
 function strongest(values, first) {
-  const most = values.indexOf(Math.max(...values));
+  const most = values.indexOf(Math.max(...known(values)));
   return `most: ${tokenName(first + most)}, ${about(values[most])}`;
 }
 
@@ -49,7 +63,7 @@ function tokenMap(image, token, first, { name, beneath }, [what, all, low, high]
   const { prefix_tokens: prefix, grid } = data.model;
   const [rows, cols] = grid;
   const [before, values] = [all.slice(0, prefix - first), all.slice(prefix - first)];
-  const range = `from ${number(Math.min(...all), 2)} to ${number(Math.max(...all), 2)}`;
+  const range = `from ${number(Math.min(...known(all)), 2)} to ${number(Math.max(...known(all)), 2)}`;
   const label = `${what} of ${name} over the patches, ${rows} × ${cols}, ${range}; ${strongest(all, first)}`;
   const canvas = valueCanvas({ values, rows, cols, low, high, label, cellName: (i) => tokenName(prefix + i) });
   const cells = Array.from(before, (value, i) => {

@@ -46,9 +46,10 @@ function matrixFigures({ layer, weights, dweights }, head) {
   });
 }
 
-function mark(line, token, to, { tokens, queries }) {
+function mark(line, token, to, { tokens, queries, places }) {
   const count = to ? tokens : queries;
-  const start = `${(100 * Math.min(token, count - 1)) / count}%`;
+  const at = places ? places.indexOf(token) : token;
+  const start = `${(100 * Math.min(at, count - 1)) / count}%`;
   const size = `${100 / count}%`;
   const place = to ? { left: start, width: size, top: 0, height: "100%" } : { top: start, height: size, left: 0, width: "100%" };
   for (const [name, value] of Object.entries(place)) line.style.setProperty(name, value);

@@ -44,6 +44,17 @@ export function tokenName(token) {
   return token === 0 ? "class token" : `register ${token}`;
 }
 
+/** Whether the model learns without labels: it has a loss and predicts no class. */
+export const isMasked = data.model.task !== null;
+
+/** What a model of masked pre-training sees of an image, in words. */
+export function seenText({ patches, predicted }) {
+  const hidden = patches.filter((patch) => patch < 0).length;
+  const moved = patches.filter((patch, place) => patch >= 0 && patch !== place).length;
+  const others = moved ? `, and in the place of ${moved} another is seen` : "";
+  return `Of ${patches.length} patches ${hidden} are hidden (grey)${others}. The loss is that of ${predicted.length} patches`;
+}
+
 /** The name of a class, as text. */
 export function className(index) {
   return data.model.class_names[index] ?? `class ${index}`;

@@ -1,7 +1,7 @@
 /* Depth and time: norms, update-to-weight ratios and attention distance by depth, at the kept steps of a run. */
 
 import { chart } from "./charts.js";
-import { data } from "./data.js";
+import { data, isMasked } from "./data.js";
 import { h, number } from "./dom.js";
 import { detail, go, set, state } from "./state.js";
 
@@ -15,7 +15,7 @@ function build(root) {
   const charts = depthCharts(chosenStep()).map((options) => chart(options));
   const slider = stepSlider(steps);
   root.append(
-    h("h2", {}, "By depth, from the image to the head"),
+    h("h2", {}, `By depth, from the image to the ${isMasked ? "prediction" : "head"}`),
     note && h("p", { class: "note" }, note),
     slider.element,
     h("div", { class: "charts" }, charts.map((each) => each.element)),
@@ -51,9 +51,10 @@ function stepSlider(steps) {
   return { element: h("div", { class: "slider" }, label, says, steps.length > 1 ? slider : null), update };
 }
 
-/** "blocks.3" as "3", so that the names of all layers have room below the axis. */
+/** "blocks.3" as "3", "decoder_blocks.0" as "decoder 0", so that the names of all layers have room below the axis. */
 function depthName(layer) {
-  return layer.replace(/^blocks\./, "").replace("patch_embed", "embed");
+  const own = layer.replace(/^encoder\./, "");
+  return own.replace(/^blocks\./, "").replace("decoder_blocks.", "decoder ").replace("patch_embed", "embed");
 }
 
 /** The charts at a step. Their axes are those that all steps need, so that the steps can be compared. */

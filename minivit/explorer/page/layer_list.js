@@ -51,7 +51,7 @@ export function layerList(layers) {
 const isCurrent = ({ button }) => button.hasAttribute("aria-current");
 
 function layerButton(layer) {
-  const parts = layer.name.split(".");
+  const parts = layer.name.replace(/^encoder\./, "").split("."); // an encoder is no layer of the list
   const above = layer.block === null ? 1 : 2; // parts of the name that the list's order says already
   const attributes = { type: "button", "data-layer": layer.name, style: { "--indent": Math.max(0, parts.length - (layer.block === null ? 1 : 3)) } };
   const name = parts.length > above ? parts.slice(above).join(".") : layer.name;
@@ -67,9 +67,14 @@ function groupsOf(layers, buttons) {
   });
   for (const group of groups) {
     const own = group.members.map(({ button }) => button);
-    group.element = group.block === null ? h("div", {}, own) : h("details", {}, h("summary", {}, `block ${group.block}`), own);
+    group.element = group.block === null ? h("div", {}, own) : h("details", {}, h("summary", {}, blockTitle(group.members[0].layer)), own);
   }
   return groups;
+}
+
+/** "block 3", "decoder block 0": the title of a block's first layer without what is in the block. */
+function blockTitle(layer) {
+  return layer.title.split(":")[0];
 }
 
 /** The chosen layer is reached with Tab, or the first item if it is folded away; the arrow keys reach the others. */

@@ -1,7 +1,7 @@
 /* Starts the page: the head, the tabs and the view that the URL names. */
 
 import { attentionView } from "./attention.js";
-import { className, data } from "./data.js";
+import { className, data, isMasked } from "./data.js";
 import { depthView } from "./depth.js";
 import { h, number, percent, whole } from "./dom.js";
 import { layersView } from "./layers.js";
@@ -41,9 +41,10 @@ function about() {
   const says = h("p", { class: "says", "aria-live": "polite" });
   const update = () => {
     const { label, label_predicted: unknown, loss, predicted, probabilities } = data.images[state.image];
+    if (isMasked) return says.replaceChildren(`Masked pre-training (${model.task}). Loss of this image: ${number(loss)}.`);
     const known = unknown ? ["; its loss, as no label was given"] : ["; label: ", name(label), "; loss"];
     const after = label === null ? [] : [...known, `: ${number(loss)}`];
-    says.replaceChildren("Prediction: ", name(predicted), ` (${percent(probabilities[predicted])})`, ...after, ".");
+    return says.replaceChildren("Prediction: ", name(predicted), ` (${percent(probabilities[predicted])})`, ...after, ".");
   };
   onChange((changed) => changed.has("image") && update());
   update();

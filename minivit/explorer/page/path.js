@@ -1,6 +1,6 @@
 /* The path: the model as the paper draws it, the norms of activations on the way up and of gradients on the way back. */
 
-import { className, data, layerNamed, tokenName } from "./data.js";
+import { className, data, isMasked, layerNamed, seenText, tokenName } from "./data.js";
 import { details, h, number, percent, roving, s, setRoving, table } from "./dom.js";
 import { heatMap } from "./heat_map.js";
 import { patchGrid } from "./patches.js";
@@ -124,7 +124,7 @@ function rangeText({ low, high }) {
 /** Three sample widths with their norms, or why there are none. */
 function legendOf(direction, stages, { low, middle, high, part, any }) {
   const name = direction === "forward" ? "norm of the activation" : "norm of the gradient";
-  const without = stages.every((stage) => stage.dy_norm === null) && data.images[state.image].label === null;
+  const without = !isMasked && stages.every((stage) => stage.dy_norm === null) && data.images[state.image].label === null;
   if (!any) return h("div", {}, direction === "backward" && without ? NO_GRADIENT : `${direction}: no ${name} is finite and above zero`);
   const sample = (value) => {
     const bar = h("span", { class: "sample", style: { height: `${3 + 25 * part(value)}px`, background: normColour(direction, part(value)) } });
@@ -166,8 +166,9 @@ function showNumbers(box) {
   box.replaceChildren(box.firstChild, table("Norms along the path", head, rows));
 }
 
-/** The five classes that the model finds most probable. */
+/** What the model sees, where it hides patches; else the five classes that it finds most probable. */
 function showPrediction(box) {
+  if (isMasked) return showSeen(box);
   const { probabilities, label, label_predicted: unknown } = data.images[state.image];
   const order = probabilities.map((_, i) => i).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 5);
   const row = (i) => [
@@ -176,6 +177,14 @@ function showPrediction(box) {
     h("span", { class: "class-share" }, percent(probabilities[i])),
   ];
   box.replaceChildren(h("h2", {}, "Prediction"), h("div", { class: "class-bars" }, order.map(row)));
+}
+
+/** The image with the patches that the model sees, and the loss. */
+function showSeen(box) {
+  const { name, loss, seen } = data.images[state.image];
+  const picture = h("img", { src: seen.png, alt: `the patches of ${name} that the model sees` });
+  const text = `${seenText(seen)}: ${number(loss)}.`;
+  box.replaceChildren(h("h2", {}, "What the model sees"), h("div", { class: "seen-image" }, picture), h("p", {}, text));
 }
 
 /** The end of the backward pass: the gradient of the loss in the pixels. */

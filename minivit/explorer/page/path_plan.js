@@ -22,8 +22,19 @@ const NARROW = { label: [0, 44], forward: 62, nodes: [98, 176], backward: 212 };
 
 /** Whether a path fits from left to right. */
 export function fitsAcross(stages, width) {
-  const parts = grouped(stages);
-  return parts.reduce((sum, part) => sum + (part.block === null ? BAR + GAP.least : BLOCK.least + BETWEEN_BLOCKS), 0) <= width;
+  const { bars, blocks, wide, between } = counted(grouped(stages));
+  return bars * BAR + blocks * BLOCK.least + wide * GAP.least + between * BETWEEN_BLOCKS <= width;
+}
+
+/** The numbers of bars and blocks, of gaps beside bars, and of gaps between two blocks. */
+function counted(parts) {
+  const blocks = parts.filter((part) => part.block !== null).length;
+  const between = parts.filter((part, i) => i > 0 && isBetweenBlocks(parts[i - 1], part)).length;
+  return { bars: parts.length - blocks, blocks, wide: Math.max(0, parts.length - 1 - between), between };
+}
+
+function isBetweenBlocks(part, next) {
+  return part.block !== null && next.block !== null;
 }
 
 /** The plan of a path in a space of a width. @returns {Plan} */
@@ -40,7 +51,7 @@ export function makePlan(stages, width) {
     if (part.block === null) plan.boxes.push({ stage: part.stages[0], text: part.stages[0].title, u: [u, end], v: streams, part: "bar" });
     else addBlock(plan, part, u, end, v);
     const next = parts[i + 1];
-    const gap = part.block !== null && next?.block !== null ? BETWEEN_BLOCKS : wide;
+    const gap = next && isBetweenBlocks(part, next) ? BETWEEN_BLOCKS : wide;
     if (next) plan.stops.push({ u: [end, end + gap], stage: part.stages.at(-1) });
     u = end + (next ? gap : 0);
   });
@@ -49,11 +60,10 @@ export function makePlan(stages, width) {
 
 /** The length of a block and of the gaps beside bars that fill a width; the blocks grow first. */
 function spread(parts, width) {
-  const blocks = parts.filter((part) => part.block !== null).length;
-  const bars = parts.length - blocks;
-  const room = width - bars * (BAR + GAP.least) - blocks * BETWEEN_BLOCKS;
+  const { bars, blocks, wide, between } = counted(parts);
+  const room = width - bars * BAR - wide * GAP.least - between * BETWEEN_BLOCKS;
   const step = Math.min(BLOCK.most, room / Math.max(1, blocks));
-  return { step, wide: Math.min(GAP.most, GAP.least + (room - blocks * step) / Math.max(1, bars)) };
+  return { step, wide: Math.min(GAP.most, GAP.least + (room - blocks * step) / Math.max(1, wide)) };
 }
 
 function narrow(width) {
@@ -66,7 +76,7 @@ function narrow(width) {
 function grouped(stages) {
   const parts = [];
   for (const stage of stages) {
-    const block = /^blocks\.(\d+)/.exec(stage.name)?.[1] ?? null;
+    const block = /^(?:encoder\.|decoder_)?blocks\.\d+/.exec(stage.name)?.[0] ?? null;
     if (block !== null && parts.at(-1)?.block === block) parts.at(-1).stages.push(stage);
     else parts.push({ block, stages: [stage] });
   }
@@ -78,7 +88,8 @@ function addBlock(plan, { block, stages }, start, end, v) {
   plan.blocks.push([start, end]);
   const whole = stages.find((stage) => stage.kind === "block");
   const branches = stages.filter((stage) => stage !== whole);
-  const text = end - start > 56 || !plan.across ? `block ${block}` : block;
+  const number = block.split(".").at(-1);
+  const text = end - start > 56 || !plan.across ? `block ${number}` : number;
   plan.boxes.push({ stage: whole ?? stages.at(-1), text, u: [start, end], v: v.label, part: "label" });
   branches.forEach((stage, i) => {
     const room = (end - start) / branches.length;

@@ -1,14 +1,16 @@
 /* Attention rollout: how much each patch contributes to what the head reads, as a map and over the image. */
 
-import { mapAt } from "./data.js";
+import { isMasked, mapAt } from "./data.js";
 import { h } from "./dom.js";
 import { legend, mapCanvas } from "./heat_map.js";
 import { largest, mapValues } from "./value_maps.js";
 
+const NO_HEAD = "Rollout says how much each patch contributes to what the head reads. In masked pre-training there is no such head.";
+
 /** The section on rollout; where the page has none it says so. */
 export function attentionRollout(image) {
   const title = h("h2", {}, "Rollout over the image");
-  if (image.rollout === null) return h("section", {}, title, h("p", {}, "This page has no rollout of this model."));
+  if (image.rollout === null) return h("section", {}, title, h("p", {}, isMasked ? NO_HEAD : "This page has no rollout of this model."));
   const map = mapAt(image.rollout);
   const text =
     "The attention of each block is averaged over its heads, the residual connection is added, and the blocks are multiplied " +

@@ -10,13 +10,14 @@ export function mapValues(map) {
   return Float64Array.from({ length: map.rows * map.cols }, (_, i) => cellValue(map, Math.floor(i / map.cols), i % map.cols));
 }
 
-/** The largest of the absolute values of some lists. */
+/** The largest of the absolute values of some lists; NaN stands for no value. */
 export function largest(...lists) {
-  return lists.reduce((most, list) => list.reduce((so, value) => Math.max(so, Math.abs(value)), most), 0);
+  return lists.reduce((most, list) => list.reduce((so, value) => (Math.abs(value) > so ? Math.abs(value) : so), most), 0);
 }
 
 /**
- * A canvas of values, row by row, on a scale from `low` to `high`; `cellName(i)` names the cell pointed at.
+ * A canvas of values, row by row, on a scale from `low` to `high`; `cellName(i)` names the cell pointed at. A cell of NaN
+ * is empty.
  * @param {{values: ArrayLike<number>, rows: number, cols: number, low: number, high: number, label: string,
  *   cellName?: (i: number) => string}} options
  */
@@ -25,10 +26,11 @@ export function valueCanvas({ values, rows, cols, low, high, label, cellName }) 
   const canvas = h("canvas", { class: "map", role: "img", "aria-label": label });
   const bytes = Uint8Array.from(values, (value) => byteOf(value, low, high));
   paint(canvas, bytes, rows, cols, low < 0);
+  values.forEach((value, i) => Number.isNaN(value) && canvas.getContext("2d").clearRect(i % cols, Math.floor(i / cols), 1, 1));
   canvas.style.setProperty("aspect-ratio", `${cols} / ${rows}`);
   canvas.addEventListener("pointermove", (event) => {
     const i = cellUnder(canvas, event, rows, cols);
-    canvas.title = `${name(i)}: ${about(values[i])}`;
+    canvas.title = `${name(i)}: ${Number.isNaN(values[i]) ? "none" : about(values[i])}`;
   });
   return canvas;
 }

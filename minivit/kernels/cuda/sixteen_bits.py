@@ -20,14 +20,20 @@ from minivit.ops.shapes import expect_gradient
 SUMS: dict[str, tuple[int, ...]] = {
     "cross_attention": (),
     "embed": (1, 2, 3),
+    "fill_tokens": (1,),
     "grid_positions": (1, 2),
+    "group_norm": (1, 2),
     "layer_scale": (1,),
+    "max_pool": (),
+    "pixel_error": (),
     "quick_gelu": (),
     "relative_attention": (1,),
     "relu": (),
     "sincos_positions": (),
+    "standardize": (),
     "take_tokens": (),
     "tanh": (),
+    "token_cross_entropy": (),
     "unfold": (),
 }
 

@@ -78,7 +78,7 @@ def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe
         See `recipe_values`; by default the data set's own recipe. For a path it is "folder": `folder_recipe` says which
         recipe is for how many images.
     options
-        Fields of the recipe. `model_options` are added to those of the recipe.
+        Fields of the recipe. `model_options` and `task_options` are added to those of the recipe.
 
     Raises
     ------
@@ -86,6 +86,8 @@ def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe
         There is no such recipe, or a field is unknown or out of range.
     """
     values = recipe_values(name or (dataset if dataset in recipe_names() else "folder"))
-    if "model_options" in options:
-        options["model_options"] = {**values.get("model_options", {}), **options["model_options"]}
+    if options.get("task", values.get("task")) != values.get("task"):  # the options are those of another task
+        values.pop("task_options", None)
+    for name in {"model_options", "task_options"} & options.keys():
+        options[name] = {**values.get(name, {}), **options[name]}
     return replace(Recipe.from_dict({**values, "dataset": dataset}), **options)

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from minivit.nn.vit import ViT
+from minivit.nn.model import Model
 from minivit.tracing.names import ROOT
 from minivit.train.recipe import Recipe
 
-BLOCK = re.compile(r"blocks\.(\d+)\.")
+BLOCK = re.compile(r"(?:encoder\.)?blocks\.(\d+)\.")
 
 Line = Mapping[str, Any]
 
@@ -21,7 +21,7 @@ class Watched(NamedTuple):
 
     Attributes
     ----------
-    model : ViT
+    model : Model
         The model.
     trained : sequence of str
         The parameters that the optimiser updates.
@@ -31,7 +31,7 @@ class Watched(NamedTuple):
         That of the computation.
     """
 
-    model: ViT
+    model: Model
     trained: Sequence[str]
     recipe: Recipe
     dtype: Any

@@ -18,8 +18,10 @@ _LARGE_NORM = 10.0
 def by_depth(line: Line, watched: Watched) -> Iterator[tuple[str, str]]:
     """Compare the gradients of each parameter of a block with those of the same parameter in the other blocks."""
     peers: dict[str, dict[int, float]] = {}
+    blocks = "blocks."  # how the names of all blocks begin
     for name in watched.trained:
         if (block := BLOCK.match(name)) and (norm := gradient_norm(line, name)):
+            blocks = name[: block.start(1)]
             peers.setdefault(name[block.end() :], {})[int(block[1])] = norm
     worst: tuple[float, str, str, int, int] = (math.log10(_FAR), "", "", 0, 0)
     for name, norms in peers.items():
@@ -28,10 +30,10 @@ def by_depth(line: Line, watched: Watched) -> Iterator[tuple[str, str]]:
     far, kind, name, at, other = worst
     if not kind:
         return
-    here, there = f"blocks.{at}.{name}", f"blocks.{other}.{name}"
+    here, there = f"{blocks}{at}.{name}", f"{blocks}{other}.{name}"
     of, than = gradient_norm(line, here), gradient_norm(line, there)
     if kind == "vanish":
-        cause = _cause_of_vanishing(line, at)
+        cause = _cause_of_vanishing(line, f"{blocks}{at}.")
         yield (
             kind,
             f"step {line['step']}: the gradient vanishes at {here}: its norm is {of:.2g}, and that of {there} "
@@ -41,7 +43,7 @@ def by_depth(line: Line, watched: Watched) -> Iterator[tuple[str, str]]:
         yield (
             kind,
             f"step {line['step']}: the gradient explodes at {here}: its norm is {of:.2g}, and that of {there} "
-            f"{than:.2g}; {_cause_of_exploding(line, at)}",
+            f"{than:.2g}; {_cause_of_exploding(line, f'{blocks}{at}')}",
         )
 
 
@@ -66,8 +68,7 @@ def _outliers(norms: Mapping[int, float]) -> Iterator[tuple[float, str, int, int
         yield abs(log - middle), "vanish" if log < middle else "explode", at, usual
 
 
-def _cause_of_vanishing(line: Line, at: int) -> str:
-    place = f"blocks.{at}."
+def _cause_of_vanishing(line: Line, place: str) -> str:
     small = [
         (of["norm"], name)
         for name, of in line["activations"].items()
@@ -84,7 +85,7 @@ def _cause_of_vanishing(line: Line, at: int) -> str:
     return "weights of a very different scale in this block or after it are likely"
 
 
-def _cause_of_exploding(line: Line, at: int) -> str:
+def _cause_of_exploding(line: Line, block_name: str) -> str:
     peers: dict[str, dict[str, float]] = {}
     for name, of in line["activations"].items():
         if (block := BLOCK.match(name)) and of["norm"]:
@@ -97,7 +98,7 @@ def _cause_of_exploding(line: Line, at: int) -> str:
         name = innermost(large)
         times = line["activations"][name]["norm"] / usual[name]
         return f"the result of {name} is {times:,.0f} times as large as in other blocks"
-    return f"weights in blocks.{at} or in those after it are likely too large"
+    return f"weights in {block_name} or in those after it are likely too large"
 
 
 def jump(lines: Sequence[Line]) -> Iterator[tuple[str, str]]:

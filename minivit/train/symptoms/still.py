@@ -18,7 +18,8 @@ def dead(lines: Sequence[Line], watched: Watched) -> Iterator[tuple[str, str]]:
     by_layer: dict[str, list[str]] = {}
     for name in zero:
         block = BLOCK.match(name)
-        by_layer.setdefault(".".join(name.split(".")[: 3 if block else 1]), []).append(name)
+        parts = block[0].count(".") + 1 if block else 1 + name.startswith("encoder.")  # of the name of a layer
+        by_layer.setdefault(".".join(name.split(".")[:parts]), []).append(name)
     causes: dict[str, list[str]] = {}
     for layer in by_layer:
         causes.setdefault(_cause_of_zero(line, layer), []).append(layer)
