@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-
 from benchmarks.command import at_least_one, check_writable, ended, parser_of, tell, write_json
 from benchmarks.ratios import ratio_of_times
 from benchmarks.recipes import noise
@@ -27,34 +25,44 @@ from minivit.train.training import Training
 MODELS = ("vit_tiny_patch4_32", "vit_mini_patch4_32")
 
 
+def step_times(trainings: Sequence[Training], rounds: int, steps: int, name: str) -> list[list[list[float]]]:
+    """Return the seconds of steps by training and round. The trainings take turns; their first round is left out."""
+    seconds: list[list[list[float]]] = [[] for _ in trainings]
+    for number in range(rounds + 1):
+        for training, of_training in zip(trainings, seconds, strict=True):
+            samples = training.train_index[: training.recipe.batch_size]
+            times = []
+            for _ in range(steps):
+                begun = time.perf_counter()
+                training.take_step(samples)
+                list(training.read_steps())
+                times.append(time.perf_counter() - begun)
+            if number:
+                of_training.append(times)
+        tell(f"{name}: round {number} of {rounds}")
+    return seconds
+
+
+def median_of_rounds(seconds: Sequence[Sequence[float]]) -> float:
+    """Return the median of the rounds' medians."""
+    return statistics.median(statistics.median(times) for times in seconds)
+
+
 def measure(model: str, threads: int, batch_size: int, rounds: int, steps: int) -> list[dict[str, Any]]:
     """Return a row for supervised training of a model, and one for each task with it as the encoder."""
     config = get_config(model)
     data = noise((4 * batch_size, config.height, config.width, config.in_chans), 10)
-    samples = np.arange(batch_size)
     with ExitStack() as stack:
         trainings = []
         for task in ("", *TASKS):
             recipe = Recipe("noise", model, task=task, batch_size=batch_size, epochs=100, warmup_epochs=0.0)
             made = initial_model(recipe, model_config(recipe, data), data)
             trainings.append(Training(stack.enter_context(Engine(made, threads)), data, recipe))
-        seconds: list[list[list[float]]] = [[] for _ in trainings]
-        for number in range(rounds + 1):  # the first is not counted
-            for training, of_training in zip(trainings, seconds, strict=True):
-                times = []
-                for _ in range(steps):
-                    begun = time.perf_counter()
-                    training.take_step(samples)
-                    list(training.read_steps())
-                    times.append(time.perf_counter() - begun)
-                if number:
-                    of_training.append(times)
-            tell(f"{model}: round {number} of {rounds}")
+        seconds = step_times(trainings, rounds, steps, model)
     rows = []
     for task, of_task in zip(("supervised", *TASKS), seconds, strict=True):
         ratio = ratio_of_times(of_task, seconds[0])
-        median = statistics.median(statistics.median(times) for times in of_task)
-        row = {"encoder": model, "training": task, "images/s": f"{batch_size / median:,.0f}"}
+        row = {"encoder": model, "training": task, "images/s": f"{batch_size / median_of_rounds(of_task):,.0f}"}
         rows.append({**row, "speed": f"{ratio.of_medians:.2f}", "95 % interval": ratio.interval_text})
     return rows
 

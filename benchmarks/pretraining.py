@@ -2,13 +2,14 @@
 
 Trains the encoder of a run of `minivit pretrain` on a share of the labelled images, and the same model from random
 parameters, with the same recipe, seeds and images. With --same-time a third model trains from random parameters for as
-long as pre-training and fine-tuning take together, by steps times images per second of the other runs. Accuracies are
+long as pre-training and fine-tuning take together; the steps of both are timed in turn, before all else. Accuracies are
 those on all test images; pairs share the draw of their images, and the gain is that of the pairs.
 """
 
 import statistics
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.command import at_least_one, check_writable, ended, parser_of, tell, write_json
+from benchmarks.masked import median_of_rounds, step_times
 from benchmarks.report import heading, records_table, surroundings
 from benchmarks.systems import versions
-from minivit import ViT, fit, load_model
+from minivit import Engine, ViT, fit, load_model
 from minivit.data import Dataset, load_dataset
 from minivit.train.evaluation import evaluate
+from minivit.train.recipe import Recipe, initial_model, model_config, normalised
 from minivit.train.run_folder import RunFolder
+from minivit.train.training import Training
 
 # For all arms: the settings of fine-tuning. Images are mirrored and shifted by an eighth of their side.
 RECIPE: dict[str, Any] = {
@@ -48,38 +52,47 @@ def drawn(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int6
     return np.sort(np.concatenate(chosen))
 
 
-def trained(model: ViT, data: Dataset, index: NDArray[np.int64], recipe: dict[str, Any], threads: int | None) -> Any:
-    """Train `model` on the images with the indices `index`; return its accuracy on the test images, and the time."""
-    from minivit import Engine
+def supervised_images(run: Path, data: Dataset, threads: int | None) -> float:
+    """Return how many images fine-tuning takes in the time in which pre-training took all of its own."""
+    pretraining = RunFolder.open(run).recipe
+    fine = Recipe(pretraining.dataset, pretraining.model, pretraining.model_options, epochs=100, **RECIPE)
+    with ExitStack() as stack:
+        trainings = []
+        for recipe in (pretraining, fine):
+            model = initial_model(recipe, model_config(recipe, data), data)
+            engine = stack.enter_context(Engine(model, threads))
+            trainings.append(Training(engine, normalised(data, recipe), recipe))
+        seconds, of_fine = map(median_of_rounds, step_times(trainings, 5, 3, "pre-training and fine-tuning"))
+    return trainings[0].total_steps * seconds / of_fine * fine.batch_size
 
+
+def trained(model: ViT, data: Dataset, index: NDArray[np.int64], recipe: dict[str, Any], threads: int | None) -> float:
+    """Train `model` on the images with the indices `index`; return its accuracy on the test images."""
     images, labels = data.train_images[index], data.train_labels[index]
-    found = fit(model, images, labels, recipe=recipe, threads=threads, mean=data.mean, std=data.std)
+    fit(model, images, labels, recipe=recipe, threads=threads, mean=data.mean, std=data.std)
     with Engine(model, threads) as engine:
-        accuracy = evaluate(engine, data.test_images, data.test_labels, data.mean, data.std).accuracy
-    return accuracy, found.epochs[-1].seconds
+        return evaluate(engine, data.test_images, data.test_labels, data.mean, data.std).accuracy
 
 
 def measure(
-    run: Path, data: Dataset, share: float, draws: int, epochs: int, same_time: bool, threads: int | None
+    run: Path, data: Dataset, share: float, draws: int, epochs: int, more_images: list[float], threads: int | None
 ) -> dict[str, Any]:
-    """Return the accuracies of all arms for a share of the labels, a list with a number for each draw."""
-    classes = len(data.class_names)
+    """Return the accuracies of all arms for a share of the labels, a list with a number for each draw.
+
+    `more_images` has, for each draw with the third arm, the images that its training takes beyond `epochs`.
+    """
     found: dict[str, list[float]] = {"pre-trained": [], "from scratch": [], "same time": []}
-    seconds = (RunFolder.open(run).result() or {})["seconds"]
     for seed in range(draws):
         index = drawn(data.train_labels, share, seed)
         recipe = {**RECIPE, "epochs": epochs, "seed": seed}
-        pretrained = load_model(run, num_classes=classes)
-        scratch = ViT(pretrained.config, seed)
-        accuracy, time = trained(pretrained, data, index, recipe, threads)
-        found["pre-trained"].append(accuracy)
-        accuracy, _ = trained(scratch, data, index, recipe, threads)
-        found["from scratch"].append(accuracy)
-        if same_time:
-            longer = {**recipe, "epochs": round(epochs * (1.0 + seconds / time))}
-            accuracy, _ = trained(ViT(pretrained.config, seed), data, index, longer, threads)
-            found["same time"].append(accuracy)
-        tell(f"{share:g} of the labels, draw {seed + 1} of {draws}: { ({k: v[-1:] for k, v in found.items()}) }")
+        model = load_model(run, num_classes=len(data.class_names))
+        arms = {"pre-trained": (model, recipe), "from scratch": (ViT(model.config, seed), recipe)}
+        if seed < len(more_images):
+            longer = {**recipe, "epochs": epochs + round(more_images[seed] / len(index))}
+            arms["same time"] = ViT(model.config, seed), longer
+        for arm, (of_arm, settings) in arms.items():
+            found[arm].append(trained(of_arm, data, index, settings, threads))
+            tell(f"{share:g} of the labels, draw {seed + 1} of {draws}, {arm}: {found[arm][-1]:.2%}")
     return {"labels": share, "images": len(index), "epochs": epochs, "accuracies": found}
 
 
@@ -90,7 +103,7 @@ def row_of(found: dict[str, Any]) -> dict[str, Any]:
     row |= {name: _spread(values) for name, values in accuracies.items() if values}
     for name in ("from scratch", "same time"):
         if accuracies[name]:
-            pairs = zip(accuracies["pre-trained"], accuracies[name], strict=True)
+            pairs = zip(accuracies["pre-trained"], accuracies[name], strict=False)  # the third arm has fewer draws
             row[f"gain over {name}"] = _spread([one - other for one, other in pairs])
     return row
 
@@ -108,14 +121,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="default: 0.01 0.1 1")
     parser.add_argument("--epochs", nargs="+", type=at_least_one, default=[100, 40, 10], help="of each share")
     parser.add_argument("--draws", type=at_least_one, default=3, help="of the images of a share (default: 3)")
-    parser.add_argument("--same-time", action="store_true", help="also train from scratch for the total time")
+    text = "of how many draws a third model trains from scratch for the total time (default: 0)"
+    parser.add_argument("--same-time", type=int, default=0, metavar="DRAWS", help=text)
     parser.add_argument("--threads", type=at_least_one, help="default: the machine's")
     options = parser.parse_args(arguments)
     check_writable(options.json)
     data = load_dataset(options.data)
+    more_images = (
+        [supervised_images(options.run, data, options.threads)] * options.same_time if options.same_time else []
+    )
     found = []
     for share, epochs in zip(options.shares, options.epochs, strict=True):
-        of_share = (options.run, data, share, options.draws, epochs, options.same_time, options.threads)
+        of_share = (options.run, data, share, options.draws, epochs, more_images, options.threads)
         found.append(measure(*of_share))
     print(records_table([row_of(each) for each in found]) + "\n")
     where, used = surroundings(options.threads), versions()
