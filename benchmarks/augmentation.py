@@ -73,7 +73,7 @@ def measure(model: str, fields: dict[str, Any], threads: int, batch_size: int, s
     ]
     config = model_config(recipes[0], dataset)
     with Engine(ViT(config, seed=0), threads) as engine:
-        timed = [Timed(engine, dataset, recipe.resolved(config)) for recipe in recipes]
+        timed = [Timed(engine, dataset, recipe.resolved(engine.model)) for recipe in recipes]
         for _ in range(1 + steps):
             samples = generator.choice(len(dataset.train_images), batch_size, replace=False)
             for each in timed:

@@ -68,15 +68,15 @@ def time_recipe(name: str, dataset: Dataset, rounds: int, threads: int | None) -
     config = model_config(asked, dataset)
     with ExitStack() as stack:
 
-        def training(recipe: Recipe) -> Training:
-            model = ViT(config, seed=recipe.seed)
+        def training(asked: Recipe) -> Training:
+            model = ViT(config, seed=asked.seed)
+            recipe = asked.resolved(model)
             engine = Engine(model, threads, recipe.micro_batch, None, recipe.reduction_groups)
             return Training(stack.enter_context(engine), dataset, recipe)
 
-        resolved = asked.resolved(config)
-        both = [training(resolved), training(replace(resolved, **PLAIN))]
+        both = [training(asked), training(replace(asked, **PLAIN))]
         seconds: list[list[list[float]]] = [[], []]
-        order, size = both[0].train_index, resolved.batch_size
+        order, size = both[0].train_index, asked.batch_size
         batches = [order[np.arange(i * size, (i + 1) * size) % len(order)] for i in range(_STEPS)]
         for number in range(-1, rounds):  # the first round is not counted
             for each, times in zip(both, seconds, strict=True):

@@ -63,7 +63,7 @@ def work(source: str, folder: Path, model: str, size: int, batch_size: int, thre
             recipe = Recipe(str(path), model, {"img_size": size}, batch_size=batch_size, **augmentation)
             config = model_config(recipe, dataset)
             engine = stack.enter_context(Engine(ViT(config, seed=0), threads))
-            training = Training(engine, dataset, recipe.resolved(config))
+            training = Training(engine, dataset, recipe.resolved(engine.model))
             batches = _endless(training)
             steps.append(lambda: _step(training, next(batches)))
             steps[0]()

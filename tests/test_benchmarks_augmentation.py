@@ -15,7 +15,7 @@ from minivit.train.step import DataLoader
 
 def test_the_cost_of_augmentation_is_a_share_of_the_step(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "augmentation.json"
-    sizes = ["--set", "depth=1", "embed_dim=4", "num_heads=1", "--threads", "1", "--batch-size", "6", "--steps", "2"]
+    sizes = ["--set", "depth=1", "embed_dim=4", "num_heads=1", "--threads", "1", "--batch-size", "6", "--steps", "9"]
     augmentation.main([*sizes, "--json", str(out)])
     rows = json.loads(out.read_text())["augmentations"]
     assert [row["augmentation"] for row in rows] == list(augmentation.AUGMENTATIONS)

@@ -148,7 +148,7 @@ def _classify(
     model, _, preprocessing = opened
     names = opened.class_names or tuple(map(str, range(model.config.num_classes)))
     # Starting a second worker takes longer than it saves for a few images.
-    threads = 1 if len(files.images) <= model.config.micro_batch else args.threads
+    threads = 1 if len(files.images) <= model.micro_batch else args.threads
     with (
         enough_memory(args.backend),
         Engine(model, threads) as engine,

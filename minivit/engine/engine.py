@@ -69,7 +69,7 @@ class Engine:
     threads : int, optional
         Workers, each for one core; the machine's cores by default. On a device there is one.
     micro_batch : int, optional
-        Images that a worker takes at a time; by default `ViTConfig.micro_batch`. On a device the default is all images
+        Images that a worker takes at a time; by default `Model.micro_batch`. On a device the default is all images
         of a training step, and 256 in prediction.
     precision : str, optional
         On a device, how a float32 model computes: "float32" (the default), "tf32", "bfloat16" or "float16"; see
@@ -112,7 +112,7 @@ class Engine:
         check_precision(precision, values.dtype, on_host)
         self.model = model
         self.threads = (threads or cores()) if on_host else 1
-        self.micro_batch = micro_batch or (model.config.micro_batch if on_host else None)
+        self.micro_batch = micro_batch or (model.micro_batch if on_host else None)
         self.reduction_groups = reduction_groups or model.config.reduction_groups
         self.precision = precision
         self.first_block = 0

@@ -95,6 +95,11 @@ class MAE(MaskedModel):
             "eps": self.decoder_norm.eps,
         }
 
+    @property
+    def micro_batch(self) -> int:
+        """Twice that of the encoder with all tokens."""
+        return 2 * self.config.micro_batch
+
     def predictions(self, x: Array, rng: RngLike, keep: bool) -> tuple[Array, Array, Any]:
         """Return the predictions (B, m, P * Q * C), the numbers (B, m) of their patches, and the cache."""
         self.encoder.check_images(x)

@@ -29,6 +29,11 @@ class Model(Layer):
         """The numbers that an engine returns for each image: its logits, or its loss."""
         return 1 if self.gives_losses else self.config.num_outputs
 
+    @property
+    def micro_batch(self) -> int:
+        """The number of images that a worker takes at a time on the host, unless another is given."""
+        return self.config.micro_batch
+
     def is_standard(self) -> bool:
         """Return whether this is a ViT of its original layers, so that workers may share its tokens."""
         return False

@@ -85,7 +85,7 @@ def _changed_fields(begun: Recipe, now: Recipe, model: Model) -> list[str]:
     may be given more, and what NaN does.
     """
     # Through JSON: it has lists in place of tuples.
-    before, after = (json.loads(json.dumps(recipe.resolved(model.config).to_dict())) for recipe in (begun, now))
+    before, after = (json.loads(json.dumps(recipe.resolved(model).to_dict())) for recipe in (begun, now))
     return [name for name in after if name not in ("dataset", "epochs", "on_nan") and before[name] != after[name]]
 
 

@@ -188,7 +188,7 @@ def fit(
     names = tuple(map(str, range(count)))
     data = TrainingSet.of("fit", pixels, labels, names, mean, std, held_out)
     if isinstance(model, Model):
-        settings = settings.resolved(model.config)
+        settings = settings.resolved(model)
     values = model.parameters.store.values
     with on_device_of(values), _engine(model, settings, count, threads) as engine:
         training = Training(engine, data, settings)

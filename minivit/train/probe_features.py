@@ -65,7 +65,7 @@ def frozen_features(
     values = model.parameters.store.values
     library = namespace(values)
     on_host = library is np
-    micro_batch = model.config.micro_batch if on_host else DEVICE_BATCH
+    micro_batch = model.micro_batch if on_host else DEVICE_BATCH
     workers = (threads or cores()) if on_host else 1
     found: dict[str, NDArray[np.float32]] = {}
 

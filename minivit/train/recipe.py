@@ -208,12 +208,12 @@ class Recipe:
         except TypeError as error:
             raise UserError(f"not a recipe: {error}") from error
 
-    def resolved(self, config: ViTConfig) -> Recipe:
+    def resolved(self, model: Model) -> Recipe:
         """Return the recipe with the model's own `micro_batch` and `reduction_groups` in place of zeros."""
         return replace(
             self,
-            micro_batch=self.micro_batch or config.micro_batch,
-            reduction_groups=self.reduction_groups or config.reduction_groups,
+            micro_batch=self.micro_batch or model.micro_batch,
+            reduction_groups=self.reduction_groups or model.config.reduction_groups,
         )
 
     @property

@@ -115,22 +115,22 @@ class Trainer(Training):
             run = run.replaced(model_options=options_with_head(run.recipe, start, len(dataset.class_names)))
         config = model_config(run.recipe, dataset)
         dataset = normalised(dataset, run.recipe)
-        recipe = run.recipe.resolved(config)
         self._library = arrays.backend(backend)
         on_host = self._library is np
         if on_host and micro_batch is not None:
             raise UserError("on the host the recipe sets the micro-batch; set micro_batch there")
-        self.run = run.replaced(micro_batch=recipe.micro_batch, reduction_groups=recipe.reduction_groups)
-        self.backend, self.precision = backend, precision
-        self.micro_batch = recipe.micro_batch if on_host else micro_batch
+        self.run, self.backend, self.precision = run, backend, precision
         self._is_learning, self._has_start = False, start is not None
         self.fingerprint = dataset.fingerprint()
         self.bytes_per_image = 0
         with self._explain_out_of_memory("before the first step"):
             if start is None:
-                model = initial_model(recipe, config, dataset, backend)
+                model = initial_model(run.recipe, config, dataset, backend)
             else:
-                model = begun_model(start, config, recipe.dtype, backend)
+                model = begun_model(start, config, run.recipe.dtype, backend)
+            recipe = run.recipe.resolved(model)
+            self.run = run.replaced(micro_batch=recipe.micro_batch, reduction_groups=recipe.reduction_groups)
+            self.micro_batch = recipe.micro_batch if on_host else micro_batch
             engine = Engine(model, threads, self.micro_batch, precision, recipe.reduction_groups)
             self.bytes_per_image = image_bytes(config, engine.dtype)
             super().__init__(engine, dataset, recipe)
