@@ -211,6 +211,16 @@ def test_a_run_that_was_stopped_ends_in_the_bits_of_one_that_was_not(tmp_path: P
     assert f"/best/{MASKED}/mask_token" in tensors(whole)
 
 
+def test_the_pictured_images_are_spread_over_the_test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "minivit.train.reconstructions.draw_reconstructions", lambda _, pixels, *rest: drawn.append(pixels)
+    )
+    data = make_dataset(test=19)
+    train(run_at(tmp_path / "run", recipe("mae", epochs=1, warmup_epochs=0.5)), data, Listener())
+    np.testing.assert_array_equal(drawn[0], data.test_images[[0, 2, 4, 6, 8, 10, 12, 14]])
+
+
 def test_a_picture_that_cannot_be_drawn_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise ValueError("no fonts")

@@ -371,6 +371,8 @@ class Trainer(Training):
             result["best_val_loss"] = state.best_loss
             picture = self.run.reconstructions
             with only_a_figure(picture.name):
-                draw_reconstructions(best, dataset.test_images[:_DRAWN], dataset.mean, dataset.std, picture)
+                spread = slice(None, None, max(1, len(dataset.test_images) // _DRAWN))  # a folder has class after class
+                some = dataset.test_images[spread][:_DRAWN]
+                draw_reconstructions(best, some, dataset.mean, dataset.std, picture)
         self.run.write_result(result)
         return {**result, "curves": draw_curves(self.run)}
