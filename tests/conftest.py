@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ from forks import needs_fork
 from hypothesis import HealthCheck, settings
 from small_run import Listener, make_dataset, run_at, train
 
-from minivit import ops
+from minivit import explorer, ops
 from minivit.cli import main
 from minivit.engine import worker_pool
-from minivit.train import curves, step
+from minivit.train import curves, reconstructions, step
 from minivit.train.run_folder import RunFolder
 
 os.environ["MINIVIT_CACHE"] = "off"  # here, and in the processes that tests start
@@ -69,6 +70,13 @@ def computed(request: pytest.FixtureRequest) -> Iterator[str]:
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save no figure, which would take longer than a small run."""
     monkeypatch.setattr(curves, "save_curves", lambda *_: None)
+    monkeypatch.setattr(reconstructions, "draw_reconstructions", lambda *_: None)
+
+
+@pytest.fixture
+def pages_without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `minivit inspect` check no gradients and try no mistakes, which takes most of its time."""
+    monkeypatch.setattr(explorer, "explore", partial(explorer.explore, checks=False))
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ def test_a_named_model_has_a_page_of_random_pixels(cli: Minivit) -> None:
     assert (image["label"], image["label_predicted"]) == (image["predicted"], True)
 
 
+@pytest.mark.usefixtures("pages_without_checks")
 def test_json_tells_where_the_page_is_and_what_it_has(cli: Minivit) -> None:
     values = cli(*MICRO, "--out", "of/x.html", "--json").json()
     assert values["out"] == "of/x.html"
@@ -40,6 +41,7 @@ def test_json_tells_where_the_page_is_and_what_it_has(cli: Minivit) -> None:
     assert (values["full"], values["note"], values["images"]) == (True, "", ["random pixels"])
 
 
+@pytest.mark.usefixtures("pages_without_checks")
 def test_a_file_is_shown_with_images_labels_and_names_of_classes(cli: Minivit) -> None:
     model = save_model()
     files = [save_image("a b.png"), save_image("c.png", (12, 8), "L")]
@@ -58,6 +60,7 @@ def test_a_file_is_shown_with_images_labels_and_names_of_classes(cli: Minivit) -
     assert data["images"][0]["loss"] == pytest.approx(expected, rel=1e-5)  # float32
 
 
+@pytest.mark.usefixtures("pages_without_checks")
 def test_images_are_called_as_their_files_without_folders_where_that_tells_them_apart(cli: Minivit) -> None:
     for folder in ("one", "two"):
         Path(folder).mkdir()
@@ -83,6 +86,7 @@ def test_a_run_is_shown_with_a_test_image_and_its_kept_steps(cli: Minivit) -> No
     assert data["command"] == "minivit inspect run --index 7 --checkpoint last"
 
 
+@pytest.mark.usefixtures("pages_without_checks")
 def test_a_model_that_is_too_large_for_a_page_is_said_to_be(cli: Minivit) -> None:
     said = cli("inspect", "vit_micro_patch4_8", "--set", "depth=1", "--set", "img_size=112", "--set", "embed_dim=8")
     assert said.status == 0
@@ -90,6 +94,7 @@ def test_a_model_that_is_too_large_for_a_page_is_said_to_be(cli: Minivit) -> Non
     assert not data_in(Path("page.html"))["full"]
 
 
+@pytest.mark.usefixtures("pages_without_checks")
 def test_names_of_classes_with_markup_are_text(cli: Minivit) -> None:
     model = minivit.create_model("vit_micro_patch4_8", seed=0, depth=1, num_classes=2)
     names = ["</script><script>alert(1)</script>", "<b>&amp;"]
@@ -124,11 +129,13 @@ def test_a_folder_in_place_of_the_page_is_refused_before_the_work(cli: Minivit) 
     )
 
 
+@pytest.mark.usefixtures("pages_without_checks")
 def test_a_page_that_cannot_be_written_is_one_line(cli: Minivit) -> None:
     Path("file").touch()
     assert_refused(cli(*MICRO, "--out", "file/page.html"), 1, "file/page.html", "write to another path")
 
 
+@pytest.mark.usefixtures("pages_without_checks")
 def test_a_model_in_the_working_folder_has_the_name_of_the_folder(
     cli: Minivit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ def test_out_of_memory_gives_the_command_that_helps(
 
     with monkeypatch.context() as patch:
         patch.setattr("minivit.engine.Engine.training_step", full)
-        said = cli("train", squares, *TINY, "--backend", "strict", "--batch-size", 16, "--run", "here")
+        said = cli("train", squares, *TINY, "--backend", "strict", "--batch-size", 16, "--epochs", 2, "--run", "here")
     assert_refused(
         said, 1, "at step 1, taking 16 images at a time. About 8 would fit: --micro-batch 8 cuts", "here/last"
     )

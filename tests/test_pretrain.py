@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from small_run import RECIPE, Killed, Listener, bits, kill, make_dataset, run_at
 
 import minivit
 from minivit import Engine, Key, UserError, ViT, get_config, load_model, masked_model
+from minivit.cli import main
 from minivit.nn.pretraining import TASKS
 from minivit.train.recipe import Recipe
 from minivit.train.run_folder import RunFolder
@@ -34,10 +36,18 @@ def recipe(task: str, **fields: Any) -> Recipe:
     return replace(RECIPE, label_smoothing=0.0, task=task, task_options=OPTIONS[task], **fields)
 
 
+@pytest.fixture(scope="module")
+def finished(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["pretrain", str(squares), *map(str, SHORT), "--run", str(path)]) == 0
+    return path
+
+
 @pytest.fixture
-def pretrained(cli: Minivit, squares: Path) -> Path:
-    assert cli("pretrain", squares, *SHORT, "--run", "pretrained").status == 0
-    return Path("pretrained")
+def pretrained(finished: Path, cli: Minivit) -> Path:
+    """A copy of the finished run in the working folder."""
+    return Path(shutil.copytree(finished, "pretrained"))
 
 
 # The command
@@ -190,6 +200,7 @@ def test_what_a_run_that_met_nan_leaves_is_traced(cli: Minivit, squares: Path) -
     assert "nan" in cli("trace", "burst/nan").out
 
 
+@pytest.mark.usefixtures("pages_without_checks")
 def test_the_page_of_a_run_shows_what_was_seen(cli: Minivit, pretrained: Path) -> None:
     said = cli("inspect", pretrained, "--json")
     assert said.status == 0, said
@@ -200,6 +211,7 @@ def test_the_page_of_a_run_shows_what_was_seen(cli: Minivit, pretrained: Path) -
 # The run
 
 
+@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_that_was_stopped_ends_in_the_bits_of_one_that_was_not(tmp_path: Path, task: str) -> None:
     whole, stopped = run_at(tmp_path / "whole", recipe(task)), run_at(tmp_path / "stopped", recipe(task))
