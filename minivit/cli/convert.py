@@ -26,7 +26,7 @@ model a new head, and --set img_size=384 resamples its positions."""
 EXAMPLES = """\
 examples:
   minivit convert ViT-B_16.npz vit_base/
-  minivit convert runs/cifar10-1 for_transformers/ --format huggingface
+  minivit convert ViT-B_16.npz for_transformers/ --format huggingface
   minivit convert runs/cifar10-1 cifar10.onnx
   minivit convert labml.safetensors labml_vit/ --set num_heads=8
   minivit convert vit_base/ larger/ --set num_classes=10 --set img_size=384"""

@@ -32,8 +32,8 @@ pass. TARGET is the name of a model, a run folder, a model file, `ops`,
 `layers`, or one of their cases such as `attention`. Without TARGET: all ops,
 all layers, and vit_tiny_patch4_32. A named model is checked near its initial
 parameters, a run or a file with its own weights in float64; both on random
-images, and with as many of their blocks as take about a minute, since all
-blocks run the same code; --depth changes this. With --backend cupy, the ops,
+images. All blocks run the same code: of a named model two are checked, of a
+run or a file as many as take about a minute; --depth changes this. With --backend cupy, the ops,
 the layers and their kernels are checked on the GPU, and no model."""
 EXAMPLES = """\
 examples:
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", nargs="?", metavar="TARGET", help="a model, a run, a model file, `ops`, `layers`, or a case"
     )
-    parser.add_argument("--depth", type=int, help=f"number of blocks of the model (default: {DEFAULT_DEPTH})")
+    parser.add_argument("--depth", type=int, help=f"number of blocks (default: {DEFAULT_DEPTH} of a named model)")
     parser.add_argument("--batch", type=int, default=2, help="batch size (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the points and directions (default: 0)")
     add_backend(parser)
