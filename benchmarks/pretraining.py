@@ -75,11 +75,18 @@ def trained(model: ViT, data: Dataset, index: NDArray[np.int64], recipe: dict[st
 
 
 def measure(
-    run: Path, data: Dataset, share: float, draws: int, epochs: int, more_images: list[float], threads: int | None
+    run: Path,
+    data: Dataset,
+    share: float,
+    draws: int,
+    epochs: int,
+    same_time: int,
+    more_images: float,
+    threads: int | None,
 ) -> dict[str, Any]:
     """Return the accuracies of all arms for a share of the labels, a list with a number for each draw.
 
-    `more_images` has, for each draw with the third arm, the images that its training takes beyond `epochs`.
+    The first `same_time` draws have the third arm, whose training takes `more_images` beyond `epochs`.
     """
     found: dict[str, list[float]] = {"pre-trained": [], "from scratch": [], "same time": []}
     for seed in range(draws):
@@ -87,8 +94,8 @@ def measure(
         recipe = {**RECIPE, "epochs": epochs, "seed": seed}
         model = load_model(run, num_classes=len(data.class_names))
         arms = {"pre-trained": (model, recipe), "from scratch": (ViT(model.config, seed), recipe)}
-        if seed < len(more_images):
-            longer = {**recipe, "epochs": epochs + round(more_images[seed] / len(index))}
+        if seed < same_time:
+            longer = {**recipe, "epochs": epochs + round(more_images / len(index))}
             arms["same time"] = ViT(model.config, seed), longer
         for arm, (of_arm, settings) in arms.items():
             found[arm].append(trained(of_arm, data, index, settings, threads))
@@ -122,18 +129,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", nargs="+", type=at_least_one, default=[100, 40, 10], help="of each share")
     parser.add_argument("--draws", type=at_least_one, default=3, help="of the images of a share (default: 3)")
     text = "of how many draws a third model trains from scratch for the total time (default: 0)"
-    parser.add_argument("--same-time", type=int, default=0, metavar="DRAWS", help=text)
+    parser.add_argument("--same-time", type=at_least_one, default=0, metavar="DRAWS", help=text)
     parser.add_argument("--threads", type=at_least_one, help="default: the machine's")
     options = parser.parse_args(arguments)
+    if len(options.shares) != len(options.epochs):
+        parser.error(f"--shares has {len(options.shares)} numbers and --epochs {len(options.epochs)}; expected as many")
+    if not all(0 < share <= 1 for share in options.shares):
+        parser.error("--shares are above 0 and at most 1")
     check_writable(options.json)
     data = load_dataset(options.data)
-    more_images = (
-        [supervised_images(options.run, data, options.threads)] * options.same_time if options.same_time else []
-    )
+    more_images = supervised_images(options.run, data, options.threads) if options.same_time else 0.0
     found = []
     for share, epochs in zip(options.shares, options.epochs, strict=True):
-        of_share = (options.run, data, share, options.draws, epochs, more_images, options.threads)
-        found.append(measure(*of_share))
+        arms = options.draws, epochs, options.same_time, more_images
+        found.append(measure(options.run, data, share, *arms, options.threads))
     print(records_table([row_of(each) for each in found]) + "\n")
     where, used = surroundings(options.threads), versions()
     print(heading(where, used, 1))

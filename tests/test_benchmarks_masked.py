@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from command_line import TINY, Minivit
 
 from benchmarks import masked, pretraining
@@ -20,6 +21,12 @@ def test_each_task_has_a_speed_beside_supervised_training(tmp_path: Path, capsys
     assert [row["training"] for row in rows] == ["supervised", "mpp", "mae", "simmim"]
     assert rows[0]["speed"] == "1.00"
     assert "simmim" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--shares", "0.1"], ["--shares", "1.5", "--epochs", "1"]], ids=str)
+def test_shares_that_do_not_fit_are_refused_before_anything_is_trained(options: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        pretraining.main(["no run", "no data", *options])
 
 
 def test_a_share_of_the_labels_is_the_same_for_all_models_and_has_all_classes() -> None:

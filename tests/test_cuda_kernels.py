@@ -26,7 +26,7 @@ from minivit.arrays import Array, dtype_named, to_backend, to_host
 from minivit.checking.cases import CASES, Case
 from minivit.kernels.cuda import columns, elementwise, layer_norm, random, runtime
 from minivit.kernels.cuda.runtime import LANES, TYPES, acc_dtype, lanes_for, pack, source
-from minivit.kernels.cuda.sixteen_bits import SUMS
+from minivit.kernels.cuda.sixteen_bits import LOSSES, SUMS
 from minivit.kernels.cuda.softmax import scaled_softmax, scaled_softmax_backward
 from minivit.ops.augment import channel_scale, training_images
 from minivit.ops.erf import _SINGLE
@@ -89,6 +89,7 @@ def test_an_op_without_a_cuda_source_rounds_once_and_keeps_sums_in_float32(name:
     given = [x.astype(dtype_named(dtype)) for x in case.make(0, "float64")]
     on_device = case.on("strict")
     y, cache = on_device.forward(*given)
+    assert y.dtype.name == ("float32" if case.op in LOSSES else dtype)
     assert on_device.forward(*given, keep=False)[1] is None
     dy = normal(y)
     gradients = on_device.backward(dy, cache)
@@ -98,8 +99,9 @@ def test_an_op_without_a_cuda_source_rounds_once_and_keeps_sums_in_float32(name:
     single = passes(on_device, [x.astype("float32") for x in given], dy.astype("float32"))
     for got, expected in zip((y, *gradients), single, strict=True):
         assert_same_bits([got], [expected.astype(got.dtype)])
-    with pytest.raises(TypeError, match=f"dy has dtype float32; expected {dtype}"):
-        on_device.backward(dy.astype("float32"), cache)
+    other = dtype if case.op in LOSSES else "float32"
+    with pytest.raises(TypeError, match=f"dy has dtype {other}; expected {y.dtype.name}"):
+        on_device.backward(dy.astype(dtype_named(other)), cache)
 
 
 @of_kernels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -224,6 +224,18 @@ BAD: dict[str, tuple[Callable[[], Layer], str]] = {
         lambda: MAE(encoder(patch_size=1, in_chans=1, img_size=2), norm_pixels=True, decoder_dim=4),
         "a patch of one number has no variance",
     ),
+    "fewer patches": (lambda: SimMIM(encoder(patch_drop_rate=0.5)), "patch_drop_rate is 0.5; expected 0"),
+    "positions in blocks": (lambda: MAE(encoder(pos_embed_layers="each")), "adds the positions of all patches"),
+    "relative positions": (lambda: MAE(encoder(pos_embed="relative")), "adds the positions of all patches"),
+    "no sines": (lambda: MAE(encoder(embed_dim=12)), "decoder_dim is 6; expected a multiple of 4"),
+    "no hidden layer": (lambda: MAE(encoder(), decoder_mlp=0), "decoder_mlp is 0"),
+    "eps": (lambda: MAE(encoder(), eps=-1.0), "eps is -1.0; expected at least 0"),
+    "one mean": (
+        lambda: MaskedPatches(encoder(), mean=cast(Any, 0.5)),
+        "mean is 0.5; expected a number for each channel",
+    ),
+    "two means": (lambda: MaskedPatches(encoder(), mean=(0.5, 0.5)), r"mean is \(0.5, 0.5\); expected a number for"),
+    "no deviation": (lambda: MaskedPatches(encoder(), std=(0.0,)), "expected more than 0"),
 }
 
 

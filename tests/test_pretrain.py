@@ -112,6 +112,14 @@ def test_resume_continues_the_newest_run_of_pretraining(cli: Minivit, squares: P
     assert said.json()["epochs"] == 3
 
 
+@pytest.mark.usefixtures("no_curves")
+def test_the_same_command_resumes_a_run_of_another_task_than_the_recipes(cli: Minivit, squares: Path) -> None:
+    command = ("pretrain", squares, *SHORT, "--recipe", "pretrain", "--task", "simmim", "--run", "run")
+    assert cli(*command).status == 0
+    said = cli(*command, "--resume")
+    assert said.status == 0, said
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -307,6 +315,18 @@ def test_fit_validates_a_masked_model_on_images_alone() -> None:
         result = minivit.fit(model, images[5:], epochs=1, batch_size=8, validation=validation, warmup_epochs=0.5)
         assert result.epochs[0].val_loss is not None
         assert result.epochs[0].val_accuracy is None
+
+
+def test_fit_refuses_means_beside_those_of_the_model() -> None:
+    images, config = make_dataset().train_images, get_config("vit_micro_patch4_8", img_size=4, patch_size=2, in_chans=1)
+    with pytest.raises(UserError, match="mean and std are those of the model"):
+        minivit.fit(masked_model("mpp", config, target="pixels"), images, mean=(0.1,), std=(0.2,))
+
+
+def test_a_model_of_mean_pooling_has_a_norm_of_its_tokens() -> None:
+    config = get_config("vit_micro_patch4_8", class_token=False, global_pool="avg")
+    assert "encoder.norm.weight" in masked_model("simmim", config).parameters
+    assert "encoder.fc_norm.weight" in masked_model("simmim", replace(config, fc_norm=True)).parameters
 
 
 def test_fit_refuses_what_needs_labels() -> None:

@@ -198,6 +198,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "soft labels": ({"labels": np.zeros(60)}, r"labels are float64 \(60,\); expected \(60,\) integers"),
     "fewer labels": ({"labels": np.zeros(59, np.int64)}, r"expected \(60,\) integers"),
     "floats": ({"images": np.zeros((60, 8, 8, 1), np.float32)}, "images are float32; expected uint8"),
+    "a mean alone": ({"mean": (0.5,)}, r"mean is \(0.5,\) and std \(\); expected a number of each for each of 1 "),
+    "a std alone": ({"std": (0.5,)}, r"mean is \(\) and std \(0.5,\); expected"),
+    "no shots at all": ({"shots": ()}, r"shots is \(\); expected numbers of images"),
+    "one number": ({"shots": 1}, "shots is 1; expected numbers of images"),
     "another size": ({"images": np.zeros((60, 4, 8, 1), np.uint8)}, "img_size|size|shape"),
 }
 
@@ -212,6 +216,15 @@ def test_what_cannot_be_probed_is_refused(bad: str) -> None:
     arguments = {"test_images": images, "test_labels": labels, **arguments}
     with pytest.raises((UserError, ValueError), match=words):
         linear_probe(ViT(CONFIG, seed=1), **arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_that_are_not_finite_are_said(kind: str) -> None:
+    images, labels = images_of(60)
+    model = ViT(CONFIG, seed=1)
+    model.parameters["blocks.1.mlp.fc2.bias"].value[0] = np.nan
+    with np.errstate(all="ignore"), pytest.raises(UserError, match="the features of layer head are not finite"):
+        linear_probe(model, images, labels, images, labels, shots=(5,), kinds=(kind,))
 
 
 def test_a_class_that_lacks_images_is_named() -> None:

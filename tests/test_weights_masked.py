@@ -176,6 +176,11 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"with a layer of your own as decoder_blocks\.1\.mlp cannot be saved"):
         save_masked_model(model, tmp_path)
 
+    model = made("mae")
+    model.decoder_blocks[0] = model.decoder_norm
+    with pytest.raises(UserError, match=r"with a layer of your own as decoder_blocks\.0"):
+        save_masked_model(model, tmp_path)
+
     class Own(SimMIM):
         """The class of a user."""
 

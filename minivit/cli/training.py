@@ -39,7 +39,7 @@ from minivit.train.curves import draw_curves
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError
 from minivit.train.recipe import Recipe
-from minivit.train.recipes import recipe_values
+from minivit.train.recipes import recipe_values, values_of_task
 from minivit.train.run_folder import RunFolder
 from minivit.train.run_paths import claimed_run, latest_run_path
 from minivit.train.trainer import Trainer
@@ -281,7 +281,8 @@ def _resumed(args: argparse.Namespace, command: str) -> RunFolder:
         given["init"] = fingerprint(Path(args.init).expanduser())
     epochs, on_nan = (given.pop(name, getattr(opened.recipe, name)) for name in ("epochs", "on_nan"))
     if args.recipe is not None:
-        begun = {name: value for name, value in recipe_values(args.recipe).items() if name not in ("epochs", "on_nan")}
+        begun = values_of_task(recipe_values(args.recipe), given.get("task"))
+        begun = {name: value for name, value in begun.items() if name not in ("epochs", "on_nan")}
         for field in ("model_options", "task_options"):
             begun[field] = getattr(opened.recipe, field) | begun.get(field, {})
         if opened.recipe.init:  # the weights determine the model

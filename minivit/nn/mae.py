@@ -6,6 +6,7 @@ gets the encoder's tokens at their places, a learned token at all others, and fi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minivit import ops
@@ -63,14 +64,22 @@ class MAE(MaskedModel):
         heads = config.num_heads if decoder_heads is None else decoder_heads
         pixels = config.patch_height * config.patch_width * config.in_chans
         expect_whole("decoder_depth", decoder_depth, least=0)
-        for name, size in (("decoder_dim", Dd), ("decoder_heads", heads), ("decoder_mlp", decoder_mlp or 1)):
+        hidden = 4 * Dd if decoder_mlp is None else decoder_mlp
+        for name, size in (("decoder_dim", Dd), ("decoder_heads", heads), ("decoder_mlp", hidden)):
             expect_whole(name, size)
+        if not 0 <= eps < math.inf:
+            raise ValueError(f"eps is {eps}; expected at least 0")
+        if Dd % 4:
+            raise ValueError(f"decoder_dim is {Dd}; expected a multiple of 4, for the sines of the positions")
         if norm_pixels and pixels < 2:
             raise ValueError("a patch of one number has no variance; use norm_pixels=False")
+        if config.pos_embed == "relative" or config.pos_embed_layers != "first":
+            raise ValueError("each block of the encoder adds the positions of all patches; it sees some of them here")
         self.norm_pixels = norm_pixels
+        self.decoder_dim, self.decoder_depth, self.decoder_heads = Dd, decoder_depth, heads
+        self.decoder_mlp, self.decoder_eps = hidden, eps
         self.decoder_embed = Linear(config.embed_dim, Dd, scheme.weight, scheme.bias)
         self.mask_token = Parameter((1, 1, Dd), normal(0.02))
-        hidden = 4 * Dd if decoder_mlp is None else decoder_mlp
         self.decoder_blocks = [
             EncoderBlock(Dd, heads, hidden, eps=eps, act_layer=config.act_layer, init=config.init)
             for _ in range(decoder_depth)
@@ -81,18 +90,14 @@ class MAE(MaskedModel):
     @property
     def options(self) -> dict[str, Any]:
         """The arguments beside the encoder."""
-        hidden = None
-        heads = None
-        if self.decoder_blocks:
-            heads, hidden = self.decoder_blocks[0].attn.num_heads, self.decoder_blocks[0].mlp.fc1.weight.shape[1]
         return {
             "ratio": self.ratio,
-            "decoder_dim": self.decoder_embed.weight.shape[1],
-            "decoder_depth": len(self.decoder_blocks),
-            "decoder_heads": heads,
-            "decoder_mlp": hidden,
+            "decoder_dim": self.decoder_dim,
+            "decoder_depth": self.decoder_depth,
+            "decoder_heads": self.decoder_heads,
+            "decoder_mlp": self.decoder_mlp,
             "norm_pixels": self.norm_pixels,
-            "eps": self.decoder_norm.eps,
+            "eps": self.decoder_eps,
         }
 
     @property

@@ -50,6 +50,8 @@ class MaskedModel(Model):
             raise ValueError(f"patches of {config.patch_size} pixels have a stride of {config.stride}; expected theirs")
         if config.conv_stem or config.resnet:
             raise ValueError("convolutions before the patches see what is masked; use a model without a stem")
+        if config.patch_drop_rate:
+            raise ValueError(f"patch_drop_rate is {config.patch_drop_rate}; expected 0: the masks choose the patches")
         self.config = config
         self.encoder = encoder
         self.ratio = ratio

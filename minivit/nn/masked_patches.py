@@ -55,6 +55,11 @@ class MaskedPatches(Corrupted):
             raise ValueError(f"patches of {size[0]} x {size[1]} pixels have no {_SMALL} x {_SMALL} equal parts")
         classes = _COLOURS**config.in_chans
         outputs = {"mean": classes, "small": _SMALL * _SMALL * classes, "pixels": math.prod(size) * config.in_chans}
+        for name, values in (("mean", mean), ("std", std)):
+            if np.ndim(values) != 1 or len(values) not in (1, config.in_chans):
+                raise ValueError(f"{name} is {values}; expected a number for each channel, or a tuple of one for all")
+        if not min(std) > 0:
+            raise ValueError(f"std is {std}; expected more than 0")
         super().__init__(encoder, ratio, outputs[target])
         self.target, self.mean, self.std = target, mean, std
 
@@ -82,7 +87,8 @@ class MaskedPatches(Corrupted):
         B, m, _ = pixels.shape
         P, Q, C = config.patch_height, config.patch_width, config.in_chans
         parts = _SMALL if self.target == "small" else 1
-        cells = pixels.real.reshape(B, m, parts, P // parts, parts, Q // parts, C).mean(axis=(3, 5))
+        wide = pixels.real if pixels.dtype.itemsize > 2 else pixels.astype(np.float32)
+        cells = wide.reshape(B, m, parts, P // parts, parts, Q // parts, C).mean(axis=(3, 5))
         classes: Array = xp.zeros(cells.shape[:-1], dtype=xp.int64)
         for c in range(C):
             mean, std = self._scale(c)

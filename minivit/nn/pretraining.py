@@ -33,7 +33,8 @@ def masked_model(
     task : str
         "mpp" for `MaskedPatches`, "mae" for `MAE`, "simmim" for `SimMIM`.
     config : ViTConfig or str
-        The configuration of the encoder, or the name of one. Its classes are left out: the encoder has no head.
+        The configuration of the encoder, or the name of one. Its classes are left out: the encoder has no head. Its
+        final norm is that of the tokens, unless `fc_norm` is given.
     seed, dtype, backend
         As for `ViT`; None as the seed leaves the parameters at zero, to be loaded.
     **options
@@ -50,6 +51,8 @@ def masked_model(
     if unknown := [name for name in options if name not in known]:
         raise UserError(f"{unknown[0]} is no option of the task {task}, which has {', '.join(known)}")
     config = get_config(config) if isinstance(config, str) else config
+    if config.norms_pooled and config.fc_norm is None:
+        config = replace(config, fc_norm=False)
     encoder = ViT.without_values(replace(config, num_classes=0, representation_size=0))
     try:
         model = TASKS[task](encoder, **options)

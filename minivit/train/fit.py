@@ -177,6 +177,10 @@ def fit(
     expect_augmentable(settings, *pixels.shape[1:])
     mean, std = (settings.mean, settings.std) if settings.mean else channel_statistics(pixels)
     if isinstance(model, MaskedPatches):  # whose colours are those of images with its mean and std
+        if settings.mean:
+            raise UserError("mean and std are those of the model; leave them out of the recipe")
+        if len(model.mean) not in (1, pixels.shape[3]):
+            raise UserError(f"the model has {len(model.mean)} channels, and the images {pixels.shape[3]}")
         mean, std = (tuple(np.broadcast_to(v, pixels.shape[3:]).tolist()) for v in (model.mean, model.std))
     held_out = None
     if validation is not None:

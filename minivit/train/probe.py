@@ -133,15 +133,19 @@ def linear_probe(
     if l2 is not None and not 0 < l2 < np.inf:
         raise UserError(f"l2 is {l2}; expected more than 0")
     labels, test_labels = _labels(labels, images, "labels"), _labels(test_labels, test_images, "test labels")
+    if not np.iterable(shots) or not len(shots):
+        raise UserError(f"shots is {shots}; expected numbers of images of each class, such as (1, 10, None)")
+    mean, std = _statistics(mean, std, images)
     classes = int(max(labels.max(), test_labels.max())) + 1
     _expect_enough(labels, classes, shots, class_names)
     chosen = {shot: [_drawn(labels, shot, seed, draw) for draw in range(draws if shot else 1)] for shot in shots}
     used = np.unique(np.concatenate([index for draws_of in chosen.values() for index in draws_of]))
-    if not mean:
-        mean, std = channel_statistics(images)
     train, test = (
         frozen_features(model, some, mean, std, layers, threads, progress) for some in (images[used], test_images)
     )
+    for layer in layers:
+        if not (np.isfinite(train[layer]).all() and np.isfinite(test[layer]).all()):
+            raise UserError(f"the features of layer {layer} are not finite: the model has NaN or infinity")
     found = []
     total = len(layers) * len(kinds) * sum(map(len, chosen.values()))
     done = 0
@@ -168,6 +172,16 @@ def _classifier(kind: str, l2: float | None, seed: int) -> Callable[..., NDArray
     if kind == "knn":
         return lambda x, test, labels, classes: nearest_neighbours(x, labels, test, classes)
     return lambda x, test, labels, classes: trained_linear(x, labels, test, classes, seed)
+
+
+def _statistics(mean: Sequence[float], std: Sequence[float], images: Array) -> tuple[tuple[float, ...], ...]:
+    """Return mean and std of each channel, those of the images by default."""
+    if not len(mean) and not len(std):
+        return channel_statistics(images)
+    channels = images.shape[3]
+    if len(mean) != channels or len(std) != channels or not min(std) > 0:
+        raise UserError(f"mean is {mean} and std {std}; expected a number of each for each of {channels} channels")
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def _labels(labels: Any, images: Array, name: str) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from minivit.train.schedules import learning_rate
 PENALTIES = tuple(2.0**k for k in range(-10, 21))
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of Caron et al. 2021
 _EPS = 1e-5  # added to the deviation of a feature
-_ROWS = 1024  # images whose similarities are in memory at a time
+_NUMBERS = 2**24  # similarities that are in memory at a time
 
 
 def standardized(x: NDArray[np.float32], *others: NDArray[np.float32]) -> list[NDArray[np.float64]]:
@@ -109,13 +109,14 @@ def nearest_neighbours(
     x, test = (some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-12) for some in (x, test))
     k = min(k, len(x))
     found = np.empty(len(test), np.int64)
-    for start in range(0, len(test), _ROWS):
-        cosines = test[start : start + _ROWS] @ x.T
-        nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+    rows = max(1, _NUMBERS // len(x))
+    for start in range(0, len(test), rows):
+        cosines = test[start : start + rows] @ x.T
+        nearest = np.argpartition(cosines, len(x) - k, axis=1)[:, -k:]
         weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / temperature)
         votes = np.zeros((len(cosines), classes))
         np.add.at(votes, (np.arange(len(cosines))[:, None], labels[nearest]), weights)
-        found[start : start + _ROWS] = votes.argmax(axis=1)
+        found[start : start + rows] = votes.argmax(axis=1)
     return found
 
 

@@ -79,9 +79,9 @@ def frozen_features(
                 found[name][part] = to_host(features)
 
     with on_device_of(values):
+        model.check_images(to_backend(np.zeros((1, *images.shape[1:]), values.dtype), library))
         scale, shift = channel_scale(mean, std, values.dtype, library)
     parts = list(batches(np.arange(len(images)), micro_batch))
-    model.check_images(to_backend(np.zeros((1, *images.shape[1:]), values.dtype), library))
     with keeping_freed_pages(), single_threaded_blas():
         compute(parts[0])  # makes the arrays, before there are threads
         for start in range(1, len(parts), _ROUND * workers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -86,8 +87,13 @@ def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe
         There is no such recipe, or a field is unknown or out of range.
     """
     values = recipe_values(name or (dataset if dataset in recipe_names() else "folder"))
-    if options.get("task", values.get("task")) != values.get("task"):  # the options are those of another task
-        values.pop("task_options", None)
+    values = values_of_task(values, options.get("task"))
     for name in {"model_options", "task_options"} & options.keys():
         options[name] = {**values.get(name, {}), **options[name]}
     return replace(Recipe.from_dict({**values, "dataset": dataset}), **options)
+
+
+def values_of_task(values: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """Return the values of a recipe, without `task_options` if they are those of another task than `task`."""
+    other = task is not None and task != values.get("task")
+    return {name: value for name, value in values.items() if not (other and name == "task_options")}
