@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
         dataset = open_images(args, recipe, terminal)
         with terminal.progress() as progress:
             prepare_dataset(dataset, out, decoding, progress)
-    dataset = load_prepared(out, Decoding(), stream=True)
+    dataset = load_prepared(out, Decoding(), stream=True, labels=False)
     _, height, width, channels = dataset.train_images.shape
     train, test = len(dataset.train_images), len(dataset.test_images)
     size = (out / "images.npy").stat().st_size

@@ -117,7 +117,7 @@ def _load_path(
     labels: bool = True,
 ) -> Dataset:
     if is_prepared(path):
-        return load_prepared(path, decoding, stream)
+        return load_prepared(path, decoding, stream, labels)
     if path.is_dir() and not batches_in(path):
         return load_folder(path, decoding, skip_bad=skip_bad, progress=progress, stream=stream, labels=labels)
     if path.is_dir() or path.is_file():

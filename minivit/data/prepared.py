@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.arrays import Array
-from minivit.data.dataset import Dataset, ProgressCallback, dataset_of_parts
+from minivit.data.dataset import UNLABELLED, Dataset, ProgressCallback, dataset_of_parts
 from minivit.data.folder import find_images, streams, survey
 from minivit.data.images import Decoding
 from minivit.data.on_demand import OnDemandImages, Pixels, Stored, blocks, load_array
@@ -112,13 +112,13 @@ def prepare_dataset(dataset: Dataset, out: Path, decoding: Decoding, progress: P
         _write_rest(folder, dataset, replace(decoding, size=(height, width), channels=channels))
 
 
-def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None) -> Dataset:
+def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None, labels: bool = True) -> Dataset:
     """Return the data set of a prepared folder, whose images are read batch by batch if they are large, or on demand.
 
     Raises
     ------
     UserError
-        A file is missing or damaged.
+        A file is missing or damaged, or the images must have `labels` and have none.
 
     Warns
     -----
@@ -126,17 +126,19 @@ def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None) ->
         The images were resized in another way than `decoding` says.
     """
     about = _about(path)
+    if labels and not about.has_labels:
+        raise UserError(f"{path} was prepared without classes; `minivit pretrain` takes images without labels")
     if decoding.size is not None:
         _warn_of_another_way(path, about.decoding, decoding)
     source = Stored(path / "images.npy", decoding.channels)
-    labels, part_of = (_integers(path / f"{name}.npy", source.shape[0]) for name in ("labels", "parts"))
-    if about.checksum != _checksum(labels, part_of):
+    classes, part_of = (_integers(path / f"{name}.npy", source.shape[0]) for name in ("labels", "parts"))
+    if about.checksum != _checksum(classes, part_of):
         raise UserError(f"labels.npy or parts.npy of {path} was changed since it was prepared: put the original back")
     n, height, width, channels = source.shape
     streamed = streams(n, Decoding((height, width), channels), stream)
     images = cast("Array", OnDemandImages(source)) if streamed else source.whole()
     mean, std = (values * (channels // len(values)) for values in (about.mean, about.std))  # of grey read as RGB
-    dataset = dataset_of_parts(about.name, about.class_names, images, labels, part_of, mean, std)
+    dataset = dataset_of_parts(about.name, about.class_names, images, classes, part_of, mean, std)
     # What was copied or changed is read whole for its fingerprint.
     is_known = about.stamp == _stamp(path) and channels == about.decoding.channels
     return replace(dataset, known_fingerprint=about.fingerprint if is_known else None)
@@ -153,6 +155,11 @@ class _About(NamedTuple):
     fingerprint: str
     checksum: str  # of labels and parts
     stamp: list[int]  # the size and time of images.npy
+
+    @property
+    def has_labels(self) -> bool:
+        """As `Dataset.has_labels`."""
+        return self.class_names != (UNLABELLED,)
 
 
 def _about(path: Path) -> _About:
@@ -182,6 +189,11 @@ def _warn_of_another_way(path: Path, done: Decoding, asked: Decoding) -> None:
     if ways:
         words = f"the images of {path} were prepared with {', '.join(ways)}; prepare them with the options of the run"
         warnings.warn(words, UserWarning, stacklevel=5)
+
+
+def has_labels(path: Path) -> bool:
+    """Return whether the images of a prepared folder have classes; UserError if it is damaged."""
+    return _about(path).has_labels
 
 
 def training_images(path: Path) -> int:
