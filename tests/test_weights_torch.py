@@ -116,6 +116,20 @@ def test_views_of_a_storage_and_parameters_are_read(tmp_path: Path) -> None:
     assert {name: value.shape for name, value in found.items()} == read_torch_shapes(tmp_path / "x.pt")
 
 
+def test_tensors_that_share_one_storage_make_no_large_model_of_a_small_file(tmp_path: Path) -> None:
+    numbers = 1 << 17  # half a MiB
+
+    def shared(count: int) -> Path:
+        state = {f"{i}": rebuilt(storage("0", numbers), (numbers,), (1,)) for i in range(count)}
+        return file_of(tmp_path, state, {"0": bytes(4 * numbers)})
+
+    assert len(read_torch(shared(6))) == 6
+    words = "has 7 tensors of 3,670,016 bytes that share 524,288 bytes: it is no model"
+    for read in (read_torch, read_torch_shapes):
+        with pytest.raises(UserError, match=words):
+            read(shared(7))
+
+
 def test_the_bytes_of_another_order_are_swapped(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     content = torch_archive(pickled({"x": rebuilt(storage("0", 6), (6,), (1,))}), {"0": FLOATS.astype(">f4").tobytes()})

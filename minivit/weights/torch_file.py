@@ -11,7 +11,7 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +107,8 @@ _OTHER_TENSORS = {
     "torch.ComplexFloatStorage": "complex tensors",
     "torch.ComplexDoubleStorage": "complex tensors",
 }
+# Tensors that share storages, as tied weights do, have at most _MOST_SHARING times their bytes, or _SMALL bytes more.
+_MOST_SHARING, _SMALL = 4, 1 << 20
 _DEEPEST = 3  # levels of a checkpoint above its state dict
 
 
@@ -188,6 +190,7 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, str, dict[str, _Tenso
         tensors = _state_dict(path, _content(path, archive.read(pickles[0])))
         for name, tensor in tensors.items():
             _check_place(name, tensor, entries.get(f"{folder}data/{getattr(tensor.storage, 'key', None)}"))
+        _check_sharing(path, tensors)
         yield archive, folder, tensors
 
 
@@ -250,6 +253,16 @@ def _check_place(name: str, tensor: _Tensor, entry: zipfile.ZipInfo | None) -> N
         raise ValueError(f"{name!r:.40} is not within its storage")
     if math.prod(max(1, length) for length in shape) >= LARGEST:
         raise ValueError(f"it describes {name!r:.40} wrongly")
+
+
+def _check_sharing(path: Path, tensors: Mapping[str, _Tensor]) -> None:
+    """Refuse tensors that share storages so often that a small file becomes a large model."""
+    stored = sum({storage.key: storage.numbers * storage.dtype.bytes for storage, *_ in tensors.values()}.values())
+    total = sum(math.prod(tensor.shape) * tensor.storage.dtype.bytes for tensor in tensors.values())
+    if total > _MOST_SHARING * stored + _SMALL:
+        raise UserError(
+            f"{path} has {len(tensors):,} tensors of {total:,} bytes that share {stored:,} bytes: it is no model"
+        )
 
 
 def _byte_order(archive: zipfile.ZipFile, folder: str) -> Any:
