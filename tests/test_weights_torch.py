@@ -335,6 +335,19 @@ def test_damaged_bytes_give_a_model_or_one_line(tmp_path: Path) -> None:
         assert message.isprintable()
 
 
+def test_what_a_training_program_keeps_beside_the_model_is_read(tmp_path: Path) -> None:
+    optimizer = {"state": {i: {"step": i} for i in range(3000)}, "param_groups": [{"params": list(range(3000))}]}
+    old = {"state": {140_000_000_000_000 + 64 * i: {"step": i} for i in range(400)}}  # of addresses
+    content = {"model": tensor_of(), "optimizer": optimizer, "old": old, None: {1.5: (1, 2)}}
+    assert list(read_torch(file_of(tmp_path, content))) == ["x"]
+
+
+def test_an_ordered_dict_does_not_copy_others(tmp_path: Path) -> None:
+    path = file_of(tmp_path, {"x": WHOLE, "copies": [Call(DICT, ({"y": 1},))]})
+    with pytest.raises(UserError, match="an OrderedDict is made of another object"):
+        read_torch(path)
+
+
 def test_protocols_of_pickle_from_2_to_5_are_read() -> None:
     from minivit.weights.torch_file import _content
 

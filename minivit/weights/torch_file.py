@@ -51,7 +51,14 @@ class _Tensor(NamedTuple):
 
 
 class _Dict(dict[Any, Any]):
-    """Replaces OrderedDict, whose attributes, the versions of modules, are not kept."""
+    """Replaces OrderedDict, whose attributes, the versions of modules, are not kept.
+
+    PyTorch makes an empty one and adds its items; one made of others would copy them, and that again and again.
+    """
+
+    def __init__(self, *others: object) -> None:
+        if others:
+            raise pickle.UnpicklingError("an OrderedDict is made of another object")
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -86,7 +93,6 @@ _STORAGES = {
 }
 _ALLOWED: dict[str, Any] = {
     "collections.OrderedDict": _Dict,
-    "_codecs.encode": Encode(),
     "torch.Size": _First(),
     "torch._utils._rebuild_tensor": _Rebuild(),
     "torch._utils._rebuild_tensor_v2": _Rebuild(),
@@ -113,9 +119,13 @@ _DEEPEST = 3  # levels of a checkpoint above its state dict
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._allowed = _ALLOWED | {"_codecs.encode": Encode(len(data))}
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ALLOWED[f"{module}.{name}"]
+            return self._allowed[f"{module}.{name}"]
         except KeyError:
             raise _NotAllowedError(f"{module}.{name}") from None
 
@@ -198,7 +208,7 @@ def _content(path: Path, data: bytes) -> Any:
     """Return the object of a pickle, of the classes above."""
     try:
         check_opcodes(data)
-        return _Unpickler(io.BytesIO(data)).load()
+        return _Unpickler(data).load()
     except _NotAllowedError as error:
         name = str(error)
         if kind := next((kind for part, kind in _OTHER_TENSORS.items() if part in name), None):
