@@ -28,7 +28,7 @@ from minivit.arrays import Array
 from minivit.data.dataset import UNLABELLED, Dataset, ProgressCallback, dataset_of_parts
 from minivit.data.folder import find_images, streams, survey
 from minivit.data.images import Decoding
-from minivit.data.on_demand import OnDemandImages, Pixels, Stored, blocks, load_array
+from minivit.data.on_demand import OnDemandImages, Pixels, Stored, blocks, load_array, stamp_of
 from minivit.data.read import Block
 from minivit.errors import UserError
 from minivit.files import (
@@ -118,7 +118,7 @@ def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None, la
     Raises
     ------
     UserError
-        A file is missing or damaged, or the images must have `labels` and have none.
+        A file is missing or was changed, or the images must have `labels` and have none.
 
     Warns
     -----
@@ -139,8 +139,12 @@ def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None, la
     images = cast("Array", OnDemandImages(source)) if streamed else source.whole()
     mean, std = (values * (channels // len(values)) for values in (about.mean, about.std))  # of grey read as RGB
     dataset = dataset_of_parts(about.name, about.class_names, images, classes, part_of, mean, std)
-    # What was copied or changed is read whole for its fingerprint.
-    is_known = about.stamp == _stamp(path) and channels == about.decoding.channels
+    if about.stamp != stamp_of(path / "images.npy"):  # copied or changed: only its content shows which
+        stored = cast("Array", OnDemandImages(Stored(path / "images.npy")))
+        as_stored = dataset_of_parts(about.name, about.class_names, stored, classes, part_of, about.mean, about.std)
+        if as_stored.fingerprint() != about.fingerprint:
+            raise UserError(f"images.npy of {path} was changed since it was prepared: put the original back")
+    is_known = channels == about.decoding.channels
     return replace(dataset, known_fingerprint=about.fingerprint if is_known else None)
 
 
@@ -205,11 +209,6 @@ def _checksum(labels: NDArray[np.int64], part_of: NDArray[np.int64]) -> str:
     return checksum(labels.tobytes() + part_of.tobytes())
 
 
-def _stamp(folder: Path) -> list[int]:
-    status = (folder / "images.npy").stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _integers(path: Path, count: int) -> NDArray[np.int64]:
     array = load_array(path)
     if array.dtype != np.int64 or array.shape != (count,):
@@ -235,7 +234,7 @@ def _write_rest(folder: Path, dataset: Dataset, decoding: Decoding) -> None:
         "decoding": asdict(decoding),
         "fingerprint": replace(dataset, known_fingerprint=None).fingerprint(),
         "numbers": _checksum(labels, part_of),
-        "images": _stamp(folder),
+        "images": stamp_of(folder / "images.npy"),
     }
     write_json(folder / ABOUT, with_checksum(about))
 
