@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from pathlib import Path
 from typing import Any
@@ -126,10 +127,18 @@ def test_an_image_that_cannot_be_read_leaves_nothing(cli: Minivit, tmp_path: Pat
     assert "left out images that cannot be read (1)" in said.err
 
 
-def test_a_full_disk_is_one_line(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+class FullDisk(io.FileIO):
+    def write(self, _: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minivit.data.prepared._ImageFile.append", full)
+
+def test_a_full_disk_is_one_line(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *others: Any, **more: Any) -> Any:
+        is_written = mode == "wb" and path.name == "images.npy"
+        return FullDisk(path, "w") if is_written else opened(path, mode, *others, **more)
+
+    monkeypatch.setattr(Path, "open", full)
     assert_refused(cli("prepare", squares, "out", *TINY), 1, "cannot write", "out: No space left", "free some space")
     assert not [*Path().iterdir()]

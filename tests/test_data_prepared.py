@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -15,8 +16,8 @@ from photo_folder import DECODING, make_photos, save
 from minivit.data import load_dataset
 from minivit.data.images import Decoding
 from minivit.data.on_demand import LostImagesError
-from minivit.data.prepared import load_prepared, prepare_dataset, prepare_folder
-from minivit.errors import UserError
+from minivit.data.prepared import _ImageFile, load_prepared, prepare_dataset, prepare_folder
+from minivit.errors import RunError, UserError
 from minivit.files import read_json, with_checksum, write_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* holds the 6 validation images:UserWarning")
@@ -80,6 +81,23 @@ def test_two_do_not_write_to_one_folder_at_once(photos: Path, tmp_path: Path) ->
     prepare_folder(photos, tmp_path / "out", DECODING, progress=second)
     assert "another process is at work" in refused[0]
     load_dataset(tmp_path / "out")
+
+
+def test_an_error_of_the_progress_output_is_none_of_the_disk(photos: Path, tmp_path: Path) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        prepare_folder(photos, tmp_path / "out", DECODING, progress=gone)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_file_of_images_is_closed_although_the_disk_is_full(tmp_path: Path) -> None:
+    file = _ImageFile(Path("/dev/full"), tmp_path / "out")
+    with pytest.raises(RunError, match=r"cannot write .*out: No space left"), file:
+        file.append(np.zeros((1, 2, 2, 3), np.uint8))
+    assert file._file.closed
 
 
 @pytest.mark.parametrize("inside", ["out", "train/out", ""])

@@ -16,7 +16,7 @@ import shutil
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -75,18 +75,18 @@ def prepare_folder(
         raise UserError(f"{out} is in {path}, whose images it is made of; give a folder elsewhere")
     with _new_folder(out) as folder:
         found = find_images(path, labels)
-        with _ImageFile(folder / "images.npy") as file:
+        with _ImageFile(folder / "images.npy", out) as file:
 
             def keep(block: Block) -> None:
                 file.append(np.delete(block.pixels, [i - block.start for i in block.errors], axis=0))
 
             about = survey(found, decoding, skip_bad, progress, keep)
         if about.channels != file.shape[3]:
-            _keep_one_channel(folder / "images.npy")
+            _keep_one_channel(folder / "images.npy", out)
         found = found.without(about.bad)
         images = cast("Array", OnDemandImages(Stored(folder / "images.npy")))
         dataset = found.dataset(images, about.mean, about.std)
-        _write_rest(folder, dataset, replace(decoding, size=about.size, channels=about.channels))
+        _write_rest(folder, out, dataset, replace(decoding, size=about.size, channels=about.channels))
 
 
 def prepare_dataset(dataset: Dataset, out: Path, decoding: Decoding, progress: ProgressCallback | None = None) -> None:
@@ -102,14 +102,14 @@ def prepare_dataset(dataset: Dataset, out: Path, decoding: Decoding, progress: P
     parts = dataset.train_images, dataset.test_images
     done, total = 0, sum(map(len, parts))
     with _new_folder(out) as folder:
-        with _ImageFile(folder / "images.npy") as file:
+        with _ImageFile(folder / "images.npy", out) as file:
             for block in (block for images in parts for block in blocks(images)):
                 file.append(block)
                 done += len(block)
                 if progress is not None:
                     progress("writing images", done, total)
         _, height, width, channels = dataset.train_images.shape
-        _write_rest(folder, dataset, replace(decoding, size=(height, width), channels=channels))
+        _write_rest(folder, out, dataset, replace(decoding, size=(height, width), channels=channels))
 
 
 def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None, labels: bool = True) -> Dataset:
@@ -216,15 +216,22 @@ def _integers(path: Path, count: int) -> NDArray[np.int64]:
     return array
 
 
-def _write_rest(folder: Path, dataset: Dataset, decoding: Decoding) -> None:
-    """Write everything but the images."""
+@contextmanager
+def _writes_to(out: Path) -> Iterator[None]:
+    """Raise RunError for an error of the system in the block, which writes to the prepared folder `out`."""
+    try:
+        yield
+    except OSError as error:
+        raise refused(out, error) from error
+
+
+def _write_rest(folder: Path, out: Path, dataset: Dataset, decoding: Decoding) -> None:
+    """Write everything but the images into `folder`, which becomes the prepared folder `out`."""
     train, test = len(dataset.train_labels), len(dataset.test_labels)
     part_of = np.repeat(np.array([0, 2], np.int64), [train, test])
     if dataset.validation_index is not None:
         part_of[dataset.validation_index] = 1
     labels = np.concatenate([dataset.train_labels, dataset.test_labels])
-    np.save(folder / "labels.npy", labels)
-    np.save(folder / "parts.npy", part_of)
     about = {
         "version": _VERSION,
         "name": dataset.name,
@@ -234,9 +241,11 @@ def _write_rest(folder: Path, dataset: Dataset, decoding: Decoding) -> None:
         "decoding": asdict(decoding),
         "fingerprint": replace(dataset, known_fingerprint=None).fingerprint(),
         "numbers": _checksum(labels, part_of),
-        "images": stamp_of(folder / "images.npy"),
     }
-    write_json(folder / ABOUT, with_checksum(about))
+    with _writes_to(out):
+        np.save(folder / "labels.npy", labels)
+        np.save(folder / "parts.npy", part_of)
+        write_json(folder / ABOUT, with_checksum({**about, "images": stamp_of(folder / "images.npy")}))
 
 
 def expect_new(out: Path) -> None:
@@ -253,50 +262,56 @@ def _new_folder(out: Path) -> Iterator[Path]:
     is_new = make_folder(out)
     part = out / _PART
     try:
-        with locked(out):
-            try:
+        with ExitStack() as held:
+            with _writes_to(out):
+                held.enter_context(locked(out))
                 shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
                 make_folder(part)
+            try:
                 yield part
-                for file in sorted(part.iterdir(), key=lambda file: file.name == ABOUT):
-                    file.replace(out / file.name)
+                with _writes_to(out):
+                    for file in sorted(part.iterdir(), key=lambda file: file.name == ABOUT):
+                        file.replace(out / file.name)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        raise refused(out, error) from error
     finally:
         if is_new and out.exists() and not any(out.iterdir()):
             out.rmdir()
 
 
 class _ImageFile:
-    """A file .npy that grows by blocks of images."""
+    """A file .npy that grows by blocks of images; RunError, which names the folder `out`, if it cannot be written."""
 
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
+    def __init__(self, path: Path, out: Path) -> None:
+        self._out = out
         self.shape = (0, 0, 0, 0)
+        with _writes_to(out):
+            self._file: BinaryIO = path.open("wb")
 
     def __enter__(self) -> _ImageFile:
-        self._file.write(bytes(_HEADER))
+        self._file.seek(_HEADER)
         return self
 
     def append(self, pixels: Pixels) -> None:
         """Write images (n, height, width, C) after those before."""
-        self._file.write(np.ascontiguousarray(pixels).data)
+        with _writes_to(self._out):
+            self._file.write(np.ascontiguousarray(pixels).data)
         self.shape = (self.shape[0] + len(pixels), *pixels.shape[1:])
 
     def __exit__(self, *error: object) -> None:
         """Write the header, version 1.0 of the format, now that the number of images is known."""
         text = repr({"descr": "|u1", "fortran_order": False, "shape": self.shape}).encode()
-        self._file.seek(0)
-        self._file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", _HEADER - 10) + text.ljust(_HEADER - 11) + b"\n")
-        self._file.close()
+        header = b"\x93NUMPY\x01\x00" + struct.pack("<H", _HEADER - 10) + text.ljust(_HEADER - 11) + b"\n"
+        with _writes_to(self._out), self._file:  # which is closed in any case
+            self._file.seek(0)
+            self._file.write(header)
 
 
-def _keep_one_channel(path: Path) -> None:
+def _keep_one_channel(path: Path, out: Path) -> None:
     """Write images whose channels are alike with one of them."""
     images = cast("Array", OnDemandImages(Stored(path)))
-    with _ImageFile(path.with_suffix(".grey")) as file:
+    with _ImageFile(path.with_suffix(".grey"), out) as file:
         for block in blocks(images):
             file.append(block[..., :1])
-    path.with_suffix(".grey").replace(path)
+    with _writes_to(out):
+        path.with_suffix(".grey").replace(path)
