@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,19 @@ def test_prepared_images_are_evaluated_and_predicted(cli: Minivit, squares: Path
 def test_the_object_of_json(cli: Minivit, squares: Path) -> None:
     values = cli("prepare", squares, "out", *TINY, "--json").json()
     assert values["out"] == "out"
-    assert (values["training_images"], values["test_images"]) == (24, 10)
+    assert (values["training_images"], values["validation_images"], values["test_images"]) == (24, 0, 10)
     assert (values["image_size"], values["channels"], values["bytes"]) == ([8, 8], 1, 128 + 34 * 8 * 8)
+
+
+def test_the_validation_part_is_counted_apart(cli: Minivit, tmp_path: Path) -> None:
+    data = save_squares(tmp_path / "data")
+    shutil.copytree(data / "test", data / "val")
+    (data / "val" / "left" / "0.png").unlink()
+    said = cli("prepare", data, "out", *TINY)
+    assert "wrote out: 24 training, 9 validation and 10 test images of 8 x 8 x 1" in said.out
+    assert "data: 24 training, 9 validation and 10 test images" in cli("train", "out", *TINY, "--epochs", 1).out
+    values = cli("prepare", data, "other", *TINY, "--json").json()
+    assert (values["training_images"], values["validation_images"], values["test_images"]) == (24, 9, 10)
 
 
 def test_the_recipe_is_that_of_the_folder(cli: Minivit, squares: Path) -> None:
