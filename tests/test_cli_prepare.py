@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,19 @@ def test_prepared_images_are_evaluated_and_predicted(cli: Minivit, squares: Path
 def test_the_object_of_json(cli: Minivit, squares: Path) -> None:
     values = cli("prepare", squares, "out", *TINY, "--json").json()
     assert values["out"] == "out"
-    assert (values["training_images"], values["test_images"]) == (24, 10)
+    assert (values["training_images"], values["validation_images"], values["test_images"]) == (24, 0, 10)
     assert (values["image_size"], values["channels"], values["bytes"]) == ([8, 8], 1, 128 + 34 * 8 * 8)
+
+
+def test_the_validation_part_is_counted_apart(cli: Minivit, tmp_path: Path) -> None:
+    data = save_squares(tmp_path / "data")
+    shutil.copytree(data / "test", data / "val")
+    (data / "val" / "left" / "0.png").unlink()
+    said = cli("prepare", data, "out", *TINY)
+    assert "wrote out: 24 training, 9 validation and 10 test images of 8 x 8 x 1" in said.out
+    assert "data: 24 training, 9 validation and 10 test images" in cli("train", "out", *TINY, "--epochs", 1).out
+    values = cli("prepare", data, "other", *TINY, "--json").json()
+    assert (values["training_images"], values["validation_images"], values["test_images"]) == (24, 9, 10)
 
 
 def test_the_recipe_is_that_of_the_folder(cli: Minivit, squares: Path) -> None:
@@ -126,10 +139,18 @@ def test_an_image_that_cannot_be_read_leaves_nothing(cli: Minivit, tmp_path: Pat
     assert "left out images that cannot be read (1)" in said.err
 
 
-def test_a_full_disk_is_one_line(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+class FullDisk(io.FileIO):
+    def write(self, _: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minivit.data.prepared._ImageFile.append", full)
+
+def test_a_full_disk_is_one_line(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *others: Any, **more: Any) -> Any:
+        is_written = mode == "wb" and path.name == "images.npy"
+        return FullDisk(path, "w") if is_written else opened(path, mode, *others, **more)
+
+    monkeypatch.setattr(Path, "open", full)
     assert_refused(cli("prepare", squares, "out", *TINY), 1, "cannot write", "out: No space left", "free some space")
     assert not [*Path().iterdir()]

@@ -143,6 +143,19 @@ def test_a_run_shows_a_test_image_of_its_data_set_with_its_label(cli: Minivit, t
     assert "random pixels" in said.out
 
 
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_a_run_on_a_prepared_folder_shows_an_image_of_it(cli: Minivit, tmp_path: Path, command: str) -> None:
+    data = save_squares(tmp_path / "data")
+    assert cli("prepare", data, "out", *TINY).status == 0
+    assert cli(command, "out", *TINY, "--epochs", "1", "--run", "r").status == 0
+    said = cli("trace", "r", "--index", "6", "--json")
+    values = said.json()
+    assert values["images"] == ["test image 6 of data"]
+    assert values["labels"] == ([1] if command == "train" else [])
+    assert "random pixels" not in said.err
+    assert_refused(cli("trace", "r", "--index", "99"), 2, "--index is 99", "10 test images")
+
+
 def test_a_model_without_a_head_has_no_loss(cli: Minivit) -> None:
     said = cli(*MICRO, "--set", "num_classes=0")
     assert said.status == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from photo_folder import DECODING, make_photos, save
 from minivit.data import load_dataset
 from minivit.data.images import Decoding
 from minivit.data.on_demand import LostImagesError
-from minivit.data.prepared import load_prepared, prepare_dataset, prepare_folder
-from minivit.errors import UserError
+from minivit.data.prepared import _ImageFile, load_prepared, prepare_dataset, prepare_folder
+from minivit.errors import RunError, UserError
 from minivit.files import read_json, with_checksum, write_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* holds the 6 validation images:UserWarning")
@@ -81,20 +83,38 @@ def test_two_do_not_write_to_one_folder_at_once(photos: Path, tmp_path: Path) ->
     load_dataset(tmp_path / "out")
 
 
+def test_an_error_of_the_progress_output_is_none_of_the_disk(photos: Path, tmp_path: Path) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        prepare_folder(photos, tmp_path / "out", DECODING, progress=gone)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_file_of_images_is_closed_although_the_disk_is_full(tmp_path: Path) -> None:
+    file = _ImageFile(Path("/dev/full"), tmp_path / "out")
+    with pytest.raises(RunError, match=r"cannot write .*out: No space left"), file:
+        file.append(np.zeros((1, 2, 2, 3), np.uint8))
+    assert file._file.closed
+
+
 @pytest.mark.parametrize("inside", ["out", "train/out", ""])
 def test_a_folder_is_not_prepared_into_itself(photos: Path, inside: str) -> None:
     with pytest.raises(UserError, match=r"is in .*photos, whose images it is made of"):
         prepare_folder(photos, photos / inside, DECODING)
 
 
-def test_images_that_were_changed_or_copied_are_read_for_their_fingerprint(photos: Path, tmp_path: Path) -> None:
+def test_images_that_were_copied_are_read_and_those_that_were_changed_are_refused(photos: Path, tmp_path: Path) -> None:
     prepare_folder(photos, tmp_path / "out", DECODING)
     before = load_dataset(tmp_path / "out").fingerprint()
     shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
     assert load_dataset(tmp_path / "copy").fingerprint() == before
     images = np.load(tmp_path / "copy" / "images.npy")
     np.save(tmp_path / "copy" / "images.npy", 255 - images)
-    assert load_dataset(tmp_path / "copy").fingerprint() != before
+    with pytest.raises(UserError, match=r"images\.npy of .*copy was changed since it was prepared: put the original"):
+        load_dataset(tmp_path / "copy")
 
 
 def test_greyscale_images_are_read_as_rgb_where_the_model_takes_rgb(tmp_path: Path) -> None:
@@ -108,6 +128,8 @@ def test_greyscale_images_are_read_as_rgb_where_the_model_takes_rgb(tmp_path: Pa
         found = load_dataset(tmp_path / "out", image_size=4, channels=3, stream=stream)
         assert_array_equal(np.asarray(found.train_images), expected.train_images)
         assert found.fingerprint() == expected.fingerprint()
+    shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
+    assert load_dataset(tmp_path / "copy", image_size=4, channels=3).fingerprint() == expected.fingerprint()
     prepare_folder(tmp_path / "grey", tmp_path / "rgb", Decoding((4, 4), 3))
     with pytest.raises(UserError, match="has images of 3 channels, not of 1: prepare them again"):
         load_dataset(tmp_path / "rgb", channels=1)
@@ -140,6 +162,7 @@ DAMAGES: dict[str, Any] = {
     "another dtype": ("images.npy", lambda data: data.replace(b"|u1", b"|i1")),
     "objects": ("images.npy", lambda data: data.replace(b"|u1", b"|O ")),
     "another shape": ("images.npy", lambda data: data.replace(b"(34, 4", b"(33, 4")),
+    "another pixel": ("images.npy", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
     "labels of another type": ("labels.npy", lambda data: data.replace(b"<i8", b"<f8")),
     "a cut of the labels": ("labels.npy", lambda data: data[:-8]),
     "other classes": ("labels.npy", lambda data: data[:-1] + b"\x7f"),
@@ -160,6 +183,7 @@ def test_a_damaged_folder_is_refused_in_one_line(photos: Path, tmp_path: Path, d
     changed = change(data)
     assert changed != data
     (tmp_path / "out" / name).write_bytes(changed)
+    os.utime(tmp_path / "out" / name, ns=(0, 0))  # a clock may not have gone on
     with pytest.raises(UserError) as refused:
         load_prepared(tmp_path / "out", DECODING, stream)
     assert "\n" not in str(refused.value)
@@ -170,6 +194,18 @@ def test_a_file_that_was_replaced_during_a_run_is_noticed(photos: Path, tmp_path
     dataset = load_dataset(tmp_path / "out", stream=True)
     np.save(tmp_path / "out" / "images.npy", np.zeros((34, 2, 2, 3), np.uint8))
     with pytest.raises(LostImagesError, match="was replaced"):
+        np.asarray(dataset.train_images[:1])
+
+
+def test_a_pixel_that_is_changed_during_a_run_is_noticed(photos: Path, tmp_path: Path) -> None:
+    prepare_folder(photos, tmp_path / "out", DECODING)
+    file = tmp_path / "out" / "images.npy"
+    dataset = load_dataset(tmp_path / "out", stream=True)
+    np.asarray(dataset.train_images[:1])
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(file, ns=(0, 0))  # a clock may not have gone on
+    with pytest.raises(LostImagesError, match="was replaced or changed while it was read"):
         np.asarray(dataset.train_images[:1])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Minivit, assert_refused
+from command_line import TINY, Minivit, assert_refused
 from numpy.testing import assert_array_equal
 from photo_folder import COUNTS, DECODING, make_photos, save
 
@@ -316,3 +316,18 @@ def test_commands_may_open_images_without_labels(tmp_path: Path) -> None:
     assert not open_dataset(str(pets), (4, 4), None, Terminal(), labels=False).has_labels
     with pytest.raises(UserError, match=HINT):
         open_dataset(str(pets), (4, 4), None, Terminal())
+
+
+def test_a_prepared_folder_without_labels_is_for_pretraining_alone(cli: Minivit, tmp_path: Path) -> None:
+    pets = fill(tmp_path / "pets", of("train", 8) + of("test", 2))
+    assert cli("prepare", pets, "out", "--recipe", "pretrain", *TINY).status == 0
+    hint = "out was prepared without classes; `minivit pretrain` takes images without labels"
+    with pytest.raises(UserError, match=hint):
+        load_dataset("out")
+    assert not load_dataset("out", labels=False).has_labels
+    assert_refused(cli("train", "out", *TINY), 2, hint)
+    said = cli("pretrain", "out", *TINY, "--epochs", 1, "--run", "run")
+    assert said.status == 0
+    assert "train LABELLED-DATA --init run" in said.out
+    assert "probe run LABELLED-DATA" in said.out
+    assert_refused(cli("probe", "run", "out"), 2, hint)

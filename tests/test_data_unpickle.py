@@ -148,6 +148,40 @@ def test_a_pickle_that_would_crash_or_fill_the_memory_is_refused(pickled: bytes,
         load_batch(b"\x80\x02" + pickled, "labels", "data_batch_1")
 
 
+COLLIDING = [i * (2**61 - 1) for i in range(1, 40_000)]  # the hash of each is 0
+
+
+@pytest.mark.parametrize(
+    "value", [dict.fromkeys(COLLIDING[:1001]), {(i,): 0 for i in COLLIDING[:501]}, {1.5 + i: 0 for i in range(1001)}]
+)
+def test_keys_that_may_have_one_hash_are_refused(value: object) -> None:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(UserError, match="its keys have more than 1,000 parts"):
+            load_batch(pickle.dumps(value, protocol), "labels", "data_batch_1")
+
+
+@pytest.mark.parametrize("opcodes", [b"}(%sd", b"\x8f(%s\x90", b"(%s\x91", b"(%sd"])
+def test_no_opcode_takes_minutes_for_keys_of_one_hash(opcodes: bytes) -> None:
+    keys = b"".join(b"\x8a\x0a" + i.to_bytes(10, "little") for i in COLLIDING)
+    with pytest.raises(UserError, match="its keys have more than 1,000 parts"):
+        load_batch(b"\x80\x04" + opcodes % keys + b".", "labels", "data_batch_1")
+
+
+def test_a_text_that_is_encoded_again_and_again_does_not_fill_the_memory() -> None:
+    text = b"X" + struct.pack("<I", 100_000) + b"x" * 100_000
+    encoded = b"c_codecs\nencode\nq\x00" + text + b"X\x06\x00\x00\x00latin1\x86q\x01R"
+    again = b"h\x00h\x01R" * 100
+    with pytest.raises(UserError, match="it makes more bytes than it has"):
+        load_batch(b"\x80\x02](" + encoded + again + b"e.", "labels", "data_batch_1")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_batch_of_as_many_names_as_cifar_has_is_read(protocol: int) -> None:
+    batch = {b"data": PIXELS, b"labels": LABELS, b"filenames": [b"image_%d.png" % i for i in range(1000)]}
+    batch[b"letters"] = [bytes([i]) for i in range(256)] * 9
+    assert_is_the_batch(pickle.dumps({**batch, b"by number": {i: i for i in range(5000)}}, protocol))
+
+
 @pytest.mark.parametrize("label", [10**30, -(10**30), 1 << 100_000, True], ids=["large", "negative", "long", "true"])
 def test_a_label_that_is_no_small_integer_is_refused(label: int) -> None:
     with pytest.raises(UserError, match="a list of 3 integers as 'labels'"):

@@ -51,13 +51,24 @@ def test_the_error_of_a_job_is_raised(workers: int) -> None:
 
 
 @needs_fork
-def test_the_end_of_a_worker_is_noticed() -> None:
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_end_of_a_worker_is_noticed(workers: int) -> None:
     own = os.getpid()
 
     def do(i: int) -> int:
-        if os.getpid() != own:
+        if i == 0:
+            assert os.getpid() != own
             os.kill(os.getpid(), signal.SIGKILL)
         return i
 
-    with pytest.raises(RunError, match="a worker process was ended"):
-        done_by_workers(do, 3, lambda: time.sleep(0.5), 2)
+    def too_late(*_: object) -> None:
+        raise AssertionError("the end was not noticed")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(20)
+    try:
+        with pytest.raises(RunError, match="a worker process was ended"):
+            done_by_workers(do, 4, lambda: time.sleep(0.5), workers)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

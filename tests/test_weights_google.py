@@ -16,6 +16,7 @@ from model_files import assert_same, model_of
 from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.weights import load_model, model_metadata, save_model
+from minivit.weights.archive import opened_archive
 
 D, L, H, K, F = 12, 2, 3, 4, 18  # width, blocks, heads, width of a head and of the MLP
 FLAX: dict[str, Any] = {"act_layer": "gelu_tanh", "img_size": (15, 9), "fc_norm": False}
@@ -320,6 +321,20 @@ def test_an_archive_of_a_million_members_is_refused_before_its_directory_is_read
     (tmp_path / "x.npz").write_bytes(content[:at] + directory + tail)
     with pytest.raises(UserError, match="its directory has 5,100,000 bytes"):
         load_model(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(("between", "place"), [(0, 0), (40, 0), (0, 1 << 40)])
+@pytest.mark.parametrize("comment", [0, (1 << 16) - 1])
+def test_a_record_of_zip64_does_not_hide_the_size_of_a_directory(
+    tmp_path: Path, between: int, place: int, comment: int
+) -> None:
+    record = b"PK\x06\x06" + bytes(36) + (5_000_000).to_bytes(8, "little") + bytes(8 + between)
+    locator = b"PK\x06\x07" + bytes(4) + place.to_bytes(8, "little") + bytes(4)
+    end = b"PK\x05\x06" + bytes(16) + comment.to_bytes(2, "little") + bytes(comment)
+    path = tmp_path / "x.npz"
+    path.write_bytes(record + locator + end)
+    with pytest.raises(UserError, match="its directory has 5,000,000 bytes"), opened_archive(path, ".npz"):
+        pass
 
 
 @pytest.mark.parametrize("resnet", [(0,), (1, 2)])

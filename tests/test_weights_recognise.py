@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from model_files import assert_same, foreign, model_of, raw_file
+from torch_files import write_torch
 
 from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.weights import load_model, model_metadata, read_tensors, save_model, write_tensors
+from minivit.weights.npz import write_npz
 
 SIZES: dict[str, Any] = {"img_size": (10, 21), "num_heads": 3, "act_layer": "gelu", "norm_eps": 1e-6}
 
@@ -169,6 +171,23 @@ def test_norms_without_bias_and_a_gated_mlp_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="a gated MLP"):
         load_model(foreign(tmp_path / "b", gated), **SIZES)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "pt"])
+def test_names_that_would_take_minutes_to_search_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    tensors = {"stages.0." * 5_000: np.ones(1, np.float32)}
+    if suffix == "safetensors":
+        write_tensors(path, tensors, {})
+    elif suffix == "npz":
+        write_npz(path, tensors)
+    else:
+        write_torch(path, tensors)
+    words = "is no model: it has 1 tensors whose names have more than 1,000 characters"
+    for read in (load_model, model_metadata):
+        with pytest.raises(UserError, match=words) as raised:
+            read(path)
+        assert len(str(raised.value)) < 300
 
 
 def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:

@@ -116,6 +116,20 @@ def test_views_of_a_storage_and_parameters_are_read(tmp_path: Path) -> None:
     assert {name: value.shape for name, value in found.items()} == read_torch_shapes(tmp_path / "x.pt")
 
 
+def test_tensors_that_share_one_storage_make_no_large_model_of_a_small_file(tmp_path: Path) -> None:
+    numbers = 1 << 17  # half a MiB
+
+    def shared(count: int) -> Path:
+        state = {f"{i}": rebuilt(storage("0", numbers), (numbers,), (1,)) for i in range(count)}
+        return file_of(tmp_path, state, {"0": bytes(4 * numbers)})
+
+    assert len(read_torch(shared(6))) == 6
+    words = "has 7 tensors of 3,670,016 bytes that share 524,288 bytes: it is no model"
+    for read in (read_torch, read_torch_shapes):
+        with pytest.raises(UserError, match=words):
+            read(shared(7))
+
+
 def test_the_bytes_of_another_order_are_swapped(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     content = torch_archive(pickled({"x": rebuilt(storage("0", 6), (6,), (1,))}), {"0": FLOATS.astype(">f4").tobytes()})
@@ -319,6 +333,19 @@ def test_damaged_bytes_give_a_model_or_one_line(tmp_path: Path) -> None:
             message = str(error)
         assert not message or "x.pt" in message
         assert message.isprintable()
+
+
+def test_what_a_training_program_keeps_beside_the_model_is_read(tmp_path: Path) -> None:
+    optimizer = {"state": {i: {"step": i} for i in range(3000)}, "param_groups": [{"params": list(range(3000))}]}
+    old = {"state": {140_000_000_000_000 + 64 * i: {"step": i} for i in range(400)}}  # of addresses
+    content = {"model": tensor_of(), "optimizer": optimizer, "old": old, None: {1.5: (1, 2)}}
+    assert list(read_torch(file_of(tmp_path, content))) == ["x"]
+
+
+def test_an_ordered_dict_does_not_copy_others(tmp_path: Path) -> None:
+    path = file_of(tmp_path, {"x": WHOLE, "copies": [Call(DICT, ({"y": 1},))]})
+    with pytest.raises(UserError, match="an OrderedDict is made of another object"):
+        read_torch(path)
 
 
 def test_protocols_of_pickle_from_2_to_5_are_read() -> None:

@@ -16,7 +16,7 @@ from model_files import assert_same, foreign, model_of, raw_file
 
 from minivit.arrays import Array
 from minivit.errors import RunError, UserError
-from minivit.weights import load_model, model_metadata, read_tensors, save_model, write_tensors
+from minivit.weights import load_model, model_metadata, read_tensors, save, save_model, write_tensors
 from minivit.weights.tensors import read_shapes
 
 SIZES: dict[str, Any] = {"img_size": (10, 21), "num_heads": 3, "act_layer": "gelu", "norm_eps": 1e-6}
@@ -335,3 +335,12 @@ def test_onnx_without_its_package_says_what_to_install(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"needs the package onnx: pip install 'minivit\[onnx\]'"):
         save_model(model_of(), tmp_path / "x.onnx", format="onnx")
+
+
+def test_a_model_that_a_file_of_onnx_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 4 * 304_326_632 < save._LARGEST_ONNX < 4 * 632_045_800  # vit_large_patch16_224, vit_huge_patch14_224
+    model = model_of()
+    monkeypatch.setattr(save, "_LARGEST_ONNX", 4 * model.parameters.count - 1)
+    with pytest.raises(UserError, match=r"holds less than 2 GiB, and the parameters of this model take 0\.0 GiB"):
+        save_model(model, tmp_path / "x.onnx", format="onnx")
+    assert not [*tmp_path.iterdir()]

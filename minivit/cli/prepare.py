@@ -57,19 +57,19 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
         dataset = open_images(args, recipe, terminal)
         with terminal.progress() as progress:
             prepare_dataset(dataset, out, decoding, progress)
-    dataset = load_prepared(out, Decoding(), stream=True)
+    dataset = load_prepared(out, Decoding(), stream=True, labels=False)
     _, height, width, channels = dataset.train_images.shape
-    train, test = len(dataset.train_images), len(dataset.test_images)
+    validation = 0 if dataset.validation_index is None else len(dataset.validation_index)
+    train, test = len(dataset.train_images) - validation, len(dataset.test_images)
     size = (out / "images.npy").stat().st_size
-    terminal.show(
-        f"wrote {out}: {train:,} training and {test:,} test images of {height} x {width} x {channels}, "
-        f"{size / 1e6:,.0f} MB"
-    )
+    counts = f"{train:,} training{f', {validation:,} validation' if validation else ''} and {test:,} test images"
+    terminal.show(f"wrote {out}: {counts} of {height} x {width} x {channels}, {size / 1e6:,.0f} MB")
     if name in NAMES and not args.init:
         args.recipe = args.recipe or name  # otherwise that for a folder
     given = [word for option in ("recipe", "model", "init") if (value := getattr(args, option))
              for word in (f"--{option}", value)]  # fmt: skip
     given += [word for field in args.set or () for word in ("--set", field)]
     terminal.show(f"next: {program()} {command_of(recipe)} {shlex.join([str(out), *given])}")
-    values = {"out": str(out), "training_images": train, "test_images": test, "bytes": size}
-    return CommandResult({**values, "image_size": [height, width], "channels": channels})
+    images = {"training_images": train, "validation_images": validation, "test_images": test}
+    values = {"out": str(out), **images, "bytes": size, "image_size": [height, width], "channels": channels}
+    return CommandResult(values)

@@ -16,6 +16,7 @@ from minivit.cli.images import image_files
 from minivit.cli.model_fields import model_fields
 from minivit.cli.terminal import Terminal
 from minivit.data import load_dataset
+from minivit.data.prepared import is_prepared
 from minivit.data.scan import scan_folder
 from minivit.errors import UserError, did_you_mean
 from minivit.nn.masked import MaskedModel
@@ -130,16 +131,19 @@ def from_data(text: str, opened: OpenedModel, data: str | None, index: int, seed
         recipe = RunFolder.open(path).recipe
         name = recipe.dataset
         try:
-            if is_folder_of_images(name):
+            is_folder = is_folder_of_images(name)
+            if is_folder and not is_prepared(Path(name)):
                 return _of_folder(name, opened, index, terminal, labels=not recipe.task)
             config = opened.model.config
             size = config.height, config.width
-            dataset = load_dataset(
-                name, data_dir=data, download=False, image_size=size, **opened.preprocessing.decoding
-            )
+            given: dict[str, Any] = dict(opened.preprocessing.decoding)
+            if is_folder:  # a prepared one, of which only the image that is shown is read
+                given |= {"stream": True, "labels": not recipe.task}
+                given |= {"channels": 3} if config.in_chans == 3 else {}  # greyscale images are shown as RGB
+            dataset = load_dataset(name, data_dir=data, download=False, image_size=size, **given)
             if dataset.test_images.shape[3] == config.in_chans:
                 _check_index(index, len(dataset.test_images), dataset.name)
-                labels = np.asarray(dataset.test_labels[index : index + 1])
+                labels = _known_labels(dataset.class_names, int(dataset.test_labels[index]), opened)
                 shown = [f"test image {index} of {dataset.name}"]
                 return Subject(opened, np.asarray(dataset.test_images[index : index + 1]), shown, labels)
             why = f"the images of {dataset.name} have other channels"
@@ -181,12 +185,15 @@ def _of_folder(name: str, opened: OpenedModel, index: int, terminal: Terminal, l
     files = [(file.path, label) for label, each in enumerate(classes.values()) for file in each]
     _check_index(index, len(files), name)
     file, label = files[index]
-    names = list(classes)
+    return Subject(opened, image_files([file], opened, terminal), [file], _known_labels(list(classes), label, opened))
+
+
+def _known_labels(names: Sequence[str], label: int, opened: OpenedModel) -> Array | None:
+    """Return the number in the model of the class `label` of a data set whose classes are `names`, or None."""
     known = opened.class_names
     if known is not None:
-        label = known.index(names[label]) if names[label] in known else -1
-    known_labels = np.array([label]) if label >= 0 else None
-    return Subject(opened, image_files([file], opened, terminal), [file], known_labels)
+        return np.array([known.index(names[label])]) if names[label] in known else None
+    return np.array([label])
 
 
 def with_labels(subject: Subject, given: Sequence[str], terminal: Terminal) -> Subject:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from minivit.cli.terminal import Terminal
 from minivit.data import Dataset
 from minivit.data.load import NAMES
 from minivit.data.on_demand import LostImagesError
-from minivit.data.prepared import is_prepared
+from minivit.data.prepared import has_labels, is_prepared
 from minivit.data.scan import class_names
 from minivit.errors import RunError, UserError, install, program
 from minivit.nn.masked import MaskedModel
@@ -335,8 +336,10 @@ def _finished(finished: RunFolder, result: dict[str, Any], terminal: Terminal) -
 
 
 def _has_classes(folder: Path) -> bool:
-    """Return whether a folder of images is prepared, or has folders of classes."""
-    return is_prepared(folder) or bool(class_names(folder))
+    """Return whether a folder of images, which may be prepared, has classes; of one that is damaged, False."""
+    with suppress(UserError):
+        return has_labels(folder) if is_prepared(folder) else bool(class_names(folder))
+    return False
 
 
 def _with_curves(finished: RunFolder, result: dict[str, Any]) -> dict[str, Any]:

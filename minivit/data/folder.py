@@ -1,7 +1,7 @@
 """A data set of image files, found by `minivit.data.scan` and decoded by `minivit.data.read`.
 
-Images that fit into `MOST_IN_MEMORY` are decoded once and cached. Those of a larger data set are read once to find the
-unreadable ones and the statistics, which are cached, and are then decoded batch by batch.
+Images that fit into `MOST_IN_MEMORY`, or to which no size is given, are decoded once and cached. Those of a larger data
+set are read once to find the unreadable ones and the statistics, which are cached, and are then decoded batch by batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minivit.data.scan import scan_folder
 from minivit.data.search import Classes, shown_name, some
 from minivit.errors import UserError
 
-MOST_IN_MEMORY = 1_000_000_000  # bytes of the pixels of a data set that is not streamed by default
+MOST_IN_MEMORY = 1_000_000_000  # bytes of the pixels, in the given size, of a data set that is not streamed by default
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def load_dataset(
         Leave out the images of a folder that cannot be read, with one warning.
     stream : bool, optional
         Whether the images of a folder stay in their files, and each batch is read when it is needed
-        (`minivit.data.on_demand`). By default they do if their pixels take more than 1 GB. It changes no bit.
+        (`minivit.data.on_demand`). By default they do if the pixels of all images take more than 1 GB in the size
+        `image_size`, or in that of a prepared folder; without a size, they are read into memory. It changes no bit.
     labels : bool
         Whether the images of a folder must have classes. Without, any folder of images will do: one without two or
         more classes gives a data set whose `has_labels` is False. One with them, and any other data set, is the same
@@ -117,7 +118,7 @@ def _load_path(
     labels: bool = True,
 ) -> Dataset:
     if is_prepared(path):
-        return load_prepared(path, decoding, stream)
+        return load_prepared(path, decoding, stream, labels)
     if path.is_dir() and not batches_in(path):
         return load_folder(path, decoding, skip_bad=skip_bad, progress=progress, stream=stream, labels=labels)
     if path.is_dir() or path.is_file():

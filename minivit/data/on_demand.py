@@ -194,6 +194,7 @@ class Stored:
     def __init__(self, path: Path, channels: int | None = None) -> None:
         self.path = path.absolute()
         self._stored = self._load().shape
+        self._stamp = stamp_of(self.path)
         if channels not in (None, self._stored[3]) and self._stored[3] != 1:
             raise UserError(f"{path} has images of {self._stored[3]} channels, not of {channels}: prepare them again")
         self._channels = channels or self._stored[3]
@@ -202,11 +203,13 @@ class Stored:
     def read(self, index: NDArray[np.int64]) -> Pixels:
         """Return the images of the indices."""
         try:
-            mapped = self._load()
-        except UserError as error:
+            mapped, stamp = self._load(), stamp_of(self.path)
+        except (UserError, OSError) as error:
             raise LostImagesError(str(error)) from error
         if mapped.shape != self._stored:
             raise LostImagesError(f"{self.path} was replaced: it has images {mapped.shape}, and had {self._stored}")
+        if stamp != self._stamp:
+            raise LostImagesError(f"{self.path} was replaced or changed while it was read; put the original back")
         return self._expanded(np.asarray(mapped[index]))
 
     def whole(self) -> Pixels:
@@ -221,6 +224,12 @@ class Stored:
         if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
             raise UserError(f"{self.path} holds no uint8 images (n, height, width, C)")
         return images
+
+
+def stamp_of(path: Path) -> list[int]:
+    """Return the size of a file and the time of its last change, which show that it is another one."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def load_array(path: Path, mode: Literal["r"] | None = None) -> NDArray[Any]:

@@ -16,7 +16,7 @@ import shutil
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.arrays import Array
-from minivit.data.dataset import Dataset, ProgressCallback, dataset_of_parts
+from minivit.data.dataset import UNLABELLED, Dataset, ProgressCallback, dataset_of_parts
 from minivit.data.folder import find_images, streams, survey
 from minivit.data.images import Decoding
-from minivit.data.on_demand import OnDemandImages, Pixels, Stored, blocks, load_array
+from minivit.data.on_demand import OnDemandImages, Pixels, Stored, blocks, load_array, stamp_of
 from minivit.data.read import Block
 from minivit.errors import UserError
 from minivit.files import (
@@ -75,18 +75,18 @@ def prepare_folder(
         raise UserError(f"{out} is in {path}, whose images it is made of; give a folder elsewhere")
     with _new_folder(out) as folder:
         found = find_images(path, labels)
-        with _ImageFile(folder / "images.npy") as file:
+        with _ImageFile(folder / "images.npy", out) as file:
 
             def keep(block: Block) -> None:
                 file.append(np.delete(block.pixels, [i - block.start for i in block.errors], axis=0))
 
             about = survey(found, decoding, skip_bad, progress, keep)
         if about.channels != file.shape[3]:
-            _keep_one_channel(folder / "images.npy")
+            _keep_one_channel(folder / "images.npy", out)
         found = found.without(about.bad)
         images = cast("Array", OnDemandImages(Stored(folder / "images.npy")))
         dataset = found.dataset(images, about.mean, about.std)
-        _write_rest(folder, dataset, replace(decoding, size=about.size, channels=about.channels))
+        _write_rest(folder, out, dataset, replace(decoding, size=about.size, channels=about.channels))
 
 
 def prepare_dataset(dataset: Dataset, out: Path, decoding: Decoding, progress: ProgressCallback | None = None) -> None:
@@ -102,23 +102,23 @@ def prepare_dataset(dataset: Dataset, out: Path, decoding: Decoding, progress: P
     parts = dataset.train_images, dataset.test_images
     done, total = 0, sum(map(len, parts))
     with _new_folder(out) as folder:
-        with _ImageFile(folder / "images.npy") as file:
+        with _ImageFile(folder / "images.npy", out) as file:
             for block in (block for images in parts for block in blocks(images)):
                 file.append(block)
                 done += len(block)
                 if progress is not None:
                     progress("writing images", done, total)
         _, height, width, channels = dataset.train_images.shape
-        _write_rest(folder, dataset, replace(decoding, size=(height, width), channels=channels))
+        _write_rest(folder, out, dataset, replace(decoding, size=(height, width), channels=channels))
 
 
-def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None) -> Dataset:
+def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None, labels: bool = True) -> Dataset:
     """Return the data set of a prepared folder, whose images are read batch by batch if they are large, or on demand.
 
     Raises
     ------
     UserError
-        A file is missing or damaged.
+        A file is missing or was changed, or the images must have `labels` and have none.
 
     Warns
     -----
@@ -126,19 +126,25 @@ def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None) ->
         The images were resized in another way than `decoding` says.
     """
     about = _about(path)
+    if labels and not about.has_labels:
+        raise UserError(f"{path} was prepared without classes; `minivit pretrain` takes images without labels")
     if decoding.size is not None:
         _warn_of_another_way(path, about.decoding, decoding)
     source = Stored(path / "images.npy", decoding.channels)
-    labels, part_of = (_integers(path / f"{name}.npy", source.shape[0]) for name in ("labels", "parts"))
-    if about.checksum != _checksum(labels, part_of):
+    classes, part_of = (_integers(path / f"{name}.npy", source.shape[0]) for name in ("labels", "parts"))
+    if about.checksum != _checksum(classes, part_of):
         raise UserError(f"labels.npy or parts.npy of {path} was changed since it was prepared: put the original back")
     n, height, width, channels = source.shape
     streamed = streams(n, Decoding((height, width), channels), stream)
     images = cast("Array", OnDemandImages(source)) if streamed else source.whole()
     mean, std = (values * (channels // len(values)) for values in (about.mean, about.std))  # of grey read as RGB
-    dataset = dataset_of_parts(about.name, about.class_names, images, labels, part_of, mean, std)
-    # What was copied or changed is read whole for its fingerprint.
-    is_known = about.stamp == _stamp(path) and channels == about.decoding.channels
+    dataset = dataset_of_parts(about.name, about.class_names, images, classes, part_of, mean, std)
+    if about.stamp != stamp_of(path / "images.npy"):  # copied or changed: only its content shows which
+        stored = cast("Array", OnDemandImages(Stored(path / "images.npy")))
+        as_stored = dataset_of_parts(about.name, about.class_names, stored, classes, part_of, about.mean, about.std)
+        if as_stored.fingerprint() != about.fingerprint:
+            raise UserError(f"images.npy of {path} was changed since it was prepared: put the original back")
+    is_known = channels == about.decoding.channels
     return replace(dataset, known_fingerprint=about.fingerprint if is_known else None)
 
 
@@ -153,6 +159,11 @@ class _About(NamedTuple):
     fingerprint: str
     checksum: str  # of labels and parts
     stamp: list[int]  # the size and time of images.npy
+
+    @property
+    def has_labels(self) -> bool:
+        """As `Dataset.has_labels`."""
+        return self.class_names != (UNLABELLED,)
 
 
 def _about(path: Path) -> _About:
@@ -184,6 +195,11 @@ def _warn_of_another_way(path: Path, done: Decoding, asked: Decoding) -> None:
         warnings.warn(words, UserWarning, stacklevel=5)
 
 
+def has_labels(path: Path) -> bool:
+    """Return whether the images of a prepared folder have classes; UserError if it is damaged."""
+    return _about(path).has_labels
+
+
 def training_images(path: Path) -> int:
     """Return the number of training images of a prepared folder; UserError if it is damaged."""
     return int((_integers(path / "parts.npy", Stored(path / "images.npy").shape[0]) == 0).sum())
@@ -193,11 +209,6 @@ def _checksum(labels: NDArray[np.int64], part_of: NDArray[np.int64]) -> str:
     return checksum(labels.tobytes() + part_of.tobytes())
 
 
-def _stamp(folder: Path) -> list[int]:
-    status = (folder / "images.npy").stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _integers(path: Path, count: int) -> NDArray[np.int64]:
     array = load_array(path)
     if array.dtype != np.int64 or array.shape != (count,):
@@ -205,15 +216,22 @@ def _integers(path: Path, count: int) -> NDArray[np.int64]:
     return array
 
 
-def _write_rest(folder: Path, dataset: Dataset, decoding: Decoding) -> None:
-    """Write everything but the images."""
+@contextmanager
+def _writes_to(out: Path) -> Iterator[None]:
+    """Raise RunError for an error of the system in the block, which writes to the prepared folder `out`."""
+    try:
+        yield
+    except OSError as error:
+        raise refused(out, error) from error
+
+
+def _write_rest(folder: Path, out: Path, dataset: Dataset, decoding: Decoding) -> None:
+    """Write everything but the images into `folder`, which becomes the prepared folder `out`."""
     train, test = len(dataset.train_labels), len(dataset.test_labels)
     part_of = np.repeat(np.array([0, 2], np.int64), [train, test])
     if dataset.validation_index is not None:
         part_of[dataset.validation_index] = 1
     labels = np.concatenate([dataset.train_labels, dataset.test_labels])
-    np.save(folder / "labels.npy", labels)
-    np.save(folder / "parts.npy", part_of)
     about = {
         "version": _VERSION,
         "name": dataset.name,
@@ -223,9 +241,11 @@ def _write_rest(folder: Path, dataset: Dataset, decoding: Decoding) -> None:
         "decoding": asdict(decoding),
         "fingerprint": replace(dataset, known_fingerprint=None).fingerprint(),
         "numbers": _checksum(labels, part_of),
-        "images": _stamp(folder),
     }
-    write_json(folder / ABOUT, with_checksum(about))
+    with _writes_to(out):
+        np.save(folder / "labels.npy", labels)
+        np.save(folder / "parts.npy", part_of)
+        write_json(folder / ABOUT, with_checksum({**about, "images": stamp_of(folder / "images.npy")}))
 
 
 def expect_new(out: Path) -> None:
@@ -242,50 +262,56 @@ def _new_folder(out: Path) -> Iterator[Path]:
     is_new = make_folder(out)
     part = out / _PART
     try:
-        with locked(out):
-            try:
+        with ExitStack() as held:
+            with _writes_to(out):
+                held.enter_context(locked(out))
                 shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
                 make_folder(part)
+            try:
                 yield part
-                for file in sorted(part.iterdir(), key=lambda file: file.name == ABOUT):
-                    file.replace(out / file.name)
+                with _writes_to(out):
+                    for file in sorted(part.iterdir(), key=lambda file: file.name == ABOUT):
+                        file.replace(out / file.name)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        raise refused(out, error) from error
     finally:
         if is_new and out.exists() and not any(out.iterdir()):
             out.rmdir()
 
 
 class _ImageFile:
-    """A file .npy that grows by blocks of images."""
+    """A file .npy that grows by blocks of images; RunError, which names the folder `out`, if it cannot be written."""
 
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb")
+    def __init__(self, path: Path, out: Path) -> None:
+        self._out = out
         self.shape = (0, 0, 0, 0)
+        with _writes_to(out):
+            self._file: BinaryIO = path.open("wb")
 
     def __enter__(self) -> _ImageFile:
-        self._file.write(bytes(_HEADER))
+        self._file.seek(_HEADER)
         return self
 
     def append(self, pixels: Pixels) -> None:
         """Write images (n, height, width, C) after those before."""
-        self._file.write(np.ascontiguousarray(pixels).data)
+        with _writes_to(self._out):
+            self._file.write(np.ascontiguousarray(pixels).data)
         self.shape = (self.shape[0] + len(pixels), *pixels.shape[1:])
 
     def __exit__(self, *error: object) -> None:
         """Write the header, version 1.0 of the format, now that the number of images is known."""
         text = repr({"descr": "|u1", "fortran_order": False, "shape": self.shape}).encode()
-        self._file.seek(0)
-        self._file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", _HEADER - 10) + text.ljust(_HEADER - 11) + b"\n")
-        self._file.close()
+        header = b"\x93NUMPY\x01\x00" + struct.pack("<H", _HEADER - 10) + text.ljust(_HEADER - 11) + b"\n"
+        with _writes_to(self._out), self._file:  # which is closed in any case
+            self._file.seek(0)
+            self._file.write(header)
 
 
-def _keep_one_channel(path: Path) -> None:
+def _keep_one_channel(path: Path, out: Path) -> None:
     """Write images whose channels are alike with one of them."""
     images = cast("Array", OnDemandImages(Stored(path)))
-    with _ImageFile(path.with_suffix(".grey")) as file:
+    with _ImageFile(path.with_suffix(".grey"), out) as file:
         for block in blocks(images):
             file.append(block[..., :1])
-    path.with_suffix(".grey").replace(path)
+    with _writes_to(out):
+        path.with_suffix(".grey").replace(path)

@@ -59,7 +59,6 @@ class _FromBuffer(Function):
 _ALLOWED: dict[str, Any] = {
     "numpy.ndarray": _Array,
     "numpy.dtype": _DType,
-    "_codecs.encode": Encode(),  # Python 3 writes bytes this way in the older protocols
 }
 for _core in ("numpy.core", "numpy._core"):  # before NumPy 2, and since
     _ALLOWED[f"{_core}.multiarray._reconstruct"] = _Array
@@ -67,9 +66,13 @@ for _core in ("numpy.core", "numpy._core"):  # before NumPy 2, and since
 
 
 class _BatchUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self._allowed = _ALLOWED | {"_codecs.encode": Encode(len(data))}
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ALLOWED[f"{module}.{name}"]
+            return self._allowed[f"{module}.{name}"]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module[:50]}.{name[:50]}; a batch does not need it") from None
 
@@ -93,7 +96,7 @@ def load_batch(data: bytes, label_key: str, where: str) -> tuple[NDArray[np.uint
     """
     try:
         check_opcodes(data)
-        batch = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
+        batch = _BatchUnpickler(data).load()
         batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
         pixels, labels = batch["data"].to_numpy(), batch[label_key]
         if pixels.ndim != 2 or pixels.shape[1] != 3072:

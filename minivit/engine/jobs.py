@@ -50,12 +50,17 @@ def done_by_workers(
 
     def work(number: int, job: None, barrier: Barrier) -> None:
         if number:
+            _, own = pipes[number - 1]
+            for receiver, sender in pipes:  # of other processes: the end of one is noticed when all have closed its own
+                receiver.close()
+                if sender is not own:
+                    sender.close()
             found: Any
             try:
                 found = share()
             except BaseException as error:
                 found = error
-            pipes[number - 1][1].send(found)
+            own.send(found)
             return
         meanwhile()
         results.update(share())

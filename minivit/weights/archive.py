@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from minivit.errors import UserError
 
@@ -51,13 +52,31 @@ def _check_directory(path: Path) -> None:
     """Raise ValueError if the archive's directory, which `zipfile` reads whole, is too large for a model."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - COMMENT - 22))
-        tail = file.read()
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) < at + 22:
-        raise ValueError("it has no directory at its end")
+        tail = _bytes_at(file, start := max(0, size - COMMENT - 22), COMMENT + 22)
+        at = tail.rfind(b"PK\x05\x06")
+        if at < 0 or len(tail) < at + 22:
+            raise ValueError("it has no directory at its end")
+        lengths = _zip64_lengths(file, start + at)
     length = int.from_bytes(tail[at + 12 : at + 16], "little")
-    if length == 0xFFFFFFFF and (at := tail.rfind(b"PK\x06\x06", 0, at)) >= 0:  # its size is in the record of zip64
-        length = int.from_bytes(tail[at + 40 : at + 48], "little")
-    if length > _LARGEST_DIRECTORY:
-        raise ValueError(f"its directory has {length:,} bytes")
+    if length != 0xFFFFFFFF or not lengths:
+        lengths.append(length)
+    if max(lengths) > _LARGEST_DIRECTORY:
+        raise ValueError(f"its directory has {max(lengths):,} bytes")
+
+
+def _zip64_lengths(file: BinaryIO, end: int) -> list[int]:
+    """Return the length of the directory in each record of zip64 that `zipfile` may read; the end record is at `end`.
+
+    It reads one wherever there is its locator, whatever the end record says; its version decides which.
+    """
+    locator = _bytes_at(file, end - 20, 20) if end >= 20 else b""
+    if not locator.startswith(b"PK\x06\x07"):
+        return []
+    places = {int.from_bytes(locator[8:16], "little"), max(0, end - 76)}
+    records = [_bytes_at(file, place, 56) for place in places]
+    return [int.from_bytes(record[40:48], "little") for record in records if record.startswith(b"PK\x06\x06")]
+
+
+def _bytes_at(file: BinaryIO, place: int, count: int) -> bytes:
+    file.seek(place)
+    return file.read(count)

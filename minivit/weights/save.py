@@ -22,6 +22,8 @@ from minivit.weights.own_layers import own_layers
 from minivit.weights.source import FILE, KEY
 from minivit.weights.tensors import write_tensors
 
+_LARGEST_ONNX = (1 << 31) - (1 << 24)  # bytes of float32 parameters: the whole file has less than 2 GiB
+
 
 def save_model(
     model: ViT,
@@ -50,8 +52,8 @@ def save_model(
     Raises
     ------
     UserError
-        The format or the suffix of the file is unknown, the format cannot express the model, or `extra` is not valid
-        JSON.
+        The format or the suffix of the file is unknown, the format cannot express the model or hold as much, or `extra`
+        is not valid JSON.
     RunError
         The file cannot be written; an existing file is not changed.
 
@@ -129,6 +131,11 @@ def _save_onnx(model: ViT, path: Path, extra: Mapping[str, Any]) -> None:
     texts = {name: value if isinstance(value, str) else as_json(value) for name, value in extra.items()}
     if layers := own_layers(model, model.config):
         raise UserError(f"the format 'onnx' cannot express a layer of your own as {', '.join(layers)}")
+    if (size := 4 * model.parameters.count) > _LARGEST_ONNX:
+        raise UserError(
+            f"the format 'onnx' holds less than 2 GiB, and the parameters of this model take {size / 2**30:.1f} GiB; "
+            "save it in the format 'timm'"
+        )
     try:
         import onnx
 

@@ -20,6 +20,7 @@ FILE = "model.safetensors"
 KEY = "minivit"  # of our configuration, in the metadata of the file and in config.json
 _INDEX = FILE + ".index.json"
 _OF_TORCH = "pytorch_model.bin"  # in a folder of Hugging Face transformers
+_LONGEST_NAME = 1_000  # characters of the name of a tensor; those of models have fewer than 100
 # The endings of other weights in a folder, of which the message says what they are.
 _OTHERS = {".bin", ".ckpt", ".gguf", ".h5", ".keras", ".msgpack", ".onnx", ".pb", ".tflite"}
 
@@ -136,6 +137,9 @@ def own_part(file: WeightsFile) -> dict[str, Any] | None:
 
 
 def _hollow(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    if long := [name for name in shapes if len(name) > _LONGEST_NAME]:  # the search for a pattern in one takes long
+        what = f"{len(long):,} tensors whose names have more than {_LONGEST_NAME:,} characters"
+        raise UserError(f"{path} is no model: it has {what} ({long[0]!r:.40}...)")
     # vit_pytorch's models without a class token have one of no numbers.
     if empty := [name for name, shape in shapes.items() if 0 in shape and not name.endswith("cls_token")]:
         raise UserError(f"{path} is damaged: it has {counted('tensors without numbers', empty)}")

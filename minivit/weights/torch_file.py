@@ -11,7 +11,7 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +51,14 @@ class _Tensor(NamedTuple):
 
 
 class _Dict(dict[Any, Any]):
-    """Replaces OrderedDict, whose attributes, the versions of modules, are not kept."""
+    """Replaces OrderedDict, whose attributes, the versions of modules, are not kept.
+
+    PyTorch makes an empty one and adds its items; one made of others would copy them, and that again and again.
+    """
+
+    def __init__(self, *others: object) -> None:
+        if others:
+            raise pickle.UnpicklingError("an OrderedDict is made of another object")
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -86,7 +93,6 @@ _STORAGES = {
 }
 _ALLOWED: dict[str, Any] = {
     "collections.OrderedDict": _Dict,
-    "_codecs.encode": Encode(),
     "torch.Size": _First(),
     "torch._utils._rebuild_tensor": _Rebuild(),
     "torch._utils._rebuild_tensor_v2": _Rebuild(),
@@ -107,13 +113,19 @@ _OTHER_TENSORS = {
     "torch.ComplexFloatStorage": "complex tensors",
     "torch.ComplexDoubleStorage": "complex tensors",
 }
+# Tensors that share storages, as tied weights do, have at most _MOST_SHARING times their bytes, or _SMALL bytes more.
+_MOST_SHARING, _SMALL = 4, 1 << 20
 _DEEPEST = 3  # levels of a checkpoint above its state dict
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._allowed = _ALLOWED | {"_codecs.encode": Encode(len(data))}
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ALLOWED[f"{module}.{name}"]
+            return self._allowed[f"{module}.{name}"]
         except KeyError:
             raise _NotAllowedError(f"{module}.{name}") from None
 
@@ -188,6 +200,7 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, str, dict[str, _Tenso
         tensors = _state_dict(path, _content(path, archive.read(pickles[0])))
         for name, tensor in tensors.items():
             _check_place(name, tensor, entries.get(f"{folder}data/{getattr(tensor.storage, 'key', None)}"))
+        _check_sharing(path, tensors)
         yield archive, folder, tensors
 
 
@@ -195,7 +208,7 @@ def _content(path: Path, data: bytes) -> Any:
     """Return the object of a pickle, of the classes above."""
     try:
         check_opcodes(data)
-        return _Unpickler(io.BytesIO(data)).load()
+        return _Unpickler(data).load()
     except _NotAllowedError as error:
         name = str(error)
         if kind := next((kind for part, kind in _OTHER_TENSORS.items() if part in name), None):
@@ -250,6 +263,16 @@ def _check_place(name: str, tensor: _Tensor, entry: zipfile.ZipInfo | None) -> N
         raise ValueError(f"{name!r:.40} is not within its storage")
     if math.prod(max(1, length) for length in shape) >= LARGEST:
         raise ValueError(f"it describes {name!r:.40} wrongly")
+
+
+def _check_sharing(path: Path, tensors: Mapping[str, _Tensor]) -> None:
+    """Refuse tensors that share storages so often that a small file becomes a large model."""
+    stored = sum({storage.key: storage.numbers * storage.dtype.bytes for storage, *_ in tensors.values()}.values())
+    total = sum(math.prod(tensor.shape) * tensor.storage.dtype.bytes for tensor in tensors.values())
+    if total > _MOST_SHARING * stored + _SMALL:
+        raise UserError(
+            f"{path} has {len(tensors):,} tensors of {total:,} bytes that share {stored:,} bytes: it is no model"
+        )
 
 
 def _byte_order(archive: zipfile.ZipFile, folder: str) -> Any:
