@@ -33,8 +33,9 @@ pass. TARGET is the name of a model, a run folder, a model file, `ops`,
 all layers, and vit_tiny_patch4_32. A named model is checked near its initial
 parameters, a run or a file with its own weights in float64; both on random
 images. All blocks run the same code: of a named model two are checked, of a
-run or a file as many as take about a minute; --depth changes this. With --backend cupy, the ops,
-the layers and their kernels are checked on the GPU, and no model."""
+run or a file as many as take about a minute; --depth changes this. With
+--backend cupy, the ops, the layers and their kernels are checked on the GPU,
+and no model."""
 EXAMPLES = """\
 examples:
   minivit gradcheck

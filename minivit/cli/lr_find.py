@@ -32,7 +32,8 @@ Train for some 100 steps while the learning rate rises exponentially, and
 suggest rates from the loss: that of the steepest descent, and a tenth of the
 one with the smallest loss. Use the first as --lr of a run with a warmup, and
 the second where training is unstable. All other options are
-those of `minivit train` that apply. The model is thrown away; no run folder is written."""
+those of `minivit train` that apply. The model is thrown away; no run folder
+is written."""
 EXAMPLES = """\
 examples:
   minivit lr-find digits
