@@ -214,7 +214,7 @@ def test_the_default_micro_batch_is_the_models() -> None:
     with Engine(vit) as engine:
         assert engine.micro_batch == vit.config.micro_batch
         assert engine.threads >= 1
-    with Engine(masked_model("mae", vit.config, ratio=0.5), 1) as engine:
+    with Engine(masked_model("mae", vit.config, decoder_dim=12), 1) as engine:
         assert engine.micro_batch == 2 * vit.config.micro_batch
     configs = [ViTConfig(img_size=32, patch_size=4, embed_dim=D, num_heads=1) for D in (48, 96, 192, 384, 768)]
     assert [config.micro_batch for config in configs] == [16, 16, 16, 8, 4]

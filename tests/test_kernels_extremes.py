@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -214,11 +215,37 @@ class _Words(ctypes.Structure):
     _fields_ = (("words", ctypes.c_uint32 * (1 << 14)),)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the C library has another name")
-def test_attention_does_not_warn_of_what_an_earlier_call_left_on_the_stack() -> None:
+@pytest.fixture
+def signalling_stack() -> Callable[[], None]:
+    """Leaves signalling NaNs where the next call has its stack."""
+    leave = ctypes.CDLL(None).getpid
+    leave.argtypes = [_Words]
+    words = _Words((ctypes.c_uint32 * (1 << 14))(*[0x7FA00000] * (1 << 14)))
+    return lambda: leave(words)
+
+
+of_posix = pytest.mark.skipif(os.name != "posix", reason="the C library has another name")
+
+
+@of_posix
+def test_attention_does_not_warn_of_what_an_earlier_call_left_on_the_stack(
+    signalling_stack: Callable[[], None],
+) -> None:
     qkv = normal(np.empty((1, 5, 3 * H * K))).astype("float32")
-    leave_on_stack = ctypes.CDLL(None).getpid
-    leave_on_stack.argtypes = [_Words]
-    leave_on_stack(_Words((ctypes.c_uint32 * (1 << 14))(*[0x7FA00000] * (1 << 14))))
+    signalling_stack()
     with np.errstate(invalid="raise"):
         ops.attention(qkv, H, None, slice(0, 1))
+
+
+@of_posix
+@pytest.mark.parametrize("shape", [(1, 6, 5), (3, 5, 1)], ids=str)
+def test_a_linear_map_does_not_warn_of_what_is_left_on_the_stack(
+    shape: tuple[int, int, int], signalling_stack: Callable[[], None]
+) -> None:
+    B, I, O = shape  # noqa: E741 - of the op
+    x, weight = normal(np.empty((B, I))).astype("float32"), normal(np.empty((I, O))).astype("float32")
+    with np.errstate(invalid="raise"):
+        signalling_stack()
+        y, cache = ops.linear(x, weight)
+        signalling_stack()
+        ops.linear_backward(y, cache)
