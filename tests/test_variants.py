@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stem": {"conv_stem": (5, 7), "patch_size": 2, "img_size": (4, 6)},
     "hybrid": {"resnet": (0,), "patch_size": 4, "img_size": (8, 12)},
     "hybrid with stages": {"resnet": (1, 1), "patch_size": 8, "img_size": (16, 8)},
+    "hybrid with a norm before the blocks": {"resnet": (0,), "patch_size": 4, "img_size": (8, 12), "pre_norm": True},
     "overlapping patches": {"patch_stride": (1, 3), "init_values": 0.1, "act_layer": "quick_gelu"},
     "relative": {"pos_embed": "relative", "head_dim": 5, "num_heads": 3},
     "wide heads": {"head_dim": 5},

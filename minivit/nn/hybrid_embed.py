@@ -40,10 +40,18 @@ class HybridEmbed(Layer):
         C and D.
     init : str
         "timm" or "jax": the initialisation of the projection.
+    bias : bool
+        Whether the projection has a bias.
     """
 
     def __init__(
-        self, patch_size: Pair, depths: tuple[int, ...], in_chans: int, embed_dim: int, init: str = "jax"
+        self,
+        patch_size: Pair,
+        depths: tuple[int, ...],
+        in_chans: int,
+        embed_dim: int,
+        init: str = "jax",
+        bias: bool = True,
     ) -> None:
         stride = feature_stride(depths)
         if patch_size[0] % stride or patch_size[1] % stride:
@@ -51,7 +59,7 @@ class HybridEmbed(Layer):
         self.patch_size = feature_patch(patch_size, depths)  # of the features
         self.backbone = ResNetFeatures(in_chans, depths)
         fan_in = math.prod(self.patch_size) * (STEM_CHANNELS, *CHANNELS)[len(depths)]
-        self.proj = Linear(fan_in, embed_dim, *patch_initializers(init, fan_in))
+        self.proj = Linear(fan_in, embed_dim, *patch_initializers(init, fan_in), bias=bias)
 
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Return the tokens of images."""

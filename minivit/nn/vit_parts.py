@@ -29,9 +29,9 @@ def patch_embed(config: ViTConfig) -> PatchEmbed:
     C, init, eps = config.in_chans, config.init, config.norm_eps
     if config.conv_stem:
         return cast(PatchEmbed, ConvStem(patch, config.conv_stem, C, D, init, eps))
-    if config.resnet:
-        return cast(PatchEmbed, HybridEmbed(patch, config.resnet_depths, C, D, init))
     bias = not config.pre_norm  # as in timm
+    if config.resnet:
+        return cast(PatchEmbed, HybridEmbed(patch, config.resnet_depths, C, D, init, bias))
     return PatchEmbed(patch, C, D, init, config.stride, config.embed_norm, eps, bias)
 
 

@@ -19,18 +19,21 @@ from .test_timm import assert_equal, channels_first
 
 pytestmark = pytest.mark.conformance
 
-HYBRIDS: dict[str, dict[str, Any]] = {
-    "vit_tiny_r_s16_p8_224": {"img_size": 64},
-    "vit_small_r26_s32_224": {"img_size": (64, 96)},
-    "vit_base_r50_s16_224": {"img_size": (48, 32), "embed_dim": 192, "num_heads": 3},
-}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("vit_tiny_r_s16_p8_224", {"img_size": 64}),
+    ("vit_tiny_r_s16_p8_224", {"img_size": 32, "pre_norm": True}),
+    ("vit_small_r26_s32_224", {"img_size": (64, 96)}),
+    ("vit_base_r50_s16_224", {"img_size": (48, 32), "embed_dim": 192, "num_heads": 3}),
+]
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
-def test_logits_loss_and_every_gradient(timm: Any, torch: Any, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "given"), CASES, ids=str)
+def test_logits_loss_and_every_gradient(
+    timm: Any, torch: Any, tmp_path: Path, name: str, given: dict[str, Any]
+) -> None:
     from safetensors.torch import save_file
 
-    fields: dict[str, Any] = {"depth": 2, "num_classes": 7, **HYBRIDS[name]}
+    fields: dict[str, Any] = {"depth": 2, "num_classes": 7, **given}
     torch.manual_seed(0)
     theirs = disturb(torch, timm.create_model(name, **fields))
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
