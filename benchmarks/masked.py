@@ -6,14 +6,13 @@ a classifier of 10 classes, one after another in each round. The speed is the cl
 
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.command import at_least_one, check_writable, ended, parser_of, tell, write_json
 from benchmarks.ratios import ratio_of_times
-from benchmarks.recipes import noise
+from benchmarks.recipes import noise, step_seconds
 from benchmarks.report import heading, records_table, surroundings
 from benchmarks.systems import versions
 from minivit import Engine, get_config
@@ -31,12 +30,7 @@ def step_times(trainings: Sequence[Training], rounds: int, steps: int, name: str
     for number in range(rounds + 1):
         for training, of_training in zip(trainings, seconds, strict=True):
             samples = training.train_index[: training.recipe.batch_size]
-            times = []
-            for _ in range(steps):
-                begun = time.perf_counter()
-                training.take_step(samples)
-                list(training.read_steps())
-                times.append(time.perf_counter() - begun)
+            times = [step_seconds(training, samples) for _ in range(steps)]
             if number:
                 of_training.append(times)
         tell(f"{name}: round {number} of {rounds}")

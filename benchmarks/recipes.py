@@ -80,7 +80,7 @@ def time_recipe(name: str, dataset: Dataset, rounds: int, threads: int | None) -
         batches = [order[np.arange(i * size, (i + 1) * size) % len(order)] for i in range(_STEPS)]
         for number in range(-1, rounds):  # the first round is not counted
             for each, times in zip(both, seconds, strict=True):
-                measured = [_step_seconds(each, batch) for batch in batches]
+                measured = [step_seconds(each, batch) for batch in batches]
                 if number >= 0:
                     times.append(measured)
         ratio = ratio_of_times(*seconds)
@@ -97,7 +97,8 @@ def time_recipe(name: str, dataset: Dataset, rounds: int, threads: int | None) -
         )
 
 
-def _step_seconds(training: Training, batch: np.ndarray) -> float:
+def step_seconds(training: Training, batch: np.ndarray) -> float:
+    """Take a training step on the images with the indices `batch`, and return its time."""
     start = time.perf_counter()
     training.take_step(batch)
     list(training.read_steps())

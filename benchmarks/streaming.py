@@ -22,6 +22,7 @@ from benchmarks.command import at_least_one, check_writable, ended, parser_of, t
 from benchmarks.harness import Worker
 from benchmarks.memory import peak_bytes
 from benchmarks.ratios import ratio_of_times
+from benchmarks.recipes import step_seconds
 from benchmarks.report import heading, records_table, surroundings
 from benchmarks.systems import versions
 from benchmarks.worker import own_output, time_steps
@@ -65,7 +66,7 @@ def work(source: str, folder: Path, model: str, size: int, batch_size: int, thre
             engine = stack.enter_context(Engine(ViT(config, seed=0), threads))
             training = Training(engine, dataset, recipe.resolved(engine.model))
             batches = _endless(training)
-            steps.append(lambda: _step(training, next(batches)))
+            steps.append(lambda: step_seconds(training, next(batches)))
             steps[0]()
             return {}
 
@@ -82,11 +83,6 @@ def _endless(training: Training) -> Iterator[Array]:
     while True:
         yield from training.data_loader.batches(epoch)
         epoch += 1
-
-
-def _step(training: Training, samples: Array) -> None:
-    training.take_step(samples)
-    list(training.read_steps())
 
 
 def measure(folder: Path, arguments: Sequence[str], seconds: float, rounds: int) -> dict[str, list[dict[str, Any]]]:

@@ -309,13 +309,13 @@ def test_the_time_of_a_recipe_is_its_steps_times_the_median_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What augmentation costs is the difference to the same steps without it."""
-    seconds = recipes._step_seconds
+    seconds = recipes.step_seconds
 
     def scripted_step(training: Training, batch: np.ndarray) -> float:
         assert seconds(training, batch) > 0
         return 0.5 if training.recipe.flip else 0.4
 
-    monkeypatch.setattr(recipes, "_step_seconds", scripted_step)
+    monkeypatch.setattr(recipes, "step_seconds", scripted_step)
     recipe, out = tmp_path / "mine.toml", tmp_path / "times.json"
     recipe.write_text(
         'model = "vit_micro_patch4_8"\nepochs = 3\nbatch_size = 16\nflip = true\nvalidation = 0.0\n'
