@@ -1,5 +1,6 @@
 """The commands: their output, the object of --json, their exit status, and the resuming of a stopped run."""
 
+import argparse
 import errno
 import json
 import math
@@ -22,11 +23,13 @@ from PIL import Image
 import minivit
 from minivit import ops
 from minivit.checking.cases import CASES
-from minivit.cli import COMMANDS
+from minivit.cli import COMMANDS, train
 from minivit.cli.gradcheck import affordable_depth
+from minivit.cli.recipe_options import asked_recipe
 from minivit.data import normalize
 from minivit.errors import RunError
 from minivit.train import trainer
+from minivit.train.recipes import load_recipe
 from minivit.train.run_folder import RunFolder
 
 # Commands that succeed
@@ -95,6 +98,29 @@ def test_options_override_the_recipe(cli: Minivit, squares: Path) -> None:
         "patch_size": 2, "depth": 1, "embed_dim": 8, "num_heads": 2, "drop_path_rate": 0.0, "class_token": False,
         "global_pool": "avg",
     }  # fmt: skip
+
+
+def test_set_gives_any_field_of_the_recipe(cli: Minivit, squares: Path) -> None:
+    Path("mine.toml").write_text('model = "vit_micro_patch4_8"\nauto_augment = "rand"\nfreeze = ["pos_embed"]\n')
+    fields = {"betas": [0.8, 0.95], "choose_by": "loss", "freeze": [], "flip": True, "epochs": 1, "lr": 0.5,
+              "mean": [0.5], "std": [0.25], "crop_mode": "squash"}  # fmt: skip
+    texts = ("betas=0.8,0.95", "choose_by=loss", "freeze=", "flip=true", "epochs=1", "lr=0.5", "mean=[0.5]",
+             "std=0.25", "crop_mode=squash")  # fmt: skip
+    given = [word for text in texts for word in ("--set", text)]
+    run = ("--recipe", "mine.toml", "--auto-augment", "none", "--run", "here", "--threads", 1)
+    assert cli("train", squares, *TINY, *given, *run).status == 0
+    recipe = json.loads(Path("here/recipe.json").read_text())
+    assert {name: recipe[name] for name in fields} == fields
+    assert recipe["auto_augment"] == ""
+    assert cli("train", squares, *given, "--run", "here", "--resume").status == 0
+
+
+def test_a_path_of_cifar_has_the_recipe_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1").write_bytes(b"")
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    assert asked_recipe(parser.parse_args([str(tmp_path)]))[0].optimizer == "muon"
+    assert asked_recipe(parser.parse_args([str(tmp_path)]))[0] == load_recipe(str(tmp_path), "cifar10")
 
 
 def test_images_of_a_folder_are_resized_to_the_size_of_the_model(cli: Minivit, squares: Path) -> None:

@@ -63,6 +63,11 @@ def test_a_recipe_in_a_file_is_shown(cli: Minivit, squares: Path) -> None:
     assert (tiles[:, 0] != tiles[:, 1]).any()
 
 
+@pytest.mark.parametrize("recipe", ["finetune", "lightning-tutorial", "paper-finetune", "paper-pretrain"])
+def test_the_recipe_of_a_model_of_large_images_is_shown(cli: Minivit, recipe: str) -> None:
+    assert cli("augment", recipe, "--rows", 1, "--columns", 2).status == 0
+
+
 def test_bad_arguments_are_refused(cli: Minivit, squares: Path) -> None:
     assert_refused(cli("augment", "cifar11"), 2, "there is no recipe 'cifar11'", "did you mean 'cifar10'")
     assert_refused(cli("augment", "digits", "--out", "sheet.jpg"), 2, "expected a file .png")

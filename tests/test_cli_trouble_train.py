@@ -127,6 +127,16 @@ def test_options_that_differ_from_the_recipe_on_resume(
     assert_refused(cli("train", squares, "--run", run_folder, "--resume", *options), 2, *words)
 
 
+def test_another_recipe_on_resume_is_compared_as_a_whole(cli: Minivit, squares: Path) -> None:
+    Path("one.toml").write_text('model = "vit_micro_patch4_8"\nauto_augment = "trivial"\nepochs = 1\n')
+    Path("other.toml").write_text('model = "vit_micro_patch4_8"\n')
+    begun = ("train", squares, *TINY, "--run", "here", "--threads", 1)
+    assert cli(*begun, "--recipe", "one.toml", "--micro-batch", 2, "--seed", 3).status == 0
+    assert cli(*begun, "--recipe", "one.toml", "--resume").status == 0
+    said = cli(*begun, "--recipe", "other.toml", "--resume")
+    assert_refused(said, 2, "auto_augment is 'trivial' in the run, '' was asked for")
+
+
 def test_another_dataset_on_resume(cli: Minivit, run_folder: Path) -> None:
     said = cli("train", "digits", "--run", run_folder, "--resume")
     assert_refused(said, 2, "other images than", "dataset", "'digits'")

@@ -121,6 +121,12 @@ def test_the_next_command_is_one_of_a_shell(cli: Minivit, squares: Path, monkeyp
     assert "next: python -m minivit train " in cli("lr-find", squares, *TINY).out
 
 
+def test_the_next_command_of_a_recipe_of_pretraining_is_pretrain(cli: Minivit, squares: Path) -> None:
+    Path("mine.toml").write_text('model = "vit_micro_patch4_8"\ntask = "simmim"\nepochs = 1\n')
+    said = cli("lr-find", squares, *TINY, "--recipe", "mine.toml", "--steps", 15, "--min-lr", 1e-4)
+    assert "next: minivit pretrain " in said.out
+
+
 def test_the_images_are_augmented_as_the_options_say(cli: Minivit, squares: Path) -> None:
     options = (*TINY, "--steps", 15, "--json")
     losses = cli("lr-find", squares, *options).json()["losses"]

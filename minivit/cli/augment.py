@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from minivit.cli.common import CommandResult, add_data, dataset_name
 from minivit.cli.recipe_options import add_fields, given_options
 from minivit.cli.terminal import Terminal
-from minivit.cli.training import open_images
+from minivit.cli.training import image_size, open_images
 from minivit.data import Dataset, load_dataset
 from minivit.data.dataset import split_validation
 from minivit.data.load import NAMES
@@ -21,7 +21,7 @@ from minivit.errors import UserError, expect_whole
 from minivit.files import atomic_write
 from minivit.random import Key
 from minivit.train.augmentation import Augmentation
-from minivit.train.recipe import Recipe, model_config
+from minivit.train.recipe import Recipe, expect_augmentable
 from minivit.train.recipes import load_recipe
 
 HELP = "draw training images as a recipe augments them"
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     name = dataset_name(args.dataset) if args.dataset else _named_by(args.recipe)
     recipe = load_recipe(name, args.recipe, **given_options(args))
     dataset, recipe = _opened(args, recipe, terminal)
-    model_config(recipe, dataset)  # raises where the images do not fit the recipe
+    expect_augmentable(recipe, *dataset.train_images.shape[1:])
     index = split_validation(dataset, recipe.validation, recipe.seed)[0]
     steps_per_epoch = -(-len(index) // recipe.batch_size)
     steps = np.linspace(0, recipe.epochs * steps_per_epoch - 1, args.columns).round().astype(int).tolist()
@@ -115,7 +115,8 @@ def _opened(args: argparse.Namespace, recipe: Recipe, terminal: Terminal) -> tup
     """Return the data set and the recipe for it: the digits if that of the recipe's name is not on disk."""
     if args.dataset is None:
         try:
-            return load_dataset(recipe.dataset, data_dir=args.data, download=False), recipe
+            size = image_size(recipe)
+            return load_dataset(recipe.dataset, data_dir=args.data, download=False, image_size=size), recipe
         except UserError:
             terminal.say(f"{recipe.dataset} is not on disk; the images are the digits")
             recipe = replace(recipe, dataset="digits")

@@ -17,9 +17,16 @@ from minivit.cli.common import (
     enough_memory,
 )
 from minivit.cli.model_fields import add_set
-from minivit.cli.recipe_options import RECIPE_OPTIONS, add_init, add_precision, add_recipe_options, asked_recipe
+from minivit.cli.recipe_options import (
+    RECIPE_OPTIONS,
+    SET_WORDS,
+    add_init,
+    add_precision,
+    add_recipe_options,
+    asked_recipe,
+)
 from minivit.cli.terminal import Terminal
-from minivit.cli.training import open_images
+from minivit.cli.training import command_of, open_images
 from minivit.errors import program
 from minivit.tracing.figures import save_figure
 from minivit.train.lr_find import FIRST, LAST, STEPS, LearningRateSearch, find_learning_rate, plot_learning_rates
@@ -58,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="draw the losses into a file .png or .svg")
     add_recipe_options(parser, [name for name in RECIPE_OPTIONS if name not in _UNUSED])
     add_init(parser)
-    add_set(parser, "a field of the model, such as depth=4, drop_path_rate=0.1 or img_size=224; can be repeated")
+    add_set(parser, SET_WORDS)
     add_threads(parser)
     add_data(parser)
     add_backend(parser)
@@ -80,7 +87,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             lambda step, lr, loss: progress(f"{recipe.model} on {dataset.name}", step, args.steps),
         )  # fmt: skip
     if args.out:
-        save_figure(plot_learning_rates(found), Path(args.out).expanduser())
+        save_figure(plot_learning_rates(found, not recipe.task), Path(args.out).expanduser())
     smoothed, best = found.smoothed, found.best
     terminal.show(
         f"the smoothed loss is {smoothed[0]:.4g} at first, and {smoothed[best]:.4g} at {found.rates[best]:.2g}"
@@ -92,7 +99,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     if found.steepest is None or found.tenth is None:
         terminal.show("it does not fall; there is no suggestion. Try a smaller --min-lr, or more --steps")
     else:
-        command = f"{program()} train {shlex.quote(args.dataset)} --lr {found.steepest:.2g}"
+        command = f"{program()} {command_of(recipe)} {shlex.quote(args.dataset)} --lr {found.steepest:.2g}"
         terminal.table(
             ["suggestion", ">learning rate"],
             [("steepest descent", f"{found.steepest:.2g}"), ("a tenth of the minimum's", f"{found.tenth:.2g}")],

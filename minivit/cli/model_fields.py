@@ -1,10 +1,10 @@
-"""``--set FIELD=VALUE``: fields of `ViTConfig` on the command line."""
+"""``--set FIELD=VALUE``: fields of `ViTConfig` on the command line; `recipe_options` adds those of a recipe."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -25,22 +25,24 @@ def add_set(parser: argparse.ArgumentParser, words: str = FIELDS_OF_A_FILE) -> N
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=words)
 
 
-def model_fields(texts: Sequence[str]) -> dict[str, Any]:
+def model_fields(texts: Sequence[str], others: Iterable[str] = ()) -> dict[str, Any]:
     """Return the fields in texts such as "depth=4", "img_size=32x48", "conv_stem=24,48" and "qk_norm=true".
+
+    `others` are names of other fields that the caller reads; an error names them too.
 
     Raises
     ------
     UserError
         There is no such field, or the value is not of its type.
     """
-    return dict(map(_field, texts))
+    return dict(_field(text, [*_DEFAULTS, *others]) for text in texts)
 
 
-def _field(text: str) -> tuple[str, Any]:
+def _field(text: str, known: Sequence[str]) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if name not in _DEFAULTS or not equals:
-        near = did_you_mean(name, _DEFAULTS) if name not in _DEFAULTS else ""
-        raise UserError(f"--set {text}:{near} Expected FIELD=VALUE with one of the fields {', '.join(_DEFAULTS)}")
+        near = did_you_mean(name, known) if name not in known else ""
+        raise UserError(f"--set {text}:{near} Expected FIELD=VALUE with one of the fields {', '.join(known)}")
     if name in _PIXELS:
         sizes = value.split("x")
         if len(sizes) > 2 or not all(size.isdecimal() for size in sizes):

@@ -7,7 +7,7 @@ from typing import Any
 
 from minivit.cli.common import CommandResult
 from minivit.cli.model_fields import add_set
-from minivit.cli.recipe_options import RECIPE_OPTIONS, add_recipe_options
+from minivit.cli.recipe_options import RECIPE_OPTIONS, SET_WORDS, add_recipe_options
 from minivit.cli.terminal import Terminal
 from minivit.cli.training import add_run_options, run_training
 from minivit.nn.masked_patches import TARGETS
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (_, options) in _OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
     add_recipe_options(parser, [name for name in RECIPE_OPTIONS if name not in _OF_LABELS], "pretrain")
-    add_set(parser, "a field of the encoder, such as depth=4 or img_size=224; can be repeated")
+    add_set(parser, SET_WORDS.replace("the model", "the encoder"))
     add_run_options(parser, "runs/DATA-pretrain-1")
 
 

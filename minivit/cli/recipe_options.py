@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from minivit.arrays import backend, check_dtype, dtype_named
 from minivit.arrays.precision import PRECISIONS
 from minivit.cli.common import check_threads, dataset_name, is_folder_of_images
 from minivit.cli.model_fields import model_fields
+from minivit.data.cifar import cifar_in
 from minivit.data.prepared import is_prepared, training_images
 from minivit.data.scan import scan_folder
 from minivit.engine.device_step import check_precision
@@ -26,10 +28,17 @@ from minivit.train.run_folder import RunFolder
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
 from minivit.weights.load import OpenedModel
 
+NO_AUGMENT = "none"  # what the option says for ""
+# --set cannot set these: the first argument, --task, --init and --model determine them, and micro_batch is a field on
+# the host alone.
+_NOT_SET = ("dataset", "model", "model_options", "task", "task_options", "init", "micro_batch")
+_DEFAULTS = {field.name: field.default for field in fields(Recipe) if field.name not in _NOT_SET}
+SET_WORDS = "a field of the model or the recipe, such as depth=4, img_size=224 or betas=0.9,0.95; can be repeated"
+
 # An option that is not given leaves its field unchanged.
 RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"help": "name of a model; `minivit info` lists them"},
-    "epochs": {"type": int, "help": "number of passes over the training images; with --resume, more than before"},
+    "epochs": {"type": int, "help": "number of passes over the training images"},
     "batch_size": {"type": int, "help": "number of images per step"},
     "lr": {"type": float, "help": "maximum learning rate"},
     "schedule": {"choices": SCHEDULES, "help": "learning rate schedule after the warmup; onecycle includes it"},
@@ -64,7 +73,10 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": ("MIN", "MAX"),
         "help": "shares of the area of random crops that are resized, in place of --crop-padding",
     },
-    "auto_augment": {"choices": AUTO_AUGMENTS, "help": "TrivialAugment or RandAugment of the training images"},
+    "auto_augment": {
+        "choices": (*AUTO_AUGMENTS, NO_AUGMENT),
+        "help": "TrivialAugment or RandAugment of the training images",
+    },
     "rand_ops": {"type": int, "help": "number of operations of RandAugment per image"},
     "rand_magnitude": {"type": int, "help": "magnitude of RandAugment, 0 to 30"},
     "color_jitter": {"type": float, "help": "maximum change of brightness, contrast and saturation; 0: none"},
@@ -83,7 +95,7 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "micro_batch": {
         "type": int,
         "help": "images per micro-batch of a worker; 0: a function of the model's size. On a GPU it is only needed if "
-        "the memory is too small for the whole batch, and may change with --resume",
+        "the memory is too small for the whole batch",
     },
     "dtype": {"choices": ("float32", "float64"), "help": "dtype of parameters and arithmetic"},
     "seed": {"type": int, "help": "seed of all random numbers"},
@@ -129,10 +141,42 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def recipe_fields(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of the recipe in texts such as "betas=0.9,0.95", "flip=false" and "freeze="; "" is no item.
+
+    Texts with other names are left out. `Recipe` checks the values.
+    """
+    pairs = [(name, value) for name, _, value in (text.partition("=") for text in texts) if name in _DEFAULTS]
+    return {name: _parsed(value, _DEFAULTS[name]) for name, value in pairs}
+
+
+def _parsed(text: str, default: Any) -> Any:
+    if isinstance(default, tuple):
+        return [_parsed(item.strip(), None) for item in text.strip("[]").split(",") if item]
+    if isinstance(default, str):
+        return text
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
+
+
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of the recipe whose options were given."""
+    """Return the fields of the recipe that options or --set give.
+
+    Raises
+    ------
+    UserError
+        A field is given twice.
+    """
     options = {name: getattr(args, name, None) for name in RECIPE_OPTIONS}
     given = {name: value for name, value in options.items() if value is not None}
+    by_set = recipe_fields(getattr(args, "set", []))
+    if twice := sorted(given.keys() & by_set.keys()):
+        raise UserError(f"{', '.join(twice)}: given by --set and by an option; leave one out")
+    given |= by_set
+    if given.get("auto_augment") == NO_AUGMENT:
+        given["auto_augment"] = ""
     if given.get("resized_crop"):  # one crop takes the place of the other
         given.setdefault("crop_padding", 0)
     elif given.get("crop_padding"):
@@ -145,7 +189,8 @@ def given_fields(args: argparse.Namespace, recipe: Recipe | None = None) -> dict
     given = given_options(args)
     if args.backend != "numpy":
         given.pop("micro_batch", None)  # it is part of the recipe on the host only, where the bits depend on it
-    options = {"model_options": model_fields(args.set), "task_options": getattr(args, "task_options", {})}
+    of_model = [text for text in args.set if text.partition("=")[0] not in _DEFAULTS or "=" not in text]
+    options = {"model_options": model_fields(of_model, _DEFAULTS), "task_options": getattr(args, "task_options", {})}
     for name, values in options.items():
         if values:
             given[name] = {**(getattr(recipe, name) if recipe else {}), **values}
@@ -184,6 +229,8 @@ def asked_recipe(args: argparse.Namespace, usual: str | None = None) -> tuple[Re
     if of_folder:
         path = Path(dataset)
         name = folder_recipe(training_images(path) if is_prepared(path) else scan_folder(path).training_images)
+    elif name is None:
+        name = cifar_in(Path(dataset))
     given = given_fields(args)
     recipe = load_recipe(dataset, name, **given)
     if of_folder and not {"crop_padding", "resized_crop"} & given.keys():

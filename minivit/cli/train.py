@@ -6,7 +6,7 @@ import argparse
 
 from minivit.cli.common import CommandResult
 from minivit.cli.model_fields import add_set
-from minivit.cli.recipe_options import add_init, add_recipe_options
+from minivit.cli.recipe_options import SET_WORDS, add_init, add_recipe_options
 from minivit.cli.terminal import Terminal
 from minivit.cli.training import add_run_options, run_training
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATA", help="digits, cifar10, cifar100, or a path")
     add_recipe_options(parser)
     add_init(parser)
-    add_set(parser, "a field of the model, such as depth=4, drop_path_rate=0.1 or img_size=224; can be repeated")
+    add_set(parser, SET_WORDS)
     add_run_options(parser)
 
 

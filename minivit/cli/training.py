@@ -282,13 +282,7 @@ def _resumed(args: argparse.Namespace, command: str) -> RunFolder:
         given["init"] = fingerprint(Path(args.init).expanduser())
     epochs, on_nan = (given.pop(name, getattr(opened.recipe, name)) for name in ("epochs", "on_nan"))
     if args.recipe is not None:
-        begun = values_of_task(recipe_values(args.recipe), given.get("task"))
-        begun = {name: value for name, value in begun.items() if name not in ("epochs", "on_nan")}
-        for field in ("model_options", "task_options"):
-            begun[field] = getattr(opened.recipe, field) | begun.get(field, {})
-        if opened.recipe.init:  # the weights determine the model
-            begun = {name: value for name, value in begun.items() if name not in ("model", "model_options")}
-        given = begun | given
+        given = _begun_by(args.recipe, opened.recipe, given.get("task")) | given
     if differences := opened.recipe.differences(given):
         raise UserError(
             f"{opened.path} was started with other options: {'; '.join(differences)}. Leave these options out to "
@@ -300,6 +294,17 @@ def _resumed(args: argparse.Namespace, command: str) -> RunFolder:
             "leave --epochs out"
         )
     return opened.replaced(dataset=name, epochs=epochs, on_nan=on_nan)
+
+
+def _begun_by(name: str, run: Recipe, task: str | None) -> dict[str, Any]:
+    """Return the fields that a run begun by the recipe `name` has, without those that something else determines."""
+    begun = Recipe.from_dict({**values_of_task(recipe_values(name), task), "dataset": run.dataset}).to_dict()
+    left = {"dataset", "epochs", "on_nan", "seed", "dtype", "micro_batch", "reduction_groups", "init"}
+    if run.init:  # the weights determine the model and how images are resized
+        left |= {"model", "model_options", "mean", "std", "crop_pct", "crop_mode", "interpolation"}
+    for field in ("model_options", "task_options"):
+        begun[field] = getattr(run, field) | begun[field]
+    return {field: value for field, value in begun.items() if field not in left}
 
 
 def _finished(finished: RunFolder, result: dict[str, Any], terminal: Terminal) -> CommandResult:

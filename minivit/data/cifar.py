@@ -99,6 +99,13 @@ def archive_of(path: Path) -> str | None:
     return None if name is None else _VERSION_OF[name].dataset
 
 
+def cifar_in(path: Path) -> str | None:
+    """Return "cifar10" or "cifar100" if `path` is a folder of its batch files or an archive of them, else None."""
+    if path.is_dir():
+        return batches_in(path)
+    return archive_of(path) if path.is_file() else None
+
+
 def load_cifar(path: Path) -> Dataset:
     """Return the data set in `path`, a tar archive or a folder of batch files.
 

@@ -139,8 +139,11 @@ def _samples(trainer: Trainer) -> Iterator[Array]:
         yield from trainer.data_loader.batches(epoch)
 
 
-def plot_learning_rates(found: LearningRateSearch) -> Figure:
-    """Return the figure of a search: the loss and the smoothed loss by learning rate, and the two suggestions."""
+def plot_learning_rates(found: LearningRateSearch, of_labels: bool = True) -> Figure:
+    """Return the figure of a search: the loss and the smoothed loss by learning rate, and the two suggestions.
+
+    `of_labels` is whether the loss is that of labels; that of a masked model is not.
+    """
     figure = new_figure(6.4, 4.0)
     axes: Any = plain(figure.subplots())
     axes.plot(found.rates, found.losses, ".", ms=3, color="#999999", label="loss of a step")
@@ -155,6 +158,6 @@ def plot_learning_rates(found: LearningRateSearch) -> Figure:
     axes.set_ylim(low - 0.1 * (high - low) - 0.05, high + 0.5 * (high - low) + 0.05)  # not the height of the divergence
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("cross-entropy loss")
+    axes.set_ylabel("cross-entropy loss" if of_labels else "loss of the predicted patches")
     axes.legend(frameon=False, fontsize=8)
     return figure
