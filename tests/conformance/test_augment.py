@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 
 from minivit.ops import affine as geometry
 from minivit.ops import color
+from minivit.ops.augment import random_crop, random_flip
 from minivit.ops.auto_augment import OPS, RAND, TRIVIAL, Ranges
+from minivit.ops.erasing import erased
+from minivit.ops.mixing import cutmix, mixed_targets, mixup
 from minivit.ops.resized_crop import crop_resized
+from minivit.random import Key
 
 from .torchvision_operators import import_torchvision
 
@@ -124,3 +128,52 @@ def test_resized_crop(torch: Any, functional: Any, box: tuple[int, int, int, int
     theirs = functional.resized_crop(given, *box, size=shape[:2], antialias=False).numpy().transpose(1, 2, 0)
     mine = crop_resized(image[None], np.array([box]))[0]
     assert np.abs(mine - theirs).max() <= 0.5 + 1e-3  # theirs are not rounded
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("box", [(0, 0, 8, 8), (3, 1, 5, 6), (7, 2, 1, 4)])
+def test_erasing(torch: Any, functional: Any, box: tuple[int, int, int, int], shape: tuple[int, ...]) -> None:
+    image, fill = image_of(shape), np.array([5, 100, 250], np.uint8)[: shape[2]]
+    given = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    theirs = functional.erase(given, *box, torch.from_numpy(fill)[:, None, None]).numpy().transpose(1, 2, 0)
+    same(erased(image[None], np.array([box]), fill[None]), theirs)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_padded_crop_is_one_of_theirs(functional: Any, shape: tuple[int, ...]) -> None:
+    (height, width, _), padding, count = shape, 3, 200
+    image = image_of(shape)
+    padded = functional.pad(pillow(image), padding)
+    places = [(top, left) for top in range(2 * padding + 1) for left in range(2 * padding + 1)]
+    theirs = {np.asarray(functional.crop(padded, *place, height, width)).tobytes(): place for place in places}
+    crops = random_crop(np.repeat(image[None], count, axis=0), padding, Key(0, 0, np.arange(count)))
+    found = [theirs[crop.tobytes()] for crop in crops]
+    assert {top for top, _ in found} == {left for _, left in found} == set(range(2 * padding + 1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_flipped_image_is_theirs(functional: Any, shape: tuple[int, ...]) -> None:
+    image = image_of(shape)
+    flipped = random_flip(np.repeat(image[None], 20, axis=0), Key(0, 0, np.arange(20)))
+    mirrored = np.asarray(functional.hflip(pillow(image))).reshape(shape)
+    assert {each.tobytes() for each in flipped} == {image.tobytes(), mirrored.tobytes()}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mixed_batches_and_their_targets(torch: Any, functional: Any, shape: tuple[int, ...]) -> None:
+    """Two images, of which each is the other's partner in both programs."""
+    from torchvision.transforms.v2 import CutMix, MixUp
+
+    images = np.stack([image_of(shape), image_of(shape)[::-1]]).astype(np.float64)
+    labels, (top, bottom, left, right) = np.array([2, 0]), (1, 6, 2, 5)
+    share = 1 - (bottom - top) * (right - left) / (shape[0] * shape[1])
+    given, of_given = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels)
+    both = {"labels": of_given, "batch_size": 2}
+    cut = {**both, "box": (left, top, right, bottom), "lam_adjusted": share}
+    for theirs, parameters, mine in (
+        (MixUp(num_classes=3), {**both, "lam": share}, mixup(images, share)),
+        (CutMix(num_classes=3), cut, cutmix(images, (top, bottom, left, right))),
+    ):
+        np.testing.assert_allclose(mine, theirs.transform(given, parameters).numpy().transpose(0, 2, 3, 1), rtol=1e-12)
+        targets = theirs.transform(of_given, parameters).numpy()
+        np.testing.assert_allclose(mixed_targets(labels, 3, share, np.float64), targets, rtol=1e-6)
