@@ -71,7 +71,7 @@ def test_the_formula_stands_beside_the_code(capsys: pytest.CaptureFixture[str]) 
     text = shown(capsys, "attention")
     assert "dscores = weights * (dweights - sum(dweights * weights))" in text
     assert re.search(r"attention_backward  \S*ops/attention.py:\d+-\d+", text)
-    assert "dscores = softmax_backward(dweights, softmax_cache)" in text  # in a function that it calls
+    assert "dproducts = softmax_backward(dweights, softmax_cache)" in text  # in a function that it calls
     assert '"""' not in text
 
 
