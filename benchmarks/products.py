@@ -2,7 +2,7 @@
 
     forward     patch embedding; in each block qkv, scores = q @ k.T, heads = weights @ v, proj, fc1, fc2; head
     backward    dweight = x.T @ dy and dx = dy @ weight.T of each of those with a weight (no dx of the patch embedding);
-                dv = weights.T @ dheads, dweights = dheads @ v.T, dq = dscores @ k, dk = dscores.T @ q
+                dv = weights.T @ dheads, dweights = dheads @ v.T, dq = dproducts @ k, dk = dproducts.T @ q
 
 Where the head reads the class token alone, the last block has M = 1 query. Operands have the layouts of a step: q, k
 and v are views of (B, N, 3, H, K), heads one of (B, M, H, K). k.T and v.T are laid out by rows, for which BLAS takes up

@@ -227,5 +227,5 @@ def heading(where: Mapping[str, Any], versions: Mapping[str, str], rounds: int) 
     return (
         f"{where['processor']}, {where['cores']} core{'s' * (where['cores'] > 1)} used, {where['system']}; Python "
         f"{where['python']}, {found}{'; with ' * bool(variables)}{variables}; commit {where['commit']}, "
-        f"{where['date']}; {rounds} process{'es' * (rounds > 1)} a system, in turn."
+        f"{where['date']}; {rounds} process{'es' * (rounds > 1)} per system, in turn."
     )

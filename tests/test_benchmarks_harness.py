@@ -182,7 +182,7 @@ def test_a_report_says_where_and_with_what_it_was_measured(monkeypatch: pytest.M
     assert all(found[name] for name in ("cores", "processor", "system", "python", "commit", "date"))
     assert found["cores"] == surroundings(cores() + 1)["cores"] == cores()
     assert ", 1 core used, " in heading(surroundings(1), {}, 1)
-    assert heading(surroundings(1), {}, 1).endswith("; 1 process a system, in turn.")
+    assert heading(surroundings(1), {}, 1).endswith("; 1 process per system, in turn.")
     for name in found["environment"]:
         monkeypatch.delenv(name)
     assert "; with" not in heading(surroundings(), {"NumPy": "2.4"}, 5)

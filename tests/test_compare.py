@@ -45,9 +45,9 @@ def attention(mistake: str = "") -> Pair:
         dv = (weights if mistake == "dv" else weights.swapaxes(-1, -2)) @ dy
         dweights = dy @ v.swapaxes(-1, -2)
         row = 0 if mistake == "row sum" else (dweights * weights).sum(-1, keepdims=True)
-        dscores = weights * (dweights - row) * (1 if mistake == "dscale" else 7**-0.5)
-        dk = (dscores if mistake == "dk" else dscores.swapaxes(-1, -2)) @ q
-        return np.concatenate([merged(dscores @ k), merged(dk), merged(dv)], axis=-1)
+        dproducts = weights * (dweights - row) * (1 if mistake == "dscale" else 7**-0.5)
+        dk = (dproducts if mistake == "dk" else dproducts.swapaxes(-1, -2)) @ q
+        return np.concatenate([merged(dproducts @ k), merged(dk), merged(dv)], axis=-1)
 
     return forward, backward
 

@@ -31,6 +31,7 @@ def test_every_op_is_found() -> None:
         item.name for item in OPS
     }
     assert {"sgd_step", "adam_step", "average_step", "update_grad_scaler"} <= {item.name for item in OPS}
+    assert find("intercepted") is None  # a context manager of the tracer
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,9 @@ def test_every_op_is_found() -> None:
         ("ops.softmax", "softmax_cross_entropy.md"),
         ("DropPath", "dropout.md"),
         ("GradScaler", "grad_scaler.md"),
+        ("clip_factor", "grad_scaler.md"),
+        ("ResNetFeatures", "convolutions.md"),
+        ("Bottleneck", "convolutions.md"),
     ],
 )
 def test_a_name_is_found_however_it_is_written(name: str, page: str) -> None:
@@ -71,7 +75,7 @@ def test_the_formula_stands_beside_the_code(capsys: pytest.CaptureFixture[str]) 
     text = shown(capsys, "attention")
     assert "dscores = weights * (dweights - sum(dweights * weights))" in text
     assert re.search(r"attention_backward  \S*ops/attention.py:\d+-\d+", text)
-    assert "dscores = softmax_backward(dweights, softmax_cache)" in text  # in a function that it calls
+    assert "dproducts = softmax_backward(dweights, softmax_cache)" in text  # in a function that it calls
     assert '"""' not in text
 
 

@@ -67,7 +67,7 @@ def test_every_layer_and_op_has_the_lines_of_both_passes_as_they_are_in_the_file
 
 def test_a_layer_has_its_methods_and_the_functions_of_the_ops_that_it_calls() -> None:
     assert names_of("Attention", "forward")[:3] == ["Attention.forward", "Attention._normed", "attention"]
-    assert {"Attention.backward", "attention_backward", "scores_derivative"} <= {*names_of("Attention", "backward")}
+    assert {"Attention.backward", "attention_backward", "products_derivative"} <= {*names_of("Attention", "backward")}
     assert {"heads", "weighted_values"} <= {*names_of("attention", "forward")}
     assert names_of("LayerNorm", "backward") == ["LayerNorm.backward", "layer_norm_backward", "sum_of_rows"]
     assert "check_attention" not in names_of("attention", "forward")

@@ -230,7 +230,7 @@ def test_a_mutant_is_the_whole_function_with_one_change() -> None:
 
 def test_every_backward_pass_has_mutants(mutants: list[Mutant]) -> None:
     backward = {name for name in ops.__all__ if name.endswith("_backward")}
-    derivatives = {"_derivative", "_exact_derivative", "_tanh_derivative", "scores_derivative"}
+    derivatives = {"_derivative", "_exact_derivative", "_tanh_derivative", "products_derivative"}
     known = [*(getattr(layers, name) for name in layers.__all__), ViT]
     classes = {base for each in known for base in each.__mro__ if issubclass(base, Layer) and base is not Layer}
     own = {value.__qualname__ for each in classes for value in vars(each).values() if isinstance(value, FunctionType)}

@@ -30,7 +30,7 @@ examples:
   minivit trace runs/cifar10-1
   minivit trace runs/cifar10-1 --image cat.jpg --label cat --at "blocks.*.attn"
   minivit trace vit_tiny_patch4_32 --zero blocks.3.attn.heads.2
-  minivit trace runs/cifar10-1 --scale blocks.5.dy=0.1 --save trace.safetensors"""
+  minivit trace runs/cifar10-1 --scale blocks.2.dy=0.1 --save trace.safetensors"""
 
 _BAR = 8  # characters
 _DECADES = 3  # the least range of the bars

@@ -94,7 +94,11 @@ def known_ops() -> dict[str, Callable[..., Any]]:
         module = importlib.import_module(f"{ops.__name__}.{about.name}")
         for name, value in vars(module).items():
             own = inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
-            is_op = own and about.name != "registry" and (hasattr(value, "__wrapped__") or name in ops.__all__)
+            is_op = (
+                own
+                and about.name not in ("registry", "interception")
+                and (hasattr(value, "__wrapped__") or name in ops.__all__)
+            )
             if is_op and not name.endswith("_backward"):
                 found[name] = value
     return dict(sorted(found.items()))
@@ -161,7 +165,8 @@ def _op(name: str) -> Explained:
     own = [forward, *([backward] if backward else [])]
     functions = [function_lines(each, each.__name__) for each in (*own, *functions_called(own))]
     formula = inspect.getdoc(module) or ""
-    pages = {page: [name] for page in _PAGE.findall(formula)}
+    about = next((text for text in (inspect.getdoc(forward) or "", formula) if _PAGE.search(text)), "")
+    pages = {page: [name] for page in _PAGE.findall(about)}
     return Explained(name, "op", f"ops.{name}: {_first_line(forward)}", formula, tuple(functions), (), pages)
 
 
@@ -169,10 +174,11 @@ def _class(name: str, cls: type | None = None) -> Explained:
     cls = cls or known_classes()[name]
     names = _names_called(cls)
     used = ops_called(cls)
-    module_text = inspect.getdoc(sys.modules[cls.__module__]) or ""
-    own = _PAGE.findall(module_text) if cls.__module__.startswith("minivit.") else []
-    pages: dict[str, list[str]] = {page: [cls.__name__] for page in own}
-    formulas = [module_text] if own else [inspect.cleandoc(cls.__doc__ or "")]
+    own = inspect.cleandoc(cls.__doc__ or "")
+    module_text = (inspect.getdoc(sys.modules[cls.__module__]) or "") if cls.__module__.startswith("minivit.") else ""
+    about = next((text for text in (own, module_text) if _PAGE.search(text)), own)
+    pages: dict[str, list[str]] = {page: [cls.__name__] for page in _PAGE.findall(about)}
+    formulas = [about]
     for op in used:
         explained = _op(op)
         if explained.formula not in formulas:

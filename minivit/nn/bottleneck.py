@@ -74,6 +74,7 @@ class Bottleneck(_Block):
     """A block with its last activation after the sum: ``relu(branch(x) + shortcut(x))``.
 
     The branch is conv1, norm1, act1, conv2, norm2, act2, conv3, norm3; act3 follows the sum. Activations are ReLUs.
+    The steps are in docs/derivations/convolutions.md.
 
     Parameters
     ----------
@@ -115,7 +116,8 @@ class PreActBottleneck(_Block):
     """A block with an activation before each convolution: ``branch(h) + shortcut``, with ``h = relu(norm1(x))``.
 
     The branch is conv1, norm2, act2, conv2, norm3, act3, conv3. The shortcut is `x`, or the convolution of `h` in the
-    first block of a stage. The parameters are those of `Bottleneck`.
+    first block of a stage. The parameters are those of `Bottleneck`. The steps are in
+    docs/derivations/convolutions.md.
     """
 
     is_preact = True

@@ -87,6 +87,8 @@ class Stage(Layer):
 class ResNetFeatures(Layer):
     """A ResNet without its head: images (B, height, width, C) to features (B, rows, columns, O).
 
+    The steps are in docs/derivations/convolutions.md.
+
     Parameters
     ----------
     in_chans : int
@@ -149,6 +151,8 @@ class ResNetFeatures(Layer):
 
 class ResNet(Layer):
     """A ResNet with group norm as a classifier, the baseline of the ViT paper: images to logits (B, num_classes).
+
+    The steps are in docs/derivations/convolutions.md.
 
     Parameters
     ----------

@@ -6,7 +6,8 @@
 
     ddropped = dy @ v.T             dv = dropped.T @ dy
     dweights = ddropped * mask      dscores = weights * (dweights - sum(dweights * weights))
-    dq = dscores @ k * scale        dk = dscores.T @ q * scale
+    dproducts = dscores * scale     the gradient of the products q @ k.T
+    dq = dproducts @ k              dk = dproducts.T @ q
 
 With `queries`, a slice of M query tokens, q, scores, y and dq have the rows of these tokens alone. The products run
 over the last two axes of (B, H, N, K) views of qkv, whose columns are q, k, v, each head by head. The steps are in
@@ -56,24 +57,24 @@ def check_attention(qkv: Array, num_heads: int, mask: Array | None, queries: sli
     return xp
 
 
-def weighted_values(scores: Array, v: Array, mask: Array | None, keep: bool) -> tuple[Array, SoftmaxCache | None]:
-    """Return ``softmax(scores / sqrt(K)) * mask @ v``, (B, M, H K), and the cache of the softmax.
+def weighted_values(products: Array, v: Array, mask: Array | None, keep: bool) -> tuple[Array, SoftmaxCache | None]:
+    """Return ``softmax(products / sqrt(K)) * mask @ v``, (B, M, H K), and the cache of the softmax.
 
-    The `scores` (B, H, M, N) are changed in place. This is what all forms of attention have in common.
+    The `products` ``q @ k.T`` (B, H, M, N) are changed in place. This is what all forms of attention have in common.
     """
-    xp = namespace(scores)
-    B, H, M, _ = scores.shape
+    xp = namespace(products)
+    B, H, M, _ = products.shape
     K = v.shape[-1]
-    scores *= K**-0.5
-    weights, softmax_cache = softmax(scores, keep=keep)
+    products *= K**-0.5  # the scores
+    weights, softmax_cache = softmax(products, keep=keep)
     dropped = weights if mask is None else weights * mask
     y = xp.empty((B, M, H, K), dtype=v.dtype)
     xp.matmul(dropped, v, out=y.transpose(0, 2, 1, 3))
     return y.reshape(B, M, H * K), softmax_cache
 
 
-def scores_derivative(dy: Array, v: Array, mask: Array | None, softmax_cache: SoftmaxCache, dv: Array) -> Array:
-    """Return ``dscores`` for the gradient `dy` of the result of `weighted_values`, and write `dv`."""
+def products_derivative(dy: Array, v: Array, mask: Array | None, softmax_cache: SoftmaxCache, dv: Array) -> Array:
+    """Return ``dproducts`` for the gradient `dy` of the result of `weighted_values`, and write `dv`."""
     xp = namespace(dy)
     weights = softmax_cache.y
     B, H, M, _ = weights.shape
@@ -84,9 +85,9 @@ def scores_derivative(dy: Array, v: Array, mask: Array | None, softmax_cache: So
     dweights = dy @ v.swapaxes(-1, -2)
     if mask is not None:
         dweights *= mask
-    dscores = softmax_backward(dweights, softmax_cache)
-    dscores *= K**-0.5
-    return dscores
+    dproducts = softmax_backward(dweights, softmax_cache)  # dscores
+    dproducts *= K**-0.5
+    return dproducts
 
 
 @op
@@ -116,8 +117,8 @@ def attention(
     """
     check_attention(qkv, num_heads, mask, queries)
     q, k, v = heads(qkv, num_heads)
-    scores = q[:, :, queries] @ k.swapaxes(-1, -2)
-    y, softmax_cache = weighted_values(scores, v, mask, keep)
+    products = q[:, :, queries] @ k.swapaxes(-1, -2)
+    y, softmax_cache = weighted_values(products, v, mask, keep)
     return y, None if softmax_cache is None else AttentionCache(qkv, softmax_cache, mask, queries)
 
 
@@ -131,7 +132,7 @@ def attention_backward(dy: Array, cache: AttentionCache) -> Array:
     q, k, v = heads(qkv, H)
     dqkv = xp.zeros(qkv.shape, dtype=qkv.dtype)
     dq, dk, dv = heads(dqkv, H)
-    dscores = scores_derivative(dy, v, mask, softmax_cache, dv)
-    xp.matmul(dscores, k, out=dq[:, :, queries])
-    xp.matmul(dscores.swapaxes(-1, -2), q[:, :, queries], out=dk)
+    dproducts = products_derivative(dy, v, mask, softmax_cache, dv)
+    xp.matmul(dproducts, k, out=dq[:, :, queries])
+    xp.matmul(dproducts.swapaxes(-1, -2), q[:, :, queries], out=dk)
     return dqkv

@@ -116,10 +116,10 @@ def _numbers_below(images: Array) -> tuple[Array, Array]:
 
 
 def color_jitter(images: Array, key: Key, strength: float) -> Array:
-    """Return `images` with random brightness, contrast and saturation, in this order, as timm's `color_jitter`.
+    """Return `images` with random brightness, contrast and saturation, in this fixed order.
 
-    Each factor is uniform from ``1 - strength`` to ``1 + strength``; none is below 0. An image that would turn black
-    stays as it is.
+    The ranges are those of timm's `color_jitter`, which draws the order too. Each factor is uniform from
+    ``1 - strength`` to ``1 + strength``; none is below 0. An image that would turn black stays as it is.
     """
     namespace(images, key.sample_ids)
     factors = (2.0 * uniform(key, 3) - 1.0) * strength + 1.0

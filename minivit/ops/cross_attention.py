@@ -2,8 +2,8 @@
 
     scores = q @ k.T / sqrt(K)        weights = softmax(scores)        y = weights @ v
 
-    dv = weights.T @ dy        dscores = weights * (dy @ v.T - sum(dy @ v.T * weights)) / sqrt(K)
-    dq = dscores @ k           dk = dscores.T @ q
+    dv = weights.T @ dy               dscores = weights * (dy @ v.T - sum(dy @ v.T * weights))
+    dproducts = dscores / sqrt(K)     dq = dproducts @ k        dk = dproducts.T @ q
 
 Queries that all images share, (1, M, H K), get the sum of dq over the images. The rest is as in attention.py; the steps
 are in docs/derivations/attention.md.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
-from minivit.ops.attention import heads, scores_derivative, weighted_values
+from minivit.ops.attention import heads, products_derivative, weighted_values
 from minivit.ops.registry import op, op_backward
 from minivit.ops.shapes import expect, expect_gradient, same_dtype
 from minivit.ops.softmax import SoftmaxCache
@@ -76,7 +76,7 @@ def cross_attention_backward(dy: Array, cache: CrossAttentionCache) -> tuple[Arr
     (q_heads,), (k, v) = heads(q, H, 1), heads(kv, H, 2)
     dq, dkv = xp.empty(dy.shape, dtype=q.dtype), xp.empty(kv.shape, dtype=kv.dtype)
     (dq_heads,), (dk, dv) = heads(dq, H, 1), heads(dkv, H, 2)
-    dscores = scores_derivative(dy, v, None, softmax_cache, dv)
-    xp.matmul(dscores, k, out=dq_heads)
-    xp.matmul(dscores.swapaxes(-1, -2), q_heads, out=dk)
+    dproducts = products_derivative(dy, v, None, softmax_cache, dv)
+    xp.matmul(dproducts, k, out=dq_heads)
+    xp.matmul(dproducts.swapaxes(-1, -2), q_heads, out=dk)
     return dq.sum(axis=0, keepdims=True) if len(q) == 1 else dq, dkv

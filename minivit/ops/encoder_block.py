@@ -1,4 +1,4 @@
-"""The one layer that has kernels, `EncoderBlock`: its name in the registry, and what a kernel reads of it.
+"""`EncoderBlock`, a layer that has kernels, as `ConvStem` has: its name in the registry, and what a kernel reads of it.
 
 Kernels import `ops` and never `nn`, so that what they read is typed by protocols.
 """

@@ -5,7 +5,7 @@
             t = tanh(inner)             inner = c * (x + a * x**3),  c = sqrt(2 / pi),  a = 0.044715
 
 Phi is the normal distribution function and phi its density; both use the same exp(-x**2 / 2) (erf.py). The two forms
-differ by up to 4.8e-4 and their derivatives by up to 8.7e-4, so each form has its own derivative. The steps are in
+differ by up to 4.7e-4 and their derivatives by up to 8.7e-4, so each form has its own derivative. The steps are in
 docs/derivations/gelu.md.
 """
 

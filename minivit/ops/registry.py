@@ -67,7 +67,7 @@ _here: ContextVar[frozenset[str]] = ContextVar("here", default=frozenset())
 
 
 def declare(name: str) -> None:
-    """Allow kernels for `name`. The decorator `op` calls this, and so does the module of the layer with kernels.
+    """Allow kernels for `name`. The decorator `op` calls this, and so does the module of a layer with kernels.
 
     Raises
     ------
@@ -196,8 +196,8 @@ def runs_references_only() -> bool:
 def reference_only(*names: str) -> Iterator[None]:
     """Run every op, or those of `names`, as its reference, in all threads, while the block lasts.
 
-    Under "EncoderBlock", the name of the layer that has kernels, a block calls the layers in it. Without names, the
-    last block of a model computes all tokens too, and not the class token alone (`ViT.queries`).
+    Under "EncoderBlock" or "ConvStem", the names of the layers that have kernels, such a layer calls the layers in it.
+    Without names, the last block of a model computes all tokens too, and not the class token alone (`ViT.queries`).
     """
     block = frozenset(names or _kernels)
     _blocks.append(block)

@@ -3,12 +3,12 @@
     scores = (q @ k.T + relative) / sqrt(K)        relative[i, j] = by_distance[i, i - j + N - 1]
     by_distance = q @ rel_pos.T                    row d of rel_pos belongs to the distance i - j = d - (N - 1)
 
-    dby_distance[i, i - j + N - 1] = dscores[i, j]          0 for a distance that row i does not have
-    dq = dscores @ k + dby_distance @ rel_pos               dk = dscores.T @ q
+    dby_distance[i, i - j + N - 1] = dproducts[i, j]        0 for a distance that row i does not have
+    dq = dproducts @ k + dby_distance @ rel_pos             dk = dproducts.T @ q
     drel_pos = sum of dby_distance.T @ q over images and heads
 
-The vectors are keys that depend on the distance alone; all heads share them. The rest, and dscores, are as in
-attention.py; the steps are in docs/derivations/attention.md.
+dproducts = dscores / sqrt(K) is the gradient of q @ k.T + relative. The vectors are keys that depend on the distance
+alone; all heads share them. The rest is as in attention.py; the steps are in docs/derivations/attention.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from minivit.arrays import Array, namespace
-from minivit.ops.attention import ALL, check_attention, heads, scores_derivative, weighted_values
+from minivit.ops.attention import ALL, check_attention, heads, products_derivative, weighted_values
 from minivit.ops.registry import op, op_backward
 from minivit.ops.shapes import expect, expect_gradient, same_dtype
 from minivit.ops.softmax import SoftmaxCache
@@ -74,9 +74,9 @@ def relative_attention(
     q, k, v = heads(qkv, num_heads)
     q = q[:, :, queries]
     rows, distances = _entries(xp, N, queries)
-    scores = q @ k.swapaxes(-1, -2)
-    scores += (q @ rel_pos.T)[:, :, rows, distances]
-    y, softmax_cache = weighted_values(scores, v, mask, keep)
+    products = q @ k.swapaxes(-1, -2)
+    products += (q @ rel_pos.T)[:, :, rows, distances]
+    y, softmax_cache = weighted_values(products, v, mask, keep)
     return y, None if softmax_cache is None else RelativeAttentionCache(qkv, rel_pos, softmax_cache, mask, queries)
 
 
@@ -91,11 +91,11 @@ def relative_attention_backward(dy: Array, cache: RelativeAttentionCache) -> tup
     q = q[:, :, queries]
     dqkv = xp.zeros(qkv.shape, dtype=qkv.dtype)
     dq, dk, dv = heads(dqkv, H)
-    dscores = scores_derivative(dy, v, mask, softmax_cache, dv)
+    dproducts = products_derivative(dy, v, mask, softmax_cache, dv)
     rows, distances = _entries(xp, N, queries)
     dby_distance = xp.zeros((B, H, M, len(rel_pos)), dtype=qkv.dtype)
-    dby_distance[:, :, rows, distances] = dscores
-    dq[:, :, queries] = dscores @ k + dby_distance @ rel_pos
-    xp.matmul(dscores.swapaxes(-1, -2), q, out=dk)
+    dby_distance[:, :, rows, distances] = dproducts
+    dq[:, :, queries] = dproducts @ k + dby_distance @ rel_pos
+    xp.matmul(dproducts.swapaxes(-1, -2), q, out=dk)
     drel_pos = dby_distance.reshape(-1, len(rel_pos)).T @ q.reshape(-1, q.shape[-1])
     return dqkv, drel_pos

@@ -188,7 +188,10 @@ def average_step(average: Array, values: Array, *, weight: float) -> None:
 
 @op
 def gradient_norm(gradients: Array) -> Array:
-    """Return the L2 norm of the flat vector `gradients`, a 0-d array on its device."""
+    """Return the L2 norm of the flat vector `gradients`, a 0-d array on its device.
+
+    See docs/derivations/grad_scaler.md.
+    """
     xp = namespace(gradients)
     size = 1 << 16 if xp is np else max(1, gradients.size)
     pieces = (gradients[start : start + size] for start in range(0, gradients.size, size))
@@ -197,7 +200,10 @@ def gradient_norm(gradients: Array) -> Array:
 
 @np.errstate(under="ignore")
 def clip_factor(norm: Array, max_norm: float) -> Array:
-    """Return the factor, at most 1, that scales a vector of norm `norm` (0-d) to a norm of at most `max_norm`."""
+    """Return the factor, at most 1, that scales a vector of norm `norm` (0-d) to a norm of at most `max_norm`.
+
+    See docs/derivations/grad_scaler.md.
+    """
     xp = namespace(norm)
     scale = max_norm / (norm + 1e-6)
     return xp.where(scale < 1.0, scale, xp.ones_like(scale))

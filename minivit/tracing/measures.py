@@ -131,7 +131,7 @@ class GradientFlow(NamedTuple):
     names : list of str
         The parts of the model: the patch embedding, each block, the norms and the head.
     activations, gradients : array
-        The norms of the result of each part, and of the gradient of the loss in it.
+        The norms of the result of each part, and of the gradient of the loss with respect to it.
     parameters : array
         The norms of the gradients of all parameters in each part; 0 for one without parameters.
     """

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     name, kind : str
         As of its `Record`.
     y, dy : Statistics or None
-        Of its result and of the gradient of the loss in the result; None without a backward pass.
+        Of its result and of the gradient of the loss with respect to the result; None without a backward pass.
     gradient : float or None
         The norm of the gradient of all parameters in it; None if it has none, NaN if it is not finite.
     saturated : float or None

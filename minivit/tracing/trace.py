@@ -1,7 +1,7 @@
 """`trace`: run a model forward and backward once, and return everything that passed through its layers and ops.
 
     trace = minivit.trace(model, images, labels)
-    trace["blocks.3.attn"].dy                    the gradient of the loss in the result of a layer
+    trace["blocks.3.attn"].dy                    the gradient of the loss with respect to a layer's result
     trace["blocks.3.attn"].weights               attention's weights (B, H, N, N)
     trace["blocks.*.attn"].dweights              a list, one for each block
     print(trace)                                 a table by depth

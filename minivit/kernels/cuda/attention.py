@@ -76,11 +76,11 @@ def attend_backward(dy: Array, cache: CudaAttentionCache) -> Array:
     product(dy, v.swapaxes(1, 2), dweights[..., :N])
     if mask is not None:
         dweights = multiply(dweights, mask)
-    dscores = _rounded(dweights, qkv.dtype)
-    scaled_softmax_backward(dweights, weights, K**-0.5, dscores, N)
-    dscores = dscores[..., :N]
-    product(dscores, k, dq[:, queries])
-    product(dscores.swapaxes(1, 2), q, dk)
+    dproducts = _rounded(dweights, qkv.dtype)
+    scaled_softmax_backward(dweights, weights, K**-0.5, dproducts, N)
+    dproducts = dproducts[..., :N]
+    product(dproducts, k, dq[:, queries])
+    product(dproducts.swapaxes(1, 2), q, dk)
     return dqkv
 
 

@@ -4,8 +4,8 @@
     y = (e @ v) / s
 
     dy_s = dy / s                   delta = sum(dy_s * y)      since sum(dweights * weights) = sum(dy * y)
-    dv = e.T @ dy_s                 dscores = e * (dy_s @ (v.T * scale) - delta * scale)
-    dq = dscores @ k                dk = dscores.T @ q
+    dv = e.T @ dy_s                 dproducts = e * (dy_s @ (v.T * scale) - delta * scale)
+    dq = dproducts @ k              dk = dproducts.T @ q
 
 The scale and the division are applied to the (N, K) operands, and the row sums of the softmax gradient are computed
 from the (N, K) results (Dao et al. 2022, appendix B); delta is one more column of the product. The passes over the
@@ -13,7 +13,7 @@ scores are one exponential and one sum forward, and one elementwise product back
 BLAS is up to twice as fast when both operands are row-major. The shift by the maximum, which only keeps exp in range,
 is applied if the sums show that it is needed.
 
-Backward, dscores comes first: it reads the exponentials in order, and the product with their transpose finds them in
+Backward, dproducts comes first: it reads the exponentials in order, and the product with their transpose finds them in
 cache. The other way round a step takes 2 % longer.
 """
 
@@ -124,11 +124,11 @@ def _backward(dy: Array, cache: FastAttentionCache) -> Array:
     dy_s, left = dy_s.swapaxes(1, 2), left.swapaxes(1, 2)
     for group in pieces(B, H * M * k.shape[2] * qkv.itemsize):
         e_group = e[group]
-        dscores = left[group] @ right[group]
-        dscores *= e_group
+        dproducts = left[group] @ right[group]
+        dproducts *= e_group
         np.matmul(e_group.swapaxes(-1, -2), dy_s[group], out=dv[group])  # when e is in cache
-        np.matmul(dscores, k[group], out=dq[group])
-        np.matmul(dscores.swapaxes(-1, -2), q[group], out=dk[group])
+        np.matmul(dproducts, k[group], out=dq[group])
+        np.matmul(dproducts.swapaxes(-1, -2), q[group], out=dk[group])
     return dqkv
 
 
