@@ -4,8 +4,8 @@ Each image draws one of 14 ops. TrivialAugment draws its magnitude too, one of 3
 applies it once. RandAugment has one magnitude for all, a narrower range, and applies several ops one after another.
 Translations are a fraction of the side: torchvision's 32 pixels are those of an image of 224. They are rounded to the
 nearest pixel, where torchvision truncates them; solarize at magnitude 0 changes nothing, where torchvision inverts
-white. The images of a batch are
-grouped by their op, and each op runs once, the affine maps all in one. An image that would turn black stays as it is.
+white. The images of a batch are grouped by their op, and each op runs once, the affine maps all in one. An image that
+would turn black stays as it is.
 """
 
 from __future__ import annotations

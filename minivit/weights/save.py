@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.errors import UserError
+from minivit.errors import UserError, install
 from minivit.files import atomic_write, write_json
 from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
@@ -141,7 +141,7 @@ def _save_onnx(model: ViT, path: Path, extra: Mapping[str, Any]) -> None:
 
         from minivit.weights.onnx_layers import onnx_model
     except ImportError as error:
-        raise UserError("the format 'onnx' needs the package onnx: pip install 'minivit[onnx]'") from error
+        raise UserError(f"the format 'onnx' needs the package onnx: {install('onnx')}") from error
     host = ViT.without_values(model.config)
     host.initialize(None, "float32")
     host.load_state_dict({name: value.astype(np.float32) for name, value in model.state_dict().items()})
