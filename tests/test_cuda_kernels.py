@@ -194,16 +194,16 @@ def test_training_images_have_the_same_bits_as_on_the_host(device: str, dtype: s
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_that_a_crop_would_turn_black_is_not_cropped_there_either(device: str, channels: int) -> None:
     """Each image has one value that is not black: for every place in it, there are shifts that leave it out or in."""
-    shape = (4, 5, channels)
-    images = np.diag(np.full(4 * 5 * channels, 200, np.uint8)).reshape(-1, *shape)
+    shape = (8, 9, channels)  # with three channels, more values than the threads of a block
+    images = np.eye(8 * 9 * channels, dtype=np.uint8).reshape(-1, *shape)
     samples = np.arange(len(images))
-    scale, shift = channel_scale((0.5,) * channels, (0.25,) * channels, np.float32, np)
+    scale, shift = channel_scale((0.0,) * channels, (1.0,) * channels, np.float32, np)
 
     def made(library: str, step: int) -> Array:
         key = Key(3, step, to_backend(samples, library))
         given = {"scale": to_backend(scale, library), "shift": to_backend(shift, library)}
         resident = to_backend(images, library)
-        return to_host(training_images(resident, key, crop_padding=3, flip=True, dtype=np.float32, **given))
+        return to_host(training_images(resident, key, crop_padding=7, flip=True, dtype=np.float32, **given))
 
     for step in range(12):
         expected = made("numpy", step)

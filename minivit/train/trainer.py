@@ -313,8 +313,9 @@ class Trainer(Training):
     def _expect_learning(self, lines: list[dict[str, Any]]) -> None:
         """Warn once, at the end of an epoch, if a classifier has learnt nothing."""
         if not (self._is_learning or self.gives_losses):
-            labels = self.dataset.train_labels[self.train_index]
-            self._is_learning, words = nothing_learnt(self.recipe, self.steps_per_epoch, lines, labels)
+            labels, classes = self.dataset.train_labels, len(self.dataset.class_names)
+            parts = labels[self.train_index], labels[self.validation_index]
+            self._is_learning, words = nothing_learnt(self.recipe, self.steps_per_epoch, lines, *parts, classes)
             if words:
                 warnings.warn(words, stacklevel=2)
 
