@@ -16,6 +16,7 @@ from strict import strict
 
 from minivit.arrays import to_backend, to_host
 from minivit.ops.affine import affine, shear, translation
+from minivit.ops.augment import random_crop
 from minivit.ops.auto_augment import OPS, RAND, TRIVIAL, rand_augment, trivial_augment
 from minivit.ops.color import brightness, color_jitter, equalize, saturation
 from minivit.ops.erasing import erased, random_erasing
@@ -30,7 +31,8 @@ RANDOM: dict[str, Callable[[Any, Key], Any]] = {
     "rand": lambda images, key: rand_augment(images, key, 2, 9),
     "jitter": lambda images, key: color_jitter(images, key, 0.8),
     "erasing": lambda images, key: random_erasing(images, key, 0.5),
-    "resized crop": lambda images, key: random_resized_crop(images, key, (0.2, 1.0)),
+    "resized crop": lambda images, key: random_resized_crop(images, key, (0.05, 1.0)),
+    "padded crop": lambda images, key: random_crop(images, 1, key),
 }
 WITHOUT_MAGNITUDE = ("autocontrast", "equalize")
 
@@ -81,7 +83,7 @@ def test_an_image_has_the_same_bits_in_any_micro_batch(
     np.testing.assert_array_equal(backwards, whole[::-1])
 
 
-@pytest.mark.parametrize("name", ["trivial", "rand", "jitter", "erasing"])
+@pytest.mark.parametrize("name", RANDOM)
 @given(shape=SHAPES, seed=SEEDS, brightest=st.integers(1, 255), share=st.floats(0, 1))
 def test_no_image_turns_black(name: str, shape: tuple[int, ...], seed: int, brightest: int, share: float) -> None:
     """Nor dark images, and those of which a few pixels alone are not black."""

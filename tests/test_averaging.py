@@ -126,6 +126,44 @@ def test_a_longer_run_averages_its_own_last_epochs(tmp_path: Path) -> None:
     assert_same_bits([first], [listener.values[0][span]])
 
 
+def lengthened(path: Path, epochs: int) -> tuple[EveryEpoch, RunFolder]:
+    """Return what a run of 5 epochs, of which the last 2 are averaged, does in further epochs."""
+    run = run_at(path, replace(STOCHASTIC, epochs=5, swa_start=0.6))
+    train(run, make_dataset(), Listener(), threads=1)
+    listener = EveryEpoch()
+    listener.trainer = Trainer(RunFolder.open(run.path).replaced(epochs=epochs), make_dataset(), 1)
+    listener.trainer.fit(listener, resume=True)
+    return listener, run
+
+
+def test_the_average_of_a_slightly_longer_run_has_no_epoch_before_its_own(tmp_path: Path) -> None:
+    """Of 7 epochs the first averaged is the 5th; the average so far is one of the 4th and the 5th."""
+    listener, run = lengthened(tmp_path / "run", 7)
+    assert listener.trainer.averaging.count == 2
+    span = listener.trainer.model.parameters["head.weight"].span
+    mean = (listener.values[0][span] + listener.values[1][span]) / 2
+    np.testing.assert_allclose(listener.averaged[1]["head.weight"].ravel(), mean, rtol=1e-6, atol=1e-7)
+    assert listener.trainer.state.best_epoch in (6, 7)
+    again = run_at(tmp_path / "again", replace(STOCHASTIC, epochs=5, swa_start=0.6))
+    train(again, make_dataset(), Listener(), threads=1)
+    for at in (23, 26):  # before and after the end of the 6th epoch
+        longer = RunFolder.open(again.path).replaced(epochs=7)
+        with pytest.raises(Killed):
+            train(longer, make_dataset(), Listener(at, kill), threads=1, resume=True, checkpoint_seconds=0.0)
+    train(RunFolder.open(again.path), make_dataset(), Listener(), threads=1, resume=True)
+    assert bits(again) == bits(run)
+
+
+def test_an_average_of_the_last_epochs_of_a_longer_run_goes_on(tmp_path: Path) -> None:
+    listener, _ = lengthened(tmp_path / "run", 6)  # int(6 * 0.6) is 3, as for 5 epochs
+    assert listener.trainer.averaging.count == 3
+
+
+def test_the_epochs_before_an_average_are_counted_without_the_error_of_the_product() -> None:
+    assert replace(STOCHASTIC, epochs=100, swa_start=0.29).swa_epochs_before == 29
+    assert replace(STOCHASTIC, epochs=7, swa_start=0.5).swa_epochs_before == 3
+
+
 def test_a_checkpoint_without_its_average_is_refused(tmp_path: Path) -> None:
     run = run_at(tmp_path / "run", POLYAK)
     with pytest.raises(Killed):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import TINY, Minivit, assert_refused
+from small_run import RECIPE, run_at
 
 
 @pytest.fixture
@@ -54,6 +56,19 @@ def test_a_run_without_a_result_has_what_its_metrics_have(cli: Minivit, folder: 
     assert stopped["seconds"] == lines[-1]["seconds"]
     assert of_run(folder / "deeper" / "other", values)["val_accuracy"] is None
     assert values["differences"] == {}
+
+
+def test_the_best_epoch_of_an_unfinished_run_is_one_with_an_average(cli: Minivit) -> None:
+    for choose_by in ("accuracy", "loss"):
+        run = run_at(Path("all") / choose_by, replace(RECIPE, epochs=4, swa_start=0.5, choose_by=choose_by))
+        measured = enumerate([(0.9, 0.1), (0.8, 0.2), (0.7, 0.8), (0.6, 0.7)], start=1)
+        run.write_metrics(
+            [
+                {"epoch": epoch, "step": epoch, "train_loss": 1.0, "val_accuracy": accuracy, "val_loss": loss}
+                for epoch, (accuracy, loss) in measured
+            ]
+        )
+    assert [each["val_accuracy"] for each in cli("runs", "all", "--json").json()["runs"]] == [0.7, 0.6]
 
 
 def test_a_run_without_an_epoch_is_listed_and_not_drawn(cli: Minivit, folder: Path) -> None:

@@ -190,6 +190,27 @@ def test_training_images_have_the_same_bits_as_on_the_host(device: str, dtype: s
         assert_same_bits([to_host(got)], [made(images, samples, "numpy")])
 
 
+@on_devices
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_that_a_crop_would_turn_black_is_not_cropped_there_either(device: str, channels: int) -> None:
+    """Each image has one value that is not black: for every place in it, there are shifts that leave it out or in."""
+    shape = (8, 9, channels)  # with three channels, more values than the threads of a block
+    images = np.eye(8 * 9 * channels, dtype=np.uint8).reshape(-1, *shape)
+    samples = np.arange(len(images))
+    scale, shift = channel_scale((0.0,) * channels, (1.0,) * channels, np.float32, np)
+
+    def made(library: str, step: int) -> Array:
+        key = Key(3, step, to_backend(samples, library))
+        given = {"scale": to_backend(scale, library), "shift": to_backend(shift, library)}
+        resident = to_backend(images, library)
+        return to_host(training_images(resident, key, crop_padding=7, flip=True, dtype=np.float32, **given))
+
+    for step in range(12):
+        expected = made("numpy", step)
+        assert (expected > 0).reshape(len(images), -1).sum(axis=1).tolist() == [1] * len(images)
+        assert_same_bits([made(device, step)], [expected])
+
+
 # The numbers between the groups, and some within the last pack of the second, are not updated.
 GROUPS = (Group(slice(0, 40), 0.1, 0.01), Group(slice(64, 151), 0.2, 0.0), Group(slice(192, 1280), 0.3, 0.5))
 

@@ -62,6 +62,12 @@ extern "C" __global__ void __launch_bounds__(256) row_sums(const REAL *x, REAL *
 }
 """
 
+ANY = """
+extern "C" __global__ void any_of(const int *x, int *out, int count) {
+  for (int i = 0; i < count; ++i) out[i * blockDim.x + threadIdx.x] = __syncthreads_or(x[i * blockDim.x + threadIdx.x]);
+}
+"""
+
 REVERSE = """
 #ifndef DYNAMIC_SHARED
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
@@ -152,6 +158,16 @@ def test_sums_over_a_block_have_the_same_bits_in_every_order(dtype: str, order: 
         row_sums((5,), (256,), (on_device(x), results[1], 1000))
     assert (host(results[0]) == host(results[1])).all()
     assert np.allclose(host(results[0]), np.stack([x.sum(1), np.square(x).sum(1)], 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_thread_learns_whether_a_number_of_any_is_not_zero(order: str) -> None:
+    x = np.zeros((5, 70), np.int32)
+    x[1, 69], x[3, 0], x[4] = 4, -2, 1
+    out = on_device(np.full((5, 70), 9, np.int32))
+    with thread_order(order, seed=5):
+        kernel(ANY, "any_of")((1,), (70,), (on_device(x), out, 5))
+    assert ((host(out) != 0) == np.array([0, 1, 0, 1, 1])[:, None]).all()
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -15,8 +15,9 @@ from command_line import TINY, Minivit, assert_refused
 from devices import needs_kernels
 from small_run import RECIPE, Killed, Listener, bits, kill, make_dataset, run_at, train
 
-from minivit import RunError, load_model
+from minivit import AdamW, RunError, load_model
 from minivit.arrays import Array, to_host
+from minivit.data import normalize
 from minivit.errors import UserError
 from minivit.tracing import load_trace
 from minivit.train import nan_dump
@@ -34,6 +35,7 @@ pytestmark = [
 ]
 
 ROLLBACK = replace(RECIPE, on_nan="rollback", warmup_epochs=0.0, schedule="constant")
+ONE_EPOCH = replace(RECIPE, epochs=1, batch_size=100, warmup_epochs=0.0)  # of one step
 STEP = 6  # of 12, from 1; it is the second of the second epoch
 
 
@@ -136,24 +138,77 @@ def test_a_parameter_that_is_not_finite_is_written_with_the_last_batch(tmp_path:
     assert layer in load_trace(folder / "trace.safetensors")
 
 
-def test_images_of_an_evaluation_are_those_whose_logits_are_not_finite(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from minivit import AdamW
-
+@pytest.fixture
+def leap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the parameters after every step be so large that evaluations overflow."""
     step = AdamW.step
 
-    def leap(self: Any, factor: Any) -> None:
+    def leaping(self: Any, factor: Any) -> None:
         step(self, factor)
-        self._store.values[...] *= np.float32(1e30)
+        self._store.values[...] *= 1e30
 
-    monkeypatch.setattr(AdamW, "step", leap)
+    monkeypatch.setattr(AdamW, "step", leaping)
+
+
+@pytest.mark.usefixtures("leap")
+def test_images_of_an_evaluation_are_those_whose_logits_are_not_finite(tmp_path: Path) -> None:
     run = run_at(tmp_path / "run", replace(RECIPE, batch_size=100))
     with pytest.raises(RunError, match="on the validation images after it"):
         train(run, make_dataset(), Listener())
     batch = read_batch(run.path / "nan")
     assert 0 < len(batch["images"]) <= 7
     assert not np.isfinite(load_model(run.path / "nan")(batch["images"])).all(axis=1).any()
+
+
+@pytest.mark.usefixtures("leap")
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_images_of_an_evaluation_are_named_by_their_place_in_the_data_set(
+    part: str, cli: Minivit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_at(Path("run"), replace(ONE_EPOCH, validation=0.2 * (part == "validation")))
+    with pytest.raises(RunError, match=f"on the {part} images after it"):
+        train(run, make_dataset(), Listener())
+    batch, dataset = read_batch(run.path / "nan"), make_dataset()
+    pixels = dataset.test_images if part == "test" else dataset.train_images
+    np.testing.assert_array_equal(batch["images"], normalize(pixels, (0.5,), (0.25,), "float32")[batch["samples"]])
+    names = cli("trace", "run/nan", "--json").json()["images"]
+    assert names == [f"{part} image {sample}" for sample in batch["samples"]]
+
+
+@pytest.mark.usefixtures("leap")
+def test_nan_on_the_test_images_ends_a_run_without_advice_to_roll_back(tmp_path: Path) -> None:
+    """All steps are done: a run that is resumed ends in the same error, with a rollback too."""
+    run = run_at(tmp_path / "run", replace(ONE_EPOCH, on_nan="rollback", validation=0.0))
+    words = r"training is complete, but the model of the best epoch, after step 1, is not finite: on the test images"
+    for resume in (False, True):
+        with pytest.raises(RunError, match=words) as raised:
+            train(RunFolder.open(run.path), make_dataset(), Listener(), resume=resume)
+        assert "--on-nan" not in str(raised.value)
+        assert "`minivit trace" in str(raised.value)
+        assert read_batch(run.path / "nan")["step"] == 1
+        assert run.result() is None
+    load_model(run.path / "best")
+
+
+@needs_kernels
+@pytest.mark.usefixtures("leap")
+def test_the_test_images_may_be_finite_in_another_precision_than_float16(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run", replace(ONE_EPOCH, validation=0.0))
+    with pytest.raises(RunError, match=r"--resume --precision bfloat16 \(or float32\) evaluates it again"):
+        train(run, make_dataset(), Listener(), backend="strict", precision="float16")
+
+
+def test_a_loss_that_is_not_finite_although_the_logits_are_is_studied_on_the_first_images(tmp_path: Path) -> None:
+    trainer = Trainer(run_at(tmp_path / "run", replace(ONE_EPOCH, batch_size=5)), make_dataset(), threads=1)
+
+    def set_bias() -> None:
+        trainer.model.parameters["head.bias"].value[:] = 3e38, -3e38  # their difference overflows
+
+    with pytest.raises(RunError, match=r"it shows first in the loss\..* has the batch, the weights and a trace"):
+        trainer.fit(Listener(trainer.total_steps, set_bias))
+    batch = read_batch(trainer.run.path / "nan")
+    np.testing.assert_array_equal(batch["samples"], trainer.validation_index[:5])
+    assert np.isfinite(load_model(trainer.run.path / "nan")(batch["images"])).all()
 
 
 def test_the_soft_targets_of_a_batch_of_mixed_images_are_written(
@@ -274,7 +329,7 @@ def test_the_commands_go_on_from_and_trace_a_run_that_stopped(cli: Minivit, squa
     assert said.err.count("warning: training was not finite at step") == 5
     traced = cli("trace", "run/nan", "--json")
     assert traced.status == 0
-    assert traced.json()["images"][0].startswith("training image ")
+    assert traced.json()["images"][0].startswith("validation image ")
     assert "not finite" in " ".join(finding["words"] for finding in traced.json()["findings"])
     assert "it shows first" in cli("trace", "run/nan").out
     (Path("run") / "nan" / "batch.npz").write_bytes(b"PK")

@@ -1,17 +1,19 @@
 """The summary of a model agrees with the model's parameters and caches, and the curves are drawn."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_run import RECIPE, run_at
 
 from minivit import Key, ViT, ViTConfig, get_config
 from minivit.errors import RunError
 from minivit.nn.summary import summarize
-from minivit.train.curves import save_curves
+from minivit.train.curves import draw_curves, save_curves
 
 RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 ODD: dict[str, Any] = {
@@ -123,6 +125,35 @@ def test_curves_are_drawn_into_an_image(tmp_path: Path, epochs: int, validation:
         colours = set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()))
     assert (0x3B, 0x6E, 0xA5) in colours
     assert ((0xD1, 0x60, 0x3D) in colours) == bool(validation)
+
+
+@pytest.mark.parametrize(
+    ("choice", "best"),
+    [
+        ({}, "90.0 % in epoch 1"),
+        ({"choose_by": "loss"}, "50.0 % in epoch 2"),
+        ({"swa_start": 0.5}, "70.0 % in epoch 3"),
+        ({"swa_start": 0.5, "choose_by": "loss"}, "60.0 % in epoch 4"),
+    ],
+    ids=["accuracy", "loss", "averaged", "averaged-loss"],
+)
+def test_the_best_epoch_in_curves_is_the_one_that_the_run_chooses(
+    choice: dict[str, Any], best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    labels, plot = [], Axes.plot
+
+    def remembering(*points: Any, label: str, **style: Any) -> Any:
+        labels.append(label)
+        return plot(*points, label=label, **style)
+
+    monkeypatch.setattr(Axes, "plot", remembering)
+    run = run_at(tmp_path / "run", replace(RECIPE, epochs=4, **choice))
+    measured = enumerate([(0.9, 0.9), (0.5, 0.5), (0.7, 0.8), (0.6, 0.7)], start=1)
+    run.write_metrics([line(epoch, step=epoch, val_accuracy=a, val_loss=loss) for epoch, (a, loss) in measured])
+    assert draw_curves(run)
+    assert labels[-1] == f"best: {best}"
 
 
 def test_without_matplotlib_there_are_no_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from minivit.train.interrupt import Interrupted
 from minivit.train.recipe import model_config
 from minivit.train.run_folder import RunFolder
 from minivit.train.run_paths import claimed_run, latest_run_path
-from minivit.train.state import TrainState
+from minivit.train.state import TrainState, best_line
 from minivit.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -329,6 +329,7 @@ def test_the_best_epoch_is_chosen_by_accuracy_or_by_loss(choose_by: str, tmp_pat
     best = max(listener.epochs, key=lambda line: (sign * line[f"val_{choose_by}"], line["epoch"]))
     assert result["best_epoch"] == best["epoch"]
     assert result["best_val_accuracy"] == best["val_accuracy"]
+    assert best_line(run.recipe, run.metrics()) == best_line(run.recipe, run.metrics(), result) == best
 
 
 @pytest.mark.parametrize(("by", "best"), [("accuracy", 2), ("loss", 1)])

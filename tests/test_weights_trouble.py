@@ -333,7 +333,7 @@ def test_the_error_for_tensors_in_timms_layout_names_load_model(tmp_path: Path) 
 
 def test_onnx_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match="needs the package onnx: .*pip install.* onnx"):
+    with pytest.raises(UserError, match=r"needs the package onnx: .*pip install.* onnx"):
         save_model(model_of(), tmp_path / "x.onnx", format="onnx")
 
 

@@ -17,8 +17,8 @@ from minivit.cli.terminal import Terminal
 from minivit.errors import UserError
 from minivit.explorer.measures import run_names
 from minivit.tracing.figures import save_figure
-from minivit.train.recipe import Recipe
 from minivit.train.run_folder import RunFolder
+from minivit.train.state import best_line
 
 HELP = "list and compare training runs"
 DESCRIPTION = """\
@@ -103,14 +103,7 @@ def _described(run: RunFolder) -> dict[str, Any]:
     """Return what the table shows of a run; null for what it does not have yet."""
     recipe, lines, result = run.recipe, run.metrics(), run.result()
     last = lines[-1] if lines else {}
-    validated = [line for line in lines if "val_accuracy" in line]
-    best = None
-    if result is not None:
-        best = result["best_val_accuracy"]
-    elif validated and recipe.choose_by == "loss":
-        best = min(validated, key=lambda line: line["val_loss"])["val_accuracy"]
-    elif validated:
-        best = max(line["val_accuracy"] for line in validated)
+    best = best_line(recipe, lines, result) or {}
     rates = result or last
     return {
         "run": str(run.path),
@@ -119,9 +112,9 @@ def _described(run: RunFolder) -> dict[str, Any]:
         "task": recipe.task,
         "epochs_done": len(lines),
         "epochs": recipe.epochs,
-        "val_accuracy": best,
+        "val_accuracy": result["best_val_accuracy"] if result else best.get("val_accuracy"),
         "test_accuracy": result and result["test_accuracy"],
-        "val_loss": _best_loss(recipe, lines),
+        "val_loss": best.get("val_loss") if recipe.task else None,
         "test_loss": result and result.get("test_loss"),
         "seconds": rates.get("seconds"),
         "images_per_second": rates.get("images_per_second"),
@@ -143,12 +136,6 @@ def _score(values: dict[str, Any], part: str) -> str:
     if accuracy is not None:
         return percent(accuracy)
     return f"loss {loss:.4f}" if values["task"] and loss is not None else ""
-
-
-def _best_loss(recipe: Recipe, lines: list[dict[str, Any]]) -> float | None:
-    """Return the smallest loss of pre-training on the validation images, or None."""
-    losses = [line["val_loss"] for line in lines if "val_loss" in line] if recipe.task else []
-    return min(losses, default=None)
 
 
 def _differences(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:

@@ -167,7 +167,7 @@ def _of_dump(folder: Path, opened: OpenedModel, terminal: Terminal) -> Subject:
     terminal.say(
         f"step {int(batch['step'])}: {batch['where']}; {count_of(len(traced), 'image')} of its batch", style="dim"
     )
-    names = [f"training image {sample}" for sample in batch["samples"][traced]]
+    names = [f"{batch['part']} image {sample}" for sample in batch["samples"][traced]]
     return Subject(opened, images, names, labels if labels.ndim == 1 else labels.argmax(axis=1))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from minivit.arrays import Array, namespace, native
 from minivit.ops.registry import op
+from minivit.ops.some_images import keep_black_out
 from minivit.random import Key
 
 
@@ -72,6 +73,8 @@ def normalized(images: Array, scale: Array, shift: Array, dtype: Any) -> Array:
 def random_crop(images: Array, padding: int, key: Key) -> Array:
     """Pad each image with `padding` zeros on every side and crop it to its own size at a random position.
 
+    An image that would turn black stays as it is.
+
     Parameters
     ----------
     images : Array
@@ -98,10 +101,13 @@ def random_crop(images: Array, padding: int, key: Key) -> Array:
     # The upper 16 bits times the number of choices, divided by 2^16: uniform up to choices / 2^16, without overflow.
     offsets = ((key.bits((B, 2)) >> 16) * (2 * padding + 1)) >> 16
     if xp is np:
-        return _windows(padded, height, width, offsets)
-    rows = offsets[:, 0, None].astype(xp.int64) + xp.arange(height)
-    columns = offsets[:, 1, None].astype(xp.int64) + xp.arange(width)
-    return _pick(padded, rows, columns)
+        result = _windows(padded, height, width, offsets)
+    else:
+        rows = offsets[:, 0, None].astype(xp.int64) + xp.arange(height)
+        columns = offsets[:, 1, None].astype(xp.int64) + xp.arange(width)
+        result = _pick(padded, rows, columns)
+    keep_black_out(result, images)
+    return result
 
 
 def random_flip(images: Array, key: Key) -> Array:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 from minivit.arrays import Array, namespace
-from minivit.ops.some_images import uniform
+from minivit.ops.some_images import keep_black_out, uniform
 from minivit.random import Key
 
 _RATIO = 4 / 3
@@ -21,7 +21,8 @@ _RATIO = 4 / 3
 def random_resized_crop(images: Array, key: Key, scale: tuple[float, float]) -> Array:
     """Return a random rectangle of each of `images` (B, H, W, C), uint8, with the size of the image.
 
-    Its share of the area is between the two numbers of `scale`, in (0, 1].
+    Its share of the area is between the two numbers of `scale`, in (0, 1]. An image that would turn black stays
+    as it is.
     """
     xp = namespace(images, key.sample_ids)
     _, height, width, _ = images.shape
@@ -31,7 +32,9 @@ def random_resized_crop(images: Array, key: Key, scale: tuple[float, float]) -> 
     rows = xp.clip(xp.rint(xp.sqrt(area / ratio)), 1, height)
     columns = xp.clip(xp.rint(xp.sqrt(area * ratio)), 1, width)
     top, left = xp.floor(u[:, 2] * (height - rows + 1)), xp.floor(u[:, 3] * (width - columns + 1))
-    return crop_resized(images, xp.stack([top, left, rows, columns], axis=1).astype(xp.int64))
+    result = crop_resized(images, xp.stack([top, left, rows, columns], axis=1).astype(xp.int64))
+    keep_black_out(result, images)
+    return result
 
 
 def crop_resized(images: Array, box: Array) -> Array:

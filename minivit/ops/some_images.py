@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -29,8 +30,8 @@ def apply_to_some(function: Callable[..., Array], images: Array, chosen: Array, 
 
 def keep_black_out(images: Array, before: Array) -> None:
     """Set the images (B, H, W, C) that have become black altogether to what they were `before`, in place."""
-    namespace(images, before)
-    black = images.reshape(len(images), -1).max(axis=1) == 0
+    xp = namespace(images, before)
+    black = xp.logical_not(images.reshape(len(images), math.prod(images.shape[1:])).any(axis=1))
     apply_to_some(lambda _, before: before, images, black, before)
 
 

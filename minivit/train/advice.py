@@ -17,6 +17,7 @@ from minivit.train.recipe import Recipe
 STEPS_TO_LEARN = 100  # fewer steps at the loss of guessing mean nothing
 _FEW_PATCHES = 16
 _SHARE_OF_THE_START = 0.05
+_DEVIATIONS = 4  # standard deviations of the accuracy of guessing
 
 
 def unlikely_settings(recipe: Recipe, config: ViTConfig, total_steps: int) -> Iterator[str]:
@@ -60,9 +61,9 @@ def unlikely_settings(recipe: Recipe, config: ViTConfig, total_steps: int) -> It
 
 
 def nothing_learnt(
-    recipe: Recipe, steps_per_epoch: int, lines: list[dict[str, Any]], labels: Array
+    recipe: Recipe, steps_per_epoch: int, lines: list[dict[str, Any]], labels: Array, held_out: Array, classes: int
 ) -> tuple[bool, str | None]:
-    """Say whether all epochs since the warmup have had the loss of guessing.
+    """Say whether all epochs since the warmup have had the loss and the accuracy of guessing.
 
     Parameters
     ----------
@@ -72,8 +73,10 @@ def nothing_learnt(
         Its steps in an epoch.
     lines : list of dict
         The metrics of the epochs so far.
-    labels : Array
-        The labels of the training images.
+    labels, held_out : Array
+        The labels of the training images, and of the validation images, of which there may be none.
+    classes : int
+        The number of classes.
 
     Returns
     -------
@@ -85,17 +88,33 @@ def nothing_learnt(
     epochs = lines[math.ceil(recipe.warmup(steps_per_epoch) / steps_per_epoch) :]
     if len(epochs) * steps_per_epoch < STEPS_TO_LEARN or len(epochs) < min(5, recipe.epochs):
         return False, None
-    loss = loss_of_guessing(labels)
+    loss = loss_of_guessing(labels, classes, recipe.label_smoothing)
     if any(line["train_loss"] < 0.98 * loss for line in epochs):
         return True, None
+    for part, own in (("train", labels), ("val", held_out)):
+        limit = _accuracy_above_guessing(own)
+        if any(line.get(f"{part}_accuracy", 0.0) > limit for line in epochs):
+            return True, None
     return True, (
         f"nothing has been learnt in {len(lines)} epochs: the loss stays at that of guessing ({loss:.2f}); "
         f"a smaller --lr than {recipe.lr:g} may help, or more epochs"
     )
 
 
-def loss_of_guessing(labels: Array) -> float:
-    """Return the smallest mean cross-entropy of a prediction that is the same for every image."""
-    _, counts = np.unique(labels, return_counts=True)
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+def loss_of_guessing(labels: Array, classes: int, label_smoothing: float) -> float:
+    """Return the smallest mean cross-entropy, with label smoothing, of a prediction that is the same for every image.
+
+    This is the entropy of the mean of the targets.
+    """
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    targets = (1.0 - label_smoothing) * shares + label_smoothing / classes
+    targets = targets[targets > 0]
+    return float(-(targets * np.log(targets)).sum())
+
+
+def _accuracy_above_guessing(labels: Array) -> float:
+    """Return an accuracy on images with these labels that guessing does not reach by chance; 1 without images."""
+    if not len(labels):
+        return 1.0
+    share = float(np.bincount(labels).max()) / len(labels)
+    return share + _DEVIATIONS * math.sqrt(share * (1.0 - share) / len(labels))

@@ -62,11 +62,12 @@ class Averaging:
     def after_epoch(self, epoch: int) -> bool:
         """Add the parameters after `epoch`, from 1, to the stochastic weight average; return whether it begins.
 
-        An average of a shorter run that was made longer is dropped.
+        An average with an epoch that is not one of the last of a run that was made longer is dropped, and begins anew.
         """
         if self._decay or self._average is None:
             return False
-        self.count = self.count if epoch > self._first + 1 else 0
+        if epoch - self.count <= self._first:  # the first averaged epoch: it is too early for the run
+            self.count = 0
         if epoch > self._first:
             self._add(1.0 / (self.count + 1))
             self.count += 1

@@ -13,6 +13,7 @@ import numpy as np
 
 from minivit.files import atomic_write
 from minivit.train.run_folder import RunFolder
+from minivit.train.state import best_line
 
 _COLOURS = {"train": "#3b6ea5", "val": "#d1603d"}
 _NAMES = {"train": "training", "val": "validation"}
@@ -27,7 +28,9 @@ def draw_curves(run: RunFolder) -> str | None:
         The figure could not be drawn or written. None is returned, as without matplotlib.
     """
     with only_a_figure("curves.png"):
-        return save_curves(run.metrics(), run.path / "curves.png", run.recipe.label_smoothing)
+        metrics = run.metrics()
+        best = best_line(run.recipe, metrics, run.result())
+        return save_curves(metrics, run.path / "curves.png", run.recipe.label_smoothing, best)
     return None
 
 
@@ -40,7 +43,9 @@ def only_a_figure(name: str) -> Iterator[None]:
         warnings.warn(f"{name} could not be drawn ({error}); the run itself is complete", stacklevel=4)
 
 
-def save_curves(metrics: list[dict[str, Any]], path: Path, label_smoothing: float = 0.0) -> str | None:
+def save_curves(
+    metrics: list[dict[str, Any]], path: Path, label_smoothing: float = 0.0, best: dict[str, Any] | None = None
+) -> str | None:
     """Draw loss and accuracy by epoch, of training and validation, into a PNG file; pre-training has no accuracy.
 
     Parameters
@@ -51,6 +56,8 @@ def save_curves(metrics: list[dict[str, Any]], path: Path, label_smoothing: floa
         The file.
     label_smoothing : float
         That of the training loss, which the legend names.
+    best : dict, optional
+        The line of the best epoch, whose validation accuracy is marked.
 
     Returns
     -------
@@ -77,8 +84,7 @@ def save_curves(metrics: list[dict[str, Any]], path: Path, label_smoothing: floa
     for accuracy in others:
         _draw(accuracy, metrics, "accuracy", 100.0)
         accuracy.set_ylabel("accuracy (%)")
-        if "val_accuracy" in metrics[-1]:
-            best = max(metrics, key=lambda line: (line["val_accuracy"], line["epoch"]))
+        if best is not None and "val_accuracy" in best:
             percent = 100.0 * best["val_accuracy"]
             label = f"best: {percent:.1f} % in epoch {best['epoch']}"
             accuracy.plot([best["epoch"]], [percent], "o", color=_COLOURS["val"], label=label)

@@ -19,6 +19,8 @@ from minivit.nn.layer import Layer
 from minivit.random import Key
 from minivit.train.evaluation import image_transform
 
+_FLOAT16 = "float16 holds nothing above 65504, while bfloat16 does: --resume --precision bfloat16 (or float32)"
+
 
 class Place(NamedTuple):
     """Where NaN or infinity appears first: a sentence, and the name of the layer, "" for the model itself."""
@@ -48,14 +50,27 @@ def not_finite_error(
     if rollbacks:
         advice = f"it was rolled back {rollbacks} times already; a new run with a smaller --lr often helps"
     if precision == "float16":
-        advice = (
-            "float16 holds nothing above 65504, while bfloat16 does: "
-            f"--resume --precision bfloat16 (or float32) goes on; otherwise {advice}"
-        )
+        advice = f"{_FLOAT16} goes on; otherwise {advice}"
     message = f"training is not finite at step {step}: {where}. The last good checkpoint is in {checkpoint}; {advice}"
-    if study:
-        message += f". {study}"
-    return NotFiniteError(message, step, where)
+    return NotFiniteError(f"{message}. {study}" if study else message, step, where)
+
+
+def not_finite_on_test_error(step: int, where: str, study: str, best: Path, precision: str | None) -> NotFiniteError:
+    """Return the error that ends a run whose model of the best epoch, after `step`, is not finite on the test images.
+
+    Its training is complete: no step is left that --resume could take, with or without a rollback. The model is in the
+    folder `best`, and `study` is that of `not_finite_error`.
+    """
+    advice = (
+        "--resume would end in the same way, and has no step to roll back; a new run with a smaller --lr often helps"
+    )
+    if precision == "float16":
+        advice = f"{_FLOAT16} evaluates it again; otherwise a new run with a smaller --lr often helps"
+    message = (
+        f"training is complete, but the model of the best epoch, after step {step}, is not finite: {where}. It is in "
+        f"{best}; {advice}"
+    )
+    return NotFiniteError(f"{message}. {study}" if study else message, step, where)
 
 
 def where_not_finite(

@@ -4,8 +4,9 @@
                          `read_tensors` reads and `load_model` refuses
     config.json
     batch.npz            images (B, height, width, C) as they entered the model, labels (B,) or, of mixed images, soft
-                         targets (B, classes), -1 where there are none; samples (the indices of the images), step (from
-                         1), traced (positions in the batch of the images in the trace), where
+                         targets (B, classes), -1 where there are none; samples (the indices of the images, in the data
+                         set's training or test images), part (training, validation or test), step (from 1), traced
+                         (positions in the batch of the images in the trace), where
     trace.safetensors    a trace of the layer in which NaN appears first, and of the ops in it; of a step in 16 bits, in
                          the dtype of the parameters, where it shows what is too large for 16 bits
 
@@ -38,6 +39,7 @@ from minivit.train.run_folder import RunFolder
 from minivit.train.step import DataLoader
 
 FOLDER = "nan"
+TRAINING = "training"
 _TRACED = 16  # images: the trace keeps all of their activations at once
 
 
@@ -48,6 +50,7 @@ class Batch(NamedTuple):
     labels: Array | None
     samples: Array
     key: Key | None
+    part: str = TRAINING
 
 
 def batch_of_step(data_loader: DataLoader, step: int, samples: Array | None, dtype: Any) -> Callable[[], Batch | None]:
@@ -63,16 +66,43 @@ def batch_of_step(data_loader: DataLoader, step: int, samples: Array | None, dty
 
 
 def batch_of_evaluation(
-    engine: AnyEngine, images: Array, labels: Array | None, mean: tuple[float, ...], std: tuple[float, ...], most: int
+    engine: AnyEngine,
+    images: Array,
+    labels: Array | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    most: int,
+    part: str,
+    index: Array | None = None,
 ) -> Callable[[], Batch]:
-    """Return the function that makes a batch of at most `most` uint8 images whose result is not finite."""
+    """Return the function that makes a batch of at most `most` uint8 images of an evaluation that was not finite.
+
+    They are those whose results are not finite. Where all results are, and a loss alone is not, they are the first.
+
+    Parameters
+    ----------
+    engine : Engine or LayerEngine
+        The engine that evaluates them.
+    images, labels : Array
+        All images of the part, and their labels or None.
+    mean, std : tuple of float
+        Those of the data set.
+    most : int
+        The largest number of images.
+    part : str
+        "validation" or "test".
+    index : Array, optional
+        The indices of `images` in the data set, if these are some of its images.
+    """
 
     def batch() -> Batch:
-        found = [part[~np.isfinite(logits).all(axis=1)] for part, logits in predictions(engine, images, mean, std)]
-        samples = np.concatenate(found)[:most]
-        x = image_transform(engine, mean, std)(images[samples])
-        own = None if labels is None else to_backend(np.asarray(labels)[samples], namespace(x))
-        return Batch(x, own, samples, None)
+        found = [at[~np.isfinite(logits).all(axis=1)] for at, logits in predictions(engine, images, mean, std)]
+        places = np.concatenate(found)[:most]
+        if not len(places):
+            places = np.arange(min(most, len(images)))
+        x = image_transform(engine, mean, std)(images[places])
+        own = None if labels is None else to_backend(np.asarray(labels)[places], namespace(x))
+        return Batch(x, own, places if index is None else index[places], None, part)
 
     return batch
 
@@ -136,6 +166,7 @@ def write_dump(
             "images": to_host(images),
             "labels": np.full(len(images), -1) if batch.labels is None else to_host(batch.labels),
             "samples": to_host(batch.samples),
+            "part": np.array(batch.part),
             "step": np.array(step),
             "traced": chosen,
             "where": np.array(place.words),
@@ -173,6 +204,7 @@ def read_batch(folder: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("images", "labels", "samples", "step", "traced", "where")}
+            arrays["part"] = file["part"] if "part" in file else np.array(TRAINING)  # after the first version
             if not (arrays["traced"] < len(arrays["images"])).all():
                 raise ValueError("traced names images that it does not have")
             return arrays

@@ -234,7 +234,7 @@ class Recipe:
     @property
     def swa_epochs_before(self) -> int:
         """The number of epochs before stochastic weight averaging."""
-        return int(self.epochs * self.swa_start)
+        return int(self.epochs * self.swa_start + 1e-9)  # of 100 epochs and 0.29, 29: the product is a bit smaller
 
     def warmup(self, steps_per_epoch: int) -> int:
         """Return the number of steps of the warmup."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 from minivit.errors import UserError
 from minivit.files import parse_json
 from minivit.ops.grad_scaler import FIRST_SCALE, LARGEST_SCALE
 from minivit.train.evaluation import Score
+from minivit.train.recipe import Recipe
 from minivit.train.records import COUNT, LOSS, SECONDS, STEP, Number, expect_values, short
 
 _RULES = {
@@ -118,3 +120,32 @@ class TrainState:
         state = cls(**{field.name: values[field.name] for field in fields(cls)})
         state.scaling = float(values["scaling"][0]), int(values["scaling"][1])
         return state
+
+
+def best_line(
+    recipe: Recipe, metrics: Sequence[dict[str, Any]], result: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Return the line of metrics.jsonl of the best epoch so far.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The recipe of the run: how the best epoch is chosen, and from which epoch on, with an average.
+    metrics : sequence of dict
+        The lines so far.
+    result : mapping, optional
+        The result of a finished run, which knows its best epoch.
+
+    Returns
+    -------
+    dict or None
+        None if there is no such line.
+    """
+    state = TrainState()
+    for line in metrics:
+        if recipe.swa_start and line["epoch"] == recipe.swa_epochs_before + 1:
+            state.forget_best()
+        score = Score(line["val_loss"], line.get("val_accuracy"), 0) if "val_loss" in line else None
+        state.choose(line["epoch"], score, recipe.choose_by)
+    best = state.best_epoch if result is None else result["best_epoch"]
+    return next((line for line in metrics if line["epoch"] == best), None)

@@ -24,12 +24,12 @@ from minivit.errors import RunError, UserError
 from minivit.nn.masked import MaskedModel
 from minivit.nn.model import Model
 from minivit.train.advice import nothing_learnt, unlikely_settings
-from minivit.train.diagnostics import NotFiniteError, Place, not_finite_error
+from minivit.train.diagnostics import NotFiniteError, Place, not_finite_error, not_finite_on_test_error
 from minivit.train.evaluation import Score
 from minivit.train.initial import begun_model, options_with_head
 from minivit.train.interrupt import Interrupt, Interrupted
 from minivit.train.memory import explain_out_of_memory, image_bytes
-from minivit.train.nan_dump import Batch, dump_in_words
+from minivit.train.nan_dump import TRAINING, Batch, dump_in_words
 from minivit.train.recipe import initial_model, model_config, normalised
 from minivit.train.run_folder import RunFolder
 from minivit.train.step import StepMetrics
@@ -313,8 +313,9 @@ class Trainer(Training):
     def _expect_learning(self, lines: list[dict[str, Any]]) -> None:
         """Warn once, at the end of an epoch, if a classifier has learnt nothing."""
         if not (self._is_learning or self.gives_losses):
-            labels = self.dataset.train_labels[self.train_index]
-            self._is_learning, words = nothing_learnt(self.recipe, self.steps_per_epoch, lines, labels)
+            labels, classes = self.dataset.train_labels, len(self.dataset.class_names)
+            parts = labels[self.train_index], labels[self.validation_index]
+            self._is_learning, words = nothing_learnt(self.recipe, self.steps_per_epoch, lines, *parts, classes)
             if words:
                 warnings.warn(words, stacklevel=2)
 
@@ -324,11 +325,14 @@ class Trainer(Training):
             return super()._evaluate(engine, images, labels, part)
 
     def _not_finite(
-        self, step: int, place: Place, engine: AnyEngine, batch: Callable[[], Batch | None]
+        self, step: int, place: Place, engine: AnyEngine, batch: Callable[[], Batch | None], part: str = TRAINING
     ) -> NotFiniteError:
         """Return the error that stops the run, after what is needed to study it was written."""
         assert isinstance(engine, Engine)
+        step = self._best_step() if part == "test" else step
         study = dump_in_words(self.run, engine, self.dataset, step, place, batch, self.recipe.label_smoothing)
+        if part == "test":
+            return not_finite_on_test_error(step, place.words, study, self.run.path / "best", self.precision)
         return not_finite_error(step, place.words, study, self.run.path / "last", self.precision, self.state.rollbacks)
 
     def _explain_out_of_memory(self, when: str, at_once: int = 0) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from minivit.train.diagnostics import (
     where_evaluation_is_not_finite,
 )
 from minivit.train.evaluation import Score, score
-from minivit.train.nan_dump import Batch, batch_of_evaluation, batch_of_step
+from minivit.train.nan_dump import TRAINING, Batch, batch_of_evaluation, batch_of_step
 from minivit.train.recipe import Recipe, make_optimizer
 from minivit.train.state import TrainState
 from minivit.train.step import DataLoader, StepMetrics, TrainStep
@@ -141,14 +141,18 @@ class Training:
         if not math.isfinite(found.loss):
             place = where_evaluation_is_not_finite(engine, images, mean, std)
             place = place._replace(words=f"on the {part} images after it, {place.words}")
-            batch = batch_of_evaluation(engine, images, labels, mean, std, self.recipe.batch_size)
-            raise self._not_finite(self.state.step, place, engine, batch)
+            index = self.validation_index if part == "validation" else None
+            batch = batch_of_evaluation(engine, images, labels, mean, std, self.recipe.batch_size, part, index)
+            raise self._not_finite(self.state.step, place, engine, batch, part)
         return found
 
     def _not_finite(
-        self, step: int, place: Place, engine: AnyEngine, batch: Callable[[], Batch | None]
+        self, step: int, place: Place, engine: AnyEngine, batch: Callable[[], Batch | None], part: str = TRAINING
     ) -> NotFiniteError:
-        """Return the error that stops training at `step`, from 1; `batch` makes the images of the computation."""
+        """Return the error that stops training at `step`, from 1; `batch` makes the images of the computation.
+
+        They are images of `part`: "training", "validation" or "test".
+        """
         return NotFiniteError(
             f"training is not finite at step {step}: {place.words}; a smaller lr than {self.recipe.lr:g} often helps",
             step,

@@ -22,6 +22,7 @@
 constexpr int warpSize = 32;
 
 #define __syncthreads() cuda_on_cpu::barrier(__LINE__)
+#define __syncthreads_or(...) cuda_on_cpu::barrier_or(__LINE__, __VA_ARGS__)
 #define __syncwarp(...) cuda_on_cpu::sync_warp(__LINE__ __VA_OPT__(, ) __VA_ARGS__)
 #define __shfl_sync(...) cuda_on_cpu::shuffle(__LINE__, __VA_ARGS__)
 #define __shfl_up_sync(...) cuda_on_cpu::shuffle_up(__LINE__, __VA_ARGS__)
@@ -29,6 +30,17 @@ constexpr int warpSize = 32;
 #define __shfl_xor_sync(...) cuda_on_cpu::shuffle_xor(__LINE__, __VA_ARGS__)
 
 namespace cuda_on_cpu {
+
+// Nobody begins the next call before all have read the result of this one.
+inline int barrier_or(int line, int value) {
+  static int any;
+  barrier(line);
+  any = 0;
+  barrier(line);
+  any |= value != 0;
+  barrier(line);
+  return any;
+}
 
 inline void sync_warp(int line, unsigned mask = 0xffffffffu) { exchange(mask, 0, lane, line); }
 

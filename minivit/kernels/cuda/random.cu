@@ -24,8 +24,19 @@ __device__ __forceinline__ double scaled(double x, double scale, double shift) {
   return __dadd_rn(__dmul_rn(x, scale), shift);
 }
 
+// Whether a part of an image, of which (top, left) is the first pixel, is black; all threads of a block call it.
+__device__ __forceinline__ bool is_black(const unsigned char *image, int top, int left, int rows, int columns, int wide,
+                                         int channels) {
+  const int line = columns * channels;
+  bool lit = false;
+  for (int i = threadIdx.x; i < rows * line && !lit; i += blockDim.x)
+    lit = image[((top + i / line) * wide + left) * channels + i % line] > 0;
+  return !__syncthreads_or(lit);
+}
+
 // Takes the samples from images (n, height, width, C), pads them with zeros, crops and flips them, and scales each
-// channel. A block computes one row of pixels of one image at a time.
+// channel; an image that the crop would turn black is not cropped. A block computes one row of pixels of one image at a
+// time.
 extern "C" __global__ void training_images(const unsigned char *images, const long long *samples, size crop_first,
                                            size crop_second, size padding, size flip_first, size flip_second,
                                            size flip, const acc *scale, const acc *shift, real *y, size batch,
@@ -35,11 +46,15 @@ extern "C" __global__ void training_images(const unsigned char *images, const lo
     const size b = line / height;
     const unsigned sample = samples[b];
     const bool flipped = flip && random_bits(sample, flip_first, flip_second, 0) >> 31;
-    int row = line % height, aside = 0;
+    int down = 0, aside = 0;
     if (padding) {
-      row += int((random_bits(sample, crop_first, crop_second, 0) >> 16) * choices >> 16) - int(padding);
+      down = int((random_bits(sample, crop_first, crop_second, 0) >> 16) * choices >> 16) - int(padding);
       aside = int((random_bits(sample, crop_first, crop_second, 1) >> 16) * choices >> 16) - int(padding);
+      const unsigned char *image = images + samples[b] * height * width * C;
+      const int rows = high - max(down, -down), columns = wide - max(aside, -aside);
+      if (is_black(image, max(down, 0), max(aside, 0), rows, columns, wide, channels)) down = aside = 0;
     }
+    const int row = line % height + down;
     const unsigned char *from = images + (samples[b] * height + row) * width * C;
     for (int i = threadIdx.x; i < wide * channels; i += blockDim.x) {
       const int c = i % channels, column = (flipped ? wide - 1 - i / channels : i / channels) + aside;
