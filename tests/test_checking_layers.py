@@ -212,3 +212,51 @@ def test_a_row_keeps_the_remainders_that_its_slope_was_fitted_to() -> None:
     assert row.slope == pytest.approx(slope, abs=0.05)
     by_complex_step = gradcheck_layer(block(), normal(2, 5, 6), parameters=(), method="complex").rows
     assert [each.remainders for each in by_complex_step] == [()]
+
+
+class Product(minivit.Layer):
+    """Two inputs, of which `backward` reads one from the layer instead of its cache."""
+
+    def __init__(self, hidden: bool) -> None:
+        self.hidden = hidden
+
+    def forward(self, x: Array, w: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override]
+        self.w = w
+        return x * w, (x, w)
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, Array]:  # type: ignore[override]
+        x, w = cache
+        return dy * (self.w if self.hidden else w), dy * x
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_state_that_comes_from_any_input_is_found(hidden: bool) -> None:
+    report = gradcheck_layer(Product(hidden).initialize(dtype="float64"), normal(3, 4), normal(3, 4))
+    assert report.passed is not hidden
+    assert any("it reads state outside its cache" in words for words in report.findings) is hidden
+
+
+class Square(minivit.Layer):
+    """A layer without an input."""
+
+    def __init__(self) -> None:
+        self.w = minivit.Parameter((4,), lambda generator, shape: generator.normal(size=shape))
+
+    def forward(self, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override]
+        return self.w.value**2, self.w.value
+
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, ...]:  # type: ignore[override]
+        self.w.add_grad(2 * cache * dy)
+        return ()
+
+
+def test_a_layer_without_inputs_may_keep_its_parameters_in_the_cache() -> None:
+    report = gradcheck_layer(Square().initialize(dtype="float64"))
+    assert report.passed, str(report)
+
+
+def test_a_block_whose_branch_is_the_identity_leaves_dy_as_it_is() -> None:
+    layer: Any = block()
+    layer.norm2, layer.mlp = layers.Identity(), layers.Identity()
+    report = gradcheck_layer(layer.initialize(seed=0, dtype="float64"), normal(2, 5, 6))
+    assert report.passed, str(report)

@@ -232,7 +232,7 @@ def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settin
             row = verify(probe, gradient, total, place, settings)
             elsewhere = functools.partial(_elsewhere, checked, place, settings)
             if steady and row.verdict == "FAILED":
-                row = verify_unsaturated(row, probe, place, settings, elsewhere)
+                row = verify_unsaturated(row, probe, total, place, settings, elsewhere)
             if (steady and row.verdict == "FAILED") or (row.verdict == "zero" and row.method == "central"):
                 row, probe, gradient = verify_at_kinks(row, probe, gradient, total, place, settings, elsewhere)
             probes[number] = probe, gradient
@@ -296,12 +296,15 @@ def _context(
 
 
 def _elsewhere(checked: CheckedFunction, place: Place, settings: Settings, x: Array) -> tuple[Probe, Array] | None:
-    """Return the function of the array of `place` and the gradient at `x`, or None if they are not finite there."""
+    """Return the function of the array of `place` and the gradient at `x`, or None if they are not finite there.
+
+    None too if the functions refuse `x`.
+    """
     k, points = place.array, list(checked.points)
     points[k] = x
     try:
         passes = checked.run(points, settings.seed, settings.upstream)
-    except ValueError:
+    except Exception:
         return None
     if flaw(passes.gradients[k], x, passes.y):
         return None

@@ -65,16 +65,25 @@ class CheckedFunction:
         self.points = self._cast(np.float64)
         self._complex_points: list[Array] = []
         self._writes = False  # whether the functions write to their arguments
+        self._shape: tuple[int, ...] = ()  # of the result
+        self.num_inputs = len(arrays)  # the arrays after them are parameters
 
     def evaluate(self, k: int, value: Array) -> Array:
-        """Return forward's result with array `k` replaced by `value`; if complex, all float arrays become complex."""
+        """Return forward's result with array `k` replaced by `value`; if complex, all float arrays become complex.
+
+        It is NaN at a real value that forward refuses: the value is not in the domain of the function.
+        """
         if np.iscomplexobj(value):
             self._complex_points = self._complex_points or self._cast(np.complex128)
             points = list(self._complex_points)
-        else:
-            points = list(self.points)
+            points[k] = value
+            return self._call(points)[0]
+        points = list(self.points)
         points[k] = value
-        return self._call(points)[0]
+        try:
+            return self._call(points)[0]
+        except Exception:
+            return np.full(self._shape, np.nan)
 
     def evaluate_with(self, changes: Mapping[str, Array]) -> Array:
         """Return forward's result with the arguments of these names replaced; if one is complex, all floats are."""
@@ -132,7 +141,8 @@ class CheckedFunction:
         if result.dtype != dtype:
             findings.append(f"forward returns {result.dtype} for {dtype} arguments")
         y = np.array(result)
-        upstream = np.random.default_rng(seed).standard_normal(y.shape) if upstream is None else _given(upstream, y)
+        self._shape = y.shape
+        upstream = random_upstream(seed, y.shape) if upstream is None else _given(upstream, y)
         dy = np.asarray(upstream, y.dtype)
 
         def backward() -> tuple[Any, ...]:
@@ -154,13 +164,20 @@ class CheckedFunction:
         try:
             if not all(map(same, gradients, backward())):
                 findings.append("a second backward pass on the same cache differs: backward writes to its cache")
-            elif points[0].dtype.kind == "f":
-                self._call([points[0] * points[0].dtype.type(1 + 2.0**-10), *points[1:]])
-                if not all(map(same, gradients, backward())):
-                    findings.append("backward differs after another forward pass: it reads state outside its cache")
+            elif self._calls_elsewhere(points) and not all(map(same, gradients, backward())):
+                findings.append("backward differs after another forward pass: it reads state outside its cache")
         except Exception as error:
             findings.append(f"a second backward pass on the same cache raises {type(error).__name__}: {error}")
         return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
+
+    def _calls_elsewhere(self, points: Sequence[Array]) -> bool:
+        """Run forward with other values of its inputs, and return whether it took them."""
+        inputs = [k for k in self.floats if k < self.num_inputs]
+        try:
+            self._call([a * a.dtype.type(1 + 2.0**-10) if k in inputs else a for k, a in enumerate(points)])
+        except Exception:  # forward refuses the values
+            return False
+        return bool(inputs)
 
     def _cast(self, dtype: Any) -> list[Array]:
         return [np.asarray(a, dtype) if a.dtype.kind == "f" else a for a in self.given]
@@ -177,6 +194,14 @@ class CheckedFunction:
             expected = f"{len(self.floats)} expected, one for each array of floats"
             findings.append(f"backward returns a gradient count of {len(gradients)}; {expected}")
         return align(gradients, [a.dtype for a in self.given])
+
+
+def random_upstream(seed: int, shape: tuple[int, ...]) -> Array:
+    """Return a random gradient of a result of `shape`: other numbers than those that users draw with the same seed.
+
+    With their numbers, `dy` could equal an argument, and a gradient that exchanges the two would pass.
+    """
+    return np.random.default_rng([seed, *b"upstream"]).standard_normal(shape)
 
 
 def align(gradients: Sequence[Any], dtypes: Sequence[np.dtype[Any]]) -> dict[int, Any]:

@@ -48,6 +48,7 @@ class CheckedLayer(CheckedFunction):
             self.places.extend(places_of(name, k, parameter))
         values = [parameter.value for parameter in parameters.values()]
         super().__init__(self._forward, self._backward, (*inputs, *values), (*names, *parameters))
+        self.num_inputs = len(inputs)
 
     def _forward(self, *arrays: Any) -> tuple[Any, Any]:
         dtype = np.result_type(*(a.dtype for a in arrays if a.dtype.kind in "fc"))
@@ -99,7 +100,7 @@ def without_zeros(model: Any) -> tuple[Any, str]:
     model = model.astype(layer_dtype(model))
     for k, name in enumerate(zero):
         value = model.parameters[name].value
-        random = np.random.default_rng(k).standard_normal(value.shape) / value.shape[0] ** 0.5
+        random = np.random.default_rng([k, *b"zeros"]).standard_normal(value.shape) / value.shape[0] ** 0.5
         value[...] = to_backend(random.astype(value.dtype), namespace(value))
     more = f" and {len(zero) - 1} more" if len(zero) > 1 else ""
     return model, f", with random values for the zeros of {zero[0]}{more}"

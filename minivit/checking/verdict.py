@@ -21,7 +21,8 @@ _ZERO_ULPS = 64  # a gradient is zero up to this many units in the last place of
 _NEGLIGIBLE = 1e-36  # the complex step neglects terms of order h^2 = 1e-40
 _ROUNDING = 128  # an error up to this many units in the last place of dy may be rounding inside a saturated function
 _SATURATED = 1e-3  # of such a function the gradient is smaller than this, relative to dy
-_NOT_ANALYTIC = 1e-4  # a larger error by the complex step may mean that forward is not analytic
+_NOT_ANALYTIC = 1e-7  # a larger error by the complex step may mean that forward is not analytic
+_MUCH_NEARER = 0.1  # central differences then agree with the gradient to this part of that error
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,12 @@ def verify_at_kinks(
 
 
 def verify_unsaturated(
-    row: Row, probe: Probe, place: Place, settings: Settings, elsewhere: Callable[[Array], tuple[Probe, Array] | None]
+    row: Row,
+    probe: Probe,
+    total: float,
+    place: Place,
+    settings: Settings,
+    elsewhere: Callable[[Array], tuple[Probe, Array] | None],
 ) -> Row:
     """Return a failed row, or another verdict where the gradient is only rounding.
 
@@ -160,19 +166,32 @@ def verify_unsaturated(
     for a sum of softmax.
     """
     dy = float(np.linalg.norm(probe.upstream))
-    if not (row.norm <= _SATURATED * dy and 0 < row.error * row.norm <= _ROUNDING * EPS * dy):
+    scale = max(row.norm, SCALE_FLOOR * total)
+    difference = row.error * scale if scale else _largest_derivative(probe, place, settings)
+    if not (row.norm <= _SATURATED * dy and 0 < difference <= _ROUNDING * EPS * dy):
         return row
     rounding = _ROUNDING * EPS * float(np.sum(np.abs(probe.upstream * probe.y)))
     others = [probe.x / 8, probe.x / 64, probe.x / 512]
     others.append(probe.x + probe.rms * place.generator(settings).standard_normal(probe.x.shape))
     for moved in filter(None, map(elsewhere, others)):
         norm = float(np.linalg.norm(moved[1]))
+        if norm == 0 and _largest_derivative(moved[0], place, settings) * moved[0].rms > rounding:
+            return row
         if norm >= 100 * row.norm and norm * moved[0].rms > rounding:
             if verify(*moved, norm, place, settings).verdict != "ok":
                 return row
-            note = f"{vacuous(row.norm, row.error * row.norm)}: forward is saturated here; right at another point"
+            note = f"{vacuous(row.norm, difference)}: forward is saturated here; right at another point"
             return replace(row, verdict="vacuous", note=note)
-    return replace(row, verdict="zero", error=0.0) if row.norm * max(1.0, row.error) * probe.rms <= rounding else row
+    return replace(row, verdict="zero", error=0.0) if max(row.norm, difference) * probe.rms <= rounding else row
+
+
+def _largest_derivative(probe: Probe, place: Place, settings: Settings) -> float:
+    """Return the largest derivative along the random directions, infinity where the complex step is impossible."""
+    rng, shape = place.generator(settings), probe.x[probe.where].shape
+    try:
+        return max(abs(probe.complex_step(rng.standard_normal(shape))) for _ in range(settings.directions))
+    except NotAnalyticError:
+        return np.inf
 
 
 def _joined(*notes: str) -> str:
@@ -204,9 +223,10 @@ def _measure(
             return "complex", [np.nan] * len(claims), str(refusal)
         note = f"not analytic, verified by central differences: {refusal}"
         return "central", _central(probe, directions, claims), note
-    if settings.method == "auto" and not error_of(values) <= _NOT_ANALYTIC:
+    error = error_of(values)
+    if settings.method == "auto" and not error <= _NOT_ANALYTIC:
         other = _central(probe, directions, claims)
-        if error_of(other) <= settings.central_tolerance:
+        if error_of(other) <= min(settings.central_tolerance, _MUCH_NEARER * error):
             return "central", other, "not analytic, verified by central differences: the complex step disagrees"
     return "complex", values, ""
 

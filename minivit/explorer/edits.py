@@ -91,7 +91,7 @@ EDITS = (
     ),
     Edit(
         "EncoderBlock", "the residual connection around the MLP passes no gradient on", "dropped term",
-        "encoder_block:EncoderBlock.backward", "dh += dy", "",
+        "encoder_block:EncoderBlock.backward", "dh = dh + dy", "",
     ),
     Edit(
         "EncoderBlock", "the residual connection around attention passes no gradient on", "dropped term",

@@ -12,6 +12,7 @@ import numpy as np
 from minivit import ops
 from minivit.arrays import Array, to_host
 from minivit.checking import Report, gradcheck, gradcheck_layer
+from minivit.checking.function import random_upstream
 from minivit.nn.attention import Attention
 from minivit.nn.corrupted import SimMIM
 from minivit.nn.encoder_block import EncoderBlock
@@ -148,7 +149,7 @@ class Subject:
         return value[self.part] if self.part else value
 
     def _dy(self, y: Array) -> Array:
-        return np.random.default_rng(0).standard_normal(y.shape) if self.upstream is None else self.upstream
+        return random_upstream(0, y.shape) if self.upstream is None else self.upstream
 
     def _copy(self) -> Layer:
         return self.layer.to("numpy").astype(np.float64)

@@ -125,11 +125,13 @@ class EncoderBlock(Layer):
         dh = self.ls2.backward(dh, scale2)
         dh = self.mlp.backward(dh, cache5)
         dh = self.norm2.backward(dh, cache4)
-        dh += dy
+        # Not in place: a layer of a user's own may return the gradient that it was given, or an array of its cache.
+        dh = dh + dy
         dx = self.drop_path1.backward(dh, cache3)
         dx = self.ls1.backward(dx, scale1)
         dx = self.attn.backward(dx, cache2)
         dx = self.norm1.backward(dx, cache1)
+        dx = dx.copy()
         dx[:, queries] += dh
         return dx
 
