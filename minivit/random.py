@@ -93,6 +93,8 @@ class Key:
         `ops.keep_mask` draws the same numbers, with a kernel on a device.
         """
         self.expect_samples(shape)
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"a dropout rate is at least 0 and below 1, got {rate}")
         mask = drawn_mask(self.sample_ids, self.words(), math.prod(shape[1:]), rate, real_dtype(dtype))
         return mask.reshape(shape)
 

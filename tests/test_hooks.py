@@ -13,7 +13,7 @@ import pytest
 from contract import assert_close, assert_same_bits, normal
 from small_vit import batch, model
 
-from minivit import Key, Layer, ViT, gradcheck_layer, layers, ops
+from minivit import Key, Layer, Parameter, ViT, gradcheck_layer, layers, ops
 from minivit.arrays import Array
 from minivit.nn import hooks
 from minivit.ops import OpCall, registry
@@ -351,3 +351,21 @@ def test_the_passes_of_a_mixin_have_hooks_too() -> None:
     layer.register_backward_hook(calls.backward)
     layer.backward(*layer.forward(X))
     assert [call[0] for call in calls] == ["forward", "backward"]
+
+
+class Constant(Layer):
+    """A layer without an input."""
+
+    def __init__(self) -> None:
+        self.w = Parameter((3,), lambda generator, shape: np.ones(shape))
+
+    def forward(self, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override]
+        return self.w.value, None
+
+
+def test_a_layer_without_an_input_is_observed() -> None:
+    layer, seen = Constant().initialize(), []
+    with ops.observe(lambda call: seen.append(call)):
+        y, _ = layer.forward()
+    assert y.shape == (3,)
+    assert seen == []

@@ -72,3 +72,19 @@ def test_the_end_of_a_worker_is_noticed(workers: int) -> None:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@needs_fork
+def test_an_error_that_cannot_be_sent_is_raised_too() -> None:
+    class LocalError(Exception):
+        pass
+
+    def do(i: int) -> int:
+        time.sleep(0.01)
+        if os.getpid() != caller:
+            raise LocalError("of a job")
+        return i
+
+    caller = os.getpid()
+    with pytest.raises(RunError, match="LocalError: of a job"):
+        done_by_workers(do, 20, workers=2)

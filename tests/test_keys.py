@@ -210,3 +210,9 @@ def test_a_key_takes_lists_and_generators_and_refuses_other_samples() -> None:
     for wrong in (4, [[1]], [0.5], "ab"):
         with pytest.raises(UserError, match=r"sample_ids are .*; expected \(B,\) integers, one for each sample"):
             Key(0, 0, wrong)
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.5, -0.1])
+def test_a_rate_of_a_mask_that_is_no_rate_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
+        Key(0, 0, np.arange(3)).keep_mask((3, 2), rate, "float64")

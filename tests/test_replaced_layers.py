@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -309,3 +309,74 @@ def test_a_model_is_not_loaded_with_other_values_of_an_array_that_is_no_paramete
     assert load_model(tmp_path, build=lambda config: shifted(0.5))
     with pytest.raises(UserError, match=r"checksum of mean: .* but build returned Shift"):
         load_model(tmp_path, build=lambda config: shifted(0.0))
+
+
+class Private(Shift):
+    """A layer of a user with arrays in a private attribute and in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self._gain = np.ones(1)
+        self.tables = {"gain": [np.ones(1)]}
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
+        return x * self._gain * self.tables["gain"][0], () if keep else None
+
+
+def test_arrays_in_private_attributes_and_in_dicts_are_followed_by_the_workers_of_an_engine() -> None:
+    vit: Any = shaken(model())
+    layer = vit.blocks[0].norm1 = Private()
+    with Engine(vit, threads=2, micro_batch=1) as engine:
+        for array in (layer._gain, layer.tables["gain"][0]):
+            engine.predict(X)
+            array[...] = 3.0
+            np.testing.assert_allclose(engine.predict(X), vit(X), rtol=1e-9)
+
+
+class Stack(list[Any]):
+    """A list of a user's own."""
+
+
+class Pair(NamedTuple):
+    """Two layers."""
+
+    first: Any
+    second: Any
+
+
+def test_layers_in_a_list_of_a_users_own_are_copied_with_the_model() -> None:
+    vit: Any = shaken(model())
+    vit.blocks = Stack(vit.blocks)
+    with Engine(vit, threads=1) as engine:
+        engine.loss_and_gradients(X, LABELS)
+    assert all(np.any(p.grad) for name, p in vit.parameters.items() if name.startswith("blocks.0.attn"))
+    assert type(vit.replica().blocks) is Stack
+
+
+def test_layers_in_a_named_tuple_are_converted_in_a_copy_alone() -> None:
+    class Both(Layer):
+        def __init__(self) -> None:
+            self.layers = Pair(layers.Linear(3, 3), layers.Linear(3, 3))
+
+    both = Both().initialize(dtype="float64")
+    low = both.astype("float32")
+    assert [p.value.dtype for p in both.parameters.values()] == [np.dtype("float64")] * 4
+    assert [p.value.dtype for p in low.parameters.values()] == [np.dtype("float32")] * 4
+    assert type(low.layers) is Pair
+
+
+class Plain(ViT):
+    """A model of a user whose backward pass takes what the interface of layers says, and no more."""
+
+    def backward(self, dy: Array, cache: Any) -> Array:  # type: ignore[override]
+        return super().backward(dy, cache)
+
+
+def test_a_model_whose_backward_pass_takes_no_options_is_trained() -> None:
+    found = []
+    for kind in (ViT, Plain):
+        vit = shaken(kind(model().config, seed=3, dtype="float64"))
+        with Engine(vit, threads=1) as engine:
+            engine.loss_and_gradients(X, LABELS)
+        found.append([vit.parameters.store.gradients.copy()])
+    assert_same_bits(*found)

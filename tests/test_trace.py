@@ -16,7 +16,7 @@ from devices import nothing_crosses
 from small_vit import batch, model
 
 import minivit
-from minivit import Key, Layer, UserError, arrays, layers, ops
+from minivit import Key, Layer, Parameter, UserError, arrays, layers, ops
 from minivit.arrays import Array, to_backend, to_host
 from minivit.tracing import Record, Statistics, Trace, load_trace, trace
 
@@ -604,3 +604,24 @@ def test_a_record_prints_its_quantities() -> None:
     assert lines[0] == "blocks.0.attn: Attention"
     assert lines[1].startswith("  x: float32 (13, 7, 12) norm ")
     assert "weights" in dir(record)
+
+
+class Named(Layer):
+    """A layer with a parameter that is called like its result."""
+
+    def __init__(self) -> None:
+        self.y = Parameter((5,), lambda generator, shape: generator.normal(size=shape))
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
+        return x * self.y.value, x
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        self.y.add_grad((dy * cache).sum(axis=0))
+        return dy * self.y.value
+
+
+def test_a_parameter_that_is_called_like_a_quantity_does_not_take_its_place() -> None:
+    layer = Named().initialize(dtype="float64")
+    x = np.ones((2, 5))
+    record = trace(layer, x, np.full((2, 5), 3.0))["model"]
+    assert_same_bits([record.y, record.dy], [layer(x), np.full((2, 5), 3.0)])

@@ -6,10 +6,10 @@ import multiprocessing
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Pipe
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from minivit.engine.machine import cores
-from minivit.engine.worker_pool import Barrier, WorkerPool, broken_pipe_is_an_ended_worker, can_fork
+from minivit.engine.worker_pool import Barrier, WorkerPool, broken_pipe_is_an_ended_worker, can_fork, portable
 
 T = TypeVar("T")
 
@@ -55,12 +55,10 @@ def done_by_workers(
                 receiver.close()
                 if sender is not own:
                     sender.close()
-            found: Any
             try:
-                found = share()
-            except BaseException as error:
-                found = error
-            own.send(found)
+                own.send(share())
+            except BaseException as error:  # of a job, or of a result that cannot be sent
+                own.send(portable(error))
             return
         meanwhile()
         results.update(share())

@@ -108,7 +108,7 @@ def forward_backward(replica: Layer, batch: Batch, options: StepOptions, slices:
         batch.losses[index] = loss * share
     # Only where it is needed: the backward pass of a user's own model may not take it.
     ends: dict[str, Any] = {"first_block": options.first_block} if options.first_block else {}
-    if isinstance(replica, Model):
+    if isinstance(replica, Model) and replica.takes_release:
         ends["release"] = True
     if type(replica) is ViT and isinstance(replica.patch_embed, ConvStem):
         ends["images"] = False

@@ -237,14 +237,14 @@ def _serve(work: Work, number: int, barrier: Barrier) -> None:
                 try:
                     work(number, job, barrier)
                 except BaseException as error:
-                    caller.send(_portable(error))
+                    caller.send(portable(error))
                 else:
                     caller.send_bytes(_DONE)
     finally:
         barrier.close()
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: BaseException) -> BaseException:
     """Return `error`, or a RunError with its message if it cannot be pickled; its traceback is added as a note."""
     note = "".join(traceback.format_exception(error))
     try:

@@ -15,6 +15,7 @@ from minivit.arrays import to_host
 from minivit.errors import did_you_mean
 from minivit.nn.parameters import Parameter
 from minivit.nn.store import kind_of
+from minivit.nn.structure import CONTAINERS, OWN
 
 _WIDTH = 79
 _PLAIN = (bool, int, float, complex, str, type(None))
@@ -95,8 +96,12 @@ def architecture(layer: Any) -> dict[str, str]:
 
 
 def arrays_in(layer: Any) -> list[Any]:
-    """Return the arrays in the layers of `layer` that are attributes and no parameters, such as tables and masks."""
-    return [a for _, each in layer.named_layers() for _, a in _arrays(each)]
+    """Return the arrays in the layers of `layer` that are attributes and no parameters, such as tables and masks.
+
+    Those in lists, tuples and dicts, and in private attributes, are among them.
+    """
+    own = (value for _, each in layer.named_layers() for name, value in vars(each).items() if name not in OWN)
+    return [a for value in own for a in _arrays_of(value)]
 
 
 def checksum(array: Any) -> int:
@@ -104,11 +109,22 @@ def checksum(array: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(to_host(array)).tobytes())
 
 
+def _arrays_of(value: Any) -> Iterator[Any]:
+    if isinstance(value, CONTAINERS):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _arrays_of(item)
+    elif _is_array(value):
+        yield value
+
+
+def _is_array(value: Any) -> bool:
+    # The class is asked: a layer would look for the attribute that is nearest in name.
+    return hasattr(type(value), "shape") and getattr(getattr(value, "dtype", None), "kind", "O") in "biufc"
+
+
 def _arrays(layer: Any) -> Iterator[tuple[str, Any]]:
     for name, value in vars(layer).items():
-        # The class is asked: a layer would look for the attribute that is nearest in name.
-        is_array = hasattr(type(value), "shape") and getattr(getattr(value, "dtype", None), "kind", "O") in "biufc"
-        if is_array and not name.startswith("_"):
+        if _is_array(value) and not name.startswith("_"):
             yield name, value
 
 

@@ -106,7 +106,7 @@ _names: ContextVar[dict[int, str] | None] = ContextVar("names", default=None)
 def _watched_pass(layer: Hookable, x: Any) -> Iterator[None]:
     """Name the layers in `layer` while the block lasts, and run references."""
     # Arrays of 16 bits have no references: the kernels of single ops run, and only the kernel of a block does not.
-    names = ("EncoderBlock",) if x.dtype.itemsize == 2 else ()
+    names = ("EncoderBlock",) if getattr(getattr(x, "dtype", None), "itemsize", 0) == 2 else ()
     token = _names.set({id(each): name for name, each in reversed(list(layer.named_layers()))})
     try:
         with reference_only_here(*names):
@@ -183,7 +183,7 @@ def _forward(
 def _with_hooks(inner: Callable[..., tuple[Array, Any]], layer: Hookable, args: Any, kwargs: Any) -> tuple[Array, Any]:
     if not (_count or is_observed()):
         return inner(layer, *args, **kwargs)
-    x = args[0] if args else kwargs.get("x", next(iter(kwargs.values())))
+    x = args[0] if args else kwargs.get("x", next(iter(kwargs.values()), None))
     names = _names.get()
     if names is None:
         if not is_watched(layer):

@@ -35,7 +35,7 @@ from minivit.nn.hooks import Hook, HookHandle, LayerHooks, calls_hooks, with_bac
 from minivit.nn.parameters import Parameter, Parameters, initial_value
 from minivit.nn.state_dict import checked_state
 from minivit.nn.store import FlatStore, flat_layout, padded, zero_vector
-from minivit.nn.structure import CONTAINERS, OWN, Structure, count_change, gathered, leaves
+from minivit.nn.structure import CONTAINERS, OWN, Structure, count_change, gathered, leaves, with_items
 from minivit.random import Key, checked_seed
 
 
@@ -207,9 +207,7 @@ class Layer:
                 if share_hooks:
                     object.__setattr__(layer, "_hooks", member.hooks)
                 return layer
-            if isinstance(member, dict):
-                return {key: copied(item) for key, item in member.items()}
-            return type(member)(map(copied, member)) if type(member) in (list, tuple) else member
+            return with_items(member, copied) if isinstance(member, CONTAINERS) else member
 
         other: Self = copied(self)
         return other

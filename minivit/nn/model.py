@@ -38,6 +38,11 @@ class Model(Layer):
         """Return whether this is a ViT of its original layers, so that workers may share its tokens."""
         return False
 
+    @property
+    def takes_release(self) -> bool:
+        """Whether `backward` takes `release`, to free what it has read: that of a user's own class may not."""
+        return type(self).backward.__module__.startswith("minivit.nn.")
+
     def check_images(self, x: Array) -> None:
         """Raise ValueError or TypeError unless `x` are images that the model takes."""
         values = self.parameters.store.values  # the layers may have been replaced

@@ -7,9 +7,10 @@ engine and an optimiser can ask at each step.
 
 from __future__ import annotations
 
+import copy
 import operator
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,26 @@ def leaves(name: str, value: Any, kinds: tuple[type, ...]) -> Iterator[tuple[str
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             yield from leaves(f"{name}.{key}", item, kinds)
+
+
+def with_items(container: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a list, tuple or dict, or one of a class derived from these, with each item changed."""
+    kind = type(container)
+    if isinstance(container, dict):
+        items = {key: change(item) for key, item in container.items()}
+        if kind is dict:
+            return items
+        other = copy.copy(container)
+        other.update(items)
+        return other
+    changed = [change(item) for item in container]
+    if isinstance(container, tuple):
+        return kind(*changed) if hasattr(kind, "_fields") else kind(changed)
+    if kind is list:
+        return changed
+    other = copy.copy(container)
+    other[:] = changed
+    return other
 
 
 class Structure:

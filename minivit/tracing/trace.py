@@ -292,7 +292,7 @@ class _Run:
                 loss = namespace(y).asarray(y.mean())
                 dy = namespace(y).full(y.shape, 1 / len(y), y.dtype)
             if goes_back := self._backward and dy is not None:
-                own = isinstance(replica, Model) and type(replica).backward.__module__.startswith("minivit.nn.")
+                own = isinstance(replica, Model) and replica.takes_release
                 ends: dict[str, Any] = {"release": True} if own else {}
                 replica.backward(dy, cache, **ends)
         changes.check_used(tracer.names, list(replica.parameters))
@@ -337,4 +337,6 @@ def _add_parameters(record: Record, layer: Layer, with_gradients: bool, prefix: 
             record.argument_names.append(name)
             arrays = {name: parameter.value} | ({f"d{name}": parameter.grad} if with_gradients else {})
             for quantity, array in arrays.items():
+                if quantity in record.quantities:  # of the pass: a parameter of the user's own is called like it
+                    continue
                 record.put(quantity, Statistics.of(array) if record.holds_statistics else array, array)

@@ -249,6 +249,8 @@ def _is_array(value: Any) -> bool:
 def _with_first(args: Any, kwargs: Any, change: Callable[[Array], Array]) -> tuple[Any, Any]:
     """Return the arguments of a pass with its input, or the gradient of its result, changed."""
     if args:
-        return (change(args[0]), *args[1:]), kwargs
-    name = next((each for each in ("x", "dy") if each in kwargs), next(iter(kwargs)))
+        return (change(args[0]) if _is_array(args[0]) else args[0], *args[1:]), kwargs
+    name = next((each for each in ("x", "dy") if each in kwargs), next(iter(kwargs), None))
+    if name is None or not _is_array(kwargs[name]):
+        return args, kwargs
     return args, {**kwargs, name: change(kwargs[name])}
