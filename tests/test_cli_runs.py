@@ -117,3 +117,8 @@ def test_a_damaged_run_does_not_hide_the_others(cli: Minivit, folder: Path) -> N
 def test_bad_input_is_refused(cli: Minivit, argv: tuple[str, ...], words: str) -> None:
     Path("empty").mkdir()
     assert_refused(cli("runs", *argv), 2, words)
+
+
+def test_a_name_with_a_digit_of_another_kind_is_listed(cli: Minivit, folder: Path) -> None:
+    shutil.copytree(folder / "squares-2", folder / "a1²")
+    assert cli("runs", folder).status == 0

@@ -193,6 +193,7 @@ def test_arrays_and_a_page_are_written_and_read_back(cli: Minivit) -> None:
         (["vit_micro_patch4_8", "--image", "bad.npy"], ["cannot be read as an image"]),
         (["vit_micro_patch4_8", "--label", "10"], ["--label is 10", "0 to 9"]),
         (["m", "--label", "dgo"], ["no class of the model", "did you mean 'dog'?"]),
+        (["m", "--label", "DOG"], ["no class of the model", "did you mean 'dog'?"]),
         (["m", "--label", "0", "1"], ["2 labels were given for 1 image;"]),
         (["vit_micro_patch4_8", "--seed", "-1"], ["--seed is -1"]),
         (["vit_micro_patch4_8", "--at", "block.*.attn"], ["did you mean 'blocks.*.attn'?"]),
@@ -204,3 +205,18 @@ def test_bad_input_is_refused_in_one_line(cli: Minivit, arguments: list[str], wo
     Path("bad.npy").write_bytes(b"no array")
     np.save("small.npy", np.zeros((2, 3), np.float32))
     assert_refused(cli("trace", *arguments), 2, *words)
+
+
+def test_a_model_file_without_a_head_is_traced(cli: Minivit) -> None:
+    minivit.save_model(minivit.create_model("vit_micro_patch4_8", depth=1, num_classes=0), "encoder")
+    said = cli("trace", "encoder")
+    assert said.status == 0
+    assert "the model has no head, so that there is no loss and no gradient" in said.out
+
+
+def test_files_are_written_into_the_home_folder(cli: Minivit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert cli(*MICRO, "--html=~/x.html", "--save=~/y.safetensors").status == 0
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"x.html", "y.safetensors"}
+    assert not Path("~").exists()

@@ -150,3 +150,13 @@ def test_the_wheel_has_the_pages() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
     included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert included["docs/derivations"] == "minivit/derivations"
+
+
+def test_a_page_on_another_drive_is_named_by_its_path(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_drive(path: object) -> str:
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr("os.path.relpath", other_drive)
+    assert main(["explain", "softmax", "--json"]) == 0

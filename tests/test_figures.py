@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,10 +14,11 @@ import pytest
 from bare_vit import images, model, shaken
 from command_line import TINY, Minivit, assert_refused, save_squares
 from PIL import Image
+from small_run import RECIPE, run_at
 
 from minivit import RunError, UserError, create_model, explorer, load_model, save_model, trace, tracing
 from minivit.arrays import Array
-from minivit.cli.figures import FIGURES
+from minivit.cli.figures import FIGURES, folder_names
 from minivit.tracing.figures import save_figure
 from minivit.train.run_folder import RunFolder
 
@@ -270,3 +272,25 @@ def test_what_cannot_be_drawn_is_refused_if_it_is_asked_for(squares_run: Path, c
     )
     bare = str(tmp_path / "bare.safetensors")
     assert_refused(cli("figures", bare, "--only", "positions"), 2, "no positions of patches")
+
+
+def test_a_model_without_a_head_is_drawn(cli: Minivit, tmp_path: Path) -> None:
+    save_model(create_model("vit_micro_patch4_8", depth=1, num_classes=0), tmp_path / "encoder")
+    said = cli("figures", tmp_path / "encoder", "--only", "filters,positions", "--out", tmp_path / "out")
+    assert said.status == 0, said
+
+
+def test_the_folders_of_several_runs_have_names_of_their_own(tmp_path: Path) -> None:
+    names = ["a/lr0.001", "a/lr0.01", "a/x", "b/x", "c/x-2"]
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+    found = folder_names([str(tmp_path / name) for name in names])
+    assert found[:2] == ["lr0.001", "lr0.01"]
+    assert len(set(found)) == 5
+
+
+def test_the_curves_of_pre_training_have_a_loss_alone(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run", replace(RECIPE, task="simmim", label_smoothing=0.0, epochs=1))
+    run.write_metrics([{"epoch": 1, "step": 2, "train_loss": 0.5, "val_loss": 0.4}])
+    (panel,) = explorer.plot_curves([run]).axes
+    assert panel.get_ylabel() == "loss of the predicted patches"

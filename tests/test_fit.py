@@ -218,6 +218,17 @@ def test_images_and_labels_that_do_not_fit_are_refused(images: np.ndarray, label
         minivit.fit(new_model(), images, labels, recipe=RECIPE)
 
 
+def test_images_of_other_channels_are_refused_by_a_prediction() -> None:
+    with pytest.raises(UserError, match="images have 3 channels; the model was trained on 1"):
+        fitted().predict(np.zeros((2, 4, 4, 3), np.uint8), 1)
+
+
+def test_a_vit_without_a_head_is_refused() -> None:
+    model = minivit.create_model("vit_micro_patch4_8", depth=1, num_classes=0)
+    with pytest.raises(UserError, match="the model has no head, and so no classes; make it with num_classes"):
+        minivit.fit(model, np.zeros((4, 8, 8, 1), np.uint8), np.arange(4))
+
+
 def test_a_layer_without_logits_is_refused() -> None:
     with pytest.raises(UserError, match=r"GELU turns one image into .*; expected logits \(1, classes\)"):
         fitted(model=minivit.layers.GELU().initialize())

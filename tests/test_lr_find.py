@@ -158,3 +158,14 @@ def test_the_object_of_the_command_has_the_curve(cli: Minivit, squares: Path) ->
 )
 def test_bad_options_are_refused(cli: Minivit, squares: Path, options: tuple[object, ...], words: str) -> None:
     assert_refused(cli("lr-find", squares, *TINY, *options), 2, words)
+
+
+def test_a_loss_that_grows_at_once_is_not_called_infinite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = trainer(tmp_path)
+    losses = iter([2.0, 7.0, 17.0, 50.0])
+    read = searched.train_step.metrics.read
+    monkeypatch.setattr(searched.train_step.metrics, "read", lambda: [read()[0]._replace(loss=next(losses))])
+    with pytest.raises(
+        UserError, match="the loss has grown 4-fold after 3 steps, at a learning rate of .*smaller one$"
+    ):
+        find_learning_rate(searched)

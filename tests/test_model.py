@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -26,6 +27,7 @@ from minivit import (
     ops,
 )
 from minivit.arrays import Array
+from minivit.train.recipe import Recipe
 
 RATES: tuple[str, ...] = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 
@@ -316,3 +318,14 @@ def test_the_backward_pass_of_a_dropout_without_a_cache_is_refused() -> None:
     _, cache = dropout.forward(x, Key(0, 0, np.arange(2)), keep=False)
     with pytest.raises(ValueError, match="needs a cache"):
         dropout.backward(x, cache)
+
+
+def test_numbers_of_numpy_are_those_of_python_in_a_configuration_and_a_recipe() -> None:
+    fields: dict[str, Any] = {"img_size": np.int64(32), "depth": np.int32(2), "qk_norm": np.bool_(True)}
+    config = ViTConfig(**fields, drop_rate=np.float64(0.1))
+    assert config == ViTConfig(img_size=32, depth=2, qk_norm=True, drop_rate=0.1)
+    assert json.loads(json.dumps(config.to_dict()))["depth"] == 2
+    fields = {"epochs": np.int64(3), "flip": np.bool_(False), "betas": (np.float64(0.5), 0.9)}
+    recipe = Recipe("digits", "vit_nano_patch4_8", **fields)
+    assert recipe == Recipe("digits", "vit_nano_patch4_8", epochs=3, betas=(0.5, 0.9))
+    assert type(recipe.betas[0]) is float

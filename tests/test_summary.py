@@ -166,3 +166,10 @@ def test_curves_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(RunError, match="taken"):
         save_curves([line(1)], tmp_path / "taken" / "curves.png")
+
+
+def test_flops_are_those_of_all_patches_and_memory_is_that_of_training() -> None:
+    whole = summarize(get_config("vit_tiny_patch4_32"))
+    dropped = summarize(get_config("vit_tiny_patch4_32", patch_drop_rate=0.75))
+    assert dropped.flops == whole.flops
+    assert dropped.memory < whole.memory / 2

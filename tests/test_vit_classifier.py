@@ -122,6 +122,22 @@ def test_rows_are_images_of_a_square_or_of_the_shape_that_is_given(
     assert fitted.predict_proba(X).shape == (12, 2)
 
 
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [({"patch_size": 7}, 28), ({"patch_size": 16}, 32), ({"patch_size": 8, "patch_stride": 6}, 32)],
+)
+def test_any_patch_size_fits_images_that_are_filled_up(options: dict[str, int], size: int) -> None:
+    X = np.random.default_rng(0).random((12, 28, 28))
+    fitted = classifier(model_options={"depth": 1, "embed_dim": 8, "num_heads": 1, **options}).fit(X, np.arange(12) % 2)
+    assert fitted.result_.model.config.height == size
+
+
+def test_a_grid_of_numpy_numbers_is_searched() -> None:
+    X, y = digits()
+    search = GridSearchCV(classifier(), {"batch_size": np.array([8, 12]), "lr": np.array([0.01], "float32")}, cv=2)
+    assert search.fit(X[:40], y[:40]).best_params_["batch_size"] in (8, 12)
+
+
 def test_rows_that_are_no_square_are_filled_up_with_a_warning() -> None:
     X = np.random.default_rng(0).random((12, 10))
     with pytest.warns(UserWarning, match=r"rows of 10 numbers are no square image .* 4 x 4; give image_shape="):

@@ -145,14 +145,19 @@ class OpenedModel(NamedTuple):
 
 
 def open_model(
-    text: str, checkpoint: str, backend: str = "numpy", fields: Mapping[str, Any] | None = None
+    text: str,
+    checkpoint: str,
+    backend: str = "numpy",
+    fields: Mapping[str, Any] | None = None,
+    needs_head: bool = True,
 ) -> OpenedModel:
     """Load the model of a run folder, or a model file or folder, onto a backend, with `fields` of `load_model`.
 
     Raises
     ------
     UserError
-        The model is missing or damaged, it has no head, or its class names, mean or std cannot be used.
+        The model is missing or damaged, it has no head though `needs_head`, or its class names, mean or std cannot be
+        used.
     RunError
         The device has too little memory.
     """
@@ -160,7 +165,7 @@ def open_model(
     about = model_metadata(path)
     with enough_memory(backend):
         model = load_model(path, backend=backend, **(fields or {}))
-    if model.config.num_classes == 0:
+    if needs_head and model.config.num_classes == 0:
         raise UserError(f"{text} has no head, and so no classes; `minivit train DATA --init {text}` gives it one")
     names = class_names_of(path, about, model.config)
     return OpenedModel(model, names, preprocessing_of(path, about, model.config))

@@ -75,7 +75,10 @@ def _layer_of_model(name: str, model: str) -> Explained:
 
 def _nearest(path: str | Path) -> str:
     """Return `path` relative to the current folder if it is in it, or as it is."""
-    inside = os.path.relpath(path)
+    try:
+        inside = os.path.relpath(path)
+    except ValueError:  # on another drive of Windows
+        return str(path)
     return str(path) if inside.startswith("..") else inside
 
 

@@ -91,7 +91,8 @@ class _Subject:
 
     @functools.cached_property
     def opened(self) -> OpenedModel:
-        return open_model(self.name, self._args.checkpoint, self._args.backend, model_fields(self._args.set))
+        fields = model_fields(self._args.set)
+        return open_model(self.name, self._args.checkpoint, self._args.backend, fields, needs_head=False)
 
     @functools.cached_property
     def labelled(self) -> LabelledImages:
@@ -205,7 +206,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
         drawn.append({**about, "path": str(path)})
         terminal.show(str(path))
 
-    for subject, name in zip(subjects, _names(args.runs), strict=True):
+    for subject, name in zip(subjects, folder_names(args.runs), strict=True):
         folder = out if len(subjects) == 1 else out / name
         for figure in chosen:
             if (make := FIGURES[figure]) is not None:
@@ -243,10 +244,13 @@ def _folder(out: str | None, subjects: Sequence[_Subject]) -> Path:
     return first.path / "figures" if len(subjects) == 1 and first is not None else Path("figures")
 
 
-def _names(runs: Sequence[str]) -> list[str]:
+def folder_names(runs: Sequence[str]) -> list[str]:
     """Return a name of a folder for each run, or model, of the command."""
-    names = [Path(run).expanduser().resolve().stem for run in runs]
-    return [name if names.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(names)]
+    paths = [Path(run).expanduser().resolve() for run in runs]
+    names = [path.name if path.is_dir() else path.stem for path in paths]
+    while len(set(names)) < len(names):
+        names = [name if names.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(names)]
+    return names
 
 
 def _of_all_classes(labels: Array, count: int) -> Array:

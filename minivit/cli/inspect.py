@@ -55,8 +55,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     start = time.perf_counter()
     if len(args.image) > explorer.LIMITS.images:
         raise UserError(f"--image: {len(args.image)} files were given; a page has at most {explorer.LIMITS.images}")
-    if Path(args.out).is_dir():  # before the work
-        raise UserError(f"--out is the folder {args.out}; expected a file, such as {Path(args.out) / _OUT}")
+    out = Path(args.out).expanduser()
+    if out.is_dir():  # before the work
+        raise UserError(f"--out is the folder {args.out}; expected a file, such as {out / _OUT}")
     subject = open_subject(args, terminal)
     opened = subject.opened
     path = Path(args.target).expanduser()
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
             title=f"{name}: every gradient",
             command=_command(args),
         )
-        size = explorer.write_page(data, args.out)
+        size = explorer.write_page(data, out)
     seconds = time.perf_counter() - start
     if data["note"]:
         terminal.say(data["note"])

@@ -114,6 +114,8 @@ class _Parser(argparse.ArgumentParser):
             return f"; did you mean '--dataset {unknown}'?"
         if other := _OTHER_NAMES.get(name):
             return f"; did you mean {other!r}?" if other.split()[0] in options else ""
+        if name in ("--json", "--debug"):
+            return "; give it after the command"
         plain = {option.replace("-", ""): option for option in options}
         if name.replace("-", "") in plain:
             return f"; did you mean {plain[name.replace('-', '')]!r}?"

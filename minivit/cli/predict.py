@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import itertools
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
 def _files(names: Sequence[str]) -> Files:
     """Return the files among `names`, and those with the suffix of an image in the folders among them."""
     files = Files([], [], [], [])
-    for name in names:
+    for name in map(os.path.expanduser, names):
         if not Path(name).is_dir():
             files.images.append(name)
             continue
@@ -216,7 +217,7 @@ def _write(target: str, predictions: Iterable[Prediction], top: int) -> None:
     if target == "-":
         rows(sys.stdout)
     else:
-        atomic_write(target, into)
+        atomic_write(Path(target).expanduser(), into)
 
 
 def _show(predictions: list[Prediction], top: int, terminal: Terminal) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -152,13 +153,14 @@ def recipe_fields(texts: Sequence[str]) -> dict[str, Any]:
 
 def _parsed(text: str, default: Any) -> Any:
     if isinstance(default, tuple):
-        return [_parsed(item.strip(), None) for item in text.strip("[]").split(",") if item]
+        items = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        return [_parsed(item.strip(), None) for item in items.split(",") if item]
     if isinstance(default, str):
         return text
-    try:
-        return json.loads(text.lower())
-    except ValueError:
-        return text
+    for parse in (json.loads, float):
+        with suppress(ValueError):
+            return parse(text.lower())
+    return text
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from minivit.arrays import to_host
@@ -69,10 +70,10 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     findings = diagnose(found)
     _show(traced, found, findings, subject, terminal)
     if args.save:
-        traced.save(args.save)
+        traced.save(Path(args.save).expanduser())
         terminal.say(f"the arrays are in {args.save}")
     if args.html:
-        traced.to_html(args.html, f"Trace of {args.target}")
+        traced.to_html(Path(args.html).expanduser(), f"Trace of {args.target}")
         terminal.say(f"the page is {args.html}")
     return CommandResult(_values(traced, found, findings, subject))
 

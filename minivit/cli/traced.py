@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import unicodedata
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +113,7 @@ def open_target(
     if text not in PRESETS:
         if not Path(text).expanduser().exists() and (near := did_you_mean(text, PRESETS)):
             raise UserError(f"there is no model, run or file {text};{near}")
-        return open_model(text, checkpoint, backend, model_fields(fields))
+        return open_model(text, checkpoint, backend, model_fields(fields), needs_head=False)
     model, filled = without_zeros(create_model(text, seed=seed, backend=backend, **model_fields(fields)))
     channels = model.config.in_chans
     terminal.say(f"{text} has its initial parameters, those of seed {seed}{filled}", style="dim")
@@ -190,10 +192,10 @@ def _of_folder(name: str, opened: OpenedModel, index: int, terminal: Terminal, l
 
 def _known_labels(names: Sequence[str], label: int, opened: OpenedModel) -> Array | None:
     """Return the number in the model of the class `label` of a data set whose classes are `names`, or None."""
-    known = opened.class_names
-    if known is not None:
-        return np.array([known.index(names[label])]) if names[label] in known else None
-    return np.array([label])
+    if opened.class_names is None:
+        return np.array([label])
+    name, *known = (unicodedata.normalize("NFC", name) for name in (names[label], *opened.class_names))
+    return np.array([known.index(name)]) if name in known else None
 
 
 def with_labels(subject: Subject, given: Sequence[str], terminal: Terminal) -> Subject:
@@ -247,7 +249,8 @@ def _label(text: str, names: tuple[str, ...] | None, model: ViT) -> int:
         if int(text) < count:
             return int(text)
         raise UserError(f"--label is {text}; the model has {count:,} classes, 0 to {count - 1}")
-    near = did_you_mean(text, {name.lower(): None for name in names or ()})
+    lower = {name.lower(): name for name in names or ()}
+    near = next((f" did you mean {lower[name]!r}?" for name in get_close_matches(text.lower(), lower, n=1)), "")
     raise UserError(f"--label is {text!r}, which is no class of the model;{near or ' give its number'}")
 
 

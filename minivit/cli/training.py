@@ -100,8 +100,8 @@ def run_training(args: argparse.Namespace, terminal: Terminal, command: str) -> 
         raise UserError(f"--checkpoint-seconds is {args.checkpoint_seconds}; expected 0 or more")
     if RunFolder.exists(run := Path(args.dataset).expanduser()):
         recipe = RunFolder.open(run).recipe
-        words = shlex.join(["minivit", command_of(recipe), recipe.dataset, "--run", str(run), "--resume"])
-        raise UserError(f"{args.dataset} is a run, not a data set; to continue it: {words}")
+        words = shlex.join([command_of(recipe), recipe.dataset, "--run", str(run), "--resume"])
+        raise UserError(f"{args.dataset} is a run, not a data set; to continue it: {program()} {words}")
     if args.resume:
         opened = _resumed(args, command)
         if opened.is_as_on_disk() and (result := opened.result()) is not None:
@@ -265,8 +265,8 @@ def _resume_command(args: argparse.Namespace, stopped: RunFolder) -> str:
         options.append("--skip-bad")
     if args.stream is not None:
         options.append("--stream" if args.stream else "--no-stream")
-    command = command_of(stopped.recipe)
-    return shlex.join(["minivit", command, args.dataset, "--run", str(stopped.path), *options, "--resume"])
+    words = [command_of(stopped.recipe), args.dataset, "--run", str(stopped.path), *options, "--resume"]
+    return f"{program()} {shlex.join(words)}"
 
 
 def _resumed(args: argparse.Namespace, command: str) -> RunFolder:

@@ -171,9 +171,11 @@ def plot_curves(runs: Sequence[RunFolder]) -> Figure:
     found = curves(runs)
     figure = new_figure(9.0, 3.8 + 0.15 * len(runs))
     lines: dict[str, Any] = {}
-    for axes, quantity, scale, label in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), (1.0, 100.0), ("cross-entropy loss", "accuracy (%)"), strict=True
-    ):
+    trained = ["train_accuracy" in values for values in found.values()]  # with labels
+    loss = "cross-entropy loss" if all(trained) else "loss" if any(trained) else "loss of the predicted patches"
+    quantities = [("loss", 1.0, loss), ("accuracy", 100.0, "accuracy (%)")][: 1 + any(trained)]
+    panels = np.ravel(figure.subplots(1, len(quantities)))
+    for axes, (quantity, scale, label) in zip(panels, quantities, strict=True):
         for i, (name, values) in enumerate(found.items()):
             marker = "." if len(values["epoch"]) < 20 else ""
             for part, style in (("train", "--"), ("val", "-")):

@@ -16,6 +16,7 @@ from minivit.nn.config_checks import (
     check_values,
     counts,
     pair,
+    plain,
 )
 
 
@@ -143,6 +144,8 @@ class ViTConfig:
     zero_head: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain(value))
         for name in ("img_size", "patch_size"):
             object.__setattr__(self, name, pair(name, getattr(self, name)))
         stride = 0 if self.patch_stride in (0, (0, 0), [0, 0]) else pair("patch_stride", self.patch_stride)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from minivit.errors import UserError, did_you_mean
 from minivit.nn.hybrid_embed import feature_stride
 from minivit.nn.initializers import SCHEMES
@@ -30,6 +32,15 @@ _FLAGS = (
     *("pool_include_prefix", "zero_head"),
 )
 _RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
+
+
+def plain(value: Any) -> Any:
+    """Return `value` with Python's numbers in place of NumPy's, also in a list, tuple or dict: files hold those."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple | list):
+        return type(value)(map(plain, value)) if type(value) in (tuple, list) else value
+    return {name: plain(each) for name, each in value.items()} if type(value) is dict else value
 
 
 def pair(name: str, value: Any) -> tuple[int, int]:

@@ -82,10 +82,23 @@ def summarize(config: ViTConfig, dtype: Any = "float32") -> Summary:
 
 
 def part_costs(model: ViT) -> dict[str, Cost]:
-    """Return the cost of each part for one image, in the order of the forward pass; a block has four parts."""
+    """Return the cost of each part for one image, in the order of the forward pass; a block has four parts.
+
+    The operations are those of all tokens. What is kept is that of training, without the patches that are dropped.
+    """
+    rate, N = model.config.patch_drop_rate, model.config.num_tokens
+    costs = _costs(model, N)
+    if rate:
+        kept = _costs(model, model.patch_drop.num_kept(N))
+        costs = {name: Cost(cost.flops, kept[name].kept) for name, cost in costs.items()}
+    return costs
+
+
+def _costs(model: ViT, num_tokens: int) -> dict[str, Cost]:
+    """Return the cost of each part with this number of tokens in the blocks."""
     config = model.config
     D = config.embed_dim
-    tokens = model.patch_drop.num_kept(config.num_tokens) if config.patch_drop_rate else config.num_tokens, D
+    tokens = num_tokens, D
     costs = {"patch_embed": model.patch_embed.cost((config.height, config.width, config.in_chans))}
     whole = config.num_tokens, D
     costs["tokens"] = total_cost([model.pos_drop.cost(whole), model.patch_drop.cost(whole)])

@@ -102,6 +102,8 @@ class FitResult:
             These are no such images.
         """
         pixels = _pixels(images, "images")
+        if pixels.shape[3] != len(self.mean):
+            raise UserError(f"images have {pixels.shape[3]} channels; the model was trained on {len(self.mean)}")
         with _engine(self.model, self.recipe, self.num_outputs, threads) as engine:
             return np.concatenate([logits for _, logits in predictions(engine, pixels, self.mean, self.std)])
 
@@ -162,6 +164,8 @@ def fit(
     """
     masked = isinstance(model, MaskedModel)
     pixels = _pixels(images, "images")
+    if isinstance(model, ViT) and not model.config.num_classes:
+        raise UserError("the model has no head, and so no classes; make it with num_classes")
     if labels is None and not masked:
         raise UserError(f"a {type(model).__name__} needs labels; models that predict masked patches do without")
     labels = np.zeros(len(pixels), np.int64) if masked else _whole_labels(labels, "labels")

@@ -100,7 +100,7 @@ def find_learning_rate(
     Raises
     ------
     UserError
-        A number is out of range, or the loss is not finite after fewer than ten steps.
+        A number is out of range, or the loss is not finite, or grows fourfold, in fewer than ten steps.
     """
     if steps < _LEAST_STEPS:
         raise UserError(f"{steps} steps are too few for a search; expected at least {_LEAST_STEPS}")
@@ -108,7 +108,7 @@ def find_learning_rate(
         raise UserError(f"the learning rate cannot rise from {first:g} to {last:g}; expected 0 < first < last")
     rates = [first * (last / first) ** (i / (steps - 1)) for i in range(steps)]
     losses: list[float] = []
-    diverged = None
+    diverged, grown = None, False
     past, smallest = 0.0, math.inf
     with on_device_of(trainer.model.parameters.store.values), trainer.engine:
         for i, (lr, samples) in enumerate(zip(rates, _samples(trainer), strict=False)):
@@ -122,14 +122,13 @@ def find_learning_rate(
             past = _MEMORY * past + (1 - _MEMORY) * step.loss
             average = past / (1 - _MEMORY ** (i + 1))
             smallest = min(smallest, average)
-            if average > _DIVERGED * smallest:
+            if grown := average > _DIVERGED * smallest:
                 diverged = lr
                 break
     if len(losses) < _LEAST_STEPS:
-        raise UserError(
-            f"the loss is not finite after {len(losses)} steps, at a learning rate of {rates[len(losses)]:.2g}; begin "
-            "with a smaller one, and look at the images and the model"
-        )
+        grew = f"has grown {_DIVERGED:g}-fold" if grown else "is not finite"
+        advice = "begin with a smaller one" + ("" if grown else ", and look at the images and the model")
+        raise UserError(f"the loss {grew} after {len(losses)} steps, at a learning rate of {diverged:.2g}; {advice}")
     return LearningRateSearch(rates[: len(losses)], losses, diverged)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from minivit.data.dataset import Dataset
 from minivit.errors import UserError
 from minivit.nn.config import ViTConfig
+from minivit.nn.config_checks import plain
 from minivit.nn.layer import Layer
 from minivit.nn.masked_patches import MaskedPatches
 from minivit.nn.model import Model
@@ -181,6 +182,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain(value))
         for name in ("betas", "freeze", "mean", "std", "resized_crop"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))

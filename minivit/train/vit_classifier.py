@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -128,11 +128,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         self.image_shape_ = shape or _image_shape(self.image_shape, X.shape[1])
         self.classes_, labels = np.unique(y, return_inverse=True)
         self.pixel_range_ = (0.0, 255.0) if X.dtype == np.uint8 else (float(X.min()), float(X.max()))
-        config = get_config(self.model, **dict(self.model_options or {}))
-        self._size = tuple(
-            -(-side // patch) * patch
-            for side, patch in zip(self.image_shape_, (config.patch_height, config.patch_width), strict=False)
-        )
+        self._size = _model_size(self.image_shape_, self.model, dict(self.model_options or {}))
         seed = int(check_random_state(self.random_state).randint(_SEEDS))
         fields: dict[str, Any] = dict(self.model_options or {})
         fields |= {"img_size": self._size, "in_chans": self.image_shape_[2], "num_classes": len(self.classes_)}
@@ -194,10 +190,18 @@ def _rows(X: Any) -> Any:
     return X if _shape_of(X) is None else np.asarray(X).reshape(len(X), math.prod(X.shape[1:]))
 
 
+def _model_size(shape: tuple[int, ...], model: str, options: dict[str, Any]) -> tuple[int, ...]:
+    """Return the height and the width of images of `shape`, filled up so that patches of the model cover them."""
+    patch = options.get("patch_size", get_config(model).patch_size)
+    config = get_config(model, **options | {"img_size": patch})  # that of the preset need not fit this patch_size
+    patches = config.patch_height, config.patch_width
+    return tuple(P + -(-max(0, side - P) // S) * S for side, P, S in zip(shape, patches, config.stride, strict=False))
+
+
 def _image_shape(given: tuple[int, ...] | None, features: int) -> tuple[int, ...]:
     """Return (height, width, C) of the image in a row."""
     if given is not None:
-        shape = (*given, 1)[:3] if len(given) in (2, 3) else ()
+        shape = (*given, 1)[:3] if isinstance(given, Sequence) and len(given) in (2, 3) else ()
         if math.prod(shape) != features or not shape:
             raise UserError(
                 f"image_shape is {given}, but a row has {features} numbers; expected (height, width) or "
