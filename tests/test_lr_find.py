@@ -166,6 +166,6 @@ def test_a_loss_that_grows_at_once_is_not_called_infinite(tmp_path: Path, monkey
     read = searched.train_step.metrics.read
     monkeypatch.setattr(searched.train_step.metrics, "read", lambda: [read()[0]._replace(loss=next(losses))])
     with pytest.raises(
-        UserError, match="the loss has grown 4-fold after 3 steps, at a learning rate of .*smaller one$"
+        UserError, match=r"the loss has grown 4-fold after 3 steps, at a learning rate of .*smaller one$"
     ):
         find_learning_rate(searched)
