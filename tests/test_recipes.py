@@ -17,7 +17,8 @@ from minivit.nn.presets import get_config
 from minivit.train.recipe import Recipe
 from minivit.train.recipes import folder_recipe, load_recipe, recipe_names
 
-DATA_SETS = {"cifar10", "cifar10-30min", "cifar10-gpu", "cifar100", "digits", "folder", "folder-large", "folder-small"}
+DATA_SETS = {"cifar10", "cifar10-30min", "cifar10-60min", "cifar10-gpu", "cifar100", "digits"}
+DATA_SETS |= {"folder", "folder-large", "folder-small"}
 DOCUMENTS = {"labml", "lightning-tutorial", "paper-finetune", "paper-pretrain"}
 
 

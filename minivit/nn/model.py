@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
 from minivit.arrays import Array, namespace
 from minivit.nn.config import ViTConfig
 from minivit.nn.input_check import check_input
@@ -41,10 +46,16 @@ class Model(Layer):
     @property
     def takes_release(self) -> bool:
         """Whether `backward` takes `release`, to free what it has read: that of a user's own class may not."""
-        return type(self).backward.__module__.startswith("minivit.nn.")
+        return _takes(type(self).backward, "release")
 
     def check_images(self, x: Array) -> None:
         """Raise ValueError or TypeError unless `x` are images that the model takes."""
         values = self.parameters.store.values  # the layers may have been replaced
         namespace(x, values)
         check_input(x, self.config, values.dtype)
+
+
+@lru_cache(maxsize=64)  # asking takes as long as a small op
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
