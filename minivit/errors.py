@@ -49,11 +49,15 @@ def expect_whole(name: str, value: Any, least: int = 1) -> None:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return ``did you mean 'depth'?`` with the nearest of `names` and a leading space, or "" if none is near."""
+    """Return ``did you mean 'depth'?`` with the nearest of `names` and a leading space, or "" if none is near.
+
+    Capital letters make no difference; of two names that differ in them alone, the one in small letters is meant.
+    """
     import difflib
 
-    near = difflib.get_close_matches(name.lower(), list(names), n=1)
-    return f" did you mean {near[0]!r}?" if near else ""
+    lower = {known.lower(): known for known in sorted(names)}
+    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f" did you mean {lower[near[0]]!r}?" if near else ""
 
 
 def printable(text: str) -> str:

@@ -220,11 +220,11 @@ class Product(minivit.Layer):
     def __init__(self, hidden: bool) -> None:
         self.hidden = hidden
 
-    def forward(self, x: Array, w: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override]
+    def forward(self, x: Array, w: Array, rng: Any = None, keep: bool = True) -> Any:  # type: ignore[override] # two inputs
         self.w = w
         return x * w, (x, w)
 
-    def backward(self, dy: Array, cache: Any) -> tuple[Array, Array]:  # type: ignore[override]
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, Array]:  # type: ignore[override] # of two inputs
         x, w = cache
         return dy * (self.w if self.hidden else w), dy * x
 
@@ -242,10 +242,10 @@ class Square(minivit.Layer):
     def __init__(self) -> None:
         self.w = minivit.Parameter((4,), lambda generator, shape: generator.normal(size=shape))
 
-    def forward(self, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override]
+    def forward(self, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override] # no input
         return self.w.value**2, self.w.value
 
-    def backward(self, dy: Array, cache: Any) -> tuple[Array, ...]:  # type: ignore[override]
+    def backward(self, dy: Array, cache: Any) -> tuple[Array, ...]:  # type: ignore[override] # of no input
         self.w.add_grad(2 * cache * dy)
         return ()
 

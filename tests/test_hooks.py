@@ -359,7 +359,7 @@ class Constant(Layer):
     def __init__(self) -> None:
         self.w = Parameter((3,), lambda generator, shape: np.ones(shape))
 
-    def forward(self, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override]
+    def forward(self, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override] # no input
         return self.w.value, None
 
 

@@ -368,7 +368,7 @@ def test_layers_in_a_named_tuple_are_converted_in_a_copy_alone() -> None:
 class Plain(ViT):
     """A model of a user whose backward pass takes what the interface of layers says, and no more."""
 
-    def backward(self, dy: Array, cache: Any) -> Array:  # type: ignore[override]
+    def backward(self, dy: Array, cache: Any) -> Array:  # type: ignore[override] # the test
         return super().backward(dy, cache)
 
 

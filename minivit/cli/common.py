@@ -21,6 +21,8 @@ from minivit.train.run_folder import RunFolder
 from minivit.weights import load_model, model_metadata
 from minivit.weights.preprocessing import Preprocessing, class_names_of, preprocessing_of
 
+_MODEL_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".json", ".onnx")
+
 
 class CommandResult(NamedTuple):
     """The result of a command: the object that --json prints, and the exit status."""
@@ -128,6 +130,12 @@ def open_dataset(
             labels=labels,
             **decoding,
         )
+
+
+def is_path(text: str) -> bool:
+    """Return whether a text means a model file or folder, which need not exist, and not the name of a model."""
+    path = Path(text).expanduser()
+    return path.exists() or path.suffix in _MODEL_SUFFIXES or path.name != text
 
 
 def is_folder_of_images(name: str) -> bool:

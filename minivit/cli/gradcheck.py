@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from minivit.checking import Report, Row, gradcheck, gradcheck_model
 from minivit.checking.cases import CASES, LAYERS, OPS, Case
-from minivit.cli.common import CommandResult, add_backend, check_backend
+from minivit.cli.common import CommandResult, add_backend, check_backend, is_path
 from minivit.cli.terminal import Terminal
 from minivit.data import ProgressCallback
 from minivit.errors import UserError
@@ -98,7 +97,7 @@ def _targets(target: str | None) -> tuple[str | None, Sequence[Case]]:
     if target in groups:
         return None, groups[target]
     cases = [case for case in CASES if target in (case.name, case.name.partition("-")[0])]
-    if not cases and _is_path(target):
+    if not cases and is_path(target):
         return target, ()
     if not cases:
         known = [*PRESETS, *groups, *(case.name for case in CASES)]
@@ -137,11 +136,6 @@ def _check_cases(cases: Sequence[Case], args: argparse.Namespace, terminal: Term
 
 def _case_row(case: Case, report: Report) -> tuple[str, str, str, str]:
     return case.name, str(len(report.rows)), f"{report.max_error:.1e}", "ok" if report.passed else "FAILED"
-
-
-def _is_path(target: str) -> bool:
-    path = Path(target).expanduser()
-    return path.exists() or path.suffix == ".safetensors" or os.sep in target
 
 
 def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Report:

@@ -16,7 +16,7 @@ import threadpoolctl
 
 import minivit
 from minivit.arrays import about_backends
-from minivit.cli.common import CommandResult, model_path
+from minivit.cli.common import CommandResult, is_path, model_path
 from minivit.cli.model_fields import add_set, model_fields
 from minivit.cli.reporters import percent
 from minivit.cli.terminal import Terminal
@@ -47,8 +47,6 @@ examples:
   minivit info labml.safetensors --set num_heads=8
   minivit info --paper"""
 
-_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".json", ".onnx")  # of what is a file and no name
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -68,7 +66,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     if args.model is None:
         return _machine(terminal)
     path = Path(args.model).expanduser()
-    if args.model in PRESETS or not (path.exists() or path.suffix in _SUFFIXES or path.name != args.model):
+    if args.model in PRESETS or not is_path(args.model):
         config = get_config(args.model, **model_fields(args.set))
         terminal.show(f"{args.model}:", *_described(config), "")
         return CommandResult({"model": args.model, "config": config.to_dict(), **_costs(config, terminal)})

@@ -92,15 +92,11 @@ def _runs_in(path: Path) -> list[Path]:
             inner.clear()  # what is in a run is no run
     if not found:
         raise UserError(f"there are no runs in {path}; `minivit train` makes them")
-    return sorted(found, key=lambda each: [_key(part) for part in _parts(each)])
+    return sorted(found, key=lambda run: [(int(part), "") if part.isdecimal() else (-1, part) for part in _parts(run)])
 
 
 def _parts(path: Path) -> Iterator[str]:
     return (part for part in re.split(r"([0-9]+)", str(path)) if part)
-
-
-def _key(part: str) -> tuple[int, str]:
-    return (int(part), "") if part.isdecimal() and part.isascii() else (-1, part)
 
 
 def _described(run: RunFolder) -> dict[str, Any]:

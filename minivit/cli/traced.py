@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import unicodedata
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -249,8 +248,7 @@ def _label(text: str, names: tuple[str, ...] | None, model: ViT) -> int:
         if int(text) < count:
             return int(text)
         raise UserError(f"--label is {text}; the model has {count:,} classes, 0 to {count - 1}")
-    lower = {name.lower(): name for name in names or ()}
-    near = next((f" did you mean {lower[name]!r}?" for name in get_close_matches(text.lower(), lower, n=1)), "")
+    near = did_you_mean(text, names or ())
     raise UserError(f"--label is {text!r}, which is no class of the model;{near or ' give its number'}")
 
 

@@ -12,6 +12,7 @@ from minivit.errors import UserError
 from minivit.explorer.measures import calibration, confusion, curves, update_ratios, worst_pairs
 from minivit.tracing.figures import COLOURS, count_of, in_words, new_figure, plain, shown, whole_ticks
 from minivit.tracing.measures import part_of
+from minivit.train.curves import loss_name
 from minivit.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def plot_curves(runs: Sequence[RunFolder]) -> Figure:
     figure = new_figure(9.0, 3.8 + 0.15 * len(runs))
     lines: dict[str, Any] = {}
     trained = ["train_accuracy" in values for values in found.values()]  # with labels
-    loss = "cross-entropy loss" if all(trained) else "loss" if any(trained) else "loss of the predicted patches"
+    loss = loss_name(any(trained)) if len(set(trained)) == 1 else "loss"
     quantities = [("loss", 1.0, loss), ("accuracy", 100.0, "accuracy (%)")][: 1 + any(trained)]
     panels = np.ravel(figure.subplots(1, len(quantities)))
     for axes, (quantity, scale, label) in zip(panels, quantities, strict=True):

@@ -80,7 +80,7 @@ def save_curves(
     loss, *others = np.ravel(figure.subplots(1, 1 + with_accuracy))
     smoothed = f" (label smoothing {label_smoothing:g})" if label_smoothing else ""
     _draw(loss, metrics, "loss", 1.0, smoothed)
-    loss.set_ylabel("cross-entropy loss" if with_accuracy else "loss of the predicted patches")
+    loss.set_ylabel(loss_name(with_accuracy))
     for accuracy in others:
         _draw(accuracy, metrics, "accuracy", 100.0)
         accuracy.set_ylabel("accuracy (%)")
@@ -94,6 +94,11 @@ def save_curves(
     figure.savefig(picture, format="png")
     atomic_write(path, lambda file: file.write(picture.getvalue()))
     return str(path)
+
+
+def loss_name(of_labels: bool) -> str:
+    """Return the name of the loss of a classifier, or of a masked model."""
+    return "cross-entropy loss" if of_labels else "loss of the predicted patches"
 
 
 def _draw(axes: Any, metrics: list[dict[str, Any]], quantity: str, scale: float, about_training: str = "") -> None:

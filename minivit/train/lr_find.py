@@ -20,6 +20,7 @@ import numpy as np
 from minivit.arrays import Array, on_device_of
 from minivit.errors import UserError
 from minivit.tracing.figures import COLOURS, new_figure, plain
+from minivit.train.curves import loss_name
 from minivit.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -157,6 +158,6 @@ def plot_learning_rates(found: LearningRateSearch, of_labels: bool = True) -> Fi
     axes.set_ylim(low - 0.1 * (high - low) - 0.05, high + 0.5 * (high - low) + 0.05)  # not the height of the divergence
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("cross-entropy loss" if of_labels else "loss of the predicted patches")
+    axes.set_ylabel(loss_name(of_labels))
     axes.legend(frameon=False, fontsize=8)
     return figure

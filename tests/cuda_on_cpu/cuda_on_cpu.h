@@ -31,7 +31,7 @@ constexpr int warpSize = 32;
 
 namespace cuda_on_cpu {
 
-// Nobody begins the next call before all have read the result of this one.
+// No thread begins the next call before all have read the result of this one.
 inline int barrier_or(int line, int value) {
   static int any;
   barrier(line);
