@@ -23,6 +23,9 @@ STEMS = [
     (4, (4, 6, 5)),
     (8, (5, 4, 6)),
     (8, (3, 4, 5, 6)),
+    (1, (64, 65)),
+    (1, (64, 64, 5)),
+    (2, (65, 64, 66)),
 ]
 
 
@@ -45,7 +48,9 @@ def has_kernel(cache: Any) -> bool:
     return type(cache) in [kernel.cache for kernel in kernels_of("ConvStem")]
 
 
-@pytest.mark.parametrize(("rows", "columns", "count"), [(1, 1, 1), (1, 3, 2), (2, 1, 5), (3, 2, 1)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "count"), [(1, 1, 1), (1, 3, 2), (2, 1, 5), (3, 2, 1), (2, 2, 32), (4, 6, 11), (6, 4, 15)]
+)
 @pytest.mark.parametrize(("patch", "channels"), STEMS, ids=str)
 def test_a_conv_stem_of_any_strides_equals_its_layers(
     patch: int, channels: tuple[int, ...], rows: int, columns: int, count: int
@@ -55,6 +60,25 @@ def test_a_conv_stem_of_any_strides_equals_its_layers(
     got = passes(stem, x)
     with ops.reference_only("ConvStem"):
         assert_near(got, passes(stem, x), 1e-12, least=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((32, 2, 2, 3), [False, True, False]),
+        ((31, 2, 2, 3), [False, False, False]),  # short runs
+        ((11, 4, 6, 3), [False, True, False]),
+        ((64, 2, 3, 3), [False, False, False]),  # an odd number of columns
+        ((64, 3, 2, 3), [False, False, False]),
+    ],
+    ids=str,
+)
+def test_convolutions_of_64_channels_take_tiles_in_place_of_windows(
+    shape: tuple[int, ...], expected: list[bool]
+) -> None:
+    stem = stem_of(1, (64, 64, 63))
+    units = stem.forward(normal(np.empty(shape)))[1].units
+    assert [unit.windows.ndim == 3 for unit in units] == expected
 
 
 def test_the_other_gradients_of_a_conv_stem_are_the_same_without_that_of_the_images() -> None:
