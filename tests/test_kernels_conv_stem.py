@@ -11,6 +11,7 @@ from contract import assert_near, assert_same_bits, kernels_of, normal
 
 from minivit import Engine, Key, ViT, ViTConfig, layers, ops
 from minivit.arrays import Array
+from minivit.kernels.numpy import conv_stem
 from minivit.nn.conv_stem import ConvUnit
 from minivit.ops.conv_stem import ConvStemLike
 
@@ -23,10 +24,15 @@ STEMS = [
     (4, (4, 6, 5)),
     (8, (5, 4, 6)),
     (8, (3, 4, 5, 6)),
-    (1, (64, 65)),
-    (1, (64, 64, 5)),
-    (2, (65, 64, 66)),
 ]
+
+
+@pytest.fixture(params=["usual", "small"])
+def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every convolution of stride 1 take tiles, and every product one part, with "small"."""
+    if request.param == "small":
+        for name in ("_CHANNELS", "_RUN", "_PIECE"):
+            monkeypatch.setattr(conv_stem, name, 1)
 
 
 def stem_of(patch: int, channels: tuple[int, ...], dtype: str = "float64") -> layers.ConvStem:
@@ -48,8 +54,9 @@ def has_kernel(cache: Any) -> bool:
     return type(cache) in [kernel.cache for kernel in kernels_of("ConvStem")]
 
 
+@pytest.mark.usefixtures("limits")
 @pytest.mark.parametrize(
-    ("rows", "columns", "count"), [(1, 1, 1), (1, 3, 2), (2, 1, 5), (3, 2, 1), (2, 2, 32), (4, 6, 11), (6, 4, 15)]
+    ("rows", "columns", "count"), [(1, 1, 1), (1, 3, 2), (2, 1, 5), (3, 2, 1), (2, 2, 3), (4, 6, 1), (6, 2, 2)]
 )
 @pytest.mark.parametrize(("patch", "channels"), STEMS, ids=str)
 def test_a_conv_stem_of_any_strides_equals_its_layers(
@@ -62,25 +69,45 @@ def test_a_conv_stem_of_any_strides_equals_its_layers(
         assert_near(got, passes(stem, x), 1e-12, least=1e-3)
 
 
+TILED = [False, False, False, True, False]
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        ((32, 2, 2, 3), [False, True, False]),
-        ((31, 2, 2, 3), [False, False, False]),  # short runs
-        ((11, 4, 6, 3), [False, True, False]),
-        ((64, 2, 3, 3), [False, False, False]),  # an odd number of columns
-        ((64, 3, 2, 3), [False, False, False]),
+        ((32, 4, 4, 3), TILED),
+        ((31, 4, 4, 3), [False] * 5),  # short runs
+        ((11, 8, 12, 3), TILED),
+        ((64, 4, 6, 3), [False] * 5),  # an odd number of columns
+        ((64, 6, 4, 3), [False] * 5),
     ],
     ids=str,
 )
-def test_convolutions_of_64_channels_take_tiles_in_place_of_windows(
+def test_convolutions_of_stride_1_and_64_channels_take_tiles_for_long_runs(
     shape: tuple[int, ...], expected: list[bool]
 ) -> None:
-    stem = stem_of(1, (64, 64, 63))
-    units = stem.forward(normal(np.empty(shape)))[1].units
-    assert [unit.windows.ndim == 3 for unit in units] == expected
+    stem, x = stem_of(2, (64, 63, 64, 64, 63), "float32"), normal(np.empty(shape, "float32"))
+    cache = stem.forward(x)[1]
+    assert [unit.tiled for unit in cache.units] == expected
+    assert (2 if any(expected) else 1) == cache.G
+    got = passes(stem, x)
+    assert {a.dtype for a in got} == {x.dtype}
+    with ops.reference_only("ConvStem"):
+        assert_near(got, passes(stem, x), 1e-4, least=1e-3)
 
 
+def test_a_convolution_of_stride_1_before_one_of_stride_2_takes_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    stem, x = stem_of(2, (4, 5, 6)), normal(np.empty((2, 4, 8, 3)))
+    stem.convs[0].conv.stride, stem.convs[2].conv.stride = (1, 1), (2, 2)
+    for name in ("_CHANNELS", "_RUN"):
+        monkeypatch.setattr(conv_stem, name, 1)
+    assert [unit.tiled for unit in stem.forward(x)[1].units] == [True, True, False]
+    got = passes(stem, x)
+    with ops.reference_only("ConvStem"):
+        assert_near(got, passes(stem, x), 1e-12, least=1e-3)
+
+
+@pytest.mark.usefixtures("limits")
 def test_the_other_gradients_of_a_conv_stem_are_the_same_without_that_of_the_images() -> None:
     stem, x = stem_of(4, (4, 6, 5), "float32"), normal(np.empty((2, 8, 12, 3), "float32"))
     _, _, *expected = passes(stem, x)
@@ -116,6 +143,7 @@ def test_a_training_step_leaves_out_the_gradient_of_the_images_alone(monkeypatch
     assert_same_bits([model.parameters.store.gradients], [expected])
 
 
+@pytest.mark.usefixtures("limits")
 def test_the_bits_are_the_same_for_any_number_of_workers() -> None:
     found = []
     for threads in (1, 2, 3):

@@ -30,6 +30,7 @@ KERNEL_TESTS = (
 TESTS = tuple(dict.fromkeys(KERNEL_TESTS + OP_TESTS + LAYER_TESTS))
 KERNELS = "minivit/kernels/numpy/"
 LAYERS = "minivit/nn"
+PARTS = {"winograd": "conv_stem"}  # files of a kernel that has its tests
 BASES = ("layer.py", "interception.py")  # base classes, which compute nothing
 
 
@@ -48,7 +49,7 @@ def _mutants_in(file: Path) -> Iterator[Mutant]:
                     yield from mutants_of(method, path, f"{node.name}.{method.name}", node.name)
         elif isinstance(node, ast.FunctionDef) and node.name.endswith(("_backward", "_derivative")):
             of_the_file = path.startswith(KERNELS) or node.name.endswith("_derivative")
-            op = file.stem if of_the_file else node.name.removesuffix("_backward")
+            op = PARTS.get(file.stem, file.stem) if of_the_file else node.name.removesuffix("_backward")
             if file.parent.name in ("ops", "numpy") and node.name != "op_backward":
                 yield from mutants_of(node, path, node.name, op)
 

@@ -8,14 +8,16 @@ Layer norm subtracts the mean over the channels. Here the weight does it, whose 
 
     W' = W - mean(W)        dW = dW' - mean(dW')        means over the columns
 
-A convolution of stride 1 with many channels needs no windows: `minivit.kernels.numpy.winograd`. F is then twice the
-product, and its images are in 2 x 2 parts.
+A convolution of stride 1 with many channels takes tiles in place of windows (`minivit.kernels.numpy.winograd`). If
+there is one, F is twice that product everywhere, so that its input and its output are in 2 x 2 parts.
 
-A training step leaves out the gradient of the images. Without this kernel a step takes 1.03 to 1.05 times as long.
+A training step leaves out the gradient of the images. Without this kernel, and with windows alone, a step takes 1.03 to
+1.05 times as long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from typing import NamedTuple
@@ -29,15 +31,19 @@ from minivit.ops.conv_stem import ConvStemLike, ConvUnitLike
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
 
-_CHANNELS, _RUN = 64, 32  # from which on tiles take less time than windows; a run is columns * B values
+# Tiles take less time than windows from 64 channels on, both in and out, and from runs of 32 values on. A run is
+# columns * B values, with the columns of tiles. With 32 channels, or 4 images of 8 x 8 pixels, they take the same time.
+_CHANNELS, _RUN = 64, 32
+_PIECE = 1024  # pixels, of all images together, that one product multiplies at least
 
 
 class _UnitCache(NamedTuple):
     """What the backward pass of a convolution with its norm and ReLU reads; P values a channel."""
 
     shape: tuple[int, ...]  # of the unit's input (C, F, F, rows, columns, B)
-    windows: Array  # (9 C, P), or V (16, C, P / 4) of `winograd`
-    weight: Array  # (9 C, O), of mean 0, or its U (16, C, O)
+    tiled: bool
+    windows: Array  # (9 C, P); the tiles V (16, C, P / 4) if `tiled`
+    weight: Array  # (9 C, O), of mean 0; its U (16, C, O) if `tiled`
     x_hat: Array  # (O, P)
     inv_std: Array  # (P,)
     y: Array  # (O, P), before ReLU; after it in the last unit
@@ -47,6 +53,7 @@ class FastStemCache(NamedTuple):
     """What the backward pass reads."""
 
     units: list[_UnitCache]
+    G: int  # the result of the last unit is in G x G parts
 
 
 def _strides(stem: ConvStemLike) -> list[int]:
@@ -61,14 +68,15 @@ def _parts_of(stem: ConvStemLike, B: int, height: int, width: int) -> list[int]:
     """Return the F of B images of this size, and that of the result of each convolution."""
     strides = _strides(stem)
     rows, columns = height // strides[0], width // strides[0]
-    even = rows % 2 == columns % 2 == 0
-    tiled = even and any(_takes_tiles(unit, columns // 2 * B) for unit in stem.convs)
-    return [2 * stride for stride in strides] if tiled else strides
+    units = zip(stem.convs, strides[1:], strict=True)
+    tiled = any(stride == 1 and _takes_tiles(unit, columns // 2 * B) for unit, stride in units)
+    return [2 * stride for stride in strides] if tiled and rows % 2 == columns % 2 == 0 else strides
 
 
 def _takes_tiles(unit: ConvUnitLike, run: int) -> bool:
-    windows, channels = unit.conv.weight.shape
-    return unit.conv.stride[0] == 1 and min(windows // 9, channels) >= _CHANNELS and run >= _RUN
+    """Return whether a convolution whose result is in 2 x 2 parts takes tiles, for runs of so many values."""
+    of_windows, channels = unit.conv.weight.shape
+    return unit.conv.stride[0] == 1 and min(of_windows // 9, channels) >= _CHANNELS and run >= _RUN
 
 
 def _covers(x: Array, stem: ConvStemLike) -> bool:
@@ -96,7 +104,7 @@ def _forward(x: Array, stem: ConvStemLike, keep: bool = True) -> tuple[Array, Fa
     projected = (last.y.T @ stem.proj.weight.value).reshape(G, G, rows, columns, B, -1)
     tokens = np.empty((B, rows, G, columns, G, projected.shape[-1]), x.dtype)
     np.add(projected.transpose(4, 2, 0, 3, 1, 5), stem.proj.bias.value, out=tokens)
-    return tokens.reshape(B, -1, tokens.shape[-1]), FastStemCache([*filter(None, units), last]) if keep else None
+    return tokens.reshape(B, -1, tokens.shape[-1]), FastStemCache([*filter(None, units), last], G) if keep else None
 
 
 def _relu(x: Array, out: Array) -> None:
@@ -110,16 +118,19 @@ def _unit(padded: Array, unit: ConvUnitLike, G: int) -> _UnitCache:
     rows, columns = (count - 2 for count in size)
     weight = unit.conv.weight.value - _mean_of_columns(unit.conv.weight.value)
     channels, P = weight.shape[1], G * G * rows * columns * B
-    if G == 2 and _takes_tiles(unit, columns * B):
+    tiled = G == 2 and _takes_tiles(unit, columns * B)
+    if tiled:
         weight, windows = winograd.filters(weight), winograd.tiles(padded)
         x_hat = winograd.pixels(weight.swapaxes(1, 2) @ windows).reshape(channels, P)
     else:
         windows, x_hat = np.empty((9 * C, P), padded.dtype), np.empty((channels, P), padded.dtype)
         pixels = windows.reshape(3, 3, C, G, G, rows, columns, B)
-        for place in product(range(G), range(G)):
-            for window, part, (r, c) in _windows(place, F // G, G):
-                pixels[(*window, slice(None), *place)] = padded[:, *part, 1 + r : 1 + r + rows, 1 + c : 1 + c + columns]
-        np.matmul(weight.T, windows, out=x_hat)
+        for places, piece in _pieces(G, rows * columns * B):
+            for place in places:
+                for window, part, (r, c) in _windows(place, F // G, G):
+                    shifted = padded[:, *part, 1 + r : 1 + r + rows, 1 + c : 1 + c + columns]
+                    pixels[(*window, slice(None), *place)] = shifted
+            np.matmul(weight.T, windows[:, piece], out=x_hat[:, piece])
     y = x_hat * x_hat
     inv_std = np.full(channels, 1 / channels, y.dtype) @ y
     inv_std += unit.norm.eps
@@ -128,7 +139,14 @@ def _unit(padded: Array, unit: ConvUnitLike, G: int) -> _UnitCache:
     x_hat *= inv_std
     np.multiply(x_hat, unit.norm.weight.value[:, None], out=y)
     y += unit.norm.bias.value[:, None]
-    return _UnitCache((C, F, F, rows, columns, B), windows, weight, x_hat, inv_std, y)
+    return _UnitCache((C, F, F, rows, columns, B), tiled, windows, weight, x_hat, inv_std, y)
+
+
+def _pieces(G: int, size: int) -> Iterator[tuple[list[tuple[int, int]], slice]]:
+    """Yield the places of some of the G x G parts, of `size` pixels each, and the columns of their pixels."""
+    places, count = list(product(range(G), range(G))), -(-_PIECE // size)
+    for first in range(0, G * G, count):
+        yield places[first : first + count], slice(first * size, (first + count) * size)
 
 
 def _mean_of_columns(weight: Array) -> Array:
@@ -150,10 +168,9 @@ def _windows(place: tuple[int, int], stride: int, G: int) -> list[Window]:
 
 def _backward(dy: Array, kept: FastStemCache, stem: ConvStemLike, images: bool = True) -> Array | None:
     """Add to the gradients; return that of the images, or None if it is not wanted."""
-    units, proj = kept.units, stem.proj
+    units, G, proj = kept.units, kept.G, stem.proj
     y, D = units[-1].y, proj.weight.shape[1]
     C, F, _, rows, columns, B = units[0].shape
-    G = units[-1].shape[1] // stem.convs[-1].conv.stride[0]
     expect_gradient("ConvStem", dy, (B, G * rows * G * columns, D), y.dtype)
     d = np.ascontiguousarray(dy.reshape(B, rows, G, columns, G, D).transpose(2, 4, 1, 3, 0, 5)).reshape(-1, D)
     proj.weight.add_product(y, d)
@@ -167,7 +184,7 @@ def _backward(dy: Array, kept: FastStemCache, stem: ConvStemLike, images: bool =
 
 def _unit_backward(dy: Array, kept: _UnitCache, unit: ConvUnitLike, wants_dx: bool) -> Array | None:
     """Add to the gradients of a unit for `dy` (O, P); return that of its input, or None if it is not wanted."""
-    shape, windows, weight, x_hat, inv_std, y = kept
+    shape, tiled, windows, weight, x_hat, inv_std, y = kept
     ones, scale = np.ones(len(inv_std), dy.dtype), unit.norm.weight.value
     d = dy * (y > 0)
     through_scale = d * x_hat
@@ -178,7 +195,6 @@ def _unit_backward(dy: Array, kept: _UnitCache, unit: ConvUnitLike, wants_dx: bo
     d -= np.multiply(x_hat, through_variance, out=through_scale)
     d *= inv_std
     C, F, _, rows, columns, B = shape
-    tiled = windows.ndim == 3
     if tiled:
         d = winograd.pixels_backward(d.reshape(len(d), 2, 2, -1))
         dweight = winograd.filters_backward(windows @ d.swapaxes(1, 2))
@@ -193,12 +209,12 @@ def _unit_backward(dy: Array, kept: _UnitCache, unit: ConvUnitLike, wants_dx: bo
     stride = unit.conv.stride[0]
     G = F // stride
     dx = np.zeros(shape, dy.dtype)
-    parts = d.reshape(len(d), G * G, -1).swapaxes(0, 1)
-    for place, dpart in zip(product(range(G), range(G)), parts, strict=True):
-        dwindows = (weight @ dpart).reshape(3, 3, C, rows, columns, B)
-        for window, part, (r, c) in _windows(place, stride, G):
-            (to_rows, of_rows), (to_columns, of_columns) = _overlap(r, rows), _overlap(c, columns)
-            dx[:, *part, to_rows, to_columns] += dwindows[window][:, of_rows, of_columns]
+    for places, piece in _pieces(G, rows * columns * B):
+        dwindows = (weight @ d[:, piece]).reshape(3, 3, C, len(places), rows, columns, B)
+        for i, place in enumerate(places):
+            for window, part, (r, c) in _windows(place, stride, G):
+                (to_rows, of_rows), (to_columns, of_columns) = _overlap(r, rows), _overlap(c, columns)
+                dx[:, *part, to_rows, to_columns] += dwindows[window][:, i, of_rows, of_columns]
     return dx
 
 

@@ -1,7 +1,8 @@
-"""3 x 3 convolutions of stride 1 with 16 multiplications for 2 x 2 pixels, where windows take 36.
+"""3 x 3 convolutions of stride 1: 16 multiplications for 2 x 2 pixels and a pair of channels, where windows take 36.
 
-Winograd's F(2 x 2, 3 x 3), after Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks". A tile d is
-the 4 x 4 pixels of a channel that 2 x 2 pixels of the result depend on, and g the 3 x 3 weights of two channels:
+This is Winograd's F(2 x 2, 3 x 3), after Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks"
+(arXiv:1509.09308). A tile d is the 4 x 4 pixels of a channel that 2 x 2 pixels of the result depend on, and g the 3 x 3
+weights from one channel of the input to one of the result. The product of U and V is taken place by place:
 
     U = G g G^T        V = B^T d B        M = sum over channels of U V        y = A^T M A
 
@@ -10,14 +11,15 @@ the 4 x 4 pixels of a channel that 2 x 2 pixels of the result depend on, and g t
         1/2 -1/2 1/2          0 -1  1  0           0  1 -1 -1
          0   0   1            0  1  0 -1
 
-For each of the 16 places of a tile, M is the product of two matrices. Each step is linear, so that the backward pass is
-made of transposes:
+At each of the 16 places, the sum over channels is a product of two matrices. Each step is linear in its two factors, so
+that the backward pass takes the transposes:
 
     dM = A dy A^T      dU = sum over tiles of V dM     dV = sum over channels of U dM
     dg = G^T dU G      dd = B dV B^T, added over the tiles that share a pixel
 
 Pixels are stored by the parity of their row and column: (2 r + f, 2 c + g) stands at [:, f, g, r, c]. A tile begins
-one pixel above and left of the 2 x 2 pixels of its result.
+one pixel above and left of the 2 x 2 pixels of its result. In shapes, B is the number of images, and T the number of
+tiles of all images.
 """
 
 from __future__ import annotations
@@ -27,23 +29,23 @@ import numpy as np
 from minivit.arrays import Array
 
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-_G_TWICE = np.kron(_G, _G)  # (16, 9): both products at once
+_G_BY_G = np.kron(_G, _G)  # (16, 9): G g G^T for a flat g
 
 
 def filters(weight: Array) -> Array:
     """Return U (16, C, O) of a convolution's matrix (9 C, O)."""
-    U: Array = _G_TWICE.astype(weight.dtype) @ weight.reshape(9, -1)
+    U: Array = _G_BY_G.astype(weight.dtype) @ weight.reshape(9, -1)
     return U.reshape(16, -1, weight.shape[1])
 
 
 def filters_backward(dU: Array) -> Array:
     """Return the gradient (9 C, O) of the matrix."""
-    dweight: Array = _G_TWICE.T.astype(dU.dtype) @ dU.reshape(16, -1)
+    dweight: Array = _G_BY_G.T.astype(dU.dtype) @ dU.reshape(16, -1)
     return dweight.reshape(-1, dU.shape[2])
 
 
 def tiles(padded: Array) -> Array:
-    """Return V (16, C, T) of images (C, 2, 2, rows + 2, columns + 2, B), whose border is zero; T = rows columns B."""
+    """Return V (16, C, T) of images (C, 2, 2, rows + 2, columns + 2, B) whose border is zero."""
     C, _, _, below, right, B = padded.shape
     half = np.empty((4, C, 2, below - 2, right, B), padded.dtype)
     V = np.empty((4, 4, C, below - 2, right - 2, B), padded.dtype)
