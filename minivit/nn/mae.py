@@ -1,7 +1,8 @@
-"""The masked autoencoder (He et al. 2022): the encoder sees some of the patches, a light decoder predicts the others.
+"""The masked autoencoder (He et al. 2021): the encoder sees some of the patches, a light decoder predicts the others.
 
-The encoder takes a quarter of the patches by default, which makes a step several times as fast as with all. The decoder
-gets the encoder's tokens at their places, a learned token at all others, and fixed positions.
+The encoder takes a quarter of the patches by default: a step is two to three times as fast as with all
+(docs/pretraining.md). The decoder gets the encoder's tokens at their places, a learned token at all others, and fixed
+positions.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     loss of an image = mean over the predicted patches of the error of their prediction
 
 The forward passes of masked models return the loss of each image, and the backward passes take the gradient of the
-losses. The gradient of the images is whole, with its part through the targets. `minivit.nn.corrupted` replaces patches,
-and `minivit.nn.mae` leaves them out.
+losses. The gradient of the images is complete: it includes the part that passes through the targets.
+`minivit.nn.corrupted` replaces patches, and `minivit.nn.mae` leaves them out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ResNet of Big Transfer (Kolesnikov et al. 2020): standardised convolutions, group norms, bottlenecks.
 
 Its features feed the hybrid models of the ViT paper, with the activation after each sum as in the first ResNet
-(`Bottleneck`); as a classifier it has them before each branch (`PreActBottleneck`). The names are timm's.
+(`Bottleneck`); as a classifier it has one before each convolution (`PreActBottleneck`). The names are timm's.
 """
 
 from __future__ import annotations

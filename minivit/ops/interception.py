@@ -1,7 +1,7 @@
 """Interception: an object through which every call of a layer and of an op of one thread passes.
 
-`minivit.tracing` records and changes this way what flows through a model. `observe` of registry.py only shows the calls
-of ops, and hooks see one layer each.
+`minivit.tracing` uses it to record and to change what flows through a model. `observe` of registry.py only shows the
+calls of ops, and hooks see one layer each.
 """
 
 from __future__ import annotations

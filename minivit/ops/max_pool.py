@@ -1,6 +1,7 @@
 """The largest value of each channel in windows of an image.
 
     y[b, r, s, c] = the largest x[b, S r + i - p, T s + j - q, c] of the pixels (i, j) of a window
+                    (S, T): the stride; p rows of padding above, q columns of padding at the left
     dx = the sum of dy over all windows whose largest value is the pixel
 
 Of several equal values the first in the window, row by row, is the largest. Pixels outside of the image are never

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrix is replaced by the nearest one with orthogonal rows or columns (Jordan et al. 2024).
+"""Muon: momentum whose matrix is replaced by nearly the closest one with orthonormal rows or columns (Jordan 2024).
 
 With g the gradient of a matrix p of `rows` x `columns`, lr the learning rate and wd the weight decay:
 
@@ -11,7 +11,7 @@ With g the gradient of a matrix p of `rows` x `columns`, lr the learning rate an
     p = p - lr * wd * p                                   decoupled weight decay
     p = p - lr * 0.2 * sqrt(max(rows, columns)) * X       X = X^T again if rows > columns
 
-The quintic iteration of Newton and Schulz takes singular values between 0.01 and 1 to values of about 0.7 to 1.2,
+The quintic iteration of Newton and Schulz takes singular values between 0.01 and 1 to values between 0.68 and 1.14,
 without a singular value decomposition. The factor 0.2 * sqrt(max(rows, columns)) is that of Liu et al. 2025: it gives a
 step the root mean square 0.2 that steps of AdamW usually have, so that both share one learning rate and weight decay.
 (Jordan's own factor is max(1, rows / columns)**0.5, with a learning rate of its own.) A matrix with named parts, such

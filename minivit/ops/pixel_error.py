@@ -1,6 +1,6 @@
 """The error of a reconstruction for each image: the mean of the squares, or of the absolute values, of differences.
 
-    loss[b] = sum of |x[b] - target[b]|**p / S          p is 2 or 1, S the number of elements of an image
+    loss[b] = sum of |x[b] - target[b]|**power / S      power is 2 or 1, S the number of elements of an image
 
     dx[b] = dloss[b] * 2 * (x[b] - target[b]) / S       or dloss[b] * sign(x[b] - target[b]) / S
     dtarget = -dx

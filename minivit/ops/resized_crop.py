@@ -4,7 +4,7 @@ The area of the rectangle is uniform in a range of shares of the image, the loga
 of 3/4 and 4/3; a rectangle that is longer than a side is cut off there. Rows are interpolated first, then columns:
 
     source of row i: y = clip((i + 1/2) height' / height - 1/2, 0, height' - 1) for a rectangle of height' rows
-    row i = (1 - w) row floor(y) + w row floor(y) + 1, with w = y - floor(y)
+    row i = (1 - w) * row[floor(y)] + w * row[min(floor(y) + 1, height' - 1)], with w = y - floor(y)
 """
 
 from __future__ import annotations

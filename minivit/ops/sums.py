@@ -1,4 +1,4 @@
-"""The sum over tokens in which the gradients of a weight or a bias of each feature end."""
+"""The sum over all tokens: the last step of the gradient of a weight or a bias with one number per feature."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ Windows begin every `stride` pixels of the image with `padding` zeros around it,
 Then ``y @ weight`` is the convolution whose kernel is `weight` (kernel height * kernel width * C, channels). The steps
 are in docs/derivations/embeddings.md.
 
-The padded image is cut into cells of `stride` pixels. All windows have their first cell in common with the image, their
-second one, and so on, so that one copy serves all windows.
+The padded image is cut into cells of `stride` pixels, so that every window begins at a cell. The first cell of all
+windows is then one strided view of the image, and so is the second, and so on: each is copied for all windows at once.
 """
 
 from __future__ import annotations

@@ -236,6 +236,6 @@ def _expect_fixed(path: Path, tensors: Mapping[str, Array], fixed: Mapping[str, 
     for name, expected in fixed.items():
         if not (abs(tensors[name] - expected) <= _CLOSE).all():
             raise UserError(
-                f"{path}: {name} holds other positions than the sines and cosines of He et al. 2022 for these patches, "
+                f"{path}: {name} holds other positions than the sines and cosines of He et al. 2021 for these patches, "
                 "which are the only ones that minivit's decoder has"
             )
