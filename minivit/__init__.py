@@ -17,7 +17,6 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from minivit import layers, ops
-from minivit import random as keys  # its name in earlier versions
 from minivit.arrays import to_backend, to_host
 from minivit.engine import Engine
 from minivit.nn import initializers
@@ -69,7 +68,6 @@ __all__ = [
     "gradcheck_layer",
     "gradcheck_model",
     "initializers",
-    "keys",
     "layers",
     "linear_probe",
     "list_models",

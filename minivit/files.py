@@ -30,7 +30,7 @@ _locks: set[int] = set()  # file descriptors of the locks that this process hold
 
 _LARGEST_JSON = 1 << 22  # bytes; a longer text of small lists would take hundreds of megabytes
 
-_TEMPORARY = ".minivit-{name}-{token}.tmp"
+_TEMPORARY = ".minivit-{token}.tmp"  # without the name of the file, which may have the greatest length
 
 _ADVICE = {
     errno.ENOSPC: "free some space on this disk, or write to another one",
@@ -40,6 +40,7 @@ _ADVICE = {
     errno.EROFS: "this disk is read-only: write to another one",
     errno.ENOTDIR: "a part of this path is a file and not a folder: write to another path",
     errno.EEXIST: "a part of this path is a file and not a folder: write to another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.EISDIR: "there is a folder of this name: write to another path",
     errno.ENOTEMPTY: "there is a folder of this name: write to another path",
 }
@@ -63,7 +64,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         and no temporary file remains.
     """
     path = _regular(Path(path))
-    temporary = path.with_name(_TEMPORARY.format(name=path.name, token=secrets.token_hex(4)))
+    temporary = path.with_name(_TEMPORARY.format(token=secrets.token_hex(8)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -84,9 +85,9 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 def _regular(path: Path) -> Path:
     """Return the path to replace: `path`, or what a link points to; RunError if it is a device, a pipe or a socket."""
     try:
+        if path.is_symlink():
+            path = Path(os.path.realpath(path))  # of a loop, a link of it
         mode = path.stat().st_mode
-        if stat.S_ISREG(mode) and path.is_symlink():
-            return path.resolve()
     except OSError:  # there is none; what else is wrong, the write itself reports
         return path
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
@@ -143,12 +144,16 @@ def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
         As in `atomic_write`.
     TypeError, ValueError
         A value is not finite or cannot be represented in JSON; no file is written.
+    UserError
+        The text has more than 4 MiB, which `read_json` would refuse.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         content = text.encode()
     except UnicodeEncodeError:  # a name of a file that is not UTF-8: JSON can hold it as an escape only
         content = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    if len(content) > _LARGEST_JSON:
+        raise UserError(f"{path} would have {len(content):,} bytes; a file of this kind has at most {_LARGEST_JSON:,}")
     atomic_write(path, lambda file: file.write(content))
 
 
@@ -286,7 +291,7 @@ if hasattr(os, "register_at_fork"):
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Delete the temporary files of killed processes in `folder`; the caller must be its only writer."""
-    for leftover in Path(folder).glob(_TEMPORARY.format(name="*", token="*")):
+    for leftover in Path(folder).glob(_TEMPORARY.format(token="*")):
         with contextlib.suppress(OSError):
             leftover.unlink()
 

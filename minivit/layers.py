@@ -1,4 +1,4 @@
-"""The layers of a Vision Transformer, for users' imports; each is defined in a file of its own in `minivit.nn`."""
+"""The layers of a Vision Transformer, for users' imports; they are defined in `minivit.nn`."""
 
 from minivit.nn.activations import QuickGELU, ReLU, Tanh
 from minivit.nn.attention import Attention

@@ -174,7 +174,7 @@ def as_key(rng: RngLike, count: int, library: Any) -> Key | None:
 
 
 def checked_seed(seed: Any, name: str = "seed") -> int:
-    """Return `seed` as an int of at least 0; from a NumPy generator one is drawn.
+    """Return `seed` as an int of at least 0; a NumPy generator draws one.
 
     Raises
     ------

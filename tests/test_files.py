@@ -143,6 +143,20 @@ def test_a_link_stays_and_the_file_that_it_points_to_is_written(old: Path) -> No
     assert names(old.parent) == ["file", "link"]
 
 
+def test_of_a_link_to_a_missing_file_that_file_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("folder/file")
+    atomic_write(tmp_path / "link", lambda file: file.write(b"new"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder/file").read_bytes() == b"new"
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    atomic_write(tmp_path / ("a" * 255), lambda file: file.write(b"new"))
+    assert (tmp_path / ("a" * 255)).read_bytes() == b"new"
+    with pytest.raises(RunError, match="File name too long; the file was not changed; choose a shorter name"):
+        atomic_write(tmp_path / ("a" * 256), lambda file: file.write(b"new"))
+
+
 def test_files_are_written_on_a_system_that_cannot_sync_folders(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> int:
         raise PermissionError
@@ -178,6 +192,12 @@ def test_values_that_json_cannot_represent_are_refused_before_the_file_is_touche
     with pytest.raises((ValueError, TypeError)):
         write_json(old, value)
     assert old.read_bytes() == b"old"
+
+
+def test_json_that_would_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"would have 4,194,3\d\d bytes; a file of this kind has at most 4,194,304"):
+        write_json(tmp_path / "x.json", {"a": "b" * (1 << 22)})
+    assert names(tmp_path) == []
 
 
 def test_names_that_are_not_utf_8_survive_in_json(tmp_path: Path) -> None:

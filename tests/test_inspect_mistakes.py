@@ -153,7 +153,7 @@ def test_nothing_of_a_mistake_remains() -> None:
     after = traced(vit)
     assert np.array_equal(vit.parameters.store.values, values)
     assert not vit.parameters.store.gradients.any()
-    for name in before.names():
+    for name in before.names:
         for quantity, array in before[name].quantities.items():
             assert np.array_equal(array, after[name].quantities[quantity])
 

@@ -12,7 +12,7 @@ import pytest
 from bare_vit import images, model, shaken
 
 import minivit
-from minivit import UserError, ViT, layers
+from minivit import UserError, ViT, layers, ops
 from minivit.arrays import Array, to_backend
 from minivit.ops.registry import disabled_kernels
 from minivit.tracing import attention_distance, attention_rollout, filter_components, gradient_flow, position_similarity
@@ -168,11 +168,11 @@ def test_filter_components_are_the_eigenvectors_of_the_covariance_of_the_filters
 ) -> None:
     vit = shaken(model(**fields))
     first: Any = vit.patch_embed
-    if "conv_stem" in fields:
-        weight = first.convs[0].conv.weight
+    if "resnet" in fields:
+        conv = first.backbone.stem.conv
+        filters = ops.standardize(conv.weight.value, conv.eps)[0].T  # as the forward pass has them
     else:
-        weight = first.backbone.stem.conv.weight if "resnet" in fields else first.proj.weight
-    filters = weight.value.T
+        filters = (first.convs[0].conv if "conv_stem" in fields else first.proj).weight.value.T
     covariance = np.zeros((filters.shape[1],) * 2)
     for each in filters:
         covariance += np.outer(each - filters.mean(axis=0), each - filters.mean(axis=0)) / (len(filters) - 1)

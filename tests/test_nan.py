@@ -105,7 +105,7 @@ def test_the_batch_the_weights_and_a_trace_are_written(
     assert (~np.isfinite(dumped(batch["images"]))).any(axis=1).tolist() == [True] + [False] * 7
     traced = load_trace(folder / "trace.safetensors")
     assert "patch_embed.proj" in traced
-    assert all(name.startswith("patch_embed.proj") for name in traced.names())
+    assert all(name.startswith("patch_embed.proj") for name in traced.names)
     finite = np.isfinite(traced["patch_embed.proj"].y).reshape(8, -1).all(axis=1)
     assert finite.tolist() == [False] + [True] * 7
 

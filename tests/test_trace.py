@@ -79,7 +79,7 @@ def test_every_layer_and_op_has_a_record_in_the_order_of_the_forward_pass() -> N
     found = trace(vit, images, labels)
     # attn_drop only draws the mask of the weights: its forward pass does not run.
     called = {name or "model" for name, layer in vit.named_layers() if not name.endswith("attn_drop")}
-    assert called < set(found.names())
+    assert called < set(found.names)
     block = found["blocks.1.**"].names
     assert block == [f"blocks.1{name}" for name in (
         "", ".norm1", ".norm1.layer_norm", ".attn", ".attn.qkv", ".attn.qkv.linear", ".attn.attention", ".attn.softmax",
@@ -87,13 +87,13 @@ def test_every_layer_and_op_has_a_record_in_the_order_of_the_forward_pass() -> N
         ".mlp", ".mlp.fc1", ".mlp.fc1.linear", ".mlp.act", ".mlp.act.gelu", ".mlp.drop1", ".mlp.fc2", ".mlp.fc2.linear",
         ".mlp.drop2", ".ls2", ".drop_path2",
     )]  # fmt: skip
-    assert found.names()[0] == "model"
-    assert found.names()[-1] == "cross_entropy"
+    assert found.names[0] == "model"
+    assert found.names[-1] == "cross_entropy"
     assert found["blocks.2"].y.shape == (len(images), N, 12), "all tokens of the last block"
     assert not found["blocks.2"].dy[:, 1:].any(), "the head reads the class token"
     assert found["blocks.2"].dx[:, 1:].all()
-    assert [record.name for record in found] == found.names()
-    assert len(found) == len(found.names())
+    assert [record.name for record in found] == found.names
+    assert len(found) == len(found.names)
 
 
 def test_each_layer_gets_what_the_one_before_it_returned() -> None:
@@ -256,7 +256,7 @@ def test_a_layer_that_is_called_twice_has_two_records_with_what_it_returned() ->
 def test_patterns_choose_records() -> None:
     images, labels, _ = batch()
     found = trace(model(), images, labels, at=["blocks.*.attn", "head"])
-    assert found.names() == ["blocks.0.attn", "blocks.1.attn", "blocks.2.attn", "head"]
+    assert found.names == ["blocks.0.attn", "blocks.1.attn", "blocks.2.attn", "head"]
     assert [w.shape for w in found["blocks.*.attn"].weights] == [(len(images), H, N, N)] * 3
     assert found["blocks.[12].*"].names == ["blocks.1.attn", "blocks.2.attn"]
     assert "head" in found
@@ -385,7 +385,7 @@ def test_statistics_are_those_of_the_arrays() -> None:
     images, labels, _ = batch()
     vit = model()
     whole, light = trace(vit, images, labels), trace(vit, images, labels, statistics=True)
-    assert light.names() == whole.names()
+    assert light.names == whole.names
     for record in light:
         of_arrays = whole[record.name].statistics
         # Those of parameters are in the record of the layer alone.
@@ -424,6 +424,7 @@ def test_statistics_of_special_arrays() -> None:
     assert Statistics.of(np.array([3 + 4j])).norm == 5
     assert Statistics.of(np.array([True, False])).zeros == 0.5
     assert Statistics.of(np.full(4, 3e38, np.float32)).rms == pytest.approx(3e38)
+    assert Statistics.of(np.array([3.0, np.nan, 4.0])).rms == pytest.approx(12.5**0.5)
     for largest in (1e308, 1e-305):
         s = Statistics.of(np.array([-largest, largest]))
         assert (s.mean / largest, s.std / largest) == pytest.approx((0, 1))
@@ -448,7 +449,7 @@ def test_a_trace_prints_a_table_by_depth() -> None:
     assert columns.split() == ["layer", "kind", "|y|", "std", "y", "|dy|", "|dparameters|", "saturated"]
     assert [line.split()[0] for line in lines] == ["patch_embed", "blocks.0", "blocks.1", "blocks.2", "norm", "head"]
     row = found.rows("blocks.0.attn")[0]
-    names = [name for name in found.names() if name.startswith("blocks.0.attn")]
+    names = [name for name in found.names if name.startswith("blocks.0.attn")]
     squares = [np.square(v.grad).sum() for name in names for v in found[name].parameters.values() if v.grad is not None]
     assert row.gradient == pytest.approx(np.sqrt(np.sum(squares)), rel=1e-6)
     assert "blocks.1.attn.softmax" in found.table("blocks.1.**")
@@ -477,7 +478,7 @@ def test_a_trace_is_saved_and_read_back(statistics: bool, tmp_path: Path) -> Non
     found.save(tmp_path / "trace.safetensors")
     again = load_trace(tmp_path / "trace.safetensors")
     assert repr(again) == repr(found)
-    assert again.names() == found.names()
+    assert again.names == found.names
     for record in found:
         assert again[record.name].argument_names == record.argument_names
         assert dict(again[record.name].statistics) == dict(record.statistics)
@@ -536,7 +537,7 @@ def test_traces_of_several_threads_do_not_mix_and_leave_kernels_to_others() -> N
         thread.join()
     assert_same_bits(others, [logits])
     for i in range(2):
-        assert found[i].names() == expected[i].names()
+        assert found[i].names == expected[i].names
         for record in expected[i]:
             for name, array in record.quantities.items():
                 np.testing.assert_array_equal(found[i][record.name].quantities[name], array)
@@ -569,6 +570,16 @@ def test_a_trace_can_be_copied_and_pickled() -> None:
         assert_same_bits([other["blocks.0.attn"].weights], [found["blocks.0.attn"].weights])
 
 
+def test_a_damaged_trace_is_refused(tmp_path: Path) -> None:
+    images, labels, _ = batch()
+    trace(model(), images, labels).save(path := tmp_path / "trace.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"trace\.safetensors was changed or damaged since minivit wrote it"):
+        load_trace(path)
+
+
 def test_a_layer_may_take_and_return_what_is_no_array() -> None:
     class Pair(Layer):
         def forward(self, x: Any, rng: Key | None = None, keep: bool = True) -> tuple[Any, Any]:
@@ -580,6 +591,8 @@ def test_a_layer_may_take_and_return_what_is_no_array() -> None:
     found = trace(Pair(), np.ones(3), lambda y: y)
     assert_same_bits([found["model"].dx], [np.full(3, 5.0)])
     assert found["model"].y is None
+    assert found.rows() == []
+    assert "Pair" not in str(found)
 
 
 def test_passes_with_arguments_by_name_are_recorded() -> None:

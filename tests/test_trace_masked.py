@@ -105,7 +105,7 @@ def test_a_trace_is_written_and_read(kind: str, tmp_path: Path) -> None:
     found = minivit.trace(made(kind), X)
     found.save(tmp_path / "trace.safetensors")
     again = load_trace(tmp_path / "trace.safetensors")
-    assert again.names() == found.names()
+    assert again.names == found.names
     assert again.loss == found.loss
     assert again["model"].parameters.keys() == found["model"].parameters.keys()
     assert repr(again) == repr(found)
@@ -226,6 +226,6 @@ def test_the_images_whose_losses_are_not_finite_are_traced_first(
     assert arrays["traced"].tolist() == [1, 0, 2]
     assert arrays["labels"].tolist() == ([-1] * 3 if labels is None else [1, 2, 0])
     found = load_trace(folder / "trace.safetensors")
-    assert found.names() == ["decoder_pred", "decoder_pred.linear"]
+    assert found.names == ["decoder_pred", "decoder_pred.linear"]
     assert np.isnan(found["decoder_pred"].y[0]).all()
     assert np.isfinite(found["decoder_pred"].dy[1:]).all()

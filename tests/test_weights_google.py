@@ -77,7 +77,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def tensors_of(kind: str) -> dict[str, Array]:
     generator = np.random.default_rng(7)
-    return {name: generator.normal(0.0, 0.3, shape).astype(np.float32) for name, shape in shapes_of(kind).items()}
+    counters = {"opt/state/step": np.int32, "opt/0/count": np.int64}
+    return {
+        name: generator.normal(0.0, 0.3, shape).astype(counters.get(name, np.float32))
+        for name, shape in shapes_of(kind).items()
+    }
 
 
 def write(path: Path, tensors: Any) -> None:
@@ -206,6 +210,7 @@ def test_a_hybrid_and_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         ),
         ({"cls": np.full((1, 1, D), np.inf, np.float32)}, "cls holds NaN or infinity"),
         ({"cls": np.ones((1, 1, D), np.int32)}, "cls is int32; expected floating-point numbers"),
+        ({"cls": np.ones((1, 1, D), np.complex64)}, "cls is complex64; expected real numbers"),
     ):
         write(tmp_path / "x.npz", tensors | change)
         with pytest.raises(UserError, match=words):

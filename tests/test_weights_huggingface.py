@@ -125,7 +125,10 @@ def test_the_configuration_is_followed(tmp_path: Path) -> None:
     config = load_model(tmp_path).config
     assert (config.act_layer, config.norm_eps, config.num_heads) == ("gelu_tanh", 1e-5, 4)
     assert (config.pos_drop_rate, config.proj_drop_rate, config.attn_drop_rate) == (0.1, 0.1, 0.2)
-    assert load_model(tmp_path, norm_eps=1e-3).config.norm_eps == 1e-3
+    assert load_model(tmp_path, norm_eps=1e-3, num_heads=np.int64(3)).config.norm_eps == 1e-3
+    for model_type, norm_eps in (("vit", 1e-12), ("vit_msn", 1e-6)):
+        folder_of(tmp_path, CLASSIFIER, layer_norm_eps=None, model_type=model_type)
+        assert load_model(tmp_path).config.norm_eps == norm_eps
     folder_of(tmp_path, VIT | POOLER, pooler_act="relu")
     assert load_model(tmp_path).config.representation_act == "relu"
     folder_of(tmp_path, VIT | POOLER, pooler_act="silu")

@@ -39,7 +39,7 @@ every_foreign = pytest.mark.parametrize("task", FOREIGN)
 @every_foreign
 def test_a_folder_of_transformers_holds_the_same_model(tmp_path: Path, task: str) -> None:
     model = made(task)
-    found = load_masked_model(foreign_folder(tmp_path, task), ratio=TASKS[task]["ratio"])
+    found = load_masked_model(foreign_folder(tmp_path, task), ratio=np.float64(TASKS[task]["ratio"]))
     assert_equal_models(found, model)
     assert load_masked_model(tmp_path).ratio == 0.6  # of its config.json, and SimMIM's default
     save_masked_model(found, tmp_path / "ours")

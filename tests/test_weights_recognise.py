@@ -84,6 +84,9 @@ def test_files_of_another_kind_are_named(tmp_path: Path, content: bytes, words: 
         ("model.onnx", "is an ONNX file"),
         ("flax_model.msgpack", "is a file of Flax"),
         ("other.safetensors", r"holds no model\.safetensors; give the file itself, such as .*other"),
+        ("last.ckpt", r"holds no model\.safetensors; give the file itself, such as .*last"),
+        ("weights.bin", r"holds no model\.safetensors; give the file itself, such as .*weights"),
+        ("pytorch_model.bin.index.json", "holds weights of PyTorch in several files; save the model as safetensors"),
         ("notes.txt", "holds no model: expected"),
     ],
 )
@@ -132,6 +135,13 @@ def test_the_layout_of_another_program_is_named(tmp_path: Path, name: str, words
     write_tensors(tmp_path / "x.safetensors", {name: np.zeros((1, 1, 8))}, {})
     with pytest.raises(UserError, match=rf"x\.safetensors holds {words}"):
         load_model(tmp_path / "x.safetensors")
+
+
+def test_an_index_of_weights_of_pytorch_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin.index.json"
+    path.write_text('{"metadata": {}, "weight_map": {}}')
+    with pytest.raises(UserError, match="is the index of weights of PyTorch in several files"):
+        load_model(path)
 
 
 def test_a_layout_is_named_although_a_tensor_has_a_dtype_that_is_not_read(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_header_of_ten_gigabytes_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it ends within its header"):
         load_model(path)
     os.truncate(path, 11 << 30)  # with holes: no disk is used
-    with pytest.raises(UserError, match="a header of 10,737,418,240 bytes; at most 4,194,304 are read"):
+    with pytest.raises(UserError, match="a header of 10,737,418,240 bytes, and at most 4,194,304 are read"):
         load_model(path)
 
 
@@ -219,6 +219,21 @@ def test_a_file_of_another_name_leaves_the_config_json_of_the_folder_alone(tmp_p
         assert load_model(tmp_path / f"{name}.safetensors").config.num_classes == 3
     assert (tmp_path / "config.json").read_bytes() == content
     assert not (tmp_path / "preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"lr": NaN}', '{"hidden_size": 3}'])
+def test_a_config_json_of_another_program_does_not_matter_beside_a_file_of_ours(tmp_path: Path, content: str) -> None:
+    save_model(model_of(), tmp_path / "mine.safetensors")
+    (tmp_path / "config.json").write_text(content)
+    assert_same(load_model(tmp_path / "mine.safetensors"), model_of())
+
+
+def test_what_would_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"a header of 4,\d+,\d+ bytes, and at most 4,194,304 are read; shorten"
+    ):
+        save_model(model_of(), tmp_path / "x.safetensors", extra={"note": "a" * (1 << 22)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_config_json_is_refused(tmp_path: Path) -> None:

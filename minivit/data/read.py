@@ -19,6 +19,7 @@ from minivit.data.images import Decoding, decode_file, mute_pillow, quiet_pillow
 from minivit.data.on_demand import LostImagesError, Pixels
 from minivit.engine.machine import cores
 from minivit.errors import UserError
+from minivit.nn.config_checks import pair, plain
 
 _FILES_PER_TASK = 32
 
@@ -63,9 +64,9 @@ def read_images(
     return images
 
 
-def height_width(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return (height, width) of a size that may be one number."""
-    return (image_size, image_size) if isinstance(image_size, int) else image_size
+def height_width(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """Return (height, width) of a size that may be one number; UserError if it is no size."""
+    return None if image_size is None else pair("image_size", plain(image_size))
 
 
 def all_named(errors: Sequence[UserError]) -> str:

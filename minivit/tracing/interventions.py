@@ -1,11 +1,12 @@
-"""Interventions: activations and gradients that a trace changes on their way.
+"""Interventions: activations and gradients that a trace changes during the pass.
 
     zero       the value becomes 0
     scale      the value is multiplied by a number
     replace    the value becomes a given array of the same shape
 
-An intervention on an activation is a part of the function, which is differentiated with it: behind `zero` and `replace`
-the gradient is 0, and behind `scale` it is scaled. An intervention on a gradient changes that gradient alone.
+An intervention on an activation is a part of the function, which is differentiated with it: the gradient that flows
+back through `zero` and `replace` is 0, and through `scale` it is scaled. An intervention on a gradient changes that
+gradient alone.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from minivit import ops
 from minivit.arrays import Array, to_host
 from minivit.errors import UserError, expect_whole
 from minivit.nn.conv_stem import ConvStem
@@ -67,14 +68,15 @@ def filter_components(model: ViT, count: int = 28) -> FilterComponents:
     expect_whole("count", count)
     layer: Any = expect_vit(model).patch_embed
     if isinstance(layer, ConvStem):
-        weight, shape = layer.convs[0].conv.weight, (3, 3, model.config.in_chans)
+        weight, shape = layer.convs[0].conv.weight.value, (3, 3, model.config.in_chans)
     elif isinstance(layer, HybridEmbed):
-        weight, shape = layer.backbone.stem.conv.weight, (7, 7, model.config.in_chans)
+        conv = layer.backbone.stem.conv
+        weight, shape = ops.standardize(conv.weight.value, conv.eps, keep=False)[0], (7, 7, model.config.in_chans)
     elif isinstance(layer, PatchEmbed):
-        weight, shape = layer.proj.weight, (*layer.patch_size, model.config.in_chans)
+        weight, shape = layer.proj.weight.value, (*layer.patch_size, model.config.in_chans)
     else:
         raise UserError(f"patch_embed is a {type(layer).__name__}; expected a PatchEmbed, a ConvStem or a HybridEmbed")
-    filters = expect_finite(host(weight.value).T, "the filters of patch_embed")  # (D, P Q C)
+    filters = expect_finite(host(weight).T, "the filters of patch_embed")  # (D, P Q C)
     _, singular, components = np.linalg.svd(filters - filters.mean(axis=0), full_matrices=False)
     largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
     components = components * np.where(largest < 0, -1.0, 1.0)

@@ -54,8 +54,8 @@ class Statistics:
 
     @property
     def rms(self) -> float:
-        """The root of the mean square, which does not grow with the array."""
-        return self.norm / math.sqrt(self.size) if self.size else 0.0
+        """The root of the mean square of the finite elements, which does not grow with the array."""
+        return math.hypot(self.mean, self.std)
 
     @property
     def edges(self) -> Array:

@@ -10,9 +10,10 @@ import numpy as np
 
 from minivit.arrays import Array, to_host
 from minivit.errors import UserError
+from minivit.files import read_bytes
 from minivit.tracing.record import Record, TraceLike
 from minivit.tracing.statistics import Statistics
-from minivit.weights.tensors import write_tensors
+from minivit.weights.tensors import verify, write_tensors
 
 _NAMES = ("y", "labels", "loss")
 
@@ -84,7 +85,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str
 
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no mapping
+            about = file.metadata() or {}
+            verify(path, read_bytes(path), about)
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise UserError(f"{os.fspath(path)} cannot be read as a trace: {error}") from error
 

@@ -42,17 +42,21 @@ class Row(NamedTuple):
 
 
 def rows(records: Mapping[str, Record], at: str | Sequence[str] | None = None) -> list[Row]:
-    """Return the rows of the layers and ops that match `at`; by default of the parts of the model, by depth."""
+    """Return the rows of the layers and ops that match `at`; by default of the parts of the model, by depth.
+
+    A layer of a user's own whose result is no array has no row.
+    """
+    shown = {name: each for name, each in records.items() if "y" in each.quantities}
     if at is None:
         inside = "" if "encoder" in records else _ENCODER
-        parts = [r for r in records.values() if not r.is_op and _BY_DEPTH.fullmatch(r.name.removeprefix(inside))]
+        parts = [r for r in shown.values() if not r.is_op and _BY_DEPTH.fullmatch(r.name.removeprefix(inside))]
         with_parameters = [each for each in parts if each.name != "model" and _parameters(records, each.name)]
-        return [_row(records, each) for each in with_parameters or records.values()]
+        return [_row(records, each) for each in with_parameters or shown.values()]
     patterns = as_names("at", at)
     for pattern in patterns:
         if not any(matches(name, pattern) for name in records):
             raise unknown(pattern, records)
-    return [_row(records, each) for name, each in records.items() if any(matches(name, p) for p in patterns)]
+    return [_row(records, each) for name, each in shown.items() if any(matches(name, p) for p in patterns)]
 
 
 def _row(records: Mapping[str, Record], record: Record) -> Row:

@@ -81,8 +81,9 @@ class Trace:
         """The result of the model."""
         return self.y
 
+    @property
     def names(self) -> list[str]:
-        """Return the names of all records, in the order of the forward pass."""
+        """The names of all records, in the order of the forward pass."""
         return list(self.records)
 
     def __getitem__(self, name: str) -> Any:

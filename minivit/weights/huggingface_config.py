@@ -66,7 +66,8 @@ def said_of(file: WeightsFile) -> dict[str, Any]:
         "hidden_dropout_prob": "proj_drop_rate",
         "attention_probs_dropout_prob": "attn_drop_rate",
     }
-    said: dict[str, Any] = {"num_heads": 12, "norm_eps": 1e-12}  # the defaults of their configuration
+    # The defaults of their configurations.
+    said: dict[str, Any] = {"num_heads": 12, "norm_eps": 1e-6 if config.get("model_type") == "vit_msn" else 1e-12}
     said |= {field: config[name] for name, field in ours.items() if config.get(name) is not None}
     said |= {"pos_drop_rate": said["proj_drop_rate"]} if "proj_drop_rate" in said else {}
     return said | {field: known[field][act] for field, act in acts.items()}

@@ -181,10 +181,12 @@ def imported(path: Path, tensors: Tensors, entries: Sequence[Entry], dtype: Any)
     Raises
     ------
     UserError
-        A value is not finite, or too large for `dtype`.
+        A tensor does not hold floating-point numbers, or a value is not finite or too large for `dtype`.
     """
     largest = np.finfo(dtype).max
     for name, value in tensors.items():
+        if value.dtype.kind != "f":
+            raise UserError(f"{path}: {name} is {value.dtype}; expected floating-point numbers")
         if not np.isfinite(value).all():
             raise UserError(f"{path}: {name} holds NaN or infinity; these weights cannot be used")
         if abs(value).max(initial=0.0) > largest:

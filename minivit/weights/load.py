@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from minivit.errors import UserError
 from minivit.nn.config import ViTConfig
+from minivit.nn.config_checks import plain
 from minivit.nn.vit import ViT
 from minivit.weights.adapt import CHANGEABLE, adapted, adapted_config, expect_convention
 from minivit.weights.deduce import image_pair
@@ -118,7 +119,7 @@ def open_model(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> Opene
     UserError
         As `load_model`.
     """
-    path = model_file(path)
+    path, fields = model_file(path), plain(dict(fields))
     file = open_weights(path)
     own = own_part(file)
     given = {name: value for name, value in fields.items() if name not in CHANGEABLE}

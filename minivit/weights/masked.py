@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.nn.config import ViTConfig
+from minivit.nn.config_checks import plain
 from minivit.nn.describe import architecture
 from minivit.nn.masked import MaskedModel
 from minivit.nn.pretraining import TASKS
@@ -135,7 +136,8 @@ def load_masked_model(
     path = Path(path)
     in_run = [folder / MASKED for folder in (path, path / "best") if (folder / MASKED).is_file()]
     path = model_file(in_run[0] if in_run else path)
-    given = {name: _plain(value) for name, value in fields.items() if name in _OPTIONS}
+    fields = plain(fields)
+    given = {name: _as_tuple(value) for name, value in fields.items() if name in _OPTIONS}
     fields = {name: value for name, value in fields.items() if name not in _OPTIONS}
     file = open_weights(path)
     own = own_part(file)
@@ -189,7 +191,7 @@ def _own(file: WeightsFile, own: Mapping[str, Any], fields: Mapping[str, Any]) -
     config = usable_config(file.path, {**own["config"], **given})
     layout = MaskedLayout()
     check_sizes(layout, file.changed(layout.prepare), config)
-    options = {name: _plain(value) for name, value in options.items()}
+    options = {name: _as_tuple(value) for name, value in options.items()}
     return _Opened(file, task, config, options, lambda model: [same(name) for name in model.declared()], {})
 
 
@@ -217,7 +219,7 @@ def _no_masked_model(file: WeightsFile) -> UserError:
     )
 
 
-def _plain(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 

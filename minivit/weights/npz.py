@@ -53,10 +53,12 @@ def read_npz_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], str]:
 def read_npz(path: Path) -> dict[str, Array]:
     """Return the arrays of an .npz file by name; bfloat16 becomes float32 exactly.
 
+    Whole numbers, such as the steps in the state of an optimiser, stay whole numbers.
+
     Raises
     ------
     UserError
-        As in `read_npz_shapes`, or an array does not hold floating-point numbers.
+        As in `read_npz_shapes`, or an array does not hold real numbers.
     """
     read_npz_shapes(path)  # refuses a file before an array is unpacked
     arrays = {}
@@ -64,8 +66,8 @@ def read_npz(path: Path) -> dict[str, Array]:
         for info in archive.infolist():
             name, member = _name(info), _member(path, archive, info)
             is_bfloat16 = member.dtype.kind == "V" and member.dtype.itemsize == 2
-            if member.dtype.kind != "f" and not is_bfloat16:
-                raise UserError(f"{path}: {name} is {member.dtype}; expected floating-point numbers")
+            if member.dtype.kind not in "fiub" and not is_bfloat16:
+                raise UserError(f"{path}: {name} is {member.dtype}; expected real numbers")
             with archive.open(info) as file:
                 file.read(member.start)
                 content = file.read(info.file_size - member.start)

@@ -71,6 +71,8 @@ def kind_of_file(path: Path) -> str | None:
         return "a tar archive. Unpack it first"
     if text.startswith(b"{") and path.name.endswith(".safetensors.index.json"):
         return None
+    if text.startswith(b"{") and path.name.endswith(".bin.index.json"):
+        return "the index of weights of PyTorch in several files. Save the model as safetensors"
     if text.startswith(b"{") and not _may_be_safetensors(head):
         return "a JSON text. Give the file *.safetensors itself, or its folder"
     return None if _may_be_safetensors(head) else _SUFFIXES.get(path.suffix.lower())

@@ -45,12 +45,14 @@ def model_file(path: str | os.PathLike[str]) -> Path:
     for candidate in (path / FILE, path / _INDEX, path / "best" / FILE, path / _OF_TORCH):
         if candidate.exists():
             return candidate
+    if (path / f"{_OF_TORCH}.index.json").exists():
+        raise UserError(f"the folder {path} holds weights of PyTorch in several files; save the model as safetensors")
     for other in sorted(path.iterdir()):
         is_state = other.name == "training.safetensors"  # of a run
-        if other.suffix in (".safetensors", ".npz", ".pt", ".pth") and not is_state:
-            raise UserError(f"the folder {path} holds no {FILE}; give the file itself, such as {other}")
         if other.suffix in _OTHERS:
             refuse_other_kinds(other)
+        if other.suffix in (".safetensors", ".npz", ".pt", ".pth", *_OTHERS) and not is_state:
+            raise UserError(f"the folder {path} holds no {FILE}; give the file itself, such as {other}")
     raise UserError(f"the folder {path} holds no model: expected {FILE} in it, or best/{FILE} in a run folder")
 
 
@@ -69,20 +71,30 @@ def open_weights(path: Path) -> WeightsFile:
         shapes, comment = read_npz_shapes(path)
         about = {KEY: comment} if comment.startswith("{") else {}
         return WeightsFile(path, _hollow(path, shapes), about, {}, lambda: read_npz(path))
-    beside = path.with_name("config.json")
-    config_json = read_json(beside) if beside.exists() else {}
-    if KEY in config_json and path.name not in (FILE, _INDEX):
-        config_json = {}  # `save_model` wrote it for model.safetensors
     if is_archive(path):
         from minivit.weights.torch_file import read_torch, read_torch_shapes
 
-        return WeightsFile(path, _hollow(path, read_torch_shapes(path)), {}, config_json, lambda: read_torch(path))
+        shapes = read_torch_shapes(path)
+        return WeightsFile(path, _hollow(path, shapes), {}, _config_json(path), lambda: read_torch(path))
     if path.name.endswith(".index.json"):
         shards = _shards(path)
         shapes = {name: shape for shard, found in shards.items() for name, shape in found.items()}
-        return WeightsFile(path, _hollow(path, shapes), {}, config_json, lambda: _read_shards(shards))
+        return WeightsFile(path, _hollow(path, shapes), {}, _config_json(path), lambda: _read_shards(shards))
     shapes, about = read_shapes(path), read_about(path)
+    config_json = _config_json(path, needed=KEY not in about)
     return WeightsFile(path, _hollow(path, shapes), about, config_json, lambda: read_tensors(path)[0])
+
+
+def _config_json(path: Path, needed: bool = True) -> dict[str, Any]:
+    """Return the content of the config.json that belongs to a model file, or an empty dict.
+
+    One that is not `needed`, beside a file with our configuration, is read only where `save_model` may have written it.
+    """
+    beside, is_ours = path.with_name("config.json"), path.name in (FILE, _INDEX)
+    if not beside.exists() or not (needed or is_ours):
+        return {}
+    found = read_json(beside)
+    return {} if KEY in found and not is_ours else found  # `save_model` wrote it for model.safetensors
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:

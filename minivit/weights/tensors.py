@@ -64,7 +64,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[s
     """
     places, about = _read_header(path)
     content = read_bytes(path)
-    _verify(path, content, about)
+    verify(path, content, about)
     start = 8 + int.from_bytes(content[:8], "little")
     tensors = {}
     for name, place in places.items():
@@ -145,7 +145,8 @@ def _parse_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
             if size < 0:
                 raise _incomplete(path, "it ends within its header")
             if length > _LARGEST_HEADER:
-                raise _incomplete(path, f"a header of {length:,} bytes; at most {_LARGEST_HEADER:,} are read")
+                what = f"has a header of {length:,} bytes, and at most {_LARGEST_HEADER:,} are read"
+                raise UserError(f"{path} {what}: it is another kind of file, or holds too much beside its tensors")
             text = file.read(length)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -155,11 +156,16 @@ def _parse_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
         raise _incomplete(path, error) from error
 
 
-def _verify(path: str | os.PathLike[str], content: bytes, about: Mapping[str, str]) -> None:
-    """Raise UserError if the content is not that of the checksum in its metadata; foreign files have none."""
+def verify(path: str | os.PathLike[str], content: bytes, about: Mapping[str, str]) -> None:
+    """Raise UserError if the content is not that of the checksum in its metadata, if minivit wrote it.
+
+    Foreign files have no checksum, or one that is written in another way.
+    """
     if "checksum" not in about:
         return
     start = content.find(_field(about["checksum"]))
+    if start < 0 and len(about["checksum"]) != len(_UNKNOWN):
+        return
     zeros = _field(_UNKNOWN)
     digest = hashlib.blake2b(content[: max(start, 0)] + zeros, digest_size=16)
     digest.update(memoryview(content)[start + len(zeros) :])
@@ -197,6 +203,8 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], ab
     ------
     RunError
         The file cannot be written; an existing file is not changed.
+    UserError
+        The metadata are too long to be read again.
     """
     from safetensors.numpy import save
 
@@ -206,6 +214,9 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], ab
     # The library writes the metadata in an arbitrary order; sort it, so that equal models give equal files.
     header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
+    if len(header) > _LARGEST_HEADER:
+        what = f"would have a header of {len(header):,} bytes, and at most {_LARGEST_HEADER:,} are read"
+        raise UserError(f"{path} {what}; shorten extra")
     header = len(header).to_bytes(8, "little") + header
     digest = hashlib.blake2b(header, digest_size=16)
     digest.update(memoryview(content)[start:])

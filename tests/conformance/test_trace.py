@@ -69,7 +69,7 @@ def test_every_layer(timm: Any, torch: Any, tmp_path: Path, make: Callable[..., 
 
     assert found.loss is not None
     assert_equal(found.loss, loss, 1e-10, "loss")
-    names, others = {name for name, seen in hooks.seen.items() if {"y", "dy"} <= seen.keys()} & {*found.names()}, set()
+    names, others = {name for name, seen in hooks.seen.items() if {"y", "dy"} <= seen.keys()} & {*found.names}, set()
     for layer in names:
         for quantity in ("x", "y", "dx", "dy"):
             ours, reference = getattr(found[layer], quantity), hooks.seen[layer][quantity].detach()
