@@ -64,8 +64,8 @@ class _Size(NamedTuple):
     plain: bool = False
 
 
-def check_opcodes(data: bytes) -> None:
-    """Refuse what would take the unpickler gigabytes or minutes, or crash it: long and deeply nested pickles.
+def check_opcodes(data: bytes, most: int = _MOST_OPCODES) -> None:
+    """Refuse what would take the unpickler gigabytes or minutes, or crash it: deeply nested pickles of many opcodes.
 
     The loop follows the size of each object on the stack. The size of a list that is changed after it was put into the
     memo is not followed; this is enough, because what visits all parts is the hash of a tuple, in which a list is an
@@ -79,8 +79,8 @@ def check_opcodes(data: bytes) -> None:
     key_parts = 0
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):  # it refuses lengths beyond the end
         name = opcode.name
-        if count > _MOST_OPCODES:
-            raise pickle.UnpicklingError(f"it has more than {_MOST_OPCODES:,} opcodes")
+        if count > most:
+            raise pickle.UnpicklingError(f"it has more than {most:,} opcodes")
         if name in simple:
             is_plain = opcode.stack_after[0] in _PLAIN and not (type(argument) is int and abs(argument) >= 2**31)
             stack.append(plain_size if is_plain else simple_size)

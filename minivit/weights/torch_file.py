@@ -28,6 +28,7 @@ from minivit.weights.tensors import AXES, DTYPES, LARGEST
 NESTINGS = ("state_dict", "model_state_dict", "model", "module", "net")
 _PICKLE = "data.pkl"
 _LARGEST_PICKLE = 1 << 26  # bytes
+_MOST_OPCODES = 300_000  # a tensor takes some 25
 
 
 class _Dtype(NamedTuple):
@@ -207,7 +208,7 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, str, dict[str, _Tenso
 def _content(path: Path, data: bytes) -> Any:
     """Return the object of a pickle, of the classes above."""
     try:
-        check_opcodes(data)
+        check_opcodes(data, _MOST_OPCODES)
         return _Unpickler(data).load()
     except _NotAllowedError as error:
         name = str(error)
