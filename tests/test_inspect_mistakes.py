@@ -127,14 +127,18 @@ def test_what_is_shown_is_the_right_gradient_of_the_trace_beside_the_wrong_one()
     verdicts = {row["array"]: row["verdict"] for row in attention["verdict"]}
     assert verdicts["qkv.weight[q]"] == verdicts["qkv.weight[k]"] == "FAILED"
     assert verdicts["qkv.weight[v]"] == "ok"
+    difference = maps.table[arrays["qkv.dweight"]["difference"]]  # of both arrays, not of their maps
+    assert difference["high"] == pytest.approx(np.abs(wrong - weight).max())
     for mistake in found:
         for array in mistake["arrays"]:
             assert array["right"] is not None
             assert array["wrong"] is not None
             assert maps.table[array["right"]]["rows"] >= 1
             assert array["changed"] == (array["error"] > 0)
+            assert (array["difference"] is None) == (array["error"] == float("inf"))
             if not array["changed"]:
                 assert array["right"] == array["wrong"]
+                assert maps.table[array["difference"]]["high"] == 0
                 assert array["cosine"] in (None, pytest.approx(1))
 
 

@@ -14,7 +14,7 @@ import minivit
 from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.explorer import Limits, explore
-from minivit.layers import Linear
+from minivit.layers import LayerNorm, Linear
 
 FORMS: dict[str, dict[str, Any]] = {
     "without a class token": {"class_token": False, "global_pool": "avg"},
@@ -126,6 +126,40 @@ def test_numbers_that_are_not_finite_are_null(bad: float) -> None:
 def test_the_stage_after_the_patches_names_what_is_added(fields: dict[str, Any], words: str) -> None:
     stages = {stage["name"]: stage for stage in page_of(checks=False, **fields)["images"][0]["path"]}
     assert stages["embed"]["title"] == words
+
+
+def test_a_layer_that_is_called_twice_is_shown_twice() -> None:
+    class Twice(LayerNorm):
+        def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
+            y, cache1 = self.inner.forward(x, rng, keep)
+            z, cache2 = self.inner.forward(y, rng, keep)
+            return z, (cache1, cache2)
+
+        def backward(self, dz: Array, cache: Any) -> Array:
+            return self.inner.backward(self.inner.backward(dz, cache[1]), cache[0])
+
+    model = small_vit.model(depth=1)
+    norm = Twice(12)
+    norm.inner = LayerNorm(12)
+    model.blocks[0].norm1 = norm.initialize(0, "float32")
+    data = small_page(model, checks=False)
+    assert layer(data, "blocks.0.norm1.inner")["kind"] == layer(data, "blocks.0.norm1.inner_2")["kind"] == "LayerNorm"
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "quantity", "words"),
+    [
+        ({"qk_norm": True}, "blocks.0.attn.q_norm", "x", "tokens by features of all heads"),
+        ({"qk_norm": True}, "blocks.0.attn.k_norm", "dy", "tokens by features of all heads"),
+        ({"pos_embed": "learn_2d"}, "pos_embed", "rows", "rows of the grid by features"),
+        ({"pos_embed": "learn_2d"}, "pos_embed", "dcolumns", "columns of the grid by features"),
+        ({"pos_embed": "learn_2d"}, "pos_embed", "dy", "tokens by features"),
+    ],
+)
+def test_a_map_names_its_axes(form: dict[str, Any], name: str, quantity: str, words: str) -> None:
+    data = page_of(checks=False, **form)
+    maps = {each["name"]: data["maps"][each["map"]]["how"] for each in layer(data, name)["quantities"]}
+    assert maps[quantity].startswith(words)
 
 
 def test_without_checks_there_are_none_and_no_mistakes() -> None:

@@ -190,10 +190,10 @@ def _checked(
 
 def _reduction(most: int, full: bool) -> str:
     if not full:
-        return "Statistics are those of all numbers. The arrays themselves are not in this page."
+        return "Statistics are those of all finite numbers. The arrays themselves are not in this page."
     return (
         f"Arrays are reduced to heat maps of at most {most} x {most} cells of 8 bits. Below each map are its scale and "
-        "what a cell is. Attention has a cell for each number. Statistics are those of all numbers."
+        "what a cell is. Attention has a cell for each number. Statistics are those of all finite numbers."
     )
 
 

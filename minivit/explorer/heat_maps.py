@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -142,7 +143,7 @@ def in_bytes(cells: Floats, low: float, high: float) -> bytes:
     return np.rint(255 * share).astype(np.uint8).tobytes()
 
 
-def plane_of(array: Array, quantity: str = "", kind: str = "") -> Plane:
+def plane_of(array: Array, quantity: str = "", kind: str = "", layer: str = "") -> Plane:
     """Return an array of a layer or an op as a picture.
 
     Parameters
@@ -153,6 +154,8 @@ def plane_of(array: Array, quantity: str = "", kind: str = "") -> Plane:
         The name that the record has for it, such as "q" or "dweights".
     kind : str
         The kind of the layer or op.
+    layer : str
+        Its name.
     """
     values = in_floats(array)
     is_parameter = values.ndim < 3 and not (values.ndim == 2 and len(values) == 1)
@@ -162,12 +165,16 @@ def plane_of(array: Array, quantity: str = "", kind: str = "") -> Plane:
         return Plane(values.reshape(1, 1), "one number", "one number")
     if values.ndim == 1:
         return Plane(values[None], "one row", "features")
+    if values.ndim == 2 and is_parameter and kind == "GridPositions":
+        return Plane(values, f"{quantity.removeprefix('d')} of the grid", "features")
     if values.ndim == 2:
         return Plane(values, *(("inputs", "outputs") if is_parameter else ("tokens", "features")))
     if values.ndim == 3 and quantity.removeprefix("d") in ("q", "k", "v"):
         return Plane(values.swapaxes(0, 1).reshape(values.shape[1], -1), "tokens", "features of all heads")
     if values.ndim == 3 and (quantity.removeprefix("d") in ("scores", "weights") or kind == "softmax"):
         return Plane(values.mean(axis=0), "queries", "keys", f"mean over {count_of(len(values), 'head')}")
+    if values.ndim == 3 and re.search(r"\.[qk]_norm(\.|$)", layer):
+        return Plane(values.reshape(len(values), -1), "tokens", "features of all heads")
     if values.ndim == 3:
         over = f"mean over {count_of(values.shape[2], 'channel')}"
         return Plane(values.mean(axis=2), "rows of the image", "columns", over)

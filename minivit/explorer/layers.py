@@ -132,7 +132,12 @@ def layers_of(records: Mapping[str, Record], model: Model, maps: HeatMaps | None
 def kinds_of(records: Mapping[str, Record], model: Model) -> dict[str, str | type]:
     """Return the class of each layer that is shown, and the name of each op, by its name."""
     classes: dict[str, type] = {name or ROOT: type(layer) for name, layer in model.named_layers()}
-    return {name: records[name].kind if records[name].is_op else classes[name] for name in shown(records)}
+
+    def of(name: str) -> str | type:  # a layer that is called again has a number after its name
+        own = name if name in classes else name.rpartition("_")[0]
+        return records[name].kind if records[name].is_op else classes[own]
+
+    return {name: of(name) for name in shown(records)}
 
 
 def shown(records: Mapping[str, Record]) -> list[str]:
@@ -212,7 +217,7 @@ def _quantities(record: Record, maps: HeatMaps | None) -> list[Quantity]:
 def _quantity(record: Record, name: str, role: str, maps: HeatMaps | None) -> Quantity:
     array, shape, index = record.quantities[name], record.shapes[name], None
     if maps is not None and not isinstance(array, Statistics):
-        index = maps.add(plane_of(array, name, record.kind), shape)
+        index = maps.add(plane_of(array, name, record.kind, record.name), shape)
     return {
         "name": name,
         "role": role,

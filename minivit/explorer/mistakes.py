@@ -38,6 +38,7 @@ class MistakenArray(TypedDict):
     array: str
     right: int | None
     wrong: int | None
+    difference: int | None
     right_norm: float
     wrong_norm: float
     cosine: float | None
@@ -214,14 +215,17 @@ def _compared(name: str, right: Array, wrong: Array, subject: Subject, maps: Hea
     norms = float(np.linalg.norm(right)), float(np.linalg.norm(wrong))
     comparable = right.shape == wrong.shape and min(norms) > 0
     error = _error(right, wrong)
+    # The difference of two maps of 8 bits would be rounding where a mistake changes little.
+    difference = wrong - right if right.shape == wrong.shape else None
     indices = [
-        None if maps is None else maps.add(plane_of(array, name, subject.record.kind), array.shape)
-        for array in (right, wrong)
+        None if maps is None or array is None else maps.add(plane_of(array, name, subject.record.kind), array.shape)
+        for array in (right, wrong, difference)
     ]
     return {
         "array": name,
         "right": indices[0],
         "wrong": indices[1],
+        "difference": indices[2],
         "right_norm": norms[0],
         "wrong_norm": norms[1],
         "cosine": float(np.vdot(right, wrong)) / norms[0] / norms[1] if comparable else None,

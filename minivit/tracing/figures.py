@@ -146,7 +146,7 @@ def plot_attention_distance(model: ViT, images: Array) -> Figure:
     uniform = float(patch_distances(model).mean())
     figure = new_figure(5.6, 3.6)
     axes = plain(figure.subplots())
-    depth = np.arange(1, L + 1)
+    depth = np.arange(L)
     axes.plot(np.repeat(depth, H), distance.reshape(-1), "o", ms=4, alpha=0.7, color=COLOURS[0], label="a head")
     axes.plot(depth, distance.mean(axis=1), "-", color=COLOURS[1], label="mean of the heads")
     axes.axhline(uniform, ls="--", lw=1, color="#555555", label="equal attention to all patches")
@@ -183,7 +183,7 @@ def plot_attention_rollout(
     rollout = attention_rollout(model, images[:count])
     height, width = _within(config.height, config.width, 1.7)
     figure = new_figure(max(2.2, width * min(count, 4)) + 0.2, (2 * height + 0.45) * math.ceil(count / 4) + 0.4)
-    figure.suptitle("attention rollout: where the result comes from", fontsize=10)
+    figure.suptitle("attention rollout: estimated contribution of each patch", fontsize=10)
     columns = min(count, 4)
     grid = figure.subplots(2 * math.ceil(count / columns), columns, squeeze=False)
     for axes in grid.flat:

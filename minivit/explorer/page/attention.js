@@ -127,7 +127,7 @@ function drawHeads(root, block, token, options) {
   const looks = options.to ? `Attention to ${name}` : `Attention of ${name}`;
   const { cards, flat } = attentionHeads(image, block, token, options);
   const about = !block.dweights
-    ? isMasked
+    ? isMasked || image.label !== null
       ? "Gradients that are NaN or infinite are left out."
       : "Without a label there is no loss, and so no gradient."
     : flat

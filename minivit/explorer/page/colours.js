@@ -28,9 +28,3 @@ export function scale(signed) {
 export function gradient(signed) {
   return `linear-gradient(to right, ${(signed ? SIGNED : VIRIDIS).join(", ")})`;
 }
-
-/** The CSS colour of a value on a scale from low to high. */
-export function colourOf(value, low, high) {
-  const at = high > low ? Math.round((255 * (value - low)) / (high - low)) : 0;
-  return `rgb(${scale(low < 0)[Math.min(255, Math.max(0, at))].join(" ")})`;
-}

@@ -95,7 +95,7 @@ function ratioChart(at, x, layers, values) {
   const from = steps.slice(0, at + 1).findLast((each) => each.update_ratio);
   const usual = { name: "rule of thumb: 0.001", points: [[0, USUAL_RATIO], [layers.length - 1, USUAL_RATIO]] };
   const text = from
-    ? `The norm of a training step's update divided by that of the parameters: the mean of the steps up to ${from.label}.`
+    ? `The norm of the change of a parameter between two kept steps, divided by its norm and by the number of steps: the median of the layer's parameters, up to ${from.label}. Changes that cancel each other are not counted.`
     : `None at ${steps[at].label}: it needs a kept step before it.`;
   return {
     title: "Update-to-weight ratio",

@@ -65,7 +65,7 @@ export function table(caption, head, rows) {
 
 /** A box that scrolls sideways by itself, and can be reached and scrolled by keyboard. */
 export function scrollBox(label, ...children) {
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, children);
+  return h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": label }, children);
 }
 
 /** What can be opened: <details> with a summary. */

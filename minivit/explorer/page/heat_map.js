@@ -43,12 +43,17 @@ export function mapCanvas(index, name, { statistics = null } = {}) {
   paint(canvas, map.row_high ? onOneScale(map) : map.bytes, map.rows, map.cols, isSigned(map));
   sizeCanvas(canvas, map.rows, map.cols);
   canvas.addEventListener("pointermove", (event) => {
-    const box = canvas.getBoundingClientRect();
-    const row = Math.min(map.rows - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * map.rows)));
-    const col = Math.min(map.cols - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * map.cols)));
+    const [row, col] = cellUnder(canvas, event, map.rows, map.cols);
     canvas.title = `cell ${row + 1}, ${col + 1}: about ${number(cellValue(map, row, col), 3)}`;
   });
   return canvas;
+}
+
+/** The row and the column of the cell of a canvas at the pointer. */
+export function cellUnder(canvas, event, rows, cols) {
+  const box = canvas.getBoundingClientRect();
+  const inside = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
+  return [inside((event.clientY - box.top) / box.height, rows), inside((event.clientX - box.left) / box.width, cols)];
 }
 
 /** The bytes of a map whose rows have scales of their own, on the scale of all cells. */

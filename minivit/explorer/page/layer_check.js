@@ -1,4 +1,4 @@
-/* The gradient check of a layer on this input: the errors, and how the Taylor remainder falls with the step. */
+/* The gradient check of a layer on the first image: the errors, and how the Taylor remainder falls with the step. */
 
 import { chart } from "./charts.js";
 import { data } from "./data.js";
@@ -17,7 +17,7 @@ export function checkWords(layer) {
 export function checkPart(layer) {
   const check = data.checks[layer.name];
   const parts = [...(check ? checkParts(check) : []), ...mistakeLinks(layer)];
-  return parts.length ? h("section", { class: "check" }, h("h3", {}, "The gradient check on this input"), parts) : null;
+  return parts.length ? h("section", { class: "check" }, h("h3", {}, "The gradient check on the first image"), parts) : null;
 }
 
 function checkParts(check) {
@@ -80,7 +80,7 @@ function mistakeLinks(layer) {
   const own = all.filter((mistake) => mistake.layer === layer.name);
   const found = own.length ? own : all.filter((mistake) => mistake.kind === layer.kind);
   if (!found.length) return [];
-  const where = own.length ? "Typical mistakes in this layer, under Break it:" : `Typical mistakes in a layer of this kind, ${found[0].layer}, under Break it:`;
+  const where = own.length ? "Typical mistakes in this layer:" : `Typical mistakes in a layer of this kind, ${found[0].layer}:`;
   const links = found.map(({ title, i }) => h("li", {}, h("a", { href: address("mistakes", String(i)) }, title)));
   return [h("p", { class: "mistake-intro" }, where), h("ul", {}, links)];
 }

@@ -32,6 +32,8 @@ export function layerList(layers) {
   };
   field.addEventListener("input", filter);
   roving(list, items);
+  const keep = () => items().some((item) => item.tabIndex === 0) || keepOneInTabOrder(list, items());
+  list.addEventListener("toggle", keep, true); // the chosen layer may be folded away
   const choose = (name) => {
     for (const button of buttons) {
       if (button.dataset.layer === name) button.setAttribute("aria-current", "true");

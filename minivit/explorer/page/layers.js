@@ -13,11 +13,12 @@ export const layersView = { id: "layer", title: "Layers", build };
 function build(root) {
   const shown = h("article", { class: "layer" });
   const side = h("div", { class: "layer-side" });
-  let list = null;
+  let [list, drawn] = [null, null]; // and the image that they are drawn for
   root.append(h("div", { class: "layers" }, side, shown));
   return (changed) => {
     const { layers } = data.images[state.image];
-    if (changed.has("image")) {
+    if (drawn !== state.image) {
+      drawn = state.image;
       list = layerList(layers);
       side.replaceChildren(list.element);
     }

@@ -44,6 +44,7 @@ function about() {
     if (isMasked) return says.replaceChildren(`Masked pre-training (${model.task}). Loss of this image: ${number(loss)}.`);
     const known = unknown ? ["; its loss, as no label was given"] : ["; label: ", name(label), "; loss"];
     const after = label === null ? [] : [...known, `: ${number(loss)}`];
+    if (probabilities[predicted] === null) return says.replaceChildren("Prediction: none, because the logits are not finite", ...after, ".");
     return says.replaceChildren("Prediction: ", name(predicted), ` (${percent(probabilities[predicted])})`, ...after, ".");
   };
   onChange((changed) => changed.has("image") && update());

@@ -1,4 +1,4 @@
-/* Break it: typical mistakes in backward passes, what they do to the gradients, and how the check finds them. */
+/* Typical mistakes in backward passes, what they do to the gradients, and how the check finds them. */
 
 import { data, mapAt } from "./data.js";
 import { h, number, roving, setRoving, shapeText, table } from "./dom.js";
@@ -7,11 +7,11 @@ import { legend } from "./heat_map.js";
 import { address, detail, go } from "./state.js";
 import { largest, mapValues, valueCanvas } from "./value_maps.js";
 
-export const mistakesView = { id: "mistakes", title: "Break it", build: build };
+export const mistakesView = { id: "mistakes", title: "Typical mistakes", build };
 
 function build(root) {
   const { mistakes, mistakes_note: note } = data;
-  root.append(h("h2", {}, "Typical mistakes, and how the gradient check finds them"));
+  root.append(h("h2", {}, "How the gradient check finds typical mistakes"));
   if (!mistakes.length) {
     root.append(h("p", { class: "note" }, note || "There are none on this page."));
     return () => {};
@@ -96,30 +96,29 @@ function ownScales(options, draw) {
   return h("p", { class: "no-print" }, h("label", {}, box, " a scale for each map, to see small gradients"));
 }
 
-/** A relative error; there is none of an array of the wrong shape, or one that is not finite. */
+/** A relative error; there is none for an array of the wrong shape, or one that is not finite. */
 function errorText(error) {
-  return error === null ? "none" : number(error);
+  return error === null ? "not comparable" : number(error);
 }
 
 /** One gradient: right, wrong and their difference, and how far they are apart. */
-function wrongArray({ array, right, wrong, right_norm, wrong_norm, cosine, changed, error }, own) {
+function wrongArray({ array, right, wrong, difference, right_norm, wrong_norm, cosine, changed, error }, own) {
   if (!changed) return h("section", { class: "wrong-array" }, h("h4", {}, array), h("p", { class: "muted" }, "This gradient does not change."));
   const facts = [
     ["correct norm", number(right_norm)],
     ["wrong norm", number(wrong_norm)],
-    ["cosine of the angle", cosine === null ? "none" : number(cosine)],
+    ["cosine of the angle", cosine === null ? "undefined" : number(cosine)],
     ["relative error", errorText(error)],
   ];
   const list = h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
-  const maps = right === null || wrong === null ? null : wrongMaps(array, mapAt(right), mapAt(wrong), own);
+  const maps = right === null || wrong === null ? null : wrongMaps(array, mapAt(right), mapAt(wrong), difference === null ? null : mapAt(difference), own);
   return h("section", { class: "wrong-array" }, h("h4", {}, array), list, maps);
 }
 
-function wrongMaps(array, right, wrong, own) {
-  const [rightValues, wrongValues] = [mapValues(right), mapValues(wrong)];
-  const alike = right.rows === wrong.rows && right.cols === wrong.cols && right.how === wrong.how;
-  const shown = [["correct", rightValues, right], ["wrong", wrongValues, wrong]];
-  if (alike) shown.push(["wrong − correct", wrongValues.map((value, i) => value - rightValues[i]), right]);
+function wrongMaps(array, right, wrong, difference, own) {
+  const alike = difference !== null;
+  const maps = [["correct", right], ["wrong", wrong], ...(alike ? [["wrong − correct", difference]] : [])];
+  const shown = maps.map(([name, map]) => [name, mapValues(map), map]);
   const all = largest(...shown.map(([, values]) => values)) || 1;
   const figures = shown.map(([name, values, map]) => {
     const high = own ? largest(values) || 1 : all;

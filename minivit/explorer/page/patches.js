@@ -1,7 +1,7 @@
 /* The image cut in patches: a group of radio buttons, one for each token, moved through with the arrow keys. */
 
 import { data, tokenName } from "./data.js";
-import { h, setRoving } from "./dom.js";
+import { h, setRoving, shapeText } from "./dom.js";
 import { set, state } from "./state.js";
 
 /**
@@ -10,7 +10,7 @@ import { set, state } from "./state.js";
  * @returns {{element: HTMLElement, cells: HTMLElement[], update: () => void}} cells are by token
  */
 export function patchGrid(label) {
-  const { grid, prefix_tokens: prefix, tokens } = data.model;
+  const { grid, prefix_tokens: prefix, tokens, patch_size: size, stride } = data.model;
   const cells = Array.from({ length: tokens }, (_, token) => cell(token));
   const picture = h("img", { alt: "" });
   const over = h("div", { class: "patch-cells", style: { "--rows": grid[0], "--cols": grid[1] } }, cells.slice(prefix));
@@ -20,6 +20,7 @@ export function patchGrid(label) {
     { class: "patches", role: "radiogroup", "aria-label": label, onpointerleave: () => set({ preview: null }) },
     before,
     h("div", { class: "patch-image" }, picture, over),
+    String(stride) === String(size) ? null : h("p", { class: "muted" }, `Patches overlap: each has ${shapeText(size)} pixels. The grid shows their order and not their borders.`),
   );
   element.addEventListener("keydown", (event) => {
     const to = nextToken(cells.indexOf(document.activeElement), event.key);

@@ -16,7 +16,7 @@ function build(root) {
     said: h("div", { class: "path-said" }),
     drawing: h("div", { class: "path-drawing", role: "group", "aria-label": "stages of the model, from the image to the loss" }),
     legend: h("div", { class: "path-legend" }),
-    stage: h("p", { class: "path-stage", "aria-live": "polite" }),
+    stage: h("p", { class: "path-stage" }), // read out as the name of the stage that has the focus
     pixels: h("section", { class: "path-pixels" }),
     token: h("p", { class: "path-token" }),
     numbers: details("All norms as a table"),
@@ -82,7 +82,11 @@ function stageButton(path, { stage, text, u, v, part }) {
   const style = Object.fromEntries(Object.entries(pixels).map(([key, value]) => [key, `${value}px`]));
   const tell = () => (path.parts.stage.textContent = stageText(stage) + tokenAt(stage));
   const attributes = { type: "button", class: `stage ${part}`, style, "aria-label": `${text} (${stageText(stage)})`, "data-layer": stage.layer };
-  return h("button", { ...attributes, onpointerenter: tell, onfocus: tell, onclick: () => go("layer", stage.layer) }, h("span", {}, text));
+  const focused = (event) => {
+    tell();
+    event.target.setAttribute("aria-label", `${text} (${stageText(stage)}${tokenAt(stage)})`);
+  };
+  return h("button", { ...attributes, onpointerenter: tell, onfocus: focused, onclick: () => go("layer", stage.layer) }, h("span", {}, text));
 }
 
 function stageText(stage) {
@@ -147,7 +151,7 @@ function showToken(path) {
 
 function tokenText(stages, token) {
   const known = stages.filter((stage) => (stage.y?.[token] ?? null) !== null);
-  if (!known.length) return [`The ${tokenName(token)} is not there at any stage.`];
+  if (!known.length) return [`The ${tokenName(token)} has no finite norm at any stage.`];
   const [first, last] = [known[0], known.at(-1)];
   const titleOf = (stage) => layerNamed(data.images[state.image], stage.layer)?.title ?? stage.title;
   const norms = (key) => `${number(first[key][token])} after ${titleOf(first)}, ${number(last[key][token])} after ${titleOf(last)}`;
@@ -170,6 +174,7 @@ function showNumbers(box) {
 function showPrediction(box) {
   if (isMasked) return showSeen(box);
   const { probabilities, label, label_predicted: unknown } = data.images[state.image];
+  if (probabilities.includes(null)) return box.replaceChildren(h("h2", {}, "Prediction"), h("p", { class: "note" }, "The logits are not finite."));
   const order = probabilities.map((_, i) => i).sort((a, b) => probabilities[b] - probabilities[a]).slice(0, 5);
   const row = (i) => [
     h("span", { class: "class-name" }, h("bdi", {}, className(i)), i === label && !unknown ? " (label)" : ""),
@@ -187,11 +192,11 @@ function showSeen(box) {
   box.replaceChildren(h("h2", {}, "What the model sees"), h("div", { class: "seen-image" }, picture), h("p", {}, text));
 }
 
-/** The end of the backward pass: the gradient of the loss in the pixels. */
+/** The end of the backward pass: the gradient of the loss with respect to the pixels. */
 function showPixels(box) {
   const { dimage } = data.images[state.image];
   if (dimage === null) return box.replaceChildren();
   const text = "The backward pass ends here. A small change of a bright pixel changes the loss the most.";
-  const map = heatMap(dimage, "the norm over the channels of the gradient of the loss in each pixel");
-  box.replaceChildren(h("h2", {}, "Gradient of the loss in the pixels"), h("p", {}, text), map);
+  const map = heatMap(dimage, "the norm over the channels of the gradient of the loss with respect to each pixel");
+  box.replaceChildren(h("h2", {}, "Gradient of the loss with respect to the pixels"), h("p", {}, text), map);
 }

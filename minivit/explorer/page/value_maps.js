@@ -1,9 +1,9 @@
 /* Heat maps of values that a view computes from those of the data: a row of attention, a difference of gradients. */
 
-import { colourOf, scale } from "./colours.js";
+import { scale } from "./colours.js";
 import { cellValue } from "./data.js";
 import { h, number } from "./dom.js";
-import { paint } from "./heat_map.js";
+import { cellUnder, paint } from "./heat_map.js";
 
 /** The values that the cells of a map show, row by row. @returns {Float64Array} */
 export function mapValues(map) {
@@ -29,7 +29,8 @@ export function valueCanvas({ values, rows, cols, low, high, label, cellName }) 
   values.forEach((value, i) => Number.isNaN(value) && canvas.getContext("2d").clearRect(i % cols, Math.floor(i / cols), 1, 1));
   canvas.style.setProperty("aspect-ratio", `${cols} / ${rows}`);
   canvas.addEventListener("pointermove", (event) => {
-    const i = cellUnder(canvas, event, rows, cols);
+    const [row, col] = cellUnder(canvas, event, rows, cols);
+    const i = row * cols + col;
     canvas.title = `${name(i)}: ${Number.isNaN(values[i]) ? "none" : about(values[i])}`;
   });
   return canvas;
@@ -37,23 +38,14 @@ export function valueCanvas({ values, rows, cols, low, high, label, cellName }) 
 
 /** A single cell as a small box of its own, with its name and value in a tooltip. */
 export function valueCell(text, value, low, high, name) {
-  const colour = colourOf(value, low, high);
   const [red, green, blue] = scale(low < 0)[byteOf(value, low, high)];
   const ink = 0.299 * red + 0.587 * green + 0.114 * blue > 140 ? "#000" : "#fff";
-  return h("span", { class: "value-cell", style: { background: colour, color: ink }, title: `${name}: ${about(value)}` }, text);
+  return h("span", { class: "value-cell", style: { background: `rgb(${red} ${green} ${blue})`, color: ink }, title: `${name}: ${about(value)}` }, text);
 }
 
 /** A value read off a map of 8 bits: it is known to two digits at most. */
 export function about(value) {
   return `≈ ${number(value, 2)}`;
-}
-
-/** The cell of a canvas at the pointer, counted row by row. */
-function cellUnder(canvas, event, rows, cols) {
-  const box = canvas.getBoundingClientRect();
-  const inside = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
-  const row = inside((event.clientY - box.top) / box.height, rows);
-  return row * cols + inside((event.clientX - box.left) / box.width, cols);
 }
 
 function byteOf(value, low, high) {
