@@ -4,6 +4,7 @@ Training steps on random pixels of 32 x 32, one after another with each augmenta
 ready, and its share of the step. "nothing" selects images and normalises them, as every step does.
 """
 
+import random
 import statistics
 import sys
 import time
@@ -72,11 +73,12 @@ def measure(model: str, fields: dict[str, Any], threads: int, batch_size: int, s
         for augmentation in AUGMENTATIONS.values()
     ]
     config = model_config(recipes[0], dataset)
+    draw = random.Random(0)
     with Engine(ViT(config, seed=0), threads) as engine:
         timed = [Timed(engine, dataset, recipe.resolved(engine.model)) for recipe in recipes]
         for _ in range(1 + steps):
             samples = generator.choice(len(dataset.train_images), batch_size, replace=False)
-            for each in timed:
+            for each in draw.sample(timed, len(timed)):
                 each.step(samples)
     rows = []
     for name, each in zip(AUGMENTATIONS, timed, strict=True):
@@ -101,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = measure(options.model, model_fields(options.fields), options.threads, options.batch_size, options.steps)
     print(f"{options.model} {' '.join(options.fields)}, batch {options.batch_size}, {options.threads} workers\n")
     print(records_table(rows) + "\n")
-    print(heading(where, used, 1))
+    print(heading(where, used, 1, "one process, in turn from step to step"))
     write_json(options.json, {"surroundings": where, "versions": used, "augmentations": rows})
 
 

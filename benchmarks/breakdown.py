@@ -90,7 +90,8 @@ def timed_steps(task: Task, steps: int) -> tuple[dict[str, float], dict[str, int
             step.run()
             total = task.threads * (time.perf_counter() - begun)
             taken = clock.take()
-            waiting = max(0.0, total - (processor_seconds() - busy)) if busy else 0.0
+            now = processor_seconds()
+            waiting = max(0.0, total - (now - busy)) if busy and now else 0.0
             for name, (seconds, _) in taken.items():
                 found[name].append(seconds)
             found[WAITING].append(waiting)
@@ -99,8 +100,18 @@ def timed_steps(task: Task, steps: int) -> tuple[dict[str, float], dict[str, int
     return {name: statistics.median(seconds) for name, seconds in found.items()}, calls
 
 
+_start: Any = None  # a barrier, in processes that measure the products at once
+
+
+def _share(barrier: Any) -> None:
+    global _start
+    _start = barrier
+
+
 def product_times(workload: Workload) -> dict[str, tuple[float, int]]:
     """Return the seconds and the operations of one micro-batch's products by op, with single-threaded BLAS."""
+    if _start:
+        _start.wait()
     images = min(workload.batch_size, workload.config.micro_batch)
     found: defaultdict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
@@ -116,7 +127,8 @@ def breakdown(task: Task, steps: int) -> list[dict[str, Any]]:
     """Return the rows of a task, the longest first and then the sum, from the medians of several steps."""
     workload = task.workload
     images, micro_batch = workload.batch_size, min(workload.batch_size, workload.config.micro_batch)
-    with multiprocessing.get_context("spawn").Pool(task.threads) as pool:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(task.threads, _share, (context.Barrier(task.threads),)) as pool:
         times = pool.map(product_times, [workload] * task.threads, chunksize=1)
     flops = {name: count for name, (_, count) in times[0].items()}
     alone = {name: statistics.mean(own[name][0] for own in times) / micro_batch for name in flops}

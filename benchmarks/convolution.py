@@ -6,6 +6,7 @@ own layout, of which the faster counts. minivit's images are divided among threa
 among workers. The speed is PyTorch's time over minivit's.
 """
 
+import random
 import statistics
 import sys
 import time
@@ -100,10 +101,11 @@ def measure(batch_size: int, threads: int, rounds: int) -> list[dict[str, Any]]:
         for other in others:
             np.testing.assert_allclose(other, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
         seconds: list[list[list[float]]] = [[] for _ in steps]
+        draw = random.Random(0)
         with keeping_freed_pages():
             for _ in range(rounds):
-                for step, own in zip(steps, seconds, strict=True):
-                    own.append([_timed(step) for _ in range(_REPEATS)])
+                for i in draw.sample(range(len(steps)), len(steps)):
+                    seconds[i].append([_timed(steps[i]) for _ in range(_REPEATS)])
         mine, *layouts = seconds
         fastest = min(layouts, key=lambda own: statistics.median(map(statistics.median, own)))
         ratio = ratio_of_times(mine, fastest)
@@ -144,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = measure(options.batch_size, options.threads, options.rounds)
     print(f"forward and backward, batch {options.batch_size}, {options.threads} threads\n")
     print(records_table(rows) + "\n")
-    print(heading(where, used, options.rounds))
+    print(heading(where, used, 1, f"one process, {options.rounds} rounds in turn"))
     write_json(options.json, {"surroundings": where, "versions": used, "convolutions": rows})
 
 

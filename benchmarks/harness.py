@@ -172,7 +172,8 @@ def _leave_out(groups: Mapping[str, Sequence[str]], outcomes: Mapping[str, Outco
         fastest = fastest_of(group, outcomes) or ""
         for outcome in (outcomes[system] for system in group if not outcomes[system].stopped):
             slower = outcome.median / outcomes[fastest].median
-            if slower > _CLEARLY:
+            slowest = max(map(statistics.median, outcomes[fastest].seconds))
+            if slower > _CLEARLY and min(map(statistics.median, outcome.seconds)) > slowest:
                 outcome.stopped = f"left out after {_TRIAL_ROUNDS} rounds: {slower:.2f} times as long as {fastest}"
 
 

@@ -48,7 +48,8 @@ def ratio_of_times(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[fl
     if len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} rounds of ours and {len(theirs)} of theirs cannot be compared")
     medians = np.array([[statistics.median(seconds) for seconds in rounds] for rounds in (ours, theirs)])
-    bests = [min(min(seconds) for seconds in rounds) for rounds in (ours, theirs)]
+    least = [min(len(mine), len(other)) for mine, other in zip(ours, theirs, strict=True)]  # of as many steps of both
+    bests = [min(min(s[:n]) for s, n in zip(rounds, least, strict=True)) for rounds in (ours, theirs)]
     mine, other = np.median(medians, axis=1)
     return Ratio(float(other / mine), bests[1] / bests[0], _interval(medians))
 

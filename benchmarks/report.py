@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ LEGEND = (
 )
 _BASELINES = BASELINES | ABLATED
 _LARGEST_DIFFERENCE = 0.03  # of what two systems compute, relative
+_ABSENT = re.compile(r"No module named '(?!(?:benchmarks|minivit|tests)\b)")
 _ROOT = Path(__file__).parent.parent
 _VARIABLES = ("BLIS_", "DNNL_", "GOTO_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "TORCH", "XLA_")
 
@@ -76,7 +78,7 @@ class Comparison:
         for name, group in self.groups.items():
             system = fastest_of(group, outcomes)
             if system is None:  # a library that is not installed is no failure
-                missing = all("No module named" in outcomes[system].stopped for system in group)
+                missing = name != OURS and all(_ABSENT.search(outcomes[system].stopped) for system in group)
                 self.failed.extend([] if missing else [name])
                 continue
             against = _BASELINES[name].against if name in _BASELINES else OURS
@@ -220,12 +222,13 @@ def _commit() -> str:
     return commit.strip() + ("+changes" if changes else "")
 
 
-def heading(where: Mapping[str, Any], versions: Mapping[str, str], rounds: int) -> str:
-    """Return where, when and with what the figures were measured."""
+def heading(where: Mapping[str, Any], versions: Mapping[str, str], rounds: int, turns: str = "") -> str:
+    """Return where, when and with what the figures were measured, in `turns`; by default in processes in turn."""
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    turns = turns or f"{rounds} process{'es' * (rounds > 1)} per system, in turn"
     variables = ", ".join(f"{name}={value}" for name, value in where["environment"].items())
     return (
         f"{where['processor']}, {where['cores']} core{'s' * (where['cores'] > 1)} used, {where['system']}; Python "
         f"{where['python']}, {found}{'; with ' * bool(variables)}{variables}; commit {where['commit']}, "
-        f"{where['date']}; {rounds} process{'es' * (rounds > 1)} per system, in turn."
+        f"{where['date']}; {turns}."
     )

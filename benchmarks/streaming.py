@@ -32,6 +32,7 @@ from minivit.data import load_dataset
 from minivit.data.images import Decoding
 from minivit.data.prepared import prepare_folder
 from minivit.engine.machine import cores
+from minivit.errors import UserError
 from minivit.train.recipe import Recipe, model_config
 from minivit.train.training import Training
 
@@ -122,7 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     where, used = surroundings(options.threads), versions()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        if not (folder / "files").exists():
+        made = sum(1 for _ in (folder / "files" / "train").glob("*/*.jpg"))
+        if made not in (0, options.images):
+            raise UserError(f"{folder} has {made:,} training images, not {options.images:,}")
+        if not made:
             tell(f"writing {options.images:,} files")
             make_files(folder / "files", options.images, options.size)
         if not (folder / "prepared").exists():
@@ -143,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pixels = options.images * math.prod((options.size, options.size, 3))
     print(f"{options.model}, batch {options.batch_size}, {options.images:,} images of {pixels / 1e9:.2f} GB\n")
     print(records_table(rows) + "\n")
-    print(heading(where, used, options.rounds))
+    print(heading(where, used, 1, f"one process per source, {options.rounds} turns"))
     write_json(options.json, {"surroundings": where, "versions": used, "sources": rows})
 
 

@@ -44,6 +44,7 @@ def test_a_comparison_of_fake_systems(tmp_path: Path, monkeypatch: Any, capsys: 
         return fake(system) | {"answer": 2.0 if system == "pytorch:plain" else 2.001}
 
     monkeypatch.setattr(harness, "run_worker", run)
+    monkeypatch.setattr(compare, "cores", lambda: 2)
     out, table = tmp_path / "deep" / "report.json", tmp_path / "report.md"
     arguments = ["train-tiny", "--threads", "2", "--against", "eager", "compile", "jax", "limit", "onnx"]
     assert compare.main([*arguments, "--json", str(out), "--markdown", str(table)]) == 1

@@ -73,6 +73,31 @@ def test_rounds_take_turns_leave_out_the_slow_and_survive_failures() -> None:
     assert Outcome([{"seconds": seconds} for seconds in ([1.0, 9.0, 2.0], [4.0], [3.0])]).median == 3.0
 
 
+def test_a_system_is_left_out_if_both_of_its_rounds_were_slower() -> None:
+    run = fake_run({"a": [1.0, 1.5, 1.0, 1.0, 1.0], "b": [2.0, 1.2, 1.0, 1.0, 1.0]})
+    outcomes = run_rounds({"theirs": ["a", "b"]}, 5, run, lambda _: None)
+    assert [len(outcomes[system].results) for system in "ab"] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("module", "failed"), [("torch", []), ("minivit.nn", ["eager"]), ("benchmarks.plain_vitt", ["eager"])]
+)
+def test_a_library_that_is_not_installed_is_no_failure_but_a_part_of_ours_is(module: str, failed: list[str]) -> None:
+    outcomes = {
+        "minivit": Outcome([{"seconds": [1.0], "peak_bytes": 1.0, "versions": {}}]),
+        "pytorch:plain": Outcome(stopped=f"failed: ModuleNotFoundError: No module named '{module}'"),
+    }
+    groups = {"minivit": ["minivit"], "eager": ["pytorch:plain"]}
+    assert Comparison(SMALL, groups, outcomes).failed == failed
+    outcomes["minivit"] = Outcome(stopped="failed: ModuleNotFoundError: No module named 'numpy'")
+    assert "minivit" in Comparison(SMALL, groups, outcomes).failed
+
+
+def test_the_fastest_steps_are_those_of_as_many_steps() -> None:
+    ratio = ratio_of_times([[2.0, 1.9, 1.0]] * 5, [[4.0, 3.8]] * 5)
+    assert ratio.of_bests == pytest.approx(2.0)
+
+
 def test_no_system_keeps_its_predecessor_and_the_order_is_the_same_every_time() -> None:
     def order() -> list[str]:
         ran: list[str] = []
@@ -183,6 +208,7 @@ def test_a_report_says_where_and_with_what_it_was_measured(monkeypatch: pytest.M
     assert found["cores"] == surroundings(cores() + 1)["cores"] == cores()
     assert ", 1 core used, " in heading(surroundings(1), {}, 1)
     assert heading(surroundings(1), {}, 1).endswith("; 1 process per system, in turn.")
+    assert heading(surroundings(1), {}, 1, "one process, 3 turns").endswith("; one process, 3 turns.")
     for name in found["environment"]:
         monkeypatch.delenv(name)
     assert "; with" not in heading(surroundings(), {"NumPy": "2.4"}, 5)

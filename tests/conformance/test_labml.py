@@ -21,14 +21,20 @@ from .originals import (
 )
 from .test_timm import assert_equal, channels_first
 
-pytestmark = [pytest.mark.conformance, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.conformance,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("tracker"),
+]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def tracker(monkeypatch: pytest.MonkeyPatch) -> None:
     """labml_nn records its attention with a function that newer versions of labml lack."""
-    # Its dependencies do not install beside a current PyTorch: pip install --no-deps labml-nn labml
-    tracker = pytest.importorskip("labml.tracker")
+    try:
+        from labml import tracker
+    except ImportError as error:  # its dependencies do not install beside a current PyTorch
+        pytest.fail(f"pip install --no-deps labml-nn==0.5.1 labml==0.5.3 labml-helpers==0.4.89 ({error})")
     monkeypatch.setattr(tracker, "debug", lambda *args: None, raising=False)
 
 

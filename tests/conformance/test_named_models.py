@@ -57,6 +57,7 @@ def test_simple_vits_have_as_many_parameters_as_in_vit_pytorch(timm: Any, torch:
     assert summarize(get_config(f"simple_vit_{size}_patch16_224")).parameters == count(theirs)
 
 
+@pytest.mark.usefixtures("tracker")
 def test_labmls_model_has_as_many_parameters_apart_from_positions_of_larger_images(timm: Any, torch: Any) -> None:
     with torch.device("meta"):
         theirs = their_vit(torch, 512, 6, 8, 2048, 2048, 10, 4, 3)
@@ -96,6 +97,7 @@ def test_simple_vit_at_full_size(timm: Any, torch: Any, tmp_path: Path) -> None:
     assert_all_gradients_equal(torch, theirs, theirs, model, "vit_pytorch", B=1)
 
 
+@pytest.mark.usefixtures("tracker")
 def test_labmls_experiment_at_full_size(timm: Any, torch: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = disturb(torch, their_vit(torch, 512, 6, 8, 2048, 2048, 10, 4, 3))

@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"mutants: {error}\n")
         return 2
     result = summary(verdicts, proofs)
+    if options.ops:  # the bar on equivalent mutants is for all together
+        result["passed"] = not result["survived"]
     _report(verdicts, proofs, result)
     if options.json:
         _say(json.dumps(result))
