@@ -85,14 +85,14 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
 def _regular(path: Path) -> Path:
     """Return the path to replace: `path`, or what a link points to; RunError if it is a device, a pipe or a socket."""
     try:
-        if path.is_symlink():
-            path = Path(os.path.realpath(path))  # of a loop, a link of it
         mode = path.stat().st_mode
     except OSError:  # there is none; what else is wrong, the write itself reports
-        return path
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return path
-    raise RunError(f"cannot write {path}: it is a device or a pipe, which a file would replace; write to another path")
+        mode = stat.S_IFREG
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        what = "it is a device or a pipe, which a file would replace"
+        raise RunError(f"cannot write {path}: {what}; write to another path")
+    is_link = os.path.islink(path)  # noqa: PTH114 - that of pathlib raises for a name that is too long
+    return Path(os.path.realpath(path)) if is_link else path  # of a loop of links, one of them
 
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:

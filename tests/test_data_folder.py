@@ -404,14 +404,14 @@ def test_the_error_names_the_fault(folder: Path, damage: Callable[[Path], None],
 
 
 @pytest.mark.parametrize("size", [0, (8, 0), (8, 8, 8), 8.5, "8"])
-def test_an_image_size_that_is_none_is_refused(folder: Path, size: Any) -> None:
+def test_what_is_no_image_size_is_refused(folder: Path, size: Any) -> None:
     with pytest.raises(UserError, match=r"image_size is .*; expected pixels, one whole number or"):
         load_dataset(folder, image_size=size)
 
 
 def test_an_image_size_may_be_a_list_or_a_number_of_numpy(folder: Path) -> None:
     for size in ([6, 4], (np.int64(6), 4)):
-        assert load_dataset(folder, image_size=size).train_images.shape[1:] == (6, 4, 3)  # type: ignore[arg-type]
+        assert load_dataset(folder, image_size=size).train_images.shape[1:] == (6, 4, 3)
     assert load_dataset(folder, image_size=np.int64(8)).train_images.shape[1:] == (8, 8, 3)  # type: ignore[arg-type]
 
 

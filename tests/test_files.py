@@ -150,6 +150,13 @@ def test_of_a_link_to_a_missing_file_that_file_is_written(tmp_path: Path) -> Non
     assert (tmp_path / "folder/file").read_bytes() == b"new"
 
 
+def test_of_a_link_to_a_pipe_the_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with pytest.raises(RunError, match="link: it is a device or a pipe"):
+        atomic_write(tmp_path / "link", lambda file: file.write(b"new"))
+
+
 def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
     atomic_write(tmp_path / ("a" * 255), lambda file: file.write(b"new"))
     assert (tmp_path / ("a" * 255)).read_bytes() == b"new"

@@ -46,8 +46,25 @@ def test_a_file_of_another_program_needs_no_checksum(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"x": np.ones(2)}, path, metadata={"by": "another"})
     assert read_tensors(path)[1] == {"by": "another"}
-    save_file({"x": np.ones(2)}, path, metadata={"checksum": "abc"})
-    assert read_tensors(path)[0]["x"].tolist() == [1.0, 1.0]
+    for checksum in ("abc", "0" * 32):
+        save_file({"x": np.ones(2)}, path, metadata={"checksum": checksum})
+        assert read_tensors(path)[0]["x"].tolist() == [1.0, 1.0]
+
+
+def test_an_escape_in_the_checksum_does_not_make_a_damaged_file_foreign(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    for i in range(20):  # until a digit stands before a "b" or an "f", which a backslash makes one character
+        write_tensors(path, {"x": np.zeros(9)}, {"about": str(i)})
+        content = bytearray(path.read_bytes())
+        start = content.index(b'"checksum": "') + 13
+        places = [at for at in range(start, start + 31) if content[at + 1 : at + 2] in (b"b", b"f")]
+        if places:
+            break
+    content[places[0]] = ord("\\")
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.safetensors was changed or damaged"):
+        read_tensors(path)
 
 
 @pytest.mark.parametrize(

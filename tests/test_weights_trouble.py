@@ -229,9 +229,7 @@ def test_a_config_json_of_another_program_does_not_matter_beside_a_file_of_ours(
 
 
 def test_what_would_not_be_read_again_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"a header of 4,\d+,\d+ bytes, and at most 4,194,304 are read; shorten"
-    ):
+    with pytest.raises(UserError, match=r"a header of 4,\d+,\d+ bytes, and at most 4,194,304 are read; shorten its"):
         save_model(model_of(), tmp_path / "x.safetensors", extra={"note": "a" * (1 << 22)})
     assert list(tmp_path.iterdir()) == []
 

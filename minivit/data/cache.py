@@ -26,7 +26,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minivit.errors import RunError
+from minivit.errors import RunError, UserError
 from minivit.files import atomic_write, expect_checksum, read_json, with_checksum, write_json
 
 LARGEST = 8_000_000_000  # bytes of all files
@@ -111,7 +111,7 @@ def store(key: str, kept: Kept) -> None:
         np.save(file, images)
         file.write(text + struct.pack("<QI", len(text), _checksum(images, text)))
 
-    with contextlib.suppress(OSError, RunError):
+    with contextlib.suppress(OSError, RunError, UserError):
         path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         if images.nbytes > min(LARGEST, shutil.disk_usage(path.parent).free // 2):
@@ -135,7 +135,7 @@ def load_survey(key: str) -> Survey | None:
 
 def store_survey(key: str, survey: Survey) -> None:
     """Keep what is known about images under `key`."""
-    with contextlib.suppress(OSError, RunError):
+    with contextlib.suppress(OSError, RunError, UserError):
         write_json(_path(key).with_suffix(".json"), with_checksum(survey._asdict()))
 
 

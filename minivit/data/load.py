@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def load_dataset(
     data_dir: str | Path | None = None,
     download: bool = True,
     progress: ProgressCallback | None = None,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: int | Sequence[int] | None = None,
     crop_fraction: float = 1.0,
     interpolation: str = "bicubic",
     fit: str = "crop",

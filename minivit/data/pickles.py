@@ -65,7 +65,9 @@ class _Size(NamedTuple):
 
 
 def check_opcodes(data: bytes, most: int = _MOST_OPCODES) -> None:
-    """Refuse what would take the unpickler gigabytes or minutes, or crash it: deeply nested pickles of many opcodes.
+    """Refuse what would take the unpickler gigabytes or minutes, or crash it.
+
+    That is a pickle of more than `most` opcodes, or one that is nested deeply.
 
     The loop follows the size of each object on the stack. The size of a list that is changed after it was put into the
     memo is not followed; this is enough, because what visits all parts is the hash of a tuple, in which a list is an

@@ -27,7 +27,7 @@ _FILES_PER_TASK = 32
 def read_images(
     paths: Sequence[Path | str],
     *,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
     crop_fraction: float = 1.0,
     interpolation: str = "bicubic",

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrix is replaced by nearly the closest one with orthonormal rows or columns (Jordan 2024).
+"""Muon (Jordan et al. 2024): momentum, brought near the closest matrix with orthonormal rows or columns.
 
 With g the gradient of a matrix p of `rows` x `columns`, lr the learning rate and wd the weight decay:
 

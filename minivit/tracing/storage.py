@@ -16,6 +16,7 @@ from minivit.tracing.statistics import Statistics
 from minivit.weights.tensors import verify, write_tensors
 
 _NAMES = ("y", "labels", "loss")
+_LARGEST_HEADER = 100_000_000  # bytes, which the library of safetensors reads
 
 
 def write(trace: TraceLike, path: str | os.PathLike[str]) -> None:
@@ -27,6 +28,8 @@ def write(trace: TraceLike, path: str | os.PathLike[str]) -> None:
     ------
     RunError
         The file cannot be written.
+    UserError
+        The names, shapes and statistics have more than 100 MB.
     """
     tensors: dict[str, Array] = {}
     about: list[dict[str, Any]] = []
@@ -44,7 +47,8 @@ def write(trace: TraceLike, path: str | os.PathLike[str]) -> None:
     for name in _NAMES:
         if (array := getattr(trace, name)) is not None:
             tensors[f"/{name}"] = to_host(array)
-    write_tensors(path, tensors, {"trace": json.dumps(about), "interventions": trace.interventions})
+    about_all = {"trace": json.dumps(about), "interventions": trace.interventions}
+    write_tensors(path, tensors, about_all, _LARGEST_HEADER)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Array], str]:
@@ -86,7 +90,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str
     try:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
-            verify(path, read_bytes(path), about)
+            verify(os.fspath(path), read_bytes(path), about)
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise UserError(f"{os.fspath(path)} cannot be read as a trace: {error}") from error

@@ -164,8 +164,8 @@ def verify(path: str | os.PathLike[str], content: bytes, about: Mapping[str, str
     if "checksum" not in about:
         return
     start = content.find(_field(about["checksum"]))
-    if start < 0 and len(about["checksum"]) != len(_UNKNOWN):
-        return
+    if start < 0 and b'"checksum":"' in content[8 : 8 + int.from_bytes(content[:8], "little")]:
+        return  # the compact header of another program
     zeros = _field(_UNKNOWN)
     digest = hashlib.blake2b(content[: max(start, 0)] + zeros, digest_size=16)
     digest.update(memoryview(content)[start + len(zeros) :])
@@ -196,8 +196,13 @@ def _e4m3() -> Array:
     return np.where(bits > 127, -value, value).astype(np.float32)
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], about: Mapping[str, str]) -> None:
-    """Write host arrays and metadata to a safetensors file, atomically.
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Array],
+    about: Mapping[str, str],
+    most_header: int = _LARGEST_HEADER,
+) -> None:
+    """Write host arrays and metadata to a safetensors file, atomically; its header has at most `most_header` bytes.
 
     Raises
     ------
@@ -214,9 +219,9 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Array], ab
     # The library writes the metadata in an arbitrary order; sort it, so that equal models give equal files.
     header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
-    if len(header) > _LARGEST_HEADER:
-        what = f"would have a header of {len(header):,} bytes, and at most {_LARGEST_HEADER:,} are read"
-        raise UserError(f"{path} {what}; shorten extra")
+    if len(header) > most_header:
+        what = f"would have a header of {len(header):,} bytes, and at most {most_header:,} are read"
+        raise UserError(f"{os.fspath(path)} {what}; shorten its metadata")
     header = len(header).to_bytes(8, "little") + header
     digest = hashlib.blake2b(header, digest_size=16)
     digest.update(memoryview(content)[start:])

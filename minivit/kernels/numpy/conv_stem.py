@@ -8,11 +8,12 @@ Layer norm subtracts the mean over the channels. Here the weight does it, whose 
 
     W' = W - mean(W)        dW = dW' - mean(dW')        means over the columns
 
-A convolution of stride 1 with many channels takes tiles in place of windows (`minivit.kernels.numpy.winograd`). If
-there is one, F is twice that product everywhere, so that its input and its output are in 2 x 2 parts.
+A convolution of stride 1 with many channels takes tiles in place of windows (`minivit.kernels.numpy.winograd`) if its
+input and its output are in 2 x 2 parts. If they would be in one part, and rows and columns are even, F is twice that
+product everywhere.
 
-A training step leaves out the gradient of the images. Without this kernel, and with windows alone, a step takes 1.03 to
-1.05 times as long.
+A training step leaves out the gradient of the images. Without this kernel a step takes 1.03 to 1.05 times as long,
+measured before there were tiles.
 """
 
 from __future__ import annotations
