@@ -108,7 +108,7 @@ def pixels_backward(dy: Array) -> Array:
     channels, _, _, T = dy.shape
     half, dM = np.empty((4, channels, 2, T), dy.dtype), np.empty((4, 4, channels, T), dy.dtype)
     _times_a_backward(dy[:, 0], dy[:, 1], half)
-    _times_a_backward(half[:, :, 0], half[:, :, 1], dM.swapaxes(0, 1))
+    _times_a_backward(half[:, :, 0], half[:, :, 1], dM.transpose(1, 0, 2, 3))
     return dM.reshape(16, channels, T)
 
 
