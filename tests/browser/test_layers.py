@@ -18,12 +18,13 @@ def share_of(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def facts_of(statistics: dict[str, Any]) -> dict[str, str]:
-    """Return the statistics of an array as its card writes them."""
+def facts_of(name: str, statistics: dict[str, Any]) -> dict[str, str]:
+    """Return the statistics of the array `name` as its card writes them."""
     facts = {name: digits_of(statistics[name]) for name in ("norm", "mean", "std", "min", "max")}
     facts["zeros"] = share_of(statistics["zeros"])
     if statistics["saturated"] is not None:
-        facts["saturated"] = share_of(statistics["saturated"])
+        rule = "slope below 0.01" if name == "slope" else "weights above 0.99"
+        facts[f"saturated: {rule}"] = share_of(statistics["saturated"])
     return {**facts, "numbers": f"{statistics['size']:,}"}
 
 
@@ -40,7 +41,7 @@ def test_every_layer_opens_and_its_numbers_are_those_of_the_data(open_page: Open
         assert sorted(cards) == sorted(quantity["name"] for quantity in quantities)
         for quantity in quantities:
             card, statistics = cards[quantity["name"]], quantity["statistics"]
-            assert card["facts"] == facts_of(statistics)
+            assert card["facts"] == facts_of(quantity["name"], statistics)
             assert card["counts"] == [str(count) for count in statistics["counts"] if statistics["min"] is not None]
             assert len(card["maps"]) == (quantity["map"] is not None)
             assert " × ".join(map(str, quantity["shape"])) in card["about"]
