@@ -410,7 +410,8 @@ def test_what_is_no_image_size_is_refused(folder: Path, size: Any) -> None:
 
 
 def test_an_image_size_may_be_a_list_or_a_number_of_numpy(folder: Path) -> None:
-    for size in ([6, 4], (np.int64(6), 4)):
+    sizes: list[Any] = [[6, 4], (np.int64(6), 4)]
+    for size in sizes:
         assert load_dataset(folder, image_size=size).train_images.shape[1:] == (6, 4, 3)
     assert load_dataset(folder, image_size=np.int64(8)).train_images.shape[1:] == (8, 8, 3)  # type: ignore[arg-type]
 

@@ -127,8 +127,9 @@ def test_what_is_shown_is_the_right_gradient_of_the_trace_beside_the_wrong_one()
     verdicts = {row["array"]: row["verdict"] for row in attention["verdict"]}
     assert verdicts["qkv.weight[q]"] == verdicts["qkv.weight[k]"] == "FAILED"
     assert verdicts["qkv.weight[v]"] == "ok"
-    difference = maps.table[arrays["qkv.dweight"]["difference"]]  # of both arrays, not of their maps
-    assert difference["high"] == pytest.approx(np.abs(wrong - weight).max())
+    index = arrays["qkv.dweight"]["difference"]  # of both arrays, not of their maps
+    assert index is not None
+    assert maps.table[index]["high"] == pytest.approx(np.abs(wrong - weight).max())
     for mistake in found:
         for array in mistake["arrays"]:
             assert array["right"] is not None
@@ -138,6 +139,7 @@ def test_what_is_shown_is_the_right_gradient_of_the_trace_beside_the_wrong_one()
             assert (array["difference"] is None) == (array["error"] == float("inf"))
             if not array["changed"]:
                 assert array["right"] == array["wrong"]
+                assert array["difference"] is not None
                 assert maps.table[array["difference"]]["high"] == 0
                 assert array["cosine"] in (None, pytest.approx(1))
 

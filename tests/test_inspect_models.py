@@ -130,6 +130,8 @@ def test_the_stage_after_the_patches_names_what_is_added(fields: dict[str, Any],
 
 def test_a_layer_that_is_called_twice_is_shown_twice() -> None:
     class Twice(LayerNorm):
+        inner: LayerNorm
+
         def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
             y, cache1 = self.inner.forward(x, rng, keep)
             z, cache2 = self.inner.forward(y, rng, keep)

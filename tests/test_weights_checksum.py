@@ -57,7 +57,7 @@ def test_an_escape_in_the_checksum_does_not_make_a_damaged_file_foreign(tmp_path
         write_tensors(path, {"x": np.zeros(9)}, {"about": str(i)})
         content = bytearray(path.read_bytes())
         start = content.index(b'"checksum": "') + 13
-        places = [at for at in range(start, start + 31) if content[at + 1 : at + 2] in (b"b", b"f")]
+        places = [at for at in range(start, start + 31) if content[at + 1] in b"bf"]
         if places:
             break
     content[places[0]] = ord("\\")

@@ -111,7 +111,7 @@ def store(key: str, kept: Kept) -> None:
         np.save(file, images)
         file.write(text + struct.pack("<QI", len(text), _checksum(images, text)))
 
-    with contextlib.suppress(OSError, RunError, UserError):
+    with contextlib.suppress(OSError, RunError):
         path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         if images.nbytes > min(LARGEST, shutil.disk_usage(path.parent).free // 2):

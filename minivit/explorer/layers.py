@@ -7,9 +7,9 @@ from typing import Any, TypedDict
 
 from minivit.explorer.heat_maps import HeatMaps, plane_of
 from minivit.explorer.sources import kind_of
+from minivit.explorer.subjects import layer_of, layers_by_name
 from minivit.nn.mae import MAE
 from minivit.nn.model import Model
-from minivit.tracing.names import ROOT
 from minivit.tracing.quantities import ATTENTION
 from minivit.tracing.record import Record
 from minivit.tracing.statistics import Statistics
@@ -131,13 +131,10 @@ def layers_of(records: Mapping[str, Record], model: Model, maps: HeatMaps | None
 
 def kinds_of(records: Mapping[str, Record], model: Model) -> dict[str, str | type]:
     """Return the class of each layer that is shown, and the name of each op, by its name."""
-    classes: dict[str, type] = {name or ROOT: type(layer) for name, layer in model.named_layers()}
-
-    def of(name: str) -> str | type:  # a layer that is called again has a number after its name
-        own = name if name in classes else name.rpartition("_")[0]
-        return records[name].kind if records[name].is_op else classes[own]
-
-    return {name: of(name) for name in shown(records)}
+    layers = layers_by_name(model)
+    return {
+        name: records[name].kind if records[name].is_op else type(layer_of(name, layers)) for name in shown(records)
+    }
 
 
 def shown(records: Mapping[str, Record]) -> list[str]:

@@ -183,9 +183,13 @@ def subject_of(record: Record, layers: Mapping[str, Layer]) -> Subject | str:
         if record.kind not in OPS:
             return f"not checked alone: {record.kind} is checked in the layer that calls it"
         name = name.rpartition(".")[0] or ROOT
-    if name not in layers:  # a layer that is called twice is "name_2" then
-        name = name.rpartition("_")[0]
-    return Subject(record, layers[name]) if name in layers else "not checked: the model has no such layer"
+    layer = layer_of(name, layers)
+    return Subject(record, layer) if layer is not None else "not checked: the model has no such layer"
+
+
+def layer_of(name: str, layers: Mapping[str, Layer]) -> Layer | None:
+    """Return the layer of a call in a trace, or None; the second call of a layer is named "name_2"."""
+    return layers.get(name, layers.get(name.rpartition("_")[0]))
 
 
 def layers_by_name(model: Layer) -> dict[str, Layer]:
