@@ -21,12 +21,12 @@ import strict
 from command_line import TINY, Minivit, Said, save_squares
 from forks import needs_fork
 from hypothesis import HealthCheck, settings
-from small_run import Listener, make_dataset, run_at, train
+from small_run import FIGURES, Listener, make_dataset, run_at, train
 
 from minivit import explorer, ops
 from minivit.cli import main
 from minivit.engine import worker_pool
-from minivit.train import curves, reconstructions, step
+from minivit.train import step
 from minivit.train.run_folder import RunFolder
 
 os.environ["MINIVIT_CACHE"] = "off"  # here, and in the processes that tests start
@@ -66,11 +66,13 @@ def computed(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save no figure, which would take longer than a small run."""
-    monkeypatch.setattr(curves, "save_curves", lambda *_: None)
-    monkeypatch.setattr(reconstructions, "draw_reconstructions", lambda *_: None)
+@pytest.fixture(scope="session", autouse=True)
+def no_figures() -> Iterator[None]:
+    """Let runs draw no figures, which takes longer than a small run; `figures_drawn` lets them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in FIGURES:
+            patch.setattr(module, name, lambda *_: None)
+        yield
 
 
 @pytest.fixture

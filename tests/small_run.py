@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 
 from minivit.data import Dataset
 from minivit.nn.model import Model
+from minivit.train import curves, reconstructions
 from minivit.train.interrupt import Interrupted
 from minivit.train.recipe import Recipe
 from minivit.train.run_folder import RunFolder
@@ -33,6 +36,20 @@ RECIPE = Recipe(
     label_smoothing=0.1,
     micro_batch=3,
 )
+
+FIGURES: dict[tuple[ModuleType, str], Callable[..., object]] = {
+    (curves, "save_curves"): curves.save_curves,
+    (reconstructions, "draw_reconstructions"): reconstructions.draw_reconstructions,
+}
+
+
+@contextmanager
+def figures_drawn() -> Iterator[None]:
+    """Let runs draw their figures, which they do not in tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for (module, name), draw in FIGURES.items():
+            patch.setattr(module, name, draw)
+        yield
 
 
 def make_dataset(count: int = 35, test: int = 13) -> Dataset:

@@ -23,8 +23,6 @@ from minivit.train.run_folder import RunFolder
 from minivit.train.trainer import Trainer
 from minivit.weights import fingerprint, model_metadata
 
-pytestmark = pytest.mark.usefixtures("no_curves")
-
 BODY: dict[str, Any] = {"patch_size": 2, "depth": 2, "embed_dim": 8, "num_heads": 2}
 IMAGES = {"mean": [0.4], "std": [0.3], "crop_pct": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
 

@@ -18,7 +18,7 @@ from minivit.arrays import Array
 from minivit.ops.muon import muon_step, orthogonalized
 from minivit.ops.update_rules import Group
 
-pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
+pytestmark = pytest.mark.usefixtures("reads_every_third_step")
 
 CONFIG = ViTConfig(img_size=4, patch_size=2, embed_dim=6, depth=2, num_heads=2, num_classes=7)
 MUON = replace(RECIPE, optimizer="muon")

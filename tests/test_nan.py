@@ -30,7 +30,7 @@ from minivit.train.watch_options import WatchOptions
 from minivit.weights import read_tensors
 
 pytestmark = [
-    pytest.mark.usefixtures("no_curves", "reads_every_third_step"),
+    pytest.mark.usefixtures("reads_every_third_step"),
     pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
 ]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from command_line import TINY, Minivit, assert_refused
 from PIL import Image
-from small_run import RECIPE, Killed, Listener, bits, kill, make_dataset, run_at, tensors, train
+from small_run import RECIPE, Killed, Listener, bits, figures_drawn, kill, make_dataset, run_at, tensors, train
 
 import minivit
 from minivit import Engine, Key, UserError, ViT, get_config, load_model, masked_model
@@ -40,7 +40,8 @@ def recipe(task: str, **fields: Any) -> Recipe:
 def finished(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two epochs."""
     path = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(["pretrain", str(squares), *map(str, SHORT), "--run", str(path)]) == 0
+    with figures_drawn():
+        assert main(["pretrain", str(squares), *map(str, SHORT), "--run", str(path)]) == 0
     return path
 
 
@@ -112,7 +113,6 @@ def test_resume_continues_the_newest_run_of_pretraining(cli: Minivit, squares: P
     assert said.json()["epochs"] == 3
 
 
-@pytest.mark.usefixtures("no_curves")
 def test_the_same_command_resumes_a_run_of_another_task_than_the_recipes(cli: Minivit, squares: Path) -> None:
     command = ("pretrain", squares, *SHORT, "--recipe", "pretrain", "--task", "simmim", "--run", "run")
     assert cli(*command).status == 0
@@ -219,7 +219,6 @@ def test_the_page_of_a_run_shows_what_was_seen(cli: Minivit, pretrained: Path) -
 # The run
 
 
-@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_that_was_stopped_ends_in_the_bits_of_one_that_was_not(tmp_path: Path, task: str) -> None:
     whole, stopped = run_at(tmp_path / "whole", recipe(task)), run_at(tmp_path / "stopped", recipe(task))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import RECIPE, run_at
+from small_run import RECIPE, figures_drawn, run_at
 
 from minivit import Key, ViT, ViTConfig, get_config
 from minivit.errors import RunError
@@ -152,7 +152,8 @@ def test_the_best_epoch_in_curves_is_the_one_that_the_run_chooses(
     run = run_at(tmp_path / "run", replace(RECIPE, epochs=4, **choice))
     measured = enumerate([(0.9, 0.9), (0.5, 0.5), (0.7, 0.8), (0.6, 0.7)], start=1)
     run.write_metrics([line(epoch, step=epoch, val_accuracy=a, val_loss=loss) for epoch, (a, loss) in measured])
-    assert draw_curves(run)
+    with figures_drawn():
+        assert draw_curves(run)
     assert labels[-1] == f"best: {best}"
 
 

@@ -14,6 +14,7 @@ from small_run import (
     ask_to_stop,
     bits,
     edit_state,
+    figures_drawn,
     kill,
     make_dataset,
     read,
@@ -33,13 +34,12 @@ from minivit.train.run_paths import claimed_run, latest_run_path
 from minivit.train.state import TrainState, best_line
 from minivit.train.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("no_curves")
-
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
     run = run_at(tmp_path_factory.mktemp("runs") / "uninterrupted")
-    return run, train(run, make_dataset(), Listener())
+    with figures_drawn():
+        return run, train(run, make_dataset(), Listener())
 
 
 def test_a_run_folder_holds_the_documented_files(uninterrupted: tuple[RunFolder, dict[str, Any]]) -> None:

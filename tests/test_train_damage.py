@@ -20,8 +20,6 @@ from minivit.train.schedules import learning_rate
 from minivit.train.trainer import Trainer
 from minivit.weights import model_metadata
 
-pytestmark = pytest.mark.usefixtures("no_curves")
-
 SMALL = replace(RECIPE, epochs=2, batch_size=14)  # two steps an epoch
 
 

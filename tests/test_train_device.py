@@ -36,7 +36,7 @@ from minivit.train.run_folder import RunFolder
 from minivit.train.step import DataLoader, GradScaler
 from minivit.train.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
+pytestmark = pytest.mark.usefixtures("reads_every_third_step")
 
 
 def crossings(of: Trainer, count: int) -> tuple[int, int, int]:

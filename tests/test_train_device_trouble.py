@@ -24,7 +24,7 @@ from minivit.train.memory import OutOfMemoryError, images_that_fit
 from minivit.train.run_folder import RunFolder
 from minivit.train.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("no_curves", "reads_every_third_step")
+pytestmark = pytest.mark.usefixtures("reads_every_third_step")
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")

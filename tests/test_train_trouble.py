@@ -32,8 +32,6 @@ from minivit.train.run_folder import RunFolder
 from minivit.train.trainer import Trainer
 from minivit.weights import read_tensors, write_tensors
 
-pytestmark = pytest.mark.usefixtures("no_curves")
-
 
 def test_a_disk_that_fills_up_at_any_write(tmp_path: Path, on_host: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     fsync, writes = os.fsync, 0

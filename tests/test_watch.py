@@ -28,8 +28,6 @@ from minivit.train.run_folder import RunFolder
 from minivit.train.trainer import Trainer
 from minivit.train.watch_options import WatchOptions
 
-pytestmark = pytest.mark.usefixtures("no_curves")
-
 ALL = WatchOptions(keep_every=5, every=3)
 PLAIN = replace(RECIPE, warmup_epochs=0.0, model_options={"patch_size": 2, "depth": 4, "embed_dim": 8, "num_heads": 2})
 
