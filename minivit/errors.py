@@ -22,9 +22,13 @@ class RunError(RuntimeError):
     """A run cannot continue, for example on a full disk or a non-finite loss; the exit status of a command is 1."""
 
 
-def counted(what: str, names: Sequence[str]) -> str:
-    """Return the number of names and the first three of them, for a message: ``12 missing (a, b, c, ...)``."""
-    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+def counted(names: Sequence[str], one: str, many: str = "") -> str:
+    """Return the number of names and the first three of them, for a message: ``12 tensors (a, b, c, ...)``.
+
+    `one` and `many` are the words for one name and for several; the default of `many` is `one` with an s.
+    """
+    words = one if len(names) == 1 else many or f"{one}s"
+    return f"{len(names)} {words} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def expect_number(name: str, value: Any, least: float = 0.0, below: float = float("inf")) -> None:

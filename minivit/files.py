@@ -107,7 +107,7 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
         with Path(path).open("ab") as file:
             file.write(text.encode())
     except OSError as error:
-        raise refused(Path(path), error) from error
+        raise refused(Path(path), error, "a part of the text may have been written; ") from error
 
 
 def make_folder(path: str | os.PathLike[str]) -> bool:
@@ -125,13 +125,13 @@ def make_folder(path: str | os.PathLike[str]) -> bool:
             return True
         except FileNotFoundError as error:  # another process has just removed the parent
             if last_try:
-                raise refused(path, error) from error
+                raise refused(path, error, "") from error
         except FileExistsError as error:
             if not Path(path).is_dir():
-                raise refused(path, error) from error
+                raise refused(path, error, "") from error
             return False
         except OSError as error:
-            raise refused(path, error) from error
+            raise refused(path, error, "") from error
     raise AssertionError("unreachable")
 
 
@@ -296,11 +296,11 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
             leftover.unlink()
 
 
-def refused(path: str | os.PathLike[str], error: OSError) -> RunError:
-    """Return the error that says why the system refuses to write `path`, with advice."""
+def refused(path: str | os.PathLike[str], error: OSError, state: str = "the file was not changed; ") -> RunError:
+    """Return the error that says why the system refuses to write `path`, its `state`, and advice."""
     advice = _ADVICE.get(error.errno or 0, "check the disk, or write to another one")
     reason = error.strerror or str(error)
-    return RunError(f"cannot write {path}: {reason}; the file was not changed; {advice}")
+    return RunError(f"cannot write {path}: {reason}; {state}{advice}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -142,7 +142,7 @@ def fold(rng: Key | None, name: str) -> Key | None:
     if rng is None:
         return None
     if not isinstance(rng, Key):
-        _ = as_key(rng, 0, np)  # refuses what is no seed either
+        _ = as_key(rng, 0, np)  # refuses what is not a seed either
         seed = "int(generator.integers(2**63))" if isinstance(rng, np.random.Generator) else repr(rng)
         raise UserError(
             f"rng is {_named(rng)}, and a layer alone needs a key for each of its B samples: "

@@ -160,7 +160,7 @@ def test_a_float32_layer_is_checked_on_float64_inputs() -> None:
 def test_what_is_no_layer_or_has_no_values_is_refused_in_words() -> None:
     with pytest.raises(minivit.UserError, match=r"call initialize\(\)"):
         gradcheck_layer(layers.Linear(3, 2), normal(2, 3))
-    with pytest.raises(TypeError, match="a function is no layer"):
+    with pytest.raises(TypeError, match="a function is not a layer"):
         gradcheck_layer(lambda x: x, normal(2, 3))
 
 

@@ -73,7 +73,7 @@ def test_bad_arguments_are_refused(cli: Minivit, squares: Path) -> None:
     assert_refused(cli("augment", "digits", "--out", "sheet.jpg"), 2, "expected a file .png")
     assert_refused(cli("augment", "digits", "--rows", 0), 2, "rows is 0")
     assert_refused(cli("augment", "digits", "--columns", -1), 2, "columns is -1")
-    assert_refused(cli("augment", "digits", "--crop-padding", 8), 2, "could shift images of 8 x 8 away")
+    assert_refused(cli("augment", "digits", "--crop-padding", 8), 2, "can shift all of an image of 8 x 8 pixels")
     assert_refused(cli("augment", "digits", "--mixup-alpha", 9), 2, "mixup_alpha is 9.0; expected", "at most 4")
 
 

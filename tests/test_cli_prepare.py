@@ -124,7 +124,9 @@ def test_what_is_there_is_not_overwritten(cli: Minivit, squares: Path, out: str)
     Path("file").write_text("kept")
     Path("full").mkdir()
     Path("full/kept").touch()
-    assert_refused(cli("prepare", squares, out), 2, f"{out} exists already and is no empty folder; give another one")
+    assert_refused(
+        cli("prepare", squares, out), 2, f"{out} exists already and is not an empty folder; give another one"
+    )
     assert Path("file").read_text() == "kept"
     assert [path.name for path in Path("full").iterdir()] == ["kept"]
 

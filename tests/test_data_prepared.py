@@ -55,7 +55,7 @@ def test_a_data_set_in_memory_is_prepared_too(tmp_path: Path, stream: bool) -> N
 def test_nothing_is_written_over(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     prepare_folder(photos, tmp_path / "out", DECODING)
-    with pytest.raises(UserError, match="out exists already and is no empty folder"):
+    with pytest.raises(UserError, match="out exists already and is not an empty folder"):
         prepare_folder(photos, tmp_path / "out", DECODING)
 
 

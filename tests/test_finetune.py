@@ -106,7 +106,7 @@ RESIZING: dict[str, Any] = {"interpolation": "bilinear", "fit": "squash"}
 
 def test_a_run_without_a_checkpoint_needs_its_weights_again(weights: Path, tmp_path: Path) -> None:
     begun, _ = begun_with(recipe(), weights)
-    with pytest.raises(UserError, match="has no checkpoint yet; give the weights that it begins with once more"):
+    with pytest.raises(UserError, match="has no checkpoint yet; give its initial weights again"):
         train(run_at(tmp_path / "run", begun), make_dataset(), Listener(), resume=True)
 
 

@@ -333,7 +333,7 @@ def test_the_commands_go_on_from_and_trace_a_run_that_stopped(cli: Minivit, squa
     assert "not finite" in " ".join(finding["words"] for finding in traced.json()["findings"])
     assert "it shows first" in cli("trace", "run/nan").out
     (Path("run") / "nan" / "batch.npz").write_bytes(b"PK")
-    assert_refused(cli("trace", "run/nan"), 2, "run/nan/batch.npz is no batch of a run that stopped at NaN")
+    assert_refused(cli("trace", "run/nan"), 2, "run/nan/batch.npz is not a batch of a run that stopped at NaN")
 
 
 @pytest.mark.parametrize("changed", [{"traced": np.array([9])}, {"images": np.array(None)}, {"labels": None}])
@@ -343,5 +343,5 @@ def test_a_damaged_batch_is_refused(changed: dict[str, Any], tmp_path: Path) -> 
         "traced": np.arange(2), "where": np.array("here"),
     } | changed  # fmt: skip
     np.savez(tmp_path / "batch.npz", **{name: array for name, array in arrays.items() if array is not None})
-    with pytest.raises(UserError, match="is no batch of a run that stopped at NaN"):
+    with pytest.raises(UserError, match="is not a batch of a run that stopped at NaN"):
         read_batch(tmp_path)

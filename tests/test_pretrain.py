@@ -126,7 +126,7 @@ def test_the_same_command_resumes_a_run_of_another_task_than_the_recipes(cli: Mi
         (("--task", "jigsaw"), "'jigsaw' is not one of mpp, mae, simmim"),
         (("--mask-ratio", 0), "ratio is 0.0; expected above 0 and below 1"),
         (("--mask-ratio", 1), "ratio is 1.0; expected above 0 and below 1"),
-        (("--task", "simmim", "--decoder-dim", 8), "decoder_dim is no option of the task simmim, which has ratio"),
+        (("--task", "simmim", "--decoder-dim", 8), "decoder_dim is not an option of the task simmim, which has ratio"),
         (("--decoder-depth", -1), "decoder_depth is -1; expected a whole number of at least 0"),
         (("--decoder-dim", 0), "decoder_dim is 0; expected a whole number of at least 1"),
         (("--recipe", "digits"), "the recipe digits is for `minivit train`: it has no task"),

@@ -492,7 +492,7 @@ def test_a_trace_is_saved_and_read_back(statistics: bool, tmp_path: Path) -> Non
 
 def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
     minivit.save_model(model(), tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="is no trace"):
+    with pytest.raises(UserError, match="is not a trace"):
         load_trace(tmp_path / "model.safetensors")
     (tmp_path / "text").write_text("hello")
     for name in ("text", "missing"):

@@ -238,7 +238,7 @@ def test_other_images_under_the_same_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_crop_that_could_lose_the_image_is_refused_before_the_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="crop_padding 4 could shift images of 4 x 4 away"):
+    with pytest.raises(UserError, match="crop_padding 4 can shift all of an image of 4 x 4 pixels"):
         Trainer(run_at(tmp_path / "run", replace(RECIPE, crop_padding=4)), make_dataset())
 
 

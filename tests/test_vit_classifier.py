@@ -38,8 +38,8 @@ def digits(count: int = 200) -> tuple[np.ndarray, np.ndarray]:
     return X[:count], y[:count]
 
 
-@pytest.mark.filterwarnings("ignore:rows of . numbers are no square image:UserWarning")
-@pytest.mark.filterwarnings("ignore:rows of .. numbers are no square image:UserWarning")
+@pytest.mark.filterwarnings("ignore:rows of . numbers are not a square image:UserWarning")
+@pytest.mark.filterwarnings("ignore:rows of .. numbers are not a square image:UserWarning")
 @parametrize_with_checks(  # type: ignore[untyped-decorator]
     [minivit.ViTClassifier(model_options=SMALL, **TABLES)], expected_failed_checks=lambda _: FAILURES
 )
@@ -140,7 +140,7 @@ def test_a_grid_of_numpy_numbers_is_searched() -> None:
 
 def test_rows_that_are_no_square_are_filled_up_with_a_warning() -> None:
     X = np.random.default_rng(0).random((12, 10))
-    with pytest.warns(UserWarning, match=r"rows of 10 numbers are no square image .* 4 x 4; give image_shape="):
+    with pytest.warns(UserWarning, match=r"rows of 10 numbers are not a square image .* 4 x 4; give image_shape="):
         fitted = classifier().fit(X, np.arange(12) % 2)
     assert fitted.image_shape_ == (4, 4, 1)
 

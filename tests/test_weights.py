@@ -300,7 +300,7 @@ def test_an_index_and_files_that_differ_are_refused(tmp_path: Path) -> None:
             {"norm.bias": "model-3.safetensors"},
             "names 'model-3.safetensors', which is missing in its folder",
         ),
-        ({"token": "model-00001-of-00002.safetensors"}, r"differ: 1 tensors are in one of them only \(token\)"),
+        ({"token": "model-00001-of-00002.safetensors"}, r"differ: 1 tensor is in one of them only \(token\)"),
         ({"norm.bias": 3}, "does not say in which files its tensors are"),
     ):
         index.write_text(json.dumps(content | {"weight_map": content["weight_map"] | change}))

@@ -202,7 +202,7 @@ def test_a_hybrid_and_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     tensors, ones = tensors_of("original"), np.ones(3, np.float32)
     for change, words in (
         ({"conv_root/kernel": ones}, "conv_root/kernel of its shape"),
-        ({"extra/bias": ones}, r"1 tensors unknown \(extra/bias\)"),
+        ({"extra/bias": ones}, r"1 tensor unknown \(extra/bias\)"),
         ({"head/bias": ones}, r"head/bias has shape \(3,\); its configuration requires \(7,\)"),
         (
             {"embedding/kernel": ones},
@@ -281,7 +281,7 @@ def test_headers_that_lie_are_refused_in_one_line(tmp_path: Path, content: bytes
     [
         (("a.npy", "a.npy"), zipfile.ZIP_STORED, "two entries have one name"),
         (("a.npy",), zipfile.ZIP_BZIP2, "a compression of kind 12"),
-        (("a.npy", "b"), zipfile.ZIP_STORED, "'b', which is no array"),
+        (("a.npy", "b"), zipfile.ZIP_STORED, "'b', which is not an array"),
     ],
 )
 def test_other_archives_are_refused(tmp_path: Path, names: tuple[str, ...], compression: int, words: str) -> None:

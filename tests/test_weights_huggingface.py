@@ -222,7 +222,7 @@ def test_a_crop_that_transformers_does_not_have_is_named(tmp_path: Path) -> None
         save_model(model_of(), tmp_path / "a", format="huggingface", extra={"crop_mode": "center"})
     save_model(model_of(), tmp_path / "b", format="huggingface")
     assert json.loads((tmp_path / "b/preprocessor_config.json").read_text())["size"] == {"height": 10, "width": 21}
-    with pytest.raises(UserError, match=r"has 1 class names .*, but its head has 7 classes"):
+    with pytest.raises(UserError, match=r"has 1 class name .*, but its head has 7 classes"):
         save_model(model_of(), tmp_path / "c", format="huggingface", extra={"class_names": ["a"]})
     assert not (tmp_path / "c").exists()
 
@@ -255,8 +255,8 @@ def test_a_size_of_images_that_does_not_fit_the_positions_is_said(tmp_path: Path
 
 def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(tmp_path: Path) -> None:
     changes: tuple[tuple[dict[str, tuple[int, ...]], str], ...] = (
-        ({"vit.extra": (3,)}, r"1 tensors unknown \(vit\.extra\)"),
-        ({"embeddings.cls_token": (1, 1, D)}, r"1 tensors unknown \(embeddings\.cls_token\)"),
+        ({"vit.extra": (3,)}, r"1 tensor unknown \(vit\.extra\)"),
+        ({"embeddings.cls_token": (1, 1, D)}, r"1 tensor unknown \(embeddings\.cls_token\)"),
         ({"classifier.bias": (3,)}, r"classifier\.bias has shape \(3,\); its configuration requires \(7,\)"),
         ({"classifier.weight": (7,)}, r"it has no classifier\.weight of its shape"),
         ({"vit.encoder.layer.0.attention.attention.query.weight": ()}, "it has no .*query.weight of its shape"),
@@ -268,7 +268,7 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(tmp_p
     less = dict(CLASSIFIER)
     del less["vit.layernorm.bias"]
     folder_of(tmp_path, less)
-    with pytest.raises(UserError, match=r"1 tensors missing \(vit\.layernorm\.bias\)"):
+    with pytest.raises(UserError, match=r"1 tensor missing \(vit\.layernorm\.bias\)"):
         load_model(tmp_path)
 
 

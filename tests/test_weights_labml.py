@@ -99,7 +99,7 @@ def test_what_the_file_cannot_say_is_that_of_the_experiment_but_heads_must_be_gi
 
 def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(tmp_path: Path) -> None:
     changes: tuple[tuple[dict[str, tuple[int, ...]], str], ...] = (
-        ({"extra": (3,)}, r"1 tensors unknown \(extra\)"),
+        ({"extra": (3,)}, r"1 tensor unknown \(extra\)"),
         ({"ln__bias": (3,)}, r"ln\.bias has shape \(3,\); its configuration requires \(12,\)"),
         ({"pos_emb__positional_encodings": (10, 1, D)}, r"requires \(15, 1, 12\)"),
         ({"pos_emb__positional_encodings": (60,)}, r"positional_encodings has shape \(60,\)"),

@@ -36,7 +36,7 @@ def test_a_wrapped_model_beside_other_tensors_is_explained(tmp_path: Path) -> No
             tensors[f"model.{name}"] = tensors.pop(name)
         tensors["loss.weight"] = np.ones(2)
 
-    with pytest.raises(UserError, match=r"the prefix 'model\.' beside 1 other tensors \(loss\.weight\)"):
+    with pytest.raises(UserError, match=r"the prefix 'model\.' beside 1 other tensor \(loss\.weight\)"):
         load_model(foreign(tmp_path, wrap))
 
 
@@ -193,7 +193,7 @@ def test_names_that_would_take_minutes_to_search_are_refused(tmp_path: Path, suf
         write_npz(path, tensors)
     else:
         write_torch(path, tensors)
-    words = "is no model: it has 1 tensors whose names have more than 1,000 characters"
+    words = "is not a model: it has 1 tensor whose name has more than 1,000 characters"
     for read in (load_model, model_metadata):
         with pytest.raises(UserError, match=words) as raised:
             read(path)

@@ -124,7 +124,7 @@ def test_tensors_that_share_one_storage_make_no_large_model_of_a_small_file(tmp_
         return file_of(tmp_path, state, {"0": bytes(4 * numbers)})
 
     assert len(read_torch(shared(6))) == 6
-    words = "has 7 tensors of 3,670,016 bytes that share 524,288 bytes: it is no model"
+    words = "has 7 tensors of 3,670,016 bytes that share 524,288 bytes: it is not a model"
     for read in (read_torch, read_torch_shapes):
         with pytest.raises(UserError, match=words):
             read(shared(7))
@@ -149,7 +149,7 @@ def test_the_bytes_of_another_order_are_swapped(tmp_path: Path) -> None:
     [
         (3, "holds an object of type int; expected a state dict"),
         ({"epoch": 3, "optimizer": {}}, r"holds 2 objects \('epoch', 'optimizer'\); expected a state dict"),
-        ({"x": rebuilt(storage("0", 6), (6,), (1,)), "epoch": 3}, r"1 objects that are no tensors .* \('epoch'\)"),
+        ({"x": rebuilt(storage("0", 6), (6,), (1,)), "epoch": 3}, r"1 object that is not a tensor .* \('epoch'\)"),
         ({"x": rebuilt(storage("0", 3, "LongStorage"), (3,), (1,))}, "'x' is of long; expected floating-point"),
         (Call(Name("timm.models.vision_transformer", "VisionTransformer"), ()), "asks for 'timm.models.*state_dict()"),
     ],

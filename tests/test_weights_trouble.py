@@ -124,9 +124,9 @@ def put(name: str, value: Array) -> Callable[[dict[str, Array]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop("norm.bias"), r"1 tensors missing \(norm.bias\)"),
-        (put("token", np.zeros((1, 4, 12))), r"1 tensors unknown \(token\)"),
-        (drop("head.weight"), r"1 tensors unknown \(head.bias\)"),
+        (drop("norm.bias"), r"1 tensor missing \(norm.bias\)"),
+        (put("token", np.zeros((1, 4, 12))), r"1 tensor unknown \(token\)"),
+        (drop("head.weight"), r"1 tensor unknown \(head.bias\)"),
         (put("blocks.1.mlp.fc2.weight", np.zeros((18, 12))), r"fc2.weight has shape \(18, 12\); .* \(12, 18\)"),
         (put("blocks.1.mlp.fc2.bias", np.zeros((1, 12))), r"fc2.bias has shape \(1, 12\); .* \(12,\)"),
         (put("norm.bias", np.full(12, np.nan)), "norm.bias holds NaN or infinity"),
@@ -263,7 +263,7 @@ def test_a_configuration_that_is_nested_deeply_is_refused(tmp_path: Path) -> Non
     [("patch_embed.proj.weight", (0, 2, 5, 3)), ("pos_embed", (1, 0, 12)), ("head.bias", (0,))],
 )
 def test_tensors_without_numbers_are_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=rf"is damaged: it has 1 tensors without numbers \({name}\)"):
+    with pytest.raises(UserError, match=rf"is damaged: it has 1 tensor without numbers \({name}\)"):
         load_model(foreign(tmp_path, put(name, np.zeros(shape))))
 
 

@@ -180,7 +180,7 @@ def test_the_images_of_simple_vit_have_256_pixels_if_nothing_else_is_given(tmp_p
     [
         ({}, r"does not define the number of heads, which are 15 wide together; pass num_heads"),
         ({"num_heads": 2}, "15 wide together, which cannot be num_heads=2"),
-        ({"num_heads": 3}, r"has patches of 30 numbers, which are no square of 3 channels; pass patch_size"),
+        ({"num_heads": 3}, r"has patches of 30 numbers, which are not a square of 3 channels; pass patch_size"),
         ({"num_heads": 3, "in_chans": 2}, "no square of 2 channels"),
         ({"num_heads": 3, "patch_size": (4, 4)}, "has patches of 30 numbers"),
         ({"num_heads": 3, "patch_size": (5, 3)}, r"positions for 14 patches, not a square; pass img_size"),
@@ -196,7 +196,7 @@ def test_what_nothing_says_must_be_given(tmp_path: Path, given: dict[str, Any], 
 def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(tmp_path: Path) -> None:
     given = {**GIVEN, "global_pool": "token", "act_layer": "gelu", "norm_eps": 1e-5}
     changes: tuple[tuple[Shapes, str], ...] = (
-        ({"transformer.layers.0.0.temperature": (1,)}, r"1 tensors unknown \(transformer\.layers\.0\.0\.temperature\)"),
+        ({"transformer.layers.0.0.temperature": (1,)}, r"1 tensor unknown \(transformer\.layers\.0\.0\.temperature\)"),
         ({"mlp_head.bias": (3,)}, r"mlp_head\.bias has shape \(3,\); its configuration requires \(7,\)"),
         ({"cls_token": ()}, r"cls_token"),
         ({"register_tokens": (2, D)}, r"pos_embedding has shape \(15, 12\); its configuration requires \(17, 12\)"),
@@ -210,7 +210,7 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(tmp_p
             load_model(tmp_path, **given)
     less = {name: shape for name, shape in SHAPES["ViT"].items() if name != "transformer.norm.bias"}
     file_of(tmp_path, less)
-    with pytest.raises(UserError, match=r"1 tensors missing \(transformer\.norm\.bias\)"):
+    with pytest.raises(UserError, match=r"1 tensor missing \(transformer\.norm\.bias\)"):
         load_model(tmp_path, **given)
 
 

@@ -100,7 +100,7 @@ def check_layer(layer: Any) -> None:
     missing = [name for name in needed if not hasattr(layer, name)]
     if missing:
         raise TypeError(
-            f"a {type(layer).__name__} is no layer: it lacks {', '.join(missing)}; derive it from minivit.Layer, or "
+            f"a {type(layer).__name__} is not a layer: it lacks {', '.join(missing)}; derive it from minivit.Layer, or "
             "check two functions with gradcheck(forward, backward, *arrays)"
         )
 

@@ -145,13 +145,13 @@ def _mask(shape_of: Callable[[Shape], Shape]) -> Callable[[Array, int], Array]:
 
 
 def _kept_tokens(x: Array, first: int) -> Array:
-    """Return the numbers of half of the tokens of each image, in random order."""
+    """Return the indices of half of the tokens of each image, in random order."""
     order: Array = namespace(x).argsort(sample_key(x, first).bits(x.shape[:2]), axis=1, kind="stable")
     return order[:, : (x.shape[1] + 1) // 2]
 
 
 def _filled_tokens(x: Array, first: int) -> Array:
-    """Return numbers of tokens for one place more than there are tokens: some twice, and -1 for a third."""
+    """Return (B, N + 1) indices of tokens: some occur twice, and about a third of the entries are -1 (no token)."""
     xp = namespace(x)
     bits = sample_key(x, first).bits((len(x), x.shape[1] + 1))
     index: Array = xp.where(bits % 3 == 0, -1, (bits >> 8).astype(xp.int64) % x.shape[1])

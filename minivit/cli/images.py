@@ -164,7 +164,7 @@ def _class_order(run: str, opened: OpenedModel, dataset: Dataset) -> tuple[tuple
         if len(theirs) != opened.model.config.num_classes:
             raise UserError(
                 f"{run} has {opened.model.config.num_classes} classes without names, "
-                f"but {dataset.name} has {counted('classes', theirs)}"
+                f"but {dataset.name} has {counted(theirs, 'class', 'classes')}"
             )
         if known is None:
             words = f"its classes are taken to be those of {dataset.name} in their order"
@@ -175,8 +175,8 @@ def _class_order(run: str, opened: OpenedModel, dataset: Dataset) -> tuple[tuple
         differ = [f"{name} only {where}" for where, names, others in (("there", ours, theirs), ("here", theirs, ours))
                   for name in names if name not in others]  # fmt: skip
         raise UserError(
-            f"{run} has {counted('classes', known)}, but {dataset.name} has "
-            f"{counted('classes', dataset.class_names)}: {counted('of them differ', differ)}"
+            f"{run} has {counted(known, 'class', 'classes')}, but {dataset.name} has "
+            f"{counted(dataset.class_names, 'class', 'classes')}: {counted(differ, 'differs', 'differ')}"
         )
     return known, np.array([ours.index(name) for name in theirs])
 

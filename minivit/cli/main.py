@@ -100,7 +100,7 @@ class _Parser(argparse.ArgumentParser):
         return as_typed(super().format_help().replace("\n  minivit ", f"\n  {program()} "))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a value that is no choice, with the nearest one."""
+        """Refuse a value that is not a choice, with the nearest one."""
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             near = did_you_mean(str(value), choices)

@@ -239,7 +239,8 @@ def _say_what_happened(files: Files, config: ViTConfig, terminal: Terminal) -> N
         were = "was" if len(files.resized) == 1 else "were"
         terminal.say(f"{what} {were} resized and cropped to {config.height} x {config.width}", style="dim")
     if files.skipped:
-        terminal.say(f"skipped {counted('files that are not images', files.skipped)}", style="dim")
+        what = counted(files.skipped, "file that is not an image", "files that are not images")
+        terminal.say(f"skipped {what}", style="dim")
 
 
 def _complain(errors: list[tuple[str, str]]) -> None:
@@ -247,4 +248,5 @@ def _complain(errors: list[tuple[str, str]]) -> None:
     if len(errors) == 1:
         complain(errors[0][1])
     else:
-        complain(f"{counted('files cannot be read', [path for path, _ in errors])}; the first: {errors[0][1]}")
+        paths = [path for path, _ in errors]
+        complain(f"{counted(paths, 'file cannot be read', 'files cannot be read')}; the first: {errors[0][1]}")

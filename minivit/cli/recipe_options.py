@@ -143,7 +143,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_fields(texts: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of the recipe in texts such as "betas=0.9,0.95", "flip=false" and "freeze="; "" is no item.
+    """Return the fields of the recipe in texts such as "betas=0.9,0.95", "flip=false" and "freeze="; "" is not an item.
 
     Texts with other names are left out. `Recipe` checks the values.
     """

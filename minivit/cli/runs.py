@@ -89,7 +89,7 @@ def _runs_in(path: Path) -> list[Path]:
     for folder, inner, _ in os.walk(path):
         if RunFolder.exists(Path(folder)):
             found.append(Path(folder))
-            inner.clear()  # what is in a run is no run
+            inner.clear()  # a folder in a run is not a run
     if not found:
         raise UserError(f"there are no runs in {path}; `minivit train` makes them")
     return sorted(found, key=lambda run: [(int(part), "") if part.isdecimal() else (-1, part) for part in _parts(run)])

@@ -12,7 +12,7 @@ from minivit.arrays import to_host
 from minivit.cli.common import CommandResult, add_backend, enough_memory
 from minivit.cli.model_fields import add_set
 from minivit.cli.terminal import Terminal
-from minivit.cli.traced import Subject, class_name, open_subject, replaced, scaled, with_labels
+from minivit.cli.traced import Subject, class_name, open_subject, parse_factors, parse_replacements, with_labels
 from minivit.tracing import Statistics, Trace, trace
 from minivit.tracing.diagnosis import Finding, diagnose, healthy
 from minivit.tracing.table import Row, effects, norm_of, rows, true_probability
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     """Run the command."""
-    changes = {"zero": args.zero, "scale": scaled(args.scale), "replace": replaced(args.replace)}
+    changes = {"zero": args.zero, "scale": parse_factors(args.scale), "replace": parse_replacements(args.replace)}
     subject = open_subject(args, terminal)
     with enough_memory(args.backend):
         subject = with_labels(subject, args.label, terminal)

@@ -108,7 +108,7 @@ def _masked_model(text: str, checkpoint: str, backend: str) -> MaskedModel | Non
 def open_target(
     text: str, checkpoint: str, backend: str, fields: Sequence[str], seed: int, terminal: Terminal
 ) -> OpenedModel:
-    """Return a preset with initial parameters, which is said, or the model of a run or a file."""
+    """Return a preset with initial parameters, which is announced, or the model of a run or a file."""
     if text not in PRESETS:
         if not Path(text).expanduser().exists() and (near := did_you_mean(text, PRESETS)):
             raise UserError(f"there is no model, run or file {text};{near}")
@@ -120,9 +120,9 @@ def open_target(
 
 
 def from_data(text: str, opened: OpenedModel, data: str | None, index: int, seed: int, terminal: Terminal) -> Subject:
-    """Return a test image of the data set of the run `text`, or random pixels where there is none, which is said.
+    """Return a test image of the data set of the run `text`; if there is none, random pixels, which is announced.
 
-    Of a dump of `minivit.train.nan_dump` they are the images of its trace.
+    For a dump of `minivit.train.nan_dump`, return the images of its trace.
     """
     path = Path(text).expanduser()
     if (path / "batch.npz").is_file():
@@ -198,14 +198,14 @@ def _known_labels(names: Sequence[str], label: int, opened: OpenedModel) -> Arra
 
 
 def with_labels(subject: Subject, given: Sequence[str], terminal: Terminal) -> Subject:
-    """Return `subject` with the labels that were given, those that are known, or the model's predictions (said).
+    """Return `subject` with its labels: those in `given`, else the known ones, else the model's predictions.
 
-    Of a model without a head there are none, which is said too.
+    A predicted label is announced on the terminal. A model without a head gets no labels; that is announced too.
 
     Raises
     ------
     UserError
-        A label is no class of the model, or the numbers of labels and images differ.
+        A label is not a class of the model, or the numbers of labels and images differ.
     """
     model, names, _ = subject.opened
     if subject.masked is not None:
@@ -249,10 +249,10 @@ def _label(text: str, names: tuple[str, ...] | None, model: ViT) -> int:
             return int(text)
         raise UserError(f"--label is {text}; the model has {count:,} classes, 0 to {count - 1}")
     near = did_you_mean(text, names or ())
-    raise UserError(f"--label is {text!r}, which is no class of the model;{near or ' give its number'}")
+    raise UserError(f"--label is {text!r}, which is not a class of the model;{near or ' give its number'}")
 
 
-def replaced(texts: Sequence[str]) -> dict[str, Any]:
+def parse_replacements(texts: Sequence[str]) -> dict[str, Any]:
     """Return the arrays of texts such as "blocks.3.attn=y.npy"."""
     found: dict[str, Any] = {}
     for text in texts:
@@ -264,15 +264,13 @@ def replaced(texts: Sequence[str]) -> dict[str, Any]:
         except OSError as error:
             raise UserError(f"--replace {text}: {file} cannot be read: {error.strerror or error}") from None
         except ValueError:
-            raise UserError(f"--replace {text}: {file} is no array of NumPy, as `np.save` writes it") from None
+            raise UserError(f"--replace {text}: {file} is not a NumPy array that `np.save` wrote") from None
         if not isinstance(found[name], np.ndarray):
-            raise UserError(
-                f"--replace {text}: {file} holds several arrays; give a file of one, as `np.save` writes it"
-            )
+            raise UserError(f"--replace {text}: {file} holds several arrays; give a file of one, that `np.save` wrote")
     return found
 
 
-def scaled(texts: Sequence[str]) -> dict[str, float]:
+def parse_factors(texts: Sequence[str]) -> dict[str, float]:
     """Return the factors of texts such as "blocks.3.attn.dy=0.5"."""
     found: dict[str, float] = {}
     for text in texts:

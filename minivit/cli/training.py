@@ -50,7 +50,7 @@ from minivit.weights.load import OpenedModel
 
 
 def add_run_options(parser: argparse.ArgumentParser, usual: str = "runs/DATA-1") -> None:
-    """Add the options of a run that are no fields of its recipe; `usual` is the default of --run."""
+    """Add the options of a run that are not fields of its recipe; `usual` is the default of --run."""
     parser.add_argument("--run", metavar="DIR", help=f"the run folder (default: {usual}, -2, ...)")
     parser.add_argument("--resume", action="store_true", help="continue a run (default: the newest of DATA)")
     add_threads(parser)

@@ -214,7 +214,7 @@ def statistics_of(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[f
 def split_validation(dataset: Dataset, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split the training images into training and validation images.
 
-    The latter are `fraction` of each class, rounded. Where that is no image at all, because each class has few, they
+    The latter are `fraction` of each class, rounded. Where that is not a single image, because each class has few, they
     are `fraction` of all images, at least one; no class loses its only image. A data set that has a validation part of
     its own is split there, whatever the fraction.
 

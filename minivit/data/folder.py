@@ -81,7 +81,7 @@ def find_images(path: Path, labels: bool = True) -> Found:
     Warns
     -----
     UserWarning
-        For what the user may not expect: a part that was split, a class alone, files that are no images.
+        For what the user may not expect: a part that was split, a class alone, files that are not images.
     """
     found = scan_folder(path, labels)
     for note in found.notes:

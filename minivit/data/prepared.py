@@ -7,7 +7,7 @@ A prepared folder holds arrays that ``np.load(path, mmap_mode="r")`` maps into m
     parts.npy      int64 (n,): 0 for training, 1 for validation, 2 for tests
     prepared.json  name, classes, mean, std, how the images were resized, the fingerprint of the data set, checksums
 
-The files are written into a folder in the new one, and moved when they are complete, prepared.json last.
+The files are written into the subfolder .part, and moved up when all are complete, prepared.json last.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def prepare_dataset(dataset: Dataset, out: Path, decoding: Decoding, progress: P
 
 
 def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None, labels: bool = True) -> Dataset:
-    """Return the data set of a prepared folder, whose images are read batch by batch if they are large, or on demand.
+    """Return the data set of a prepared folder.
+
+    The images are read batch by batch if `stream` is True, or if it is None and they are large; else into memory.
 
     Raises
     ------
@@ -251,7 +253,7 @@ def _write_rest(folder: Path, out: Path, dataset: Dataset, decoding: Decoding) -
 def expect_new(out: Path) -> None:
     """Raise UserError unless `out` is a new folder, an empty one, or one in which `minivit prepare` was stopped."""
     if out.exists() and not (out.is_dir() and {entry.name for entry in out.iterdir()} <= {_PART}):
-        raise UserError(f"{out} exists already and is no empty folder; give another one")
+        raise UserError(f"{out} exists already and is not an empty folder; give another one")
 
 
 @contextmanager

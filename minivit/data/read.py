@@ -65,7 +65,7 @@ def read_images(
 
 
 def height_width(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """Return (height, width) of a size that may be one number; UserError if it is no size."""
+    """Return (height, width) of a size that may be one number; UserError if it is not a size."""
     return None if image_size is None else pair("image_size", plain(image_size))
 
 

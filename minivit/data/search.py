@@ -85,7 +85,7 @@ def images_in(
     folder : str or Path
         The folder.
     others : list of str
-        Gets the paths of the files that are no images.
+        Gets the paths of the files that are not images.
     unreadable : list of (str, str), optional
         Gets the path of each folder that cannot be read, and the message; the rest is searched.
 

@@ -49,7 +49,7 @@ from minivit.random import RngLike, as_key
 if TYPE_CHECKING:
     from minivit.engine.parallel import ParallelEngine
 
-_MICRO_BATCHES_PER_JOB = 8  # that a worker predicts
+_MICRO_BATCHES_PER_JOB = 8  # the most that each worker predicts in one job
 _SHARED_TOKENS = 64  # from this number of tokens on, two workers share the tokens of a micro-batch
 
 
@@ -89,10 +89,10 @@ class Engine:
     Notes
     -----
     While a layer of the model has hooks, or ops are observed, the engine computes in the caller's process alone, one
-    micro-batch after another in the order of their index, with the references of all ops: hooks see every micro-batch,
-    and the bits are those of `ops.reference_only`. A step then takes as long as on one worker without kernels, about 2
-    to 3 times as long as on two workers. Hooks are called with the model's own layers, whose gradients are complete
-    when the step has ended.
+    micro-batch after another, with the references of all ops: hooks see every micro-batch in the order of their index,
+    and the bits are those of `ops.reference_only`. 16-bit arrays have no references; there the kernels of single ops
+    run. A step then takes as long as on one worker without kernels, about 2 to 3 times as long as on two workers. Hooks
+    are called with the model's own layers, whose gradients are complete when the step has ended.
     """
 
     def __init__(
@@ -234,18 +234,21 @@ class Engine:
         label_smoothing: float = 0.0,
         loss_scale: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Do what `loss_and_gradients` does, and return the logits (B, classes) too.
+        """Return the mean loss (0-d) and the logits (B, classes) of a batch, and set the model's gradients.
+
+        The other arguments are those of `loss_and_gradients`.
 
         Parameters
         ----------
         loss_scale : Array, optional
-            0-d, of the dtype of the gradients. It multiplies them, and not the returned loss: for "float16".
+            0-d, of the dtype of the gradients. The gradients are multiplied by it, the returned loss is not: for
+            "float16".
         """
         self._follow_model()
         if self.model.gives_losses:
             labels = None
         elif labels is None:
-            raise UserError("labels is a NoneType; the loss of a model with logits needs labels")
+            raise UserError("labels is None; a model that returns logits needs labels")
         with on_device_of(self._store.values):
             labels = None if labels is None else native(labels)
             return self._training_step(native(images), labels, rng, label_smoothing, loss_scale)
@@ -312,7 +315,7 @@ class Engine:
     def _predict(self, images: Array, logits: Array, micro_batch: int, most: int) -> None:
         B, config = len(images), self.model.config
         N = config.num_tokens
-        few = micro_batch >= most and N >= _SHARED_TOKENS and namespace(images) is np
+        few = micro_batch >= most and N >= _SHARED_TOKENS
         few = few and self._replica.is_standard() and not runs_references_only()
         pieces = pieces_of_tokens(N) if few else []
         if self.threads > 1 and (pieces or micro_batch < B):

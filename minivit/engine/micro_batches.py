@@ -18,7 +18,7 @@ from minivit.nn.vit import ViT
 from minivit.ops.attention import ALL
 from minivit.random import Key
 
-_ROWS = 4  # the kernels of OpenBLAS take so many rows at a time; 99 take as long as 108
+_ROWS = 4  # OpenBLAS multiplies rows in blocks of 4, and a remainder is slow: 97 to 99 rows take the time of 108
 
 
 class Batch(NamedTuple):
@@ -36,7 +36,7 @@ class StepOptions(NamedTuple):
     rng: Key | None
     label_smoothing: float
     loss_scale: Array | None = None  # 0-d; multiplies the gradients
-    first_block: int = 0  # of those that are trained; what comes before it gets no gradient
+    first_block: int = 0  # the first block that is trained; the layers before it get no gradient
 
 
 def micro_batch_slices(B: int, size: int) -> list[slice]:
@@ -165,8 +165,8 @@ def predict_by_tokens(
     `wait` is the barrier of all workers. They wait once in each block, for the queries, keys and values of all tokens,
     and once at the end, unless the last block computes the class token alone. A worker without a piece only waits.
 
-    The number of tokens that a worker computes is a multiple of `_ROWS`: those of the second piece begin with some of
-    the first, which both compute.
+    A worker computes a multiple of `_ROWS` tokens. The second piece is therefore extended to the left: both workers
+    compute the tokens where the pieces overlap.
     """
     last = len(replica.blocks) - 1
     of_one = replica.queries(last) != ALL  # the first token of the first piece

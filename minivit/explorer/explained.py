@@ -24,7 +24,7 @@ from minivit.train import optimizers
 
 _PAGE = re.compile(r"docs/derivations/(\w+\.md)")
 PACKAGE = Path(minivit.__file__).parent
-# Words that are no name of an op or a layer.
+# Words that are not the name of an op or a layer.
 _ALIASES = {
     "residual": "EncoderBlock",
     "skip": "EncoderBlock",

@@ -90,7 +90,7 @@ def explore(
     Raises
     ------
     UserError
-        The model has no head or complex parameters; there are too many images; a label is no class; or the
+        The model has no head or complex parameters; there are too many images; a label is not a class; or the
         number of labels, names, pixels or class names is wrong.
     """
     expect_shown(model).check_images(images)

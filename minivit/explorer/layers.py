@@ -195,7 +195,7 @@ def _parent(name: str, names: list[str]) -> str | None:
 def _quantities(record: Record, maps: HeatMaps | None) -> list[Quantity]:
     """Return x, y, dy and dx, then what is inside, then the parameters, each followed by its gradient."""
     names = [name for name in record.quantities if not name.startswith("d") or name[1:] not in record.quantities]
-    # Of an op, the first argument is also called x; labels and indices are no numbers to differentiate by.
+    # Of an op, the first argument is also called x; there is no derivative by labels and indices.
     parameters = [name for name in record.argument_names if name != "x"]
     if record.is_op:
         first = record.argument_names[:1]

@@ -70,7 +70,7 @@ def masks_of(model: Model, image: Array) -> Masks | None:
 
 
 def places_of(name: str, count: int, model: Model, masks: Masks | None) -> list[int] | None:
-    """Return which tokens of the model the `count` rows of a layer or op are, or None where they are no tokens.
+    """Return which tokens of the model the `count` rows of a layer or op are, or None where they are not tokens.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ def _patch_size(layer: Any) -> tuple[int, int]:
     return (layer.config.patch_height, layer.config.patch_width) if isinstance(layer, Model) else layer.patch_size
 
 
-# Ops that no layer stands for, and their arguments that are no arrays, read from the layer that calls them.
+# Ops that no layer stands for, and their arguments that are not arrays, read from the layer that calls them.
 OPS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "softmax": lambda layer: {},
     "embed": lambda layer: {},

@@ -296,5 +296,4 @@ class ViTConfig:
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise UserError(f"unknown fields of a model: {', '.join(sorted(unknown))}")
-        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**plain)
+        return cls(**values)

@@ -40,14 +40,16 @@ from minivit.random import Key, checked_seed
 
 
 class Layer:
-    """Parameters and wiring. Subclasses set both as attributes, alone or in lists, tuples and dicts.
+    """Parameters, and a forward and a backward pass that use them.
+
+    A subclass sets its parameters and inner layers as attributes, alone or in lists, tuples and dicts.
 
     A layer or a parameter may be replaced at any time, and lists of layers changed in place: the next use of
     `parameters` finds what is there. Copies and pickles have the same values, and no hooks.
     """
 
     is_shown = True  # in the representation of the layer that holds it
-    _derived: frozenset[str] = frozenset()  # attributes that follow from the others, and are no change of the layer
+    _derived: frozenset[str] = frozenset()  # attributes computed from others: a new value is no change of the layer
 
     _parameters: Parameters | None = None
     _structure: Structure | None = None  # for which `_parameters` was made
@@ -154,7 +156,8 @@ class Layer:
         Notes
         -----
         A forward pass over a layer with hooks in it runs the references of all ops and no kernels, and the last block
-        of a model computes all tokens: the bits are those of `ops.reference_only`.
+        of a model computes all tokens: the bits are those of `ops.reference_only`. 16-bit arrays have no references:
+        there only the kernel of the encoder block is left out.
         """
         return HookHandle(self.hooks.forward, hook)
 
@@ -289,7 +292,7 @@ class Layer:
         return known
 
     def _adapt(self) -> None:
-        """Set what follows from the layers in this one, after some of them were replaced."""
+        """Update what is computed from the inner layers, after some of them were replaced."""
 
     def zero_grad(self) -> None:
         """Set the gradients of this layer's parameters to zero."""
@@ -305,7 +308,7 @@ class Layer:
         named = self.parameters
         starts = {name: parameter.span.start for name, parameter in named.items()}
         store = FlatStore(named.store.values if values is None else values)
-        copies = {id(parameter): parameter.copied() for parameter in named.values()}
+        copies = {id(parameter): parameter.without_value() for parameter in named.values()}
         replica = self._copied(copies, share_hooks=True)
         replica._bind(dict(zip(named, copies.values(), strict=True)), starts, store)
         return replica
@@ -326,7 +329,7 @@ class Layer:
     def _moved(self, dtype: Any, backend_name: str) -> Self:
         with on_device_of(self.parameters.store.values):
             values = {name: parameter.value.astype(dtype, copy=False) for name, parameter in self.parameters.items()}
-        copies = {id(parameter): parameter.copied() for parameter in self.parameters.values()}
+        copies = {id(parameter): parameter.without_value() for parameter in self.parameters.values()}
         moved = self._copied(copies).initialize(None, dtype, backend_name)
         for name, value in values.items():
             moved.parameters[name].value[...] = to_backend(value, backend_name)

@@ -89,7 +89,7 @@ class Parameter:
         """The number of its elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def copied(self) -> Parameter:
+    def without_value(self) -> Parameter:
         """Return a new parameter with the same declaration and no value."""
         return Parameter(self.shape, self.init, decay=self.decay, parts=self.parts)
 
@@ -199,7 +199,7 @@ class Parameters(Mapping[str, Parameter]):
         return "\n".join([f"Parameters: {len(self)} with {self.count:,} numbers, {kind_of(self.store.values)}", *lines])
 
     def __call__(self) -> Parameters:
-        """Say that this is no method."""
+        """Raise TypeError, because `parameters` is not a method."""
         raise TypeError("`parameters` is a mapping of names, not a method: use it without parentheses")
 
     def __getitem__(self, name: str) -> Parameter:
@@ -254,13 +254,13 @@ _SHOWN = 20  # parameters in a repr
 
 
 class LostInitializer:
-    """Takes the place of an initialiser that could not be pickled; the values of the parameter are there."""
+    """Replaces an initialiser that could not be pickled. The parameter keeps its values."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __call__(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
-        """Raise UserError."""
+        """Raise UserError: the initialiser was lost when the model was pickled."""
         raise UserError(
             f"the initialiser of {self.name} could not be pickled with the model; to initialise a copy of it anew, "
             "make the initialiser a function of a module"

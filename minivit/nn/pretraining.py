@@ -49,7 +49,7 @@ def masked_model(
         raise UserError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
     known = options_of(task)
     if unknown := [name for name in options if name not in known]:
-        raise UserError(f"{unknown[0]} is no option of the task {task}, which has {', '.join(known)}")
+        raise UserError(f"{unknown[0]} is not an option of the task {task}, which has {', '.join(known)}")
     config = get_config(config) if isinstance(config, str) else config
     if config.norms_pooled and config.fc_norm is None:
         config = replace(config, fc_norm=False)

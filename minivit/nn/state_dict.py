@@ -35,7 +35,7 @@ def checked_state(state: object, named: Mapping[str, Parameter], dtype: np.dtype
     missing = [name for name in named if name not in state]
     unknown = [name for name in state if name not in named]
     if missing or unknown:
-        words = [counted(what, names) for what, names in (("missing", missing), ("unknown", unknown)) if names]
+        words = [counted(names, what, what) for what, names in (("missing", missing), ("unknown", unknown)) if names]
         raise UserError(f"the weights belong to another model: {' and '.join(words)}")
     checked = {name: native(state[name]) for name in named}
     for name, value in checked.items():

@@ -111,7 +111,7 @@ class ViT(Model):
     def embed(self, x: Array, rng: Key | None = None, keep: bool = True, tokens: slice = ALL) -> tuple[Array, Any]:
         """Return the tokens (B, N, D) that enter the first block for images `x`, and the cache (equation 1).
 
-        In inference, only those of `tokens` need to be right: other patches are not projected.
+        With `tokens`, only the tokens in that slice are valid: the other patches are not projected. For inference.
         """
         only: tuple[slice, ...] = ()
         if tokens != ALL and type(self.patch_embed) is PatchEmbed:
@@ -124,7 +124,8 @@ class ViT(Model):
     def embed_patches(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Return the tokens (B, N, D) that enter the first block for patch tokens, and the cache.
 
-        It is `embed` after its map: positions, the class token and registers, dropout, the norm before the blocks.
+        This is `embed` without the patch embedding: positions, class and register tokens, dropout, and the norm before
+        the blocks.
         """
         cache2 = None
         if isinstance(self.pos_embed, Layer):  # by rows and columns, of patch tokens alone

@@ -151,7 +151,7 @@ def op_backward(reference: Callable[[Dy, Cache], R]) -> Callable[[Dy, Cache | No
     """Make `reference`, called ``NAME_backward``, the backward function of the op ``NAME``."""
     name = reference.__name__.removesuffix("_backward")
     if name not in _kernels:
-        raise ValueError(f"{reference.__name__} is the backward function of no op called {name!r}")
+        raise ValueError(f"{reference.__name__} belongs to no op: declare {name!r} with @op before it")
 
     def run(dy: Dy, cache: Cache) -> R:
         kernel = kernel_of_cache(name, cache)
@@ -196,7 +196,8 @@ def runs_references_only() -> bool:
 def reference_only(*names: str) -> Iterator[None]:
     """Run every op, or those of `names`, as its reference, in all threads, while the block lasts.
 
-    Under "EncoderBlock" or "ConvStem", the names of the layers that have kernels, such a layer calls the layers in it.
+    `names` may also be "EncoderBlock" and "ConvStem", layers with kernels of their own: such a layer then calls its
+    inner layers.
     Without names, the last block of a model computes all tokens too, and not the class token alone (`ViT.queries`).
     """
     block = frozenset(names or _kernels)

@@ -57,11 +57,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Arr
     Raises
     ------
     UserError
-        The file is no trace, or it is damaged.
+        The file is not a trace, or it is damaged.
     """
     tensors, about = _read(path)
     if "trace" not in about:
-        raise UserError(f"{os.fspath(path)} is no trace; expected a file that Trace.save wrote")
+        raise UserError(f"{os.fspath(path)} is not a trace; expected a file that Trace.save wrote")
     records: dict[str, Record] = {}
     try:
         for given in json.loads(about["trace"]):

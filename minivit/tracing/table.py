@@ -44,7 +44,7 @@ class Row(NamedTuple):
 def rows(records: Mapping[str, Record], at: str | Sequence[str] | None = None) -> list[Row]:
     """Return the rows of the layers and ops that match `at`; by default of the parts of the model, by depth.
 
-    A layer of a user's own whose result is no array has no row.
+    A layer of a user's own whose result is not an array has no row.
     """
     shown = {name: each for name, each in records.items() if "y" in each.quantities}
     if at is None:

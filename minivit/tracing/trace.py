@@ -163,7 +163,7 @@ def load_trace(path: str | os.PathLike[str]) -> Trace:
     Raises
     ------
     UserError
-        The file is no trace, or it is damaged.
+        The file is not a trace, or it is damaged.
     """
     records, own, interventions = storage.read(path)
     return Trace(records, own.get("y"), own.get("labels"), own.get("loss"), interventions)

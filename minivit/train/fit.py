@@ -25,13 +25,16 @@ from minivit.train.recipe import Recipe, expect_augmentable
 from minivit.train.recipes import folder_crop, folder_recipe, recipe_values
 from minivit.train.training import Training
 
-# By the images and the model, whatever a recipe says.
+# The images and the model determine these fields, whatever the recipe says.
 _GIVEN = ("dataset", "model", "model_options", "task", "task_options", "init", "dtype")
 _PIECE = 1024  # images that are converted at a time
 
 
 class EpochMetrics(NamedTuple):
-    """The metrics of an epoch; `val_loss` is None without validation images, and so is the accuracy of losses."""
+    """The metrics of an epoch.
+
+    Those of validation are None without validation images, and accuracies are None for a model that gives losses.
+    """
 
     epoch: int
     step: int  # the steps so far
@@ -99,7 +102,7 @@ class FitResult:
         Raises
         ------
         UserError
-            These are no such images.
+            The images have another shape, dtype, range or number of channels.
         """
         pixels = _pixels(images, "images")
         if pixels.shape[3] != len(self.mean):
@@ -122,7 +125,8 @@ def fit(
 ) -> FitResult:
     """Train a model in place on arrays of images and labels; no file is written.
 
-    A ViT with the initial parameters, images and recipe of a run of ``minivit train`` ends in the bits of its best/.
+    With the initial parameters, images and recipe of a run of ``minivit train``, a ViT ends with the same bits as the
+    model in that run's best/.
 
     Parameters
     ----------
@@ -169,6 +173,8 @@ def fit(
     if labels is None and not masked:
         raise UserError(f"a {type(model).__name__} needs labels; models that predict masked patches do without")
     labels = np.zeros(len(pixels), np.int64) if masked else _whole_labels(labels, "labels")
+    if len(labels) != len(pixels):
+        raise UserError(f"there are {len(labels):,} labels for {len(pixels):,} images; give one label for each image")
     if recipe is None and masked:
         recipe = "pretrain"
     elif recipe is None and isinstance(model, ViT):
@@ -280,10 +286,10 @@ def _whole_labels(labels: Any, name: str) -> NDArray[np.int64]:
 def _with_validation(pixels: Array, labels: Array, validation: Any) -> tuple[Array, Array, Array]:
     """Return the images and labels of both parts, and the indices of those for validation."""
     if not isinstance(validation, tuple | list) or len(validation) != 2:
-        raise UserError("validation is no pair; expected (images, labels)")
+        raise UserError("validation is not a pair; expected (images, labels)")
     held_pixels = _pixels(validation[0], "validation images")
     held_labels = _whole_labels(validation[1], "validation labels")
-    if held_pixels.shape[1:] != pixels.shape[1:] or len(held_pixels) != len(held_labels) or len(labels) != len(pixels):
+    if held_pixels.shape[1:] != pixels.shape[1:] or len(held_pixels) != len(held_labels):
         raise UserError(
             f"validation has images {held_pixels.shape} and {len(held_labels)} labels; expected images "
             f"(n, {', '.join(map(str, pixels.shape[1:]))}) as for training, and a label for each"

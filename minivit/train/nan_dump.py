@@ -209,4 +209,4 @@ def read_batch(folder: Path) -> dict[str, Array]:
                 raise ValueError("traced names images that it does not have")
             return arrays
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no batch of a run that stopped at NaN: {error}") from error
+        raise UserError(f"{path} is not a batch of a run that stopped at NaN: {error}") from error

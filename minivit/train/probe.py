@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 KINDS = ("least-squares", "knn", "linear")
 SHOTS = (1, 5, 10, None)
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,10 @@ from minivit.weights.preprocessing import FITS
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a run. Two runs of one recipe on one machine end in the same bits.
+    """The settings of a run.
+
+    On the host of one machine, with one NumPy build, two runs of the same recipe on the same images end in the same
+    bits. On a GPU they also need the same precision and micro-batch (`Trainer`).
 
     Parameters
     ----------
@@ -59,13 +62,13 @@ class Recipe:
     warmup_epochs : float
         Epochs over which the learning rate rises from zero.
     warmup_steps : int
-        Steps of the warmup, in place of `warmup_epochs`; 0 for those.
+        Number of warmup steps; 0 to use `warmup_epochs`.
     schedule : str
         "cosine", "linear", "constant" or "wsd", after the warmup, or "onecycle"; see `minivit.train.schedules`.
     decay_epochs : float
-        The epochs at the end over which "wsd" lets the learning rate fall to zero; 0 for a fifth of all.
+        Epochs at the end over which "wsd" lowers the learning rate to zero; 0 for a fifth of all epochs.
     decay_shape : str
-        "linear" or "1-sqrt": how it falls there.
+        The shape of that decrease: "linear" or "1-sqrt".
     clip_norm : float
         Largest global norm of the gradients; 0 for no clipping.
     layer_decay : float
@@ -81,7 +84,7 @@ class Recipe:
     swa_anneal_epochs : int
         The epochs over which the learning rate goes from that of the schedule to `swa_lr`, by half a cosine.
     choose_by : str
-        "accuracy" or "loss": what of the validation images chooses the best epoch.
+        The validation metric that chooses the best epoch: "accuracy" or "loss".
     on_nan : str
         "stop", or "rollback": after NaN, go on from the end of the last epoch at half the learning rate; five times at
         most.
@@ -237,7 +240,7 @@ class Recipe:
     @property
     def swa_epochs_before(self) -> int:
         """The number of epochs before stochastic weight averaging."""
-        return int(self.epochs * self.swa_start + 1e-9)  # of 100 epochs and 0.29, 29: the product is a bit smaller
+        return int(self.epochs * self.swa_start + 1e-9)  # 100 * 0.29 is slightly less than 29
 
     def warmup(self, steps_per_epoch: int) -> int:
         """Return the number of steps of the warmup."""
@@ -321,7 +324,9 @@ def initial_model(recipe: Recipe, config: ViTConfig, dataset: Dataset, backend: 
 def expect_augmentable(recipe: Recipe, height: int, width: int, channels: int) -> None:
     """Raise UserError where the augmentation of the recipe does not fit images of this size."""
     if recipe.crop_padding >= min(height, width):
-        raise UserError(f"crop_padding {recipe.crop_padding} could shift images of {height} x {width} away")
+        raise UserError(
+            f"crop_padding {recipe.crop_padding} can shift all of an image of {height} x {width} pixels out of view"
+        )
     if (recipe.auto_augment or recipe.color_jitter) and channels not in (1, 3):
         raise UserError(f"auto_augment and color_jitter need images of 1 or 3 channels, not of {channels}")
 

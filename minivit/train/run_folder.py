@@ -2,6 +2,7 @@
 
     recipe.json             the recipe
     best/  last/            model.safetensors and config.json: after the best epoch, and at the last checkpoint
+    best/masked.safetensors     the whole model of a run of pre-training (also in last/), whose encoder is the model
     last/training.safetensors   the state for a resumed run: parameters, the optimiser's vectors, the other state
     last/epoch.safetensors  the same at the end of the last epoch, with --on-nan rollback
     metrics.jsonl           a line for each epoch; metrics.csv has the same for other programs
@@ -11,10 +12,12 @@
     nan/                    the batch, the weights and a trace of the first NaN; see `minivit.train.nan_dump`
     result.json             the result; it is written when the run is finished
     curves.png              loss and accuracy by epoch
+    reconstructions.png     what a masked model predicts, after a run of pre-training
 
-Every file is written under a temporary name, synced and renamed, so that a run killed at any moment leaves whole files.
-They carry checksums, and the model files the id of the run and their step. The state is written before the models that
-belong to it: after a kill between them, the models are written again from the state.
+Every file except watch.jsonl and those in tensorboard/ is written under a temporary name, synced and renamed, so that a
+killed run leaves whole files. Those two are appended to; a last line of watch.jsonl that was cut is ignored. The JSON
+and safetensors files carry checksums, and model files also the id of the run and their step. The state is written
+before the models that belong to it: if a kill comes between, the models are written again from the state.
 """
 
 from __future__ import annotations
@@ -186,12 +189,13 @@ class RunFolder:
                 (self.path / "last").rmdir()
 
     def go_on(self, step: int) -> None:
-        """Write recipe.json of a run that goes on at `step`, if it has more epochs, moved images or other records.
+        """Write recipe.json of a run that continues at `step`, if its epochs, its images' path or its records changed.
 
-        A result of fewer epochs is not the result of this run any more; it is removed.
+        A result.json of fewer epochs is removed.
         """
         before = RunFolder.open(self.path)
-        if self.result() is None:  # before recipe.json is written: a result without epochs is of those in it
+        # Before recipe.json is written: a result.json without `epochs`, of an earlier version, has those in it.
+        if self.result() is None:
             (self.path / "result.json").unlink(missing_ok=True)
         is_longer = before.recipe.epochs != self.recipe.epochs
         if is_longer:
@@ -232,7 +236,7 @@ class RunFolder:
         save_model(model, self.path / which / "model.safetensors", extra=about)
 
     def load_model(self, which: str, dtype: str = "float32", backend: str = "numpy") -> Model:
-        """Return the model "best" or "last" of the run, of pre-training the whole one."""
+        """Return the model "best" or "last" of the run; for a run of pre-training, the whole masked model."""
         path = self.path / which
         return (
             load_masked_model(path / MASKED, dtype, backend) if self.recipe.task else load_model(path, dtype, backend)
@@ -241,7 +245,8 @@ class RunFolder:
     def expect_models(self, step: int, best_step: int) -> None:
         """Check the models in the folder before a run goes on from its checkpoint.
 
-        Those of the step of the checkpoint are written again from it: they may be missing, or older after a kill.
+        The models of the checkpoint's step are rewritten from the checkpoint, so they may be missing or, after a kill,
+        older.
 
         Parameters
         ----------

@@ -2,7 +2,7 @@
 
 On a device no step waits for the host: the loss, the clipping and the decision to stop stay on the device, and the host
 reads the metrics of several steps together. After the first loss or gradient that is not finite, no step changes
-anything.
+the parameters. With float16, a gradient that overflows because of the loss scale only skips its step.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ class DataLoader:
         return order if self._on_demand is not None else to_backend(order, self._library)
 
     def batches(self, epoch: int, done: int = 0) -> Iterator[Array]:
-        """Yield the indices of the images of each batch of an epoch but the first `done`, each for a call of `batch`.
+        """Yield, for each batch of an epoch after the first `done`, the indices of its images, to be given to `batch`.
 
-        Images that are read when they are needed are read while the caller works on the batch before.
+        Images that are read on demand are read while the caller works on the previous batch.
         """
         parts = list(batches(self.order(epoch), self._recipe.batch_size))[done:]
         if self._on_demand is None:
@@ -181,7 +181,7 @@ class DataLoader:
 
 
 class GradScaler:
-    """Clips gradients, stops at the first that is not finite, and keeps the loss scale; see `ops.grad_scaler`.
+    """Clips gradients, stops at a loss or gradient that is not finite, and keeps the loss scale; see `ops.grad_scaler`.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ class GradScaler:
 
     @property
     def loss_scale(self) -> Array | None:
-        """The factor of the next step's gradients, 0-d; None if the loss is not scaled."""
+        """The factor of the next step's loss, and so of its gradients; 0-d, None if the loss is not scaled."""
         return self._state[grad_scaler.SCALE] if self._scaled else None
 
     @property

@@ -176,16 +176,14 @@ class Trainer(Training):
             self._go_back()
             self._save_models()
             if self.recipe.on_nan != "rollback":
-                self.run.remove_epoch_state()  # it would be older than best/ if the run is to roll back once more
+                self.run.remove_epoch_state()  # a later rollback must not return to one that is older than best/
             elif self.state.step % self.steps_per_epoch == 0 or not self.run.has_state(of_epoch=True):
                 self._save_epoch()
         elif resume and self.run.metrics():
             raise UserError(f"{self.run.path} has lost last/training.safetensors; bring it back, or begin a new run")
         else:
             if self.recipe.init and not self._has_start:
-                raise UserError(
-                    f"{self.run.path} has no checkpoint yet; give the weights that it begins with once more"
-                )
+                raise UserError(f"{self.run.path} has no checkpoint yet; give its initial weights again (--init)")
             for words in unlikely_settings(self.recipe, self.model.config, self.total_steps):
                 warnings.warn(words, stacklevel=3)
             self.run.watch_options = self.watch.options
@@ -327,7 +325,7 @@ class Trainer(Training):
     def _not_finite(
         self, step: int, place: Place, engine: AnyEngine, batch: Callable[[], Batch | None], part: str = TRAINING
     ) -> NotFiniteError:
-        """Return the error that stops the run, after what is needed to study it was written."""
+        """Write the dump of the step (`minivit.train.nan_dump`), and return the error that stops the run."""
         assert isinstance(engine, Engine)
         step = self._best_step() if part == "test" else step
         study = dump_in_words(self.run, engine, self.dataset, step, place, batch, self.recipe.label_smoothing)

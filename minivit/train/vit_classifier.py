@@ -214,7 +214,7 @@ def _image_shape(given: tuple[int, ...] | None, features: int) -> tuple[int, ...
             return side, side, C
     side = math.isqrt(features - 1) + 1
     warnings.warn(
-        f"rows of {features} numbers are no square image of one or three channels: they are filled up to {side} x "
+        f"rows of {features} numbers are not a square image of one or three channels: they are filled up to {side} x "
         f"{side}; give image_shape=(height, width, channels) if they are images of another shape",
         UserWarning,
         stacklevel=3,

@@ -24,7 +24,7 @@ def expect_axes(
     if wrong := [name for name, count in axes.items() if len(shapes.get(name, ())) != count]:
         raise UserError(
             f"{file.path} is not a Vision Transformer of {program}: it has no {', '.join(wrong)} of its shape, but "
-            f"{counted('tensors', list(shapes))}"
+            f"{counted(list(shapes), 'tensor')}"
         )
 
 

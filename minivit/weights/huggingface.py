@@ -171,7 +171,7 @@ class HuggingFace(Layout):
         }
 
     def refusals(self, config: ViTConfig) -> list[str]:
-        """Return what transformers cannot express: its pooler is no part of a classifier."""
+        """Return what transformers cannot express: its pooler is not part of a classifier."""
         found = super().refusals(config)
         if config.representation_size and config.num_classes:
             found.append(f"representation_size={config.representation_size} with num_classes={config.num_classes}")

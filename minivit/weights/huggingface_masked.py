@@ -116,7 +116,7 @@ def entries(model: MaskedModel) -> list[Entry]:
 
 
 def fixed(file: WeightsFile, task: str, config: ViTConfig, options: Mapping[str, Any]) -> dict[str, Array]:
-    """Return the tensors of the file that are no parameters here, with the values that they must have.
+    """Return the tensors of the file that are not parameters here, with the values that they must have.
 
     Raises
     ------

@@ -168,7 +168,7 @@ def check_shapes(file: WeightsFile, entries: Sequence[Entry], model: Layer) -> N
         wrong = ("missing", missing), ("unknown", unknown)
         raise UserError(
             f"{file.path} is not a Vision Transformer that minivit supports: "
-            + " and ".join(counted(f"tensors {what}", names) for what, names in wrong if names)
+            + " and ".join(counted(names, f"tensor {what}", f"tensors {what}") for what, names in wrong if names)
         )
     for name, shape in expected.items():
         if shapes[name] != shape:

@@ -165,7 +165,7 @@ def load_masked_model(
 
 
 class _Opened(NamedTuple):
-    """A file whose headers were read, the model in it, and tensors that are no parameters, with the values expected."""
+    """A file whose headers were read, its model, and tensors that are not parameters, with the values expected."""
 
     file: WeightsFile
     task: str

@@ -45,7 +45,7 @@ def read_npz_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], str]:
         members = {_name(info): _member(path, archive, info) for info in archive.infolist()}
         unpacked = sum(info.file_size for info in archive.infolist())
         if unpacked > max(_SMALL, _RATIO * path.stat().st_size):
-            raise UserError(f"{path} unpacks to {unpacked:,} bytes, far more than its own size: it is no model")
+            raise UserError(f"{path} unpacks to {unpacked:,} bytes, far more than its own size: it is not a model")
         comment = archive.comment.decode("utf-8", "replace")
     return {name: member.shape for name, member in members.items()}, comment
 
@@ -112,7 +112,7 @@ def _name(info: zipfile.ZipInfo) -> str:
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     """Return what the header of an array says, which must agree with the archive's directory."""
     if not info.filename.endswith(".npy"):
-        raise UserError(f"{path} holds {info.filename!r:.60}, which is no array: it is another kind of file")
+        raise UserError(f"{path} holds {info.filename!r:.60}, which is not an array: it is another kind of file")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"a compression of kind {info.compress_type}")  # the others unpack without a limit
     with archive.open(info) as file, warnings.catch_warnings():

@@ -42,7 +42,7 @@ INPUT, OUTPUT = "images", "logits"
 
 
 def onnx_model(vit: ViT) -> Any:
-    """Return the graph of a float32 model on the host that was built of the usual layers, a ``ModelProto``."""
+    """Return the graph (a ``ModelProto``) of a float32 model on the host that consists of minivit's own layers."""
     config = vit.config
     graph = Graph()
     result = _vit(vit, graph)
@@ -79,7 +79,7 @@ def _embedded(vit: ViT, graph: Graph, x: str) -> str:
     positions = None
     if isinstance(vit.pos_embed, Parameter):
         positions = vit.pos_embed.value
-    elif isinstance(vit.pos_embed, Layer):  # of patch tokens alone, which it adds to zeros here
+    elif isinstance(vit.pos_embed, Layer):  # it adds positions to patch tokens; applied to zeros it gives the positions
         zeros = np.zeros((1, vit.config.num_patches, vit.config.embed_dim), np.float32)
         positions = vit.pos_embed(zeros)
     of_patches = positions is not None and positions.shape[1] == vit.config.num_patches
@@ -96,7 +96,7 @@ def _embedded(vit: ViT, graph: Graph, x: str) -> str:
 @functools.singledispatch
 def nodes_of_layer(layer: Layer, graph: Graph, x: str, name: str) -> str:
     """Add the nodes of a layer called `name` to its input `x`, and return the name of the result."""
-    raise TypeError(f"{name} is a {type(layer).__name__}, which has no nodes in ONNX")
+    raise TypeError(f"{name} is a {type(layer).__name__}, which cannot be exported to ONNX")
 
 
 @nodes_of_layer.register(Identity)

@@ -104,7 +104,7 @@ def class_names_of(path: Path, about: Mapping[str, Any], config: ViTConfig) -> t
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: its class_names are {names!r:.60}; expected a list of texts")
     if len(names) != config.num_classes:
-        raise UserError(f"{path} has {counted('class names', names)}, but its head has {config.num_classes} classes")
+        raise UserError(f"{path} has {counted(names, 'class name')}, but its head has {config.num_classes} classes")
     return tuple(names)
 
 

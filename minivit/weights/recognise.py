@@ -242,6 +242,6 @@ def beside_others(names: Collection[str]) -> str | None:
     found = [name.removesuffix(first) for first in _FIRST for name in names if name.endswith("." + first)]
     for prefix in sorted(found, key=len):
         if others := [name for name in names if not name.startswith(prefix)]:
-            what = counted("other tensors", others)
+            what = counted(others, "other tensor")
             return f"a model with the prefix {prefix!r} beside {what}. Save its tensors alone, without the prefix"
     return None

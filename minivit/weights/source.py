@@ -150,11 +150,15 @@ def own_part(file: WeightsFile) -> dict[str, Any] | None:
 
 def _hollow(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     if long := [name for name in shapes if len(name) > _LONGEST_NAME]:  # the search for a pattern in one takes long
-        what = f"{len(long):,} tensors whose names have more than {_LONGEST_NAME:,} characters"
-        raise UserError(f"{path} is no model: it has {what} ({long[0]!r:.40}...)")
+        most = f"more than {_LONGEST_NAME:,} characters"
+        names = [f"{name!r:.40}..." for name in long]
+        what = counted(names, f"tensor whose name has {most}", f"tensors whose names have {most}")
+        raise UserError(f"{path} is not a model: it has {what}")
     # vit_pytorch's models without a class token have one of no numbers.
     if empty := [name for name, shape in shapes.items() if 0 in shape and not name.endswith("cls_token")]:
-        raise UserError(f"{path} is damaged: it has {counted('tensors without numbers', empty)}")
+        raise UserError(
+            f"{path} is damaged: it has {counted(empty, 'tensor without numbers', 'tensors without numbers')}"
+        )
     return {name: hollow(shape) for name, shape in shapes.items()}
 
 
@@ -174,7 +178,8 @@ def _shards(path: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
         shards[path.with_name(file)] = shapes = read_shapes(path.with_name(file))
         named = {name for name, where in places.items() if where == file}
         if wrong := sorted(named ^ shapes.keys()):
-            raise UserError(f"{path} and {file} differ: {counted('tensors are in one of them only', wrong)}")
+            what = counted(wrong, "tensor is in one of them only", "tensors are in one of them only")
+            raise UserError(f"{path} and {file} differ: {what}")
     return shards
 
 

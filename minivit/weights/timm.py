@@ -90,7 +90,7 @@ class Timm(Layout):
         wrong += [] if len(fc1) == 2 else [_FIRST + "mlp.fc1.weight"]
         wrong += [name for name, rank in _RANKS.items() if name in shapes and len(shapes[name]) != rank]
         if wrong:
-            found = counted("tensors", list(shapes))
+            found = counted(list(shapes), "tensor")
             raise UserError(
                 f"{file.path} is not a Vision Transformer of timm: it has no {', '.join(wrong)} of timm's shape, but "
                 f"{found}"
@@ -111,7 +111,7 @@ class Timm(Layout):
         if "patch_size" not in sizes:
             raise UserError(
                 f"{file.path} is not a Vision Transformer of timm: it has no {_PATCH} of timm's shape, but "
-                f"{counted('tensors', list(shapes))}"
+                f"{counted(list(shapes), 'tensor')}"
             )
         said = arguments(file, given)
         if "resnet" in sizes:

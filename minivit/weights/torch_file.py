@@ -52,9 +52,10 @@ class _Tensor(NamedTuple):
 
 
 class _Dict(dict[Any, Any]):
-    """Replaces OrderedDict, whose attributes, the versions of modules, are not kept.
+    """Replaces OrderedDict. Its attributes, the versions of modules, are ignored.
 
-    PyTorch makes an empty one and adds its items; one made of others would copy them, and that again and again.
+    PyTorch pickles an empty OrderedDict and then adds the items. Arguments of the constructor are refused: nested
+    OrderedDicts of that kind could multiply the items without limit.
     """
 
     def __init__(self, *others: object) -> None:
@@ -133,7 +134,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, numbers = pid
         if kind != "storage" or not isinstance(dtype, _Dtype) or not isinstance(key, str) or not _is_size(numbers):
-            raise pickle.UnpicklingError("it refers to something that is no storage")
+            raise pickle.UnpicklingError("it refers to something that is not a storage")
         return _Storage(key, dtype, numbers)
 
 
@@ -196,7 +197,7 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, str, dict[str, _Tenso
         if sum(info.file_size for info in entries.values()) > path.stat().st_size:
             raise ValueError("its entries overlap")
         if entries[pickles[0]].file_size > _LARGEST_PICKLE:
-            raise UserError(f"{path} holds a pickle of {entries[pickles[0]].file_size:,} bytes: it is no model")
+            raise UserError(f"{path} holds a pickle of {entries[pickles[0]].file_size:,} bytes: it is not a model")
         folder = pickles[0].removesuffix(_PICKLE)
         tensors = _state_dict(path, _content(path, archive.read(pickles[0])))
         for name, tensor in tensors.items():
@@ -231,9 +232,10 @@ def _state_dict(path: Path, content: Any) -> dict[str, _Tensor]:
         ]
         if not others:
             return found
-        raise UserError(f"{path} holds {counted('objects that are no tensors beside them', others)}")
+        what = counted(others, "object that is not a tensor", "objects that are not tensors")
+        raise UserError(f"{path} holds {what} beside its tensors")
     held = [f"{name!r:.40}" for name in content] if isinstance(content, dict) else []
-    what = counted("objects", held) if held else f"an object of type {type(content).__name__.strip('_').lower()}"
+    what = counted(held, "object") if held else f"an object of type {type(content).__name__.strip('_').lower()}"
     raise UserError(
         f"{path} holds {what}; expected a state dict, which has a tensor for each name, or one called "
         f"{', '.join(NESTINGS)}. Save it alone with PyTorch"
@@ -272,7 +274,7 @@ def _check_sharing(path: Path, tensors: Mapping[str, _Tensor]) -> None:
     total = sum(math.prod(tensor.shape) * tensor.storage.dtype.bytes for tensor in tensors.values())
     if total > _MOST_SHARING * stored + _SMALL:
         raise UserError(
-            f"{path} has {len(tensors):,} tensors of {total:,} bytes that share {stored:,} bytes: it is no model"
+            f"{path} has {len(tensors):,} tensors of {total:,} bytes that share {stored:,} bytes: it is not a model"
         )
 
 

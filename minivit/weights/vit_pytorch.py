@@ -198,7 +198,7 @@ def _patches(file: WeightsFile, pixels: int, given: Mapping[str, Any]) -> tuple[
         size = image_pair(square(pixels // channels))
     if size is None or size[0] * size[1] * channels != pixels:
         raise UserError(
-            f"{file.path} has patches of {pixels} numbers, which are no square of {channels} channels; pass "
+            f"{file.path} has patches of {pixels} numbers, which are not a square of {channels} channels; pass "
             "patch_size=... or in_chans=... to load_model, or --set"
         )
     found = {"patch_size": size, "in_chans": channels}

@@ -1,16 +1,17 @@
 """A whole stem of convolutions, channels first. Kernel of the layer `ConvStem`.
 
-The values of one channel are a row: an array is (C, F, F, rows, columns, B), where F is the product of the strides that
-follow, and the pixel (F r + f, F c + g) stands at [:, f, g, r, c]. So windows of any stride are copied in runs of
-columns * B values (of C values in (B, height, width, C)), and the norm takes sums over channels and products of rows.
+Arrays are (C, F, F, rows, columns, B). F is the product of the strides that follow, and [:, f, g, r, c] holds the pixel
+(F r + f, F c + g). So a window of any stride is copied in runs of columns * B values; in (B, height, width, C) the runs
+would be C values. The sums of layer norm, over channels, are then matrix products.
 
-Layer norm subtracts the mean over the channels. Here the weight does it, whose rows then sum to 0:
+Layer norm subtracts the mean over the channels. Here that mean is subtracted from the weight, so that each row of W'
+sums to 0:
 
     W' = W - mean(W)        dW = dW' - mean(dW')        means over the columns
 
-A convolution of stride 1 with many channels takes tiles in place of windows (`minivit.kernels.numpy.winograd`) if its
-input and its output are in 2 x 2 parts. If they would be in one part, and rows and columns are even, F is twice that
-product everywhere.
+A convolution of stride 1 with many channels uses Winograd tiles in place of windows (`minivit.kernels.numpy.winograd`).
+Tiles need an input and an output in 2 x 2 parts. After the last stride they would be in one part; then every F is
+doubled, if the numbers of rows and columns are even.
 
 A training step leaves out the gradient of the images. Without this kernel a step takes 1.03 to 1.05 times as long,
 measured before there were tiles.
@@ -66,7 +67,7 @@ def _strides(stem: ConvStemLike) -> list[int]:
 
 
 def _parts_of(stem: ConvStemLike, B: int, height: int, width: int) -> list[int]:
-    """Return the F of B images of this size, and that of the result of each convolution."""
+    """Return F of the input and of the result of each convolution, for B images of this size."""
     strides = _strides(stem)
     rows, columns = height // strides[0], width // strides[0]
     units = zip(stem.convs, strides[1:], strict=True)
@@ -121,8 +122,8 @@ def _unit(padded: Array, unit: ConvUnitLike, G: int) -> _UnitCache:
     channels, P = weight.shape[1], G * G * rows * columns * B
     tiled = G == 2 and _takes_tiles(unit, columns * B)
     if tiled:
-        weight, windows = winograd.filters(weight), winograd.tiles(padded)
-        x_hat = winograd.pixels(weight.swapaxes(1, 2) @ windows).reshape(channels, P)
+        weight, windows = winograd.filter_transform(weight), winograd.input_transform(padded)
+        x_hat = winograd.output_transform(weight.swapaxes(1, 2) @ windows).reshape(channels, P)
     else:
         windows, x_hat = np.empty((9 * C, P), padded.dtype), np.empty((channels, P), padded.dtype)
         pixels = windows.reshape(3, 3, C, G, G, rows, columns, B)
@@ -144,7 +145,7 @@ def _unit(padded: Array, unit: ConvUnitLike, G: int) -> _UnitCache:
 
 
 def _pieces(G: int, size: int) -> Iterator[tuple[list[tuple[int, int]], slice]]:
-    """Yield the places of some of the G x G parts, of `size` pixels each, and the columns of their pixels."""
+    """Yield groups of the G x G parts of the result, of `size` pixels each, and the columns that hold their pixels."""
     places, count = list(product(range(G), range(G))), -(-_PIECE // size)
     for first in range(0, G * G, count):
         yield places[first : first + count], slice(first * size, (first + count) * size)
@@ -159,7 +160,10 @@ Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 @cache
 def _windows(place: tuple[int, int], stride: int, G: int) -> list[Window]:
-    """Return, for each pixel of a window of part `place`: its place in the window, its part, and its shift there."""
+    """Return where the result's part `place` reads, for each of the 9 positions (i, j) in a window.
+
+    A position comes with the part (f, g) of the input, and with the shift (r, c) of rows and columns in that part.
+    """
     found = []
     for i, j in product(range(3), range(3)):
         (r, f), (c, g) = (divmod(stride * p + k - 1, stride * G) for p, k in zip(place, (i, j), strict=True))
@@ -197,8 +201,8 @@ def _unit_backward(dy: Array, kept: _UnitCache, unit: ConvUnitLike, wants_dx: bo
     d *= inv_std
     C, F, _, rows, columns, B = shape
     if tiled:
-        d = winograd.pixels_backward(d.reshape(len(d), 2, 2, -1))
-        dweight = winograd.filters_backward(windows @ d.swapaxes(1, 2))
+        d = winograd.output_transform_backward(d.reshape(len(d), 2, 2, -1))
+        dweight = winograd.filter_transform_backward(windows @ d.swapaxes(1, 2))
     else:
         dweight = windows @ d.T
     dweight -= _mean_of_columns(dweight)
@@ -206,7 +210,7 @@ def _unit_backward(dy: Array, kept: _UnitCache, unit: ConvUnitLike, wants_dx: bo
     if not wants_dx:
         return None
     if tiled:
-        return winograd.tiles_backward(weight @ d, rows, columns)
+        return winograd.input_transform_backward(weight @ d, rows, columns)
     stride = unit.conv.stride[0]
     G = F // stride
     dx = np.zeros(shape, dy.dtype)

@@ -32,19 +32,19 @@ _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _G_BY_G = np.kron(_G, _G)  # (16, 9): G g G^T for a flat g
 
 
-def filters(weight: Array) -> Array:
+def filter_transform(weight: Array) -> Array:
     """Return U (16, C, O) of a convolution's matrix (9 C, O)."""
     U: Array = _G_BY_G.astype(weight.dtype) @ weight.reshape(9, -1)
     return U.reshape(16, -1, weight.shape[1])
 
 
-def filters_backward(dU: Array) -> Array:
+def filter_transform_backward(dU: Array) -> Array:
     """Return the gradient (9 C, O) of the matrix."""
     dweight: Array = _G_BY_G.T.astype(dU.dtype) @ dU.reshape(16, -1)
     return dweight.reshape(-1, dU.shape[2])
 
 
-def tiles(padded: Array) -> Array:
+def input_transform(padded: Array) -> Array:
     """Return V (16, C, T) of images (C, 2, 2, rows + 2, columns + 2, B) whose border is zero."""
     C, _, _, below, right, B = padded.shape
     half = np.empty((4, C, 2, below - 2, right, B), padded.dtype)
@@ -64,7 +64,7 @@ def _times_b(above: Array, even: Array, odd: Array, below: Array, out: Array) ->
     np.subtract(even, below, out=out[3])
 
 
-def tiles_backward(dV: Array, rows: int, columns: int) -> Array:
+def input_transform_backward(dV: Array, rows: int, columns: int) -> Array:
     """Return the gradient (C, 2, 2, rows, columns, B) of the images, without a border."""
     dV = dV.reshape(4, 4, dV.shape[1], rows, columns, -1)
     half = np.empty((2, *dV.shape[1:]), dV.dtype)
@@ -86,7 +86,7 @@ def _times_b_backward(d: Array, out: Array, axis: int) -> None:
     np.moveaxis(odd, axis, 0)[:-1] += shared[0, 1:]
 
 
-def pixels(M: Array) -> Array:
+def output_transform(M: Array) -> Array:
     """Return y (O, 2, 2, T) of M (16, O, T)."""
     _, channels, T = M.shape
     half, y = np.empty((2, 4, channels, T), M.dtype), np.empty((channels, 2, 2, T), M.dtype)
@@ -103,7 +103,7 @@ def _times_a(m: Array, out: Array) -> None:
     out[1] -= m[3]
 
 
-def pixels_backward(dy: Array) -> Array:
+def output_transform_backward(dy: Array) -> Array:
     """Return dM (16, O, T) for ``dy`` (O, 2, 2, T)."""
     channels, _, _, T = dy.shape
     half, dM = np.empty((4, channels, 2, T), dy.dtype), np.empty((4, 4, channels, T), dy.dtype)
