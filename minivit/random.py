@@ -56,6 +56,8 @@ class Key:
     def __post_init__(self) -> None:
         if type(self.seed) is not int:
             object.__setattr__(self, "seed", checked_seed(self.seed))
+        if type(self.step) is not int:
+            object.__setattr__(self, "step", operator.index(self.step))  # 1.0 would have other bits than 1
         if not hasattr(self.sample_ids, "dtype"):
             object.__setattr__(self, "sample_ids", np.asarray(self.sample_ids))
         if self.sample_ids.ndim != 1 or self.sample_ids.dtype.kind not in "iu":
@@ -93,8 +95,7 @@ class Key:
         `ops.keep_mask` draws the same numbers, with a kernel on a device.
         """
         self.expect_samples(shape)
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"a dropout rate is at least 0 and below 1, got {rate}")
+        expect_rate(rate)
         mask = drawn_mask(self.sample_ids, self.words(), math.prod(shape[1:]), rate, real_dtype(dtype))
         return mask.reshape(shape)
 
@@ -102,6 +103,12 @@ class Key:
         """Raise ValueError unless the first axis of `shape` has one entry for each sample."""
         if len(self.sample_ids) != shape[0]:
             raise ValueError(f"the key has {len(self.sample_ids)} samples, but bits of shape {shape} were requested")
+
+
+def expect_rate(rate: float) -> None:
+    """Raise ValueError unless `rate` is a dropout rate."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"a dropout rate is at least 0 and below 1, got {rate}")
 
 
 RngLike: TypeAlias = Key | int | np.integer | np.random.Generator | None  # what `as_key` takes

@@ -13,7 +13,7 @@ import pytest
 from contract import assert_close, assert_same_bits
 from small_vit import batch, model
 
-from minivit import Engine, UserError, ops, to_backend, to_host
+from minivit import Engine, Layer, UserError, layers, ops, to_backend, to_host
 from minivit.arrays import Array, namespace, native
 from minivit.checking.cases import OPS, Case
 from minivit.ops.augment import normalize
@@ -190,6 +190,35 @@ def test_functions_beside_the_ops_take_an_array_for_its_values(kind: str) -> Non
     assert_same_bits([to_host(change(x)), to_backend(change(x), "numpy")], [x, x])
     assert type(to_host(change(x))) is np.ndarray
     assert to_host(change(x)).dtype.isnative
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(layers.EncoderBlock(8, 2, 16), (2, 5, 8)), (layers.ConvStem((2, 2), (4,), 3, 8), (2, 4, 4, 3))],
+    ids=["EncoderBlock", "ConvStem"],
+)
+def test_a_layer_with_a_kernel_takes_an_array_in_another_byte_order(layer: Layer, shape: tuple[int, ...]) -> None:
+    layer.initialize(seed=0)
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    assert_same_bits([layer(x.astype(">f4"))], [layer(x)])
+
+
+EMPTY: dict[str, tuple[Layer, tuple[int, ...]]] = {
+    "Attention with qk_norm": (layers.Attention(8, 2, qk_norm=True), (0, 5, 8)),
+    "EncoderBlock": (layers.EncoderBlock(8, 2, 16), (0, 5, 8)),
+    "ConvStem": (layers.ConvStem((2, 2), (4,), 3, 8), (0, 4, 4, 3)),
+    "ResNet": (layers.ResNet(3, (1, 1, 1), width_factor=0.125, num_groups=4), (0, 32, 32, 3)),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_layer_takes_a_batch_without_images(name: str) -> None:
+    layer, shape = EMPTY[name]
+    layer.initialize(seed=0)
+    layer.zero_grad()
+    y, cache = layer.forward(np.zeros(shape, np.float32))
+    assert layer.backward(np.zeros_like(y), cache).shape == shape
+    assert not any(parameter.grad.any() for parameter in layer.parameters.values())
 
 
 @pytest.mark.parametrize("kind", SAME)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minivit import Engine, Key, UserError, ViT, create_model, layers
+from minivit import Engine, Key, UserError, ViT, create_model, layers, ops
 from minivit.arrays import Array
 
 IDS = np.arange(64)
@@ -216,3 +216,17 @@ def test_a_key_takes_lists_and_generators_and_refuses_other_samples() -> None:
 def test_a_rate_of_a_mask_that_is_no_rate_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="at least 0 and below 1"):
         Key(0, 0, np.arange(3)).keep_mask((3, 2), rate, "float64")
+
+
+def test_a_step_is_a_whole_number() -> None:
+    one: Any = np.int64(1)
+    assert (bits(Key(0, one, IDS)) == bits(Key(0, 1, IDS))).all()
+    with pytest.raises(TypeError, match="float"):
+        Key(0, 1.0, IDS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rate", [-0.5, 1.0, 1.5])
+def test_a_rate_of_dropout_is_at_least_0_and_below_1(rate: float) -> None:
+    for draw in (Key(0, 0, IDS).keep_mask, lambda *args: ops.keep_mask(Key(0, 0, IDS), *args)):
+        with pytest.raises(ValueError, match="a dropout rate is at least 0 and below 1"):
+            draw((64, 3), rate, "float32")

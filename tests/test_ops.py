@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from strict import strict
 
 from minivit import ops
-from minivit.arrays import Array, to_backend
+from minivit.arrays import Array, to_backend, to_host
 from minivit.checking.cases import OPS, Case
 from minivit.ops import registry
 
@@ -253,6 +253,51 @@ def test_cross_entropy_gradient_is_scaled_by_dloss_and_its_rows_sum_to_zero() ->
     assert np.abs(dlogits.sum(axis=-1)).max() < 1e-16
     assert_close([ops.cross_entropy_backward(-3.0, cache)], [-3.0 * dlogits])
     assert_same_bits([ops.cross_entropy_backward(np.asarray(-3.0), cache)], [ops.cross_entropy_backward(-3.0, cache)])
+
+
+def test_cross_entropy_leaves_out_classes_whose_logits_are_minus_infinity() -> None:
+    logits = draw(5, 7)
+    masked = np.concatenate([logits, np.full((5, 2), -np.inf)], axis=1)
+    labels = np.array([6, 0, 3, 3, 1])
+    (loss, cache), (expected, expected_cache) = (ops.cross_entropy(x, labels) for x in (masked, logits))
+    assert cache is not None
+    assert expected_cache is not None
+    assert_close([loss], [expected])
+    dlogits = ops.cross_entropy_backward(1.0, cache)
+    assert_close([dlogits[:, :7]], [ops.cross_entropy_backward(1.0, expected_cache)])
+    assert not dlogits[:, 7:].any()
+    losses = (ops.token_cross_entropy(x[None], labels[None])[0] for x in (masked, logits))
+    assert_close([next(losses)], [next(losses)])
+    assert ops.cross_entropy(masked, labels, 0.1)[0] == np.inf
+
+
+def test_a_label_out_of_range_gives_nan_on_a_device() -> None:
+    logits, labels = to_backend(draw(2, 3, 4), strict), to_backend(np.array([[0, 1, 3], [0, 4, 1]]), strict)
+    losses = to_host(ops.token_cross_entropy(logits, labels)[0])
+    assert np.isnan(losses).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("values", [[1.0, np.nan], [np.nan, 1.0]])
+def test_max_pool_gives_nan_for_a_window_with_nan(values: list[float]) -> None:
+    y, cache = ops.max_pool(np.array(values).reshape(1, 1, 2, 1), (1, 2), (1, 2), (0, 0))
+    assert cache is not None
+    assert np.isnan(y).all()
+    assert ops.max_pool_backward(np.ones_like(y), cache).ravel().tolist() == np.isnan(values).tolist()
+
+
+def test_the_arguments_of_an_op_may_have_names_in_any_order() -> None:
+    x = draw(2, 5, 12)
+    assert_same_bits([ops.gelu(approximate="none", x=x)[0]], [ops.gelu(x, "none")[0]])
+    assert_same_bits([ops.attention(num_heads=2, qkv=x)[0]], [ops.attention(x, 2)[0]])
+    with pytest.raises(TypeError, match=r"attention\(\) missing 1 required positional argument: 'num_heads'"):
+        ops.attention(x)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"gelu\(\) missing 1 required positional argument: 'x'"):
+        ops.gelu()  # type: ignore[call-arg]
+
+
+def test_references_alone_are_of_ops_that_exist() -> None:
+    with pytest.raises(ValueError, match="there is no op called 'atention'"), ops.reference_only("atention"):
+        pass
 
 
 INVALID: dict[str, tuple[Callable[[], Any], str]] = {

@@ -50,6 +50,12 @@ def test_layers_never_start_as_copies_of_one_another(init: str) -> None:
     assert not any(np.isclose(one, other).any() for one, other in ((q, k), (k, v), (q, v)))
 
 
+@pytest.mark.parametrize("init", ["timm", "jax"])
+def test_no_two_register_tokens_are_initialised_alike(init: str) -> None:
+    registers = model(init=init, reg_tokens=3).parameters["reg_token"].value[0]
+    assert len(np.unique(registers, axis=0)) == 3
+
+
 def test_initial_values_depend_on_the_seed_and_the_name_alone() -> None:
     one, deeper = model().state_dict(), model(depth=5).state_dict()
     assert all((deeper[name] == value).all() for name, value in one.items())

@@ -169,9 +169,9 @@ def predict_by_tokens(
     compute the tokens where the pieces overlap.
     """
     last = len(replica.blocks) - 1
-    of_one = replica.queries(last) != ALL  # the first token of the first piece
+    class_token_only = replica.queries(last) != ALL  # the first token of the first piece
     if number >= len(pieces):
-        for _ in range(last + 1 if of_one else last + 2):
+        for _ in range(last + 1 if class_token_only else last + 2):
             wait()
         return
     piece = pieces[number]
@@ -188,8 +188,8 @@ def predict_by_tokens(
             return shared, slice(start + first, start + stop)
 
         x, _ = block.forward(x, keep=False, queries=replica.queries(i), gather=gather)
-    if not of_one:
+    if not class_token_only:
         tokens.x[:, piece] = x[:, before:]
         wait()
     if number == 0:
-        logits[...] = replica.classify(x if of_one else tokens.x, keep=False)[0]
+        logits[...] = replica.classify(x if class_token_only else tokens.x, keep=False)[0]

@@ -130,7 +130,7 @@ class Attention(Layer):
         """Return `qkv` (B, N, 3 H K) with queries and keys normalised in each head, and the caches of the norms."""
         if self.q_norm is None or self.k_norm is None:
             return qkv, None
-        parts = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, -1)
+        parts = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, *self.q_norm.weight.shape)
         normed = namespace(qkv).empty_like(parts)
         normed[:, :, 0], cache1 = self.q_norm.forward(parts[:, :, 0], None, keep)
         normed[:, :, 1], cache2 = self.k_norm.forward(parts[:, :, 1], None, keep)
@@ -140,7 +140,7 @@ class Attention(Layer):
     def _normed_backward(self, dqkv: Array, caches: Any) -> Array:
         if self.q_norm is None or self.k_norm is None:
             return dqkv
-        parts = dqkv.reshape(*dqkv.shape[:2], 3, self.num_heads, -1)
+        parts = dqkv.reshape(*dqkv.shape[:2], 3, self.num_heads, *self.q_norm.weight.shape)
         d = namespace(dqkv).empty_like(parts)
         d[:, :, 0] = self.q_norm.backward(parts[:, :, 0], caches[0])
         d[:, :, 1] = self.k_norm.backward(parts[:, :, 1], caches[1])

@@ -85,12 +85,12 @@ class ViTConfig:
     representation_act : str
         Its activation: "tanh" or "relu".
     drop_rate, pos_drop_rate, proj_drop_rate, attn_drop_rate : float
-        Dropout rates: before the head, after adding the position embedding, after the projections of attention and MLP,
-        and of the attention weights.
+        Dropout rates: of the pooled vector, after adding the position embedding, after the projections of attention and
+        MLP and the activation of the MLP, and of the attention weights.
     patch_drop_rate : float
         Fraction of the patch tokens that are left out in training.
     drop_path_rate : float
-        Stochastic depth rate of the last block; it increases linearly from 0 at the first block.
+        Stochastic depth rate of the last block; it increases linearly from 0 at the first block. A single block has 0.
     init : str
         "timm" or "jax": the initialisation of the parameters.
     zero_head : bool

@@ -152,7 +152,8 @@ def check_positions(kind: str, layers: str, embed_dim: int, no_embed_class: bool
         raise UserError("patch_drop_rate changes distances between tokens; pos_embed 'relative' cannot be used with it")
     part = {"learn_2d_concat": 2, "sincos_2d": 4, "sincos_2d_mae": 4}.get(kind, 1)
     if embed_dim % part or (kind == "sincos_2d" and embed_dim < 8):
-        raise UserError(f"pos_embed {kind!r} needs an embed_dim that is a multiple of {part} above {part}")
+        least = f", at least {2 * part}" if kind == "sincos_2d" else ""
+        raise UserError(f"pos_embed {kind!r} needs an embed_dim that is a multiple of {part}{least}")
 
 
 def _is_count(value: Any, least: int) -> bool:

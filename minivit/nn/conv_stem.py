@@ -51,7 +51,7 @@ class Convolution(Layer):
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx``."""
         cache1, cache2 = self.kept(cache)
-        dh, dweight, _ = ops.linear_backward(dy.reshape(len(dy), -1, dy.shape[-1]), cache2)
+        dh, dweight, _ = ops.linear_backward(dy.reshape(len(dy), dy.shape[1] * dy.shape[2], dy.shape[3]), cache2)
         self.weight.add_grad(dweight)
         return ops.unfold_backward(dh, cache1)
 
@@ -148,9 +148,10 @@ class ConvStem(Layer):
 
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Return the tokens of images."""
+        x = native(x)
         if (kernel := self._kernel(x)) is not None:
             with np.errstate(under="ignore"):
-                return kernel.forward(native(x), self, keep)
+                return kernel.forward(x, self, keep)
         caches = []
         for i, unit in enumerate(self.convs):
             x, cache = unit.forward(x, fold(rng, f"convs.{i}"), keep)
@@ -166,7 +167,7 @@ class ConvStem(Layer):
                 return kernel.backward(native(dy), cache, self)
         caches, cache1, (rows, columns) = self.kept(cache)
         dx = self.proj.backward(dy, cache1)
-        dx = dx.reshape(len(dx), rows, columns, -1)
+        dx = dx.reshape(len(dx), rows, columns, dx.shape[-1])
         for unit, unit_cache in zip(reversed(self.convs), reversed(caches), strict=True):
             dx = unit.backward(dx, unit_cache)
         return dx

@@ -100,6 +100,7 @@ class EncoderBlock(Layer):
         gather : callable, optional
             See `Attention.forward`.
         """
+        x = native(x)
         if (kernel := self._kernel(x, rng, queries)) is not None:
             with np.errstate(under="ignore"):
                 return kernel.forward(x, self, queries, keep, *(() if gather is None else (gather,)))

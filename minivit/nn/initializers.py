@@ -105,6 +105,7 @@ class Scheme:
     bias: Initializer
     mlp_bias: Initializer
     cls_token: Initializer
+    reg_token: Initializer  # random: registers that begin alike, and have no positions, would stay alike
     latent: Initializer
     pos_embed: Initializer
 
@@ -119,6 +120,7 @@ SCHEMES = {
         bias=zeros,
         mlp_bias=zeros,
         cls_token=normal(1e-6),
+        reg_token=normal(1e-6),
         latent=latent_normal,
         pos_embed=normal(0.02),
     ),
@@ -131,6 +133,7 @@ SCHEMES = {
         bias=zeros,
         mlp_bias=normal(1e-6),
         cls_token=zeros,
+        reg_token=normal(0.02),
         latent=xavier_uniform,
         pos_embed=normal(0.02),
     ),

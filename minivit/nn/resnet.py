@@ -152,7 +152,7 @@ class ResNetFeatures(Layer):
 class ResNet(Layer):
     """A ResNet with group norm as a classifier, the baseline of the ViT paper: images to logits (B, num_classes).
 
-    The steps are in docs/derivations/convolutions.md.
+    The steps of its blocks are in docs/derivations/convolutions.md.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ class ResNet(Layer):
         """Return the logits of images: the head reads the mean of the features over all pixels."""
         h, cache1 = self.features.forward(x, fold(rng, "features"), keep)
         shape = h.shape
-        h, cache2 = ops.pool(h.reshape(len(h), -1, shape[-1]), "avg", 0, keep=keep)
+        h, cache2 = ops.pool(h.reshape(len(h), shape[1] * shape[2], shape[3]), "avg", 0, keep=keep)
         y, cache3 = self.head.forward(h, fold(rng, "head"), keep)
         return y, (cache1, cache2, cache3, shape) if keep else None
 

@@ -60,8 +60,8 @@ class ViT(Model):
         self.config = config
         self.unused: dict[str, Array] = {}  # of the file it was loaded from: what the model does not use, for export
         self.patch_embed = parts.patch_embed(config)
-        self.cls_token = parts.prefix_token(config, int(config.class_token))
-        self.reg_token = parts.prefix_token(config, config.reg_tokens)
+        self.cls_token = parts.class_token(config)
+        self.reg_token = parts.register_tokens(config)
         self.pos_embed = parts.positions(config)
         self.pos_embeds = parts.later_positions(config)
         self.pos_drop = Dropout(config.pos_drop_rate)
@@ -130,7 +130,7 @@ class ViT(Model):
         cache2 = None
         if isinstance(self.pos_embed, Layer):  # by rows and columns, of patch tokens alone
             x, cache2 = self.pos_embed.forward(x, fold(rng, "pos_embed"), keep)
-        x, cache3 = ops.embed(x, *map(_value, self._tokens()), keep=keep)
+        x, cache3 = ops.embed(x, *map(_value, self._embed_parameters()), keep=keep)
         x, cache4 = self.pos_drop.forward(x, fold(rng, "pos_drop"), keep)
         x, cache5 = self.patch_drop.forward(x, fold(rng, "patch_drop"), keep)
         x, cache6 = self.norm_pre.forward(x, fold(rng, "norm_pre"), keep)
@@ -152,7 +152,7 @@ class ViT(Model):
         dx = self.patch_drop.backward(dx, cache5)
         dx = self.pos_drop.backward(dx, cache4)
         dx, *dtokens = ops.embed_backward(dx, cache3)
-        for parameter, dvalue in zip(self._tokens(), dtokens, strict=True):
+        for parameter, dvalue in zip(self._embed_parameters(), dtokens, strict=True):
             if parameter is not None and dvalue is not None:
                 parameter.add_grad(dvalue)
         return self.pos_embed.backward(dx, cache2) if isinstance(self.pos_embed, Layer) else dx
@@ -179,7 +179,7 @@ class ViT(Model):
         for i in reversed(range(first_block, len(self.blocks))):
             cache1, cache2 = caches.pop()
             dx = self.blocks[i].backward(dx, cache2)
-            if (positions := self._later_positions(i)) is not None:
+            if (positions := self.later_positions(i)) is not None:
                 dx, dpositions, *_ = ops.embed_backward(dx, cache1)
                 assert dpositions is not None
                 positions.add_grad(dpositions)
@@ -187,12 +187,12 @@ class ViT(Model):
 
     def classify(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Return the logits (B, num_classes) for the tokens `x` after the last block, and the cache (equation 4)."""
-        of_one = self.config.global_pool == "token"  # the norm of each token is its own: one alone is normalised
+        pools_class_token = self.config.global_pool == "token"  # layer norm acts on each token alone
         cache1 = cache2 = None
-        if not of_one:
+        if not pools_class_token:
             x, cache1 = self.norm.forward(x, fold(rng, "norm"), keep)
         x, cache3 = self._pool(x, rng, keep)
-        if of_one:
+        if pools_class_token:
             x, cache2 = self.norm.forward(x, fold(rng, "norm"), keep)
         x, cache4 = self.fc_norm.forward(x, fold(rng, "fc_norm"), keep)
         x, cache5 = self.head_drop.forward(x, fold(rng, "head_drop"), keep)
@@ -208,15 +208,15 @@ class ViT(Model):
     def classify_backward(self, dy: Array, cache: Any) -> Array:
         """Return the gradient of the tokens for the gradient `dy` (B, num_classes) of the logits."""
         cache1, cache2, cache3, cache4, cache5, cache6, cache7 = self.kept(cache)
-        of_one = self.config.global_pool == "token"
+        pools_class_token = self.config.global_pool == "token"
         dx = self.head.backward(dy, cache7)
         dx = self.pre_logits.backward(dx, cache6)
         dx = self.head_drop.backward(dx, cache5)
         dx = self.fc_norm.backward(dx, cache4)
-        if of_one:
+        if pools_class_token:
             dx = self.norm.backward(dx, cache2)
         dx = self._pool_backward(dx, cache3)
-        return dx if of_one else self.norm.backward(dx, cache1)
+        return dx if pools_class_token else self.norm.backward(dx, cache1)
 
     def forward_features(self, x: Array) -> Array:
         """Return all tokens (B, N, D) of images `x` after the last block and `norm`, in evaluation, as timm does."""
@@ -287,20 +287,20 @@ class ViT(Model):
                     found[i] = patches, y[:, :prefix]
         return [found[i] for i in wanted]
 
-    def _tokens(self) -> tuple[Parameter | None, Parameter | None, Parameter | None]:
+    def _embed_parameters(self) -> tuple[Parameter | None, Parameter | None, Parameter | None]:
         """Return the parameters that `ops.embed` adds to the patch tokens: positions, class token, register tokens."""
         return self.pos_embed if isinstance(self.pos_embed, Parameter) else None, self.cls_token, self.reg_token
 
     def _with_positions(self, x: Array, i: int, keep: bool) -> tuple[Array, Any]:
         """Return the tokens that enter block `i`: with positions added to them again, if there are any."""
-        positions = self._later_positions(i)
+        positions = self.later_positions(i)
         return (x, None) if positions is None else ops.embed(x, positions.value, keep=keep)
 
-    def _later_positions(self, i: int) -> Parameter | None:
+    def later_positions(self, i: int) -> Parameter | None:
         """Return the positions that are added before block `i` again, if there are any."""
         if i == 0 or self.config.pos_embed_layers == "first":
             return None
-        return self.pos_embeds[i - 1] if self.pos_embeds else self._tokens()[0]
+        return self.pos_embeds[i - 1] if self.pos_embeds else self._embed_parameters()[0]
 
     def _pool(self, x: Array, rng: Key | None, keep: bool) -> tuple[Array, Any]:
         first = self.config.first_pooled

@@ -35,9 +35,15 @@ def patch_embed(config: ViTConfig) -> PatchEmbed:
     return PatchEmbed(patch, C, D, init, config.stride, config.embed_norm, eps, bias)
 
 
-def prefix_token(config: ViTConfig, count: int) -> Parameter | None:
-    """Return the class token or the register tokens, (1, count, D)."""
-    return Parameter((1, count, config.embed_dim), SCHEMES[config.init].cls_token) if count else None
+def class_token(config: ViTConfig) -> Parameter | None:
+    """Return the class token (1, 1, D)."""
+    return Parameter((1, 1, config.embed_dim), SCHEMES[config.init].cls_token) if config.class_token else None
+
+
+def register_tokens(config: ViTConfig) -> Parameter | None:
+    """Return the R register tokens (1, R, D)."""
+    R = config.reg_tokens
+    return Parameter((1, R, config.embed_dim), SCHEMES[config.init].reg_token) if R else None
 
 
 def positions(config: ViTConfig) -> Parameter:

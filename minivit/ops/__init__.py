@@ -1,4 +1,7 @@
-"""The ops: each is a forward and a backward function in one file, for any array library."""
+"""The ops: each is a forward and a backward function in one file, for any array library.
+
+A cache may hold the arguments and the result of its op. Do not change these in place before the backward pass.
+"""
 
 from minivit.ops import augment, grad_scaler, metrics, update_rules
 from minivit.ops.attention import attention, attention_backward

@@ -1,6 +1,7 @@
 """The layer `ConvStem`, which has kernels: its name in the registry, and what a kernel reads of it.
 
-Kernels import `ops` and never `nn`, so that what they read is typed by protocols.
+Kernels import `ops` and never `nn`, so what they read is typed by protocols. The formulas are in
+`minivit/nn/conv_stem.py` and docs/derivations/embeddings.md.
 """
 
 from __future__ import annotations

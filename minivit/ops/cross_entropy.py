@@ -4,10 +4,12 @@
     targets = (1 - label_smoothing) * one_hot(labels) + label_smoothing / C
     loss = -sum(targets * log_p) / B
 
+    p = exp(log_p)
     dlogits = dloss * (p * sum(targets) - targets) / B
 
-where sum(targets) runs over the classes: it is 1 for labels, and can have another value for soft targets. The steps
-are in docs/derivations/softmax_cross_entropy.md.
+Soft targets take the place of one_hot(labels). sum(targets) runs over the classes: it is 1 for labels, and can have
+another value for soft targets. A term of target 0 is 0, also where log_p is -infinity: a class is masked by a logit of
+-infinity. The steps are in docs/derivations/softmax_cross_entropy.md.
 """
 
 from __future__ import annotations
@@ -122,7 +124,8 @@ def cross_entropy(
         targets = targets * (1.0 - label_smoothing) + label_smoothing / C
     shifted = logits - logits.real.max(axis=-1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
-    loss = xp.asarray((targets * log_p).sum() / -B)
+    terms = targets * xp.where(targets != 0, log_p, 0)
+    loss = xp.asarray(terms.sum() / -B)
     return loss, CrossEntropyCache(xp.exp(log_p), targets) if keep else None
 
 

@@ -74,6 +74,7 @@ def keep_mask(key: Key, shape: tuple[int, ...], rate: float, dtype: Any) -> Arra
         The dtype of the array; the mask has the real dtype of this precision.
     """
     key.expect_samples(shape)
+    random.expect_rate(rate)
     mask = drawn_mask(key.sample_ids, key.words(), math.prod(shape[1:]), rate, real_dtype(dtype))
     return mask.reshape(shape)
 

@@ -1,6 +1,7 @@
 """`EncoderBlock`, a layer that has kernels, as `ConvStem` has: its name in the registry, and what a kernel reads of it.
 
-Kernels import `ops` and never `nn`, so that what they read is typed by protocols.
+Kernels import `ops` and never `nn`, so what they read is typed by protocols. The formulas are in
+`minivit/nn/encoder_block.py` and docs/derivations/residual.md.
 """
 
 from __future__ import annotations

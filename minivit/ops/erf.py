@@ -11,7 +11,7 @@ approximations for the error function", on one interval; erfcx(z) = exp(z²) erf
 
 All coefficients of p and q are positive, so there is no cancellation. They are fitted by minimax; the error is 8.6e-8
 in float32 and 4.9e-18 in float64, relative to 1 + z² / 4, since gauss itself has an error of z² / 2 roundings. For
-z < 1, where 1 - 2 Phi(-z) would cancel, erf(x) ≈ x + x s(x²), with errors of 1.2e-9 and 7.3e-18.
+z < 1, where 1 - 2 Phi(-sqrt(2) z) would cancel, erf(x) ≈ x + x s(x²), with errors of 1.2e-9 and 7.3e-18.
 docs/derivations/fit_erf.py computes the coefficients.
 
 complex128 uses the same arithmetic. Signs and branches depend on the real part alone and no derivative is used, so the

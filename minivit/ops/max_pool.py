@@ -85,7 +85,7 @@ def max_pool(
         if y is None:
             y = pixels.copy()
             continue
-        larger = pixels.real > y.real
+        larger = (pixels.real > y.real) | xp.isnan(pixels.real)
         y = xp.where(larger, pixels, y)
         chosen += (number - chosen) * larger
     return y, MaxPoolCache(chosen, x.shape, kernel, stride, sides(padding), x.dtype) if keep else None

@@ -87,9 +87,13 @@ def register_kernel(name: str, kernel: Kernel) -> None:
     ValueError
         No op of this name was declared.
     """
+    _expect_declared(name)
+    _kernels[name].insert(0, kernel)
+
+
+def _expect_declared(name: str) -> None:
     if name not in _kernels:
         raise ValueError(f"there is no op called {name!r}; the ops are {', '.join(sorted(_kernels))}")
-    _kernels[name].insert(0, kernel)
 
 
 def kernels_of(name: str) -> tuple[Kernel, ...]:
@@ -98,11 +102,11 @@ def kernels_of(name: str) -> tuple[Kernel, ...]:
 
 
 def find_kernel(name: str, *args: Any, **kwargs: Any) -> Kernel | None:
-    """Return the kernel of `name` that covers the arguments, of which the first is an array, or None."""
+    """Return the kernel of `name` that covers the arguments, of which the op's first is an array, or None."""
     kernels = _kernels[name]
     if not kernels or name in _here.get() or (_blocks and any(name in block for block in list(_blocks))):
         return None
-    library = library_name(namespace(args[0] if args else next(iter(kwargs.values()))))
+    library = library_name(namespace(args[0] if args else kwargs[_arguments[name][0]]))
     for kernel in kernels:
         if kernel.library == library and kernel.covers(*args, **kwargs):
             return kernel
@@ -123,6 +127,7 @@ def op(reference: Callable[P, R]) -> Callable[P, R]:
     in_place = reference.__annotations__["return"] in (None, "None")  # it would change the converted copies
     declare(name)
     _arguments[name] = reference.__code__.co_varnames[: reference.__code__.co_argcount]
+    required = _arguments[name][: len(_arguments[name]) - len(reference.__defaults__ or ())]
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         given: Any = args
@@ -130,7 +135,8 @@ def op(reference: Callable[P, R]) -> Callable[P, R]:
         if not in_place:
             given, named = [native(x) for x in args], {key: native(value) for key, value in kwargs.items()}
         with np.errstate(under="ignore"):
-            kernel = find_kernel(name, *given, **named)
+            is_complete = all(argument in named for argument in required[len(given) :])  # or the reference says it
+            kernel = find_kernel(name, *given, **named) if is_complete else None
             result: R = reference(*given, **named) if kernel is None else kernel.forward(*given, **named)
         for observation in _observations:
             observation.forward_ran(name, args, kwargs, result)
@@ -199,7 +205,14 @@ def reference_only(*names: str) -> Iterator[None]:
     `names` may also be "EncoderBlock" and "ConvStem", layers with kernels of their own: such a layer then calls its
     inner layers.
     Without names, the last block of a model computes all tokens too, and not the class token alone (`ViT.queries`).
+
+    Raises
+    ------
+    ValueError
+        There is no op or layer of such a name.
     """
+    for name in names:
+        _expect_declared(name)
     block = frozenset(names or _kernels)
     _blocks.append(block)
     try:
@@ -271,7 +284,7 @@ class _Observation:
 
 
 def _copied(result: Any) -> Any:
-    """Return copies of arrays, because the caller of an op may change the originals in place."""
+    """Return copies of arrays, because layers may overwrite the originals later."""
     if isinstance(result, tuple):
         return tuple(map(_copied, result))
     return result if result is None else result.copy()

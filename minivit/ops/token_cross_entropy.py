@@ -3,6 +3,7 @@
     log_p = logits - log(sum(exp(logits)))
     loss[b] = -sum over n of log_p[b, n, labels[b, n]] / N
 
+    p = exp(log_p)
     dlogits[b, n] = dloss[b] * (p[b, n] - one_hot(labels[b, n])) / N
 
 `cross_entropy` is the mean over a batch of images with one prediction each. The steps are in
@@ -44,7 +45,7 @@ def token_cross_entropy(
     Returns
     -------
     loss : Array
-        (B,), of the dtype of `logits`.
+        (B,), of the dtype of `logits`. On a device, that of an image is NaN if one of its labels is out of range.
     cache : TokenCrossEntropyCache or None
     """
     xp = namespace(logits, labels)
@@ -59,9 +60,11 @@ def token_cross_entropy(
     if xp is np and labels.size and not (labels.min() >= 0 and labels.max() < K):
         raise ValueError(f"token_cross_entropy: labels are {labels.min()} to {labels.max()}; expected 0 to {K - 1}")
     hot = (labels[..., None] == xp.arange(K)).astype(logits.dtype)
+    if xp is not np:
+        hot = xp.where(((labels >= 0) & (labels < K))[..., None], hot, xp.nan)
     shifted = logits - logits.real.max(axis=-1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
-    loss = (hot * log_p).sum(axis=(1, 2)) / -N
+    loss = (hot * xp.where(hot != 0, log_p, 0)).sum(axis=(1, 2)) / -N
     return loss, TokenCrossEntropyCache((xp.exp(log_p) - hot) / N) if keep else None
 
 

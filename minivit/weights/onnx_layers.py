@@ -56,9 +56,8 @@ def _vit(vit: ViT, graph: Graph) -> str:
     x = _embedded(vit, graph, x)
     x = nodes_of_layer(vit.norm_pre, graph, x, "norm_pre")
     for i, block in enumerate(vit.blocks):
-        if i and config.pos_embed_layers != "first":
-            later = vit.pos_embeds[i - 1] if vit.pos_embeds else vit.pos_embed
-            x = graph.node("Add", x, graph.constant(later.value))
+        if (positions := vit.later_positions(i)) is not None:
+            x = graph.node("Add", x, graph.constant(positions.value))
         x = nodes_of_layer(block, graph, x, f"blocks.{i}")
     x = nodes_of_layer(vit.norm, graph, x, "norm")
     if vit.attn_pool is not None:

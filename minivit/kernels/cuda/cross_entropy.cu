@@ -30,7 +30,8 @@ extern "C" __global__ void cross_entropy(const real *logits, const long long *la
   acc loss = 0;
   for (size c = threadIdx.x; c < classes; c += WARP) {
     const acc log_p = acc(row[c]) - largest - log_sum;
-    loss -= target(labels, soft, b, c, classes, smoothing) * log_p;
+    const acc t = target(labels, soft, b, c, classes, smoothing);
+    if (t != 0) loss -= t * log_p;  // where t is 0, log_p may be -infinity
     if (p) p[b * classes + c] = exp(log_p);
   }
   loss = row_sum(loss);
