@@ -145,6 +145,16 @@ def test_training_on_a_terminal_draws_a_bar(cli: Minivit, squares: Path, monkeyp
         assert re.search(rf"^epoch {epoch}/3  loss \d.* %  val \d.* %  [\d,]+/s\s*$", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize(("installed", "words"), [(None, "curves.png needs pip install matplotlib"), (True, "curves")])
+def test_a_run_without_curves_says_what_they_need(
+    installed: object, words: str, cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minivit.train.curves.save_curves", lambda *_: None)
+    monkeypatch.setattr("minivit.cli.training.find_spec", lambda _: installed)
+    said = cli("train", squares, *TINY, "--epochs", 1).out
+    assert (words in said) == (installed is None)
+
+
 def test_nothing_is_wider_than_80_columns(cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     said = [cli(*command, "--help") for command in ([], *([name] for name in COMMANDS))]

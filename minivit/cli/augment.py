@@ -26,11 +26,12 @@ from minivit.train.recipes import load_recipe
 
 HELP = "draw training images as a recipe augments them"
 DESCRIPTION = """\
-Draw a contact sheet: each row is a training image, the first column as it is,
-each other column as a step of the run sees it, from the first step to the last.
-The rows are one batch: each is mixed with the row at its place from below.
-The images are those of --dataset, else of the data set whose name begins that
-of the recipe, and the digits where it is not on disk."""
+Draw a contact sheet. Each row is a training image. The first column shows the
+image as it is, each other column as a step of the run sees it, from the first
+step to the last. The rows are one batch: with mixup or CutMix, row i from the
+top is mixed with row i from the bottom. --dataset names the images. Without it
+they are those of the data set whose name begins that of the recipe, or the
+digits if that data set is not on disk."""
 EXAMPLES = """\
 examples:
   minivit augment cifar10 --out sheet.png

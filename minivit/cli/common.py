@@ -44,7 +44,10 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add --threads, which `check_threads` checks."""
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="number of workers; the result is the same (default: all cores)"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="workers; any number gives the same result (default: all cores, at most 8)",
     )
 
 
@@ -89,7 +92,11 @@ def check_figure(out: str | None) -> None:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add --data, --skip-bad and --stream."""
-    parser.add_argument("--data", metavar="DIR", help="folder of CIFAR, also for its download (default: $MINIVIT_DATA)")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder of CIFAR, also for its download (default: $MINIVIT_DATA, else ./data)",
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
     parser.add_argument(
         "--stream",

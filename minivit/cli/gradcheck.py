@@ -25,21 +25,21 @@ from minivit.weights import load_model
 
 HELP = "verify every gradient of a model, a run, the ops or the layers"
 DESCRIPTION = """\
-Verify backward passes in float64 by the complex step along random directions
-and by the order of the Taylor remainder. Relative errors up to the tolerance
-pass. TARGET is the name of a model, a run folder, a model file, `ops`,
-`layers`, or one of their cases such as `attention`. Without TARGET: all ops,
-all layers, and vit_tiny_patch4_32. A named model is checked near its initial
-parameters, a run or a file with its own weights in float64; both on random
-images. All blocks run the same code: of a named model two are checked, of a
-run or a file as many as take about a minute; --depth changes this. With
---backend cupy, the ops, the layers and their kernels are checked on the GPU,
-and no model."""
+Verify backward passes in float64, by the complex step along random directions
+and by the order of the Taylor remainder. A gradient passes if its relative
+error is at most the tolerance. TARGET is the name of a model, a run folder, a
+model file, `ops`, `layers`, or one of their cases, such as `attention`. Without
+TARGET, all ops, all layers and vit_tiny_patch4_32 are checked. Images are
+random. A named model is checked near its initial parameters, a run or a file
+with its own weights in float64. All blocks run the same code, so two blocks of
+a named model are checked, and of a run or a file as many as take about a
+minute; --depth changes the number. --backend cupy checks the ops, the layers
+and their kernels on the GPU, and no model."""
 EXAMPLES = """\
 examples:
   minivit gradcheck
   minivit gradcheck vit_tiny_patch4_32 --depth 12
-  minivit gradcheck runs/digits
+  minivit gradcheck runs/digits-1
   minivit gradcheck attention"""
 
 DEFAULT_MODEL = "vit_tiny_patch4_32"

@@ -35,12 +35,11 @@ from minivit.train.trainer import Trainer
 
 HELP = "find a learning rate"
 DESCRIPTION = """\
-Train for some 100 steps while the learning rate rises exponentially, and
-suggest rates from the loss: that of the steepest descent, and a tenth of the
-one with the smallest loss. Use the first as --lr of a run with a warmup, and
-the second where training is unstable. All other options are
-those of `minivit train` that apply. The model is thrown away; no run folder
-is written."""
+Train for 100 steps (--steps) while the learning rate rises exponentially, and
+suggest two rates from the loss: the rate at which it falls fastest, and a tenth
+of the rate at which it is smallest. Use the first as --lr of a run with a
+warmup. Use the second if training is unstable. The other options are those of
+`minivit train` that apply. The model is discarded; no run folder is written."""
 EXAMPLES = """\
 examples:
   minivit lr-find digits

@@ -37,7 +37,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "type": float,
             "metavar": "X",
-            "help": "part of the patches that is predicted (default: mpp 0.5, mae 0.75, simmim 0.6)",
+            "help": "fraction of the patches that is predicted (default: mpp 0.5, mae 0.75, simmim 0.6)",
         },
     ),
     "target": (

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["1", "5", "10", "all"],
         metavar="N",
-        help="images of each class, or all (default: 1 5 10 all)",
+        help="numbers of labelled images of each class, or all (default: 1 5 10 all)",
     )
     parser.add_argument("--draws", type=int, default=5, metavar="N", help="draws of the shots (default: 5)")
     parser.add_argument(
@@ -74,13 +74,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LAYER",
         help="head: what the head reads; 0, 1, ...: the tokens after so many blocks; all (default: head)",
     )
-    parser.add_argument("--l2", type=float, metavar="X", help="penalty of least squares (default: chosen by draw)")
+    parser.add_argument(
+        "--l2",
+        type=float,
+        metavar="X",
+        help="penalty of least squares (default: by cross-validation)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
     parser.add_argument(
         "--random", action="store_true", help="probe random parameters of seed --seed in place of the model's"
     )
     parser.add_argument("--out", metavar="FILE", help="draw the accuracy by layer into a file .png or .svg")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="model of a run (default: best)")
     add_threads(parser)
     add_data(parser)
     add_backend(parser)

@@ -51,7 +51,10 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     "weight_decay": {"type": float, "help": "weight decay of matrices; biases, norms, tokens and positions have none"},
     "momentum": {"type": float, "help": "momentum of sgd"},
     "muon_momentum": {"type": float, "help": "momentum of muon"},
-    "layer_decay": {"type": float, "help": "factor of the learning rate from a layer to the one before it; 1: none"},
+    "layer_decay": {
+        "type": float,
+        "help": "factor of the learning rate from a layer to the one before it; 1: none",
+    },
     "freeze": {
         "action": "append",
         "metavar": "PATTERN",
@@ -72,7 +75,7 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
         "type": float,
         "nargs": 2,
         "metavar": ("MIN", "MAX"),
-        "help": "shares of the area of random crops that are resized, in place of --crop-padding",
+        "help": "smallest and largest fraction of the area of random crops that are resized; replaces --crop-padding",
     },
     "auto_augment": {
         "choices": (*AUTO_AUGMENTS, NO_AUGMENT),
@@ -92,10 +95,10 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "augment_off_epochs": {"type": int, "help": "number of epochs at the end with nothing but crops and flips"},
     "label_smoothing": {"type": float, "help": "label smoothing of the loss"},
-    "validation": {"type": float, "help": "fraction of the training images used for validation"},
+    "validation": {"type": float, "help": "fraction of the training images held out for validation; 0: none"},
     "micro_batch": {
         "type": int,
-        "help": "images per micro-batch of a worker; 0: a function of the model's size. On a GPU it is only needed if "
+        "help": "images per micro-batch of a worker; 0: chosen by the size of the model. On a GPU it is only needed if "
         "the memory is too small for the whole batch",
     },
     "dtype": {"choices": ("float32", "float64"), "help": "dtype of parameters and arithmetic"},
@@ -129,7 +132,7 @@ def add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init",
         metavar="WEIGHTS",
-        help="begin with the weights of a run, or of a model file or folder of any format; the model is theirs",
+        help="begin with the weights of a run, model file or model folder of any format; they determine the model",
     )
 
 

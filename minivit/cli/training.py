@@ -6,6 +6,7 @@ import argparse
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -333,7 +334,8 @@ def _finished(finished: RunFolder, result: dict[str, Any], terminal: Terminal) -
     terminal.show(
         f"{duration(result['seconds'])} of training, {result['images_per_second']:,.0f} images/s; {chosen}",
         f"run:  {path}",
-        f"      {files}metrics.jsonl; {_curves(result)}",
+        f"      {files}metrics.jsonl{'; curves.png' if result['curves'] else ''}",
+        *([] if result["curves"] or find_spec("matplotlib") else [f"      curves.png needs {install('matplotlib')}"]),
         f"next: {program()} {following[0]}",
         f"      {program()} {following[1]}",
     )
@@ -350,9 +352,3 @@ def _has_classes(folder: Path) -> bool:
 def _with_curves(finished: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
     """Draw curves.png of a finished run if it is missing, and return the result with its path."""
     return result if result["curves"] else {**result, "curves": draw_curves(finished)}
-
-
-def _curves(result: dict[str, Any]) -> str:
-    if result["curves"]:
-        return "curves.png"
-    return f"no curves.png, which needs matplotlib: {install('matplotlib')}"
