@@ -6,8 +6,8 @@ import argparse
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
