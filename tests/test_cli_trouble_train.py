@@ -240,6 +240,21 @@ def test_other_images_are_not_those_that_have_moved(cli: Minivit, squares: Path,
         assert RunFolder.open(here).recipe.dataset == str(squares)
 
 
+def test_the_split_of_images_that_have_changed_is_not_known(cli: Minivit, tmp_path: Path) -> None:
+    folder = save_squares(tmp_path / "squares")
+    assert cli("train", folder, *TINY, "--epochs", 1, "--validation", 0.25, "--run", "here").status == 0
+    for options in ((), ("--split", "validation"), ("--split", "train", "--set", "img_size=16")):
+        said = cli("eval", "here", *options)
+        assert (said.status, "have changed" in said.err) == (0, False), said
+    (folder / "train" / "left" / "0.png").unlink()
+    for split in ("validation", "train"):
+        said = cli("eval", "here", "--split", split)
+        assert_refused(said, 2, "squares have changed since here was trained on them", "leave --split out")
+    said = cli("eval", "here")
+    assert said.status == 0
+    assert "some of the test images may have been training images" in said.err
+
+
 def test_the_error_after_ctrl_c_twice_has_the_command_to_continue(
     cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
