@@ -37,6 +37,7 @@ from minivit.errors import RunError, UserError, install, program
 from minivit.nn.masked import MaskedModel
 from minivit.nn.presets import get_config
 from minivit.train.curves import draw_curves
+from minivit.train.initial import begun_again
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError
 from minivit.train.recipe import Recipe
@@ -107,8 +108,10 @@ def run_training(args: argparse.Namespace, terminal: Terminal, command: str) -> 
         if opened.is_as_on_disk() and (result := opened.result()) is not None:
             terminal.say(f"{opened.path} is finished")
             return _finished(opened, _with_curves(opened, result), terminal)
+        again = args.init is not None and not opened.has_state()  # it was stopped before its first checkpoint
+        start = begun_again(opened.recipe, Path(args.init).expanduser()) if again else None
         with opened.locked():
-            return _train(args, opened, terminal)
+            return _train(args, opened, terminal, start)
     recipe, start = asked_recipe(args, "pretrain" if command == "pretrain" else None)
     _expect_command(f"the recipe {args.recipe}", recipe, command)
     get_config(recipe.model, **recipe.model_options)
