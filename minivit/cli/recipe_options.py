@@ -24,7 +24,7 @@ from minivit.nn.presets import get_config
 from minivit.train.initial import begun_with
 from minivit.train.recipe import Recipe
 from minivit.train.recipe_checks import AUTO_AUGMENTS, OPTIMIZERS
-from minivit.train.recipes import FINE_TUNING, folder_crop, folder_recipe, load_recipe
+from minivit.train.recipes import FINE_TUNING, folder_crop, folder_recipe, load_recipe, with_replaced
 from minivit.train.run_folder import RunFolder
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
 from minivit.weights.load import OpenedModel
@@ -179,11 +179,7 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     given |= by_set
     if given.get("auto_augment") == NO_AUGMENT:
         given["auto_augment"] = ""
-    if given.get("resized_crop"):  # one crop takes the place of the other
-        given.setdefault("crop_padding", 0)
-    elif given.get("crop_padding"):
-        given["resized_crop"] = []
-    return given
+    return with_replaced(given)
 
 
 def given_fields(args: argparse.Namespace, recipe: Recipe | None = None) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe
         See `recipe_values`; by default the data set's own recipe. For a path it is "folder": `folder_recipe` says which
         recipe is for how many images.
     options
-        Fields of the recipe. `model_options` and `task_options` are added to those of the recipe.
+        Fields of the recipe. `model_options` and `task_options` are added to those of the recipe, and `with_replaced`
+        is applied to the others.
 
     Raises
     ------
@@ -88,9 +89,25 @@ def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe
     """
     values = recipe_values(name or (dataset if dataset in recipe_names() else "folder"))
     values = values_of_task(values, options.get("task"))
+    options = with_replaced(options)
     for name in {"model_options", "task_options"} & options.keys():
         options[name] = {**values.get(name, {}), **options[name]}
     return replace(Recipe.from_dict({**values, "dataset": dataset}), **options)
+
+
+def with_replaced(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields that are given for a recipe, with the value for "none" of those in whose place they are.
+
+    These are the two kinds of random crops, and the steps of the warmup in place of its epochs.
+    """
+    fields = dict(given)
+    if fields.get("resized_crop"):
+        fields.setdefault("crop_padding", 0)
+    elif fields.get("crop_padding"):
+        fields["resized_crop"] = []
+    if "warmup_epochs" in fields:
+        fields.setdefault("warmup_steps", 0)
+    return fields
 
 
 def values_of_task(values: Mapping[str, Any], task: str | None) -> dict[str, Any]:
