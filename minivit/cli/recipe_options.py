@@ -38,7 +38,7 @@ SET_WORDS = "a field of the model or the recipe, such as depth=4, img_size=224 o
 
 # An option that is not given leaves its field unchanged.
 RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
-    "model": {"help": "name of a model; `minivit info` lists them"},
+    "model": {"help": "name of a model, which has its own sizes in place of the recipe's; `minivit info` lists them"},
     "epochs": {"type": int, "help": "number of passes over the training images"},
     "batch_size": {"type": int, "help": "number of images per step"},
     "lr": {"type": float, "help": "maximum learning rate"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ from minivit.train.initial import begun_again
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError
 from minivit.train.recipe import Recipe
-from minivit.train.recipes import recipe_values, values_of_task
+from minivit.train.recipes import recipe_values, values_of_model, values_of_task
 from minivit.train.run_folder import RunFolder
 from minivit.train.run_paths import claimed_run, latest_run_path
 from minivit.train.trainer import Trainer
@@ -285,7 +285,7 @@ def _resumed(args: argparse.Namespace, command: str) -> RunFolder:
         given["init"] = fingerprint(Path(args.init).expanduser())
     epochs, on_nan = (given.pop(name, getattr(opened.recipe, name)) for name in ("epochs", "on_nan"))
     if args.recipe is not None:
-        given = _begun_by(args.recipe, opened.recipe, given.get("task")) | given
+        given = _begun_by(args.recipe, opened.recipe, given) | given
     if differences := opened.recipe.differences(given):
         raise UserError(
             f"{opened.path} was started with other options: {'; '.join(differences)}. Leave these options out to "
@@ -299,9 +299,13 @@ def _resumed(args: argparse.Namespace, command: str) -> RunFolder:
     return opened.replaced(dataset=name, epochs=epochs, on_nan=on_nan)
 
 
-def _begun_by(name: str, run: Recipe, task: str | None) -> dict[str, Any]:
-    """Return the fields that a run begun by the recipe `name` has, without those that something else determines."""
-    begun = Recipe.from_dict({**values_of_task(recipe_values(name), task), "dataset": run.dataset}).to_dict()
+def _begun_by(name: str, run: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that a run begun by the recipe `name` has, without those that something else determines.
+
+    `given` are the fields that the command line sets.
+    """
+    values = values_of_model(values_of_task(recipe_values(name), given.get("task")), given.get("model"))
+    begun = Recipe.from_dict({**values, "dataset": run.dataset}).to_dict()
     left = {"dataset", "epochs", "on_nan", "seed", "dtype", "micro_batch", "reduction_groups", "init"}
     if run.init:  # the weights determine the model and how images are resized
         left |= {"model", "model_options", "mean", "std", "crop_pct", "crop_mode", "interpolation"}
