@@ -115,8 +115,8 @@ def where_not_finite(
         return Place("there is too little memory to find out where", "")
     if norm_overflows:
         name = _largest_gradient(model)
-        words = f"the forward pass and all gradients are finite, but their norm overflows {values.dtype}; the largest is"
-        return Place(f"{words} in the gradient of {name}", layer_of(name))
+        words = f"the forward pass and all gradients are finite, but their norm overflows {values.dtype}"
+        return Place(f"{words}; the largest is in the gradient of {name}", layer_of(name))
     words = f"the forward pass is finite; it shows first in {f'the gradient of {name}' if name else 'the loss'}"
     return Place(words, layer_of(name or ""))
 
