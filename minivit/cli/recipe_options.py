@@ -21,6 +21,7 @@ from minivit.data.scan import scan_folder
 from minivit.engine.device_step import check_precision
 from minivit.errors import UserError
 from minivit.nn.presets import get_config
+from minivit.train.advice import without_effect
 from minivit.train.initial import begun_with
 from minivit.train.recipe import Recipe
 from minivit.train.recipe_checks import AUTO_AUGMENTS, OPTIMIZERS
@@ -197,6 +198,12 @@ def given_fields(args: argparse.Namespace, recipe: Recipe | None = None) -> dict
     return given
 
 
+def warn_without_effect(recipe: Recipe, given: Iterable[str]) -> None:
+    """Warn of fields that the command line gives and that have no effect in the recipe."""
+    if words := without_effect(recipe, given):
+        warnings.warn(words, UserWarning, stacklevel=3)
+
+
 def check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
     """Raise UserError for options that contradict each other, before the data set is read or downloaded."""
     check_precision(args.precision, recipe.dtype, args.backend == "numpy")
@@ -217,6 +224,11 @@ def asked_recipe(args: argparse.Namespace, usual: str | None = None) -> tuple[Re
     ------
     UserError
         An option, the folder or the file cannot be used.
+
+    Warns
+    -----
+    UserWarning
+        Options have no effect.
     """
     dataset, name = dataset_name(args.dataset), args.recipe or usual
     if RunFolder.exists(Path(dataset)):
@@ -231,6 +243,7 @@ def asked_recipe(args: argparse.Namespace, usual: str | None = None) -> tuple[Re
         name = cifar_in(Path(dataset))
     given = given_fields(args)
     recipe = load_recipe(dataset, name, **given)
+    warn_without_effect(recipe, given)
     if of_folder and not {"crop_padding", "resized_crop"} & given.keys():
         config = get_config(recipe.model, **recipe.model_options)
         recipe = replace(recipe, crop_padding=folder_crop(config.height, config.width))
