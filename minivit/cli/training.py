@@ -17,6 +17,7 @@ from minivit.cli.common import (
     add_threads,
     check_backend,
     dataset_name,
+    device_micro_batch,
     is_folder_of_images,
     open_dataset,
 )
@@ -143,8 +144,8 @@ def _train(
         opened.go_on(0)
         terminal.say(f"{opened.path} is finished")
         return _finished(opened, result, terminal)
-    micro_batch = args.micro_batch or None if _has_device(args) else None  # on the host the recipe holds it
     watch = _watch_options(args, opened)
+    micro_batch = device_micro_batch(args)
     trainer = Trainer(opened, dataset, args.threads, args.backend, args.precision, micro_batch, start, watch)
     for line in _about_run(args, trainer, start):
         terminal.say(line)
