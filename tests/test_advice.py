@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from command_line import TINY, Minivit
 from small_run import RECIPE
 
 from minivit import ops
-from minivit.train.advice import STEPS_TO_LEARN, loss_of_guessing, nothing_learnt
+from minivit.train.advice import STEPS_TO_LEARN, loss_of_guessing, nothing_learnt, without_effect
 
 SMOOTHED = replace(RECIPE, epochs=20, warmup_epochs=0.0, label_smoothing=0.1)
 RARE = np.repeat([0, 1], [950, 50])
@@ -56,3 +59,39 @@ def test_an_accuracy_above_that_of_guessing_is_learning(metrics: dict[str, float
 def test_an_accuracy_that_guessing_reaches_by_chance_is_no_learning() -> None:
     assert words_of(EVEN, train_loss=0.69, train_accuracy=0.54, val_accuracy=0.62)
     assert words_of(RARE, train_loss=0.31, train_accuracy=0.95, val_accuracy=0.97)
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("decay_epochs", {"schedule": "wsd"}),
+        ("decay_shape", {"schedule": "wsd"}),
+        ("betas", {"optimizer": "muon"}),
+        ("momentum", {"optimizer": "sgd"}),
+        ("muon_momentum", {"optimizer": "muon"}),
+        ("swa_lr", {"swa_start": 0.5}),
+        ("swa_anneal_epochs", {"swa_start": 0.5, "swa_lr": 1e-3}),
+        ("rand_ops", {"auto_augment": "rand"}),
+        ("rand_magnitude", {"auto_augment": "rand"}),
+        ("mix_prob", {"cutmix_alpha": 1.0}),
+        ("augment_ramp", {"erase_prob": 0.5}),
+        ("augment_off_epochs", {"color_jitter": 0.5}),
+        ("warmup_epochs", {"warmup_steps": 0}),
+    ],
+)
+def test_a_field_without_an_effect_is_named_with_what_it_needs(name: str, needs: dict[str, Any]) -> None:
+    idle = replace(RECIPE, optimizer="sgd" if name == "betas" else "adamw", warmup_steps=5)
+    words = without_effect(idle, ["lr", name])
+    assert words is not None
+    assert words.startswith(f"{name} (needs ")
+    assert all(field in words for field in needs)
+    assert without_effect(replace(idle, **needs), ["lr", name]) is None
+
+
+def test_options_without_an_effect_are_said(cli: Minivit, squares: Path) -> None:
+    idle = ("--decay-epochs", 1, "--momentum", 0.5, "--set", "swa_anneal_epochs=2")
+    said = cli("train", squares, *TINY, "--epochs", 1, *idle, "--run", "here", "--threads", 1)
+    for words in ("decay_epochs (needs schedule wsd)", "momentum (needs optimizer sgd)", "swa_anneal_epochs"):
+        assert words in said.err
+    said = cli("augment", "digits", "--rand-magnitude", 3, "--rows", 1, "--columns", 1)
+    assert "rand_magnitude (needs auto_augment rand): given, but without an effect" in said.err

@@ -115,6 +115,25 @@ def test_set_gives_any_field_of_the_recipe(cli: Minivit, squares: Path) -> None:
     assert cli("train", squares, *given, "--run", "here", "--resume").status == 0
 
 
+def test_a_warmup_in_epochs_is_in_place_of_the_steps_of_the_recipe(cli: Minivit, squares: Path) -> None:
+    Path("mine.toml").write_text('model = "vit_micro_patch4_8"\nwarmup_steps = 500\nepochs = 1\n')
+    command = ("train", squares, *TINY, "--recipe", "mine.toml", "--warmup-epochs", 0.5, "--run", "here")
+    assert cli(*command, "--threads", 1).status == 0
+    recipe = json.loads(Path("here/recipe.json").read_text())
+    assert (recipe["warmup_steps"], recipe["warmup_epochs"]) == (0, 0.5)
+    assert cli(*command, "--resume").status == 0
+
+
+def test_another_model_than_that_of_the_recipe_has_its_own_sizes(cli: Minivit, squares: Path) -> None:
+    Path("mine.toml").write_text('model = "vit_nano_patch4_8"\nepochs = 1\n[model_options]\nmlp_ratio = 3.0\n')
+    command = ("train", squares, *TINY, "--recipe", "mine.toml", "--run", "here")
+    said = cli(*command, "--threads", 1)
+    assert "the recipe mine.toml sets mlp_ratio for vit_nano_patch4_8; vit_micro_patch4_8 keeps its own" in said.err
+    assert "mlp_ratio" not in json.loads(Path("here/recipe.json").read_text())["model_options"]
+    said = cli(*command, "--resume")
+    assert (said.status, said.err) == (0, ""), said
+
+
 def test_a_path_of_cifar_has_the_recipe_of_its_name(tmp_path: Path) -> None:
     (tmp_path / "data_batch_1").write_bytes(b"")
     parser = argparse.ArgumentParser()

@@ -45,6 +45,17 @@ def test_runs_are_listed_in_the_order_of_their_numbers(cli: Minivit, folder: Pat
     assert "recipe" not in said.out
 
 
+def test_runs_behind_symbolic_links_are_listed_once(cli: Minivit, folder: Path) -> None:
+    here = Path("here")
+    here.mkdir()
+    (here / "again").symlink_to(here.absolute(), target_is_directory=True)  # a circle
+    (here / "linked").symlink_to(folder.absolute(), target_is_directory=True)
+    (folder / "a-link").symlink_to("squares-2", target_is_directory=True)  # the run has a path without a link
+    for root, where in ((folder, folder), (here, here / "linked")):
+        listed = [run["run"] for run in cli("runs", root, "--json").json()["runs"]]
+        assert listed == [str(where / name) for name in ("deeper/other", "squares-2", "squares-10")]
+
+
 def test_a_run_without_a_result_has_what_its_metrics_have(cli: Minivit, folder: Path) -> None:
     values = cli("runs", folder, "--json").json()
     finished, stopped = (of_run(folder / name, values) for name in ("squares-10", "squares-2"))

@@ -13,6 +13,7 @@ import pytest
 from command_line import TINY, Minivit, assert_refused, save_squares, weights
 from strict import strict
 
+from minivit import create_model, save_model
 from minivit.files import with_checksum, write_json
 from minivit.train import trainer
 from minivit.train.interrupt import Interrupted
@@ -211,6 +212,27 @@ def edit_recipe(run: Path, sealed: bool = False, **fields: Any) -> None:
     write_json(run / "recipe.json", with_checksum(recipe) if sealed else recipe)
 
 
+@pytest.mark.parametrize("head", [0, 6])
+def test_a_fine_tuning_that_was_killed_before_its_first_checkpoint_goes_on(
+    cli: Minivit, squares: Path, head: int
+) -> None:
+    body: dict[str, Any] = {"patch_size": 2, "depth": 1, "embed_dim": 8, "num_heads": 2, "representation_size": head}
+    save_model(
+        create_model("vit_micro_patch4_8", num_classes=5, seed=3, **body), "a", extra={"mean": [0.5], "std": [0.5]}
+    )
+    command = ("train", squares, "--init", "a/model.safetensors", "--run", "b")
+    assert cli(*command, "--epochs", 1).status == 0
+    before = weights(Path("b"))
+    for path in Path("b").iterdir():
+        if path.name != "recipe.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert_refused(cli("train", squares, "--run", "b", "--resume"), 2, "give its initial weights again (--init)")
+    said = cli(*command, "--resume")
+    assert said.status == 0, said
+    assert "begins with the weights of a/model.safetensors" in said.out
+    assert weights(Path("b")) == before
+
+
 def test_images_that_have_moved_are_recognised(cli: Minivit, tmp_path: Path) -> None:
     folder = save_squares(tmp_path / "squares")
     options = (*TINY, "--epochs", 2, "--validation", 0.25)
@@ -238,6 +260,21 @@ def test_other_images_are_not_those_that_have_moved(cli: Minivit, squares: Path,
         said = cli("train", "others", "--run", here, "--resume")
         assert_refused(said, 2, "trained on other images than", "others")
         assert RunFolder.open(here).recipe.dataset == str(squares)
+
+
+def test_the_split_of_images_that_have_changed_is_not_known(cli: Minivit, tmp_path: Path) -> None:
+    folder = save_squares(tmp_path / "squares")
+    assert cli("train", folder, *TINY, "--epochs", 1, "--validation", 0.25, "--run", "here").status == 0
+    for options in ((), ("--split", "validation"), ("--split", "train", "--set", "img_size=16")):
+        said = cli("eval", "here", *options)
+        assert (said.status, "have changed" in said.err) == (0, False), said
+    (folder / "train" / "left" / "0.png").unlink()
+    for split in ("validation", "train"):
+        said = cli("eval", "here", "--split", split)
+        assert_refused(said, 2, "squares have changed since here was trained on them", "leave --split out")
+    said = cli("eval", "here")
+    assert said.status == 0
+    assert "some of the test images may have been training images" in said.err
 
 
 def test_the_error_after_ctrl_c_twice_has_the_command_to_continue(

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ import pytest
 import minivit
 from minivit.cli.main import _parse as parse
 from minivit.nn.presets import get_config
+from minivit.train.groups import first_trained_block
+from minivit.train.recipe import Recipe, make_optimizer
 from minivit.train.recipes import recipe_names
 from minivit.weights.resample import CONVENTIONS
 
@@ -97,6 +100,14 @@ def test_the_lines_that_load_weights_pass_fields_of_a_model() -> None:
         eval(line, {"minivit": SimpleNamespace(load_model=load_model)})
     assert len(given) >= 10
     assert all(known for _, known, _ in given)
+
+
+def test_the_command_that_trains_the_last_layers_ends_the_backward_pass_before_them() -> None:
+    page = (PAGES.parent / "runs.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^    minivit (train DATA .*--freeze .*)$", page, re.MULTILINE)
+    recipe = Recipe("DATA", "vit_tiny_patch4_32", freeze=tuple(parse(shlex.split(command)).freeze))
+    model = minivit.create_model(recipe.model, embed_dim=6, num_heads=1)
+    assert first_trained_block(make_optimizer(recipe, model).groups, model.config.depth) == 9
 
 
 def test_every_recipe_has_a_row_whose_command_is_one() -> None:

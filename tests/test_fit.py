@@ -146,6 +146,10 @@ def test_a_recipe_is_given_by_name_or_by_its_fields_or_as_a_whole() -> None:
     default = fitted(None, epochs=1).recipe  # that of "folder-small", for images of 4 x 4
     assert (default.batch_size, default.crop_padding) == (64, 0)
     assert fitted(None, epochs=1, resized_crop=(0.5, 1.0)).recipe.resized_crop == (0.5, 1.0)
+    cropped = fitted("digits", epochs=1, resized_crop=(0.5, 1.0)).recipe  # one crop is in place of the other
+    assert (cropped.crop_padding, cropped.resized_crop) == (0, (0.5, 1.0))
+    warmed = fitted({"warmup_steps": 500, "epochs": 1, "batch_size": 8}, warmup_epochs=1).recipe
+    assert (warmed.warmup_steps, warmed.warmup_epochs) == (0, 1)
     assert fitted(seed=3, epochs=1).recipe.seed == 3
     assert fitted(replace(RECIPE, seed=3), epochs=1).recipe.seed == 3
 

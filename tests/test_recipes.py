@@ -101,6 +101,29 @@ def test_options_are_added_to_those_of_the_model() -> None:
     assert recipe.model_options == {"img_size": 224, "depth": 3}
 
 
+def test_the_sizes_of_a_recipe_are_left_out_for_another_model() -> None:
+    words = "sets conv_stem, depth, embed_dim, num_heads for vit_mini_convstem4_32; vit_tiny_patch4_32 keeps its own"
+    with pytest.warns(UserWarning, match=words):
+        recipe = load_recipe("cifar10", "cifar10-gpu", model="vit_tiny_patch4_32", model_options={"depth": 3})
+    assert recipe.model_options == {"depth": 3}
+    own = load_recipe("cifar10", "cifar10-gpu")
+    assert load_recipe("cifar10", "cifar10-gpu", model=own.model) == own
+    assert own.model_options["embed_dim"] == 256
+    other = load_recipe("photos", "lightning-tutorial", model="vit_small_patch16_224")  # not a size of the model
+    assert other.model_options == {"img_size": 224}
+    pretrained = load_recipe("photos", "pretrain", model="vit_small_patch16_224")
+    assert pretrained.model_options == load_recipe("photos", "pretrain").model_options
+
+
+def test_a_field_takes_the_place_of_another_of_the_recipe(tmp_path: Path) -> None:
+    asked = load_recipe("cifar10", "paper-finetune", warmup_epochs=1.0)
+    assert (asked.warmup_steps, asked.warmup(96)) == (0, 96)
+    assert load_recipe("cifar10", "paper-finetune", warmup_steps=50, warmup_epochs=1.0).warmup(96) == 50
+    assert load_recipe("digits", resized_crop=(0.5, 1.0)).crop_padding == 0
+    (tmp_path / "mine.toml").write_text('model = "vit_nano_patch4_8"\nresized_crop = [0.5, 1.0]\n')
+    assert load_recipe("digits", str(tmp_path / "mine.toml"), crop_padding=2).resized_crop == ()
+
+
 def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('model = "vit_nano_patch4_8"\nfreeze = ["patch_embed.*"]\n')

@@ -113,6 +113,15 @@ def test_during_weight_averaging_the_rate_of_an_epoch_goes_to_its_own_by_half_a_
     assert rates == pytest.approx([1.0] * 12 + [0.6] * 2 + [0.2] * 6)
 
 
+def test_an_average_that_begins_within_the_warmup_has_the_rates_of_the_warmup_first() -> None:
+    recipe = Recipe(
+        "digits", "vit_nano_patch4_8", epochs=10, lr=1.0, warmup_epochs=2.5, schedule="constant",
+        swa_start=0.1, swa_lr=0.2, swa_anneal_epochs=2,
+    )  # fmt: skip
+    rates = [recipe.learning_rate(step, steps_per_epoch=2) for step in range(20)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0] + [1.0] * 2 + [0.6] * 2 + [0.2] * 10)
+
+
 def test_without_a_rate_of_its_own_weight_averaging_leaves_the_schedule_as_it_is() -> None:
     recipe = Recipe("digits", "vit_nano_patch4_8", epochs=4, swa_start=0.5)
     plain = Recipe("digits", "vit_nano_patch4_8", epochs=4)

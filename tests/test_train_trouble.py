@@ -85,6 +85,20 @@ def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path, monkeypatch: p
     assert np.isfinite(load_model(run.path / "last").parameters.store.values).all()
 
 
+@pytest.mark.parametrize(("freeze", "largest"), [((), "cls_token"), (("cls_token",), "pos_embed")])
+def test_gradients_whose_norm_alone_overflows_are_not_blamed_on_the_loss(
+    tmp_path: Path, freeze: tuple[str, ...], largest: str
+) -> None:
+    trainer = Trainer(run_at(tmp_path / "run", replace(RECIPE, freeze=freeze)), make_dataset(), 1)
+
+    def enlarge() -> None:
+        trainer.model.parameters["head.weight"].value[...] *= 1e21  # the loss and the gradients are below 1e38
+
+    words = "step 6: the forward pass and all gradients are finite, but their norm overflows float32; the largest is in"
+    with np.errstate(over="ignore"), pytest.raises(RunError, match=rf"{words} the gradient of {largest}\. "):
+        trainer.fit(Listener(5, enlarge), False, 1e9)
+
+
 def test_an_existing_run_is_refused(tmp_path: Path) -> None:
     run_at(tmp_path / "run")
     with pytest.raises(UserError, match="holds a run already; --resume"):

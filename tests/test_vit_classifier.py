@@ -100,6 +100,23 @@ def test_other_pixels_than_uint8_are_scaled_by_the_range_of_the_training_images(
     assert np.array_equal(of_bytes.predict_proba(X), of_bytes.predict_proba(X.astype(np.uint8)))
 
 
+def test_pixels_of_another_scale_than_in_training_are_warned_of() -> None:
+    X, y = digits()
+    shares, pixels = X / 16, np.rint(X * 255 / 16).astype(np.uint8)
+    of_shares, of_bytes = classifier().fit(shares, y), classifier().fit(pixels, y)
+    words = "the pixels are from 0 to {}, and those of training were from 0 to {}: .* another scale"
+    for fitted, other, numbers in ((of_bytes, shares, (1, 255)), (of_shares, pixels, (255, 1))):
+        with pytest.warns(UserWarning, match=words.format(*numbers)):
+            fitted.predict(other)
+    with pytest.warns(UserWarning, match="another scale"):
+        of_shares.predict(2 * shares - 1)
+    of_shares.predict(shares[:3])  # no warning of one image, of a black one, or of the same pixels as other numbers
+    of_bytes.predict(np.zeros((1, 64)))
+    of_bytes.predict(pixels.astype(np.float64))
+    few = classifier().fit((X > 8).astype(np.uint8), y)
+    few.predict((X > 8).astype(np.uint8))
+
+
 @pytest.mark.parametrize(
     ("features", "given", "shape"),
     [

@@ -7,6 +7,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from small_run import RECIPE, Killed, Listener, bits, kill, make_dataset, run_at
 
 from minivit import UserError, ViT, load_model
 from minivit.data.batches import batches
+from minivit.train.diagnostics import NotFiniteError
 from minivit.train.layer_statistics import activation_statistics
 from minivit.train.recipe import Recipe
 from minivit.train.run_folder import RunFolder
 from minivit.train.trainer import Trainer
 from minivit.train.watch_options import WatchOptions
 
-ALL = WatchOptions(keep_every=5, every=3)
+ALL, EVERY = WatchOptions(keep_every=5, every=3), WatchOptions(every=2)
 PLAIN = replace(RECIPE, warmup_epochs=0.0, model_options={"patch_size": 2, "depth": 4, "embed_dim": 8, "num_heads": 2})
 
 
@@ -163,13 +165,54 @@ def test_an_exploding_learning_rate_is_named(tmp_path: Path) -> None:
 
 
 def test_a_rate_that_explodes_later_is_named(tmp_path: Path) -> None:
-    def explode(trainer: Trainer) -> None:
-        rate = trainer.recipe.learning_rate
-        object.__setattr__(trainer.recipe, "learning_rate", lambda step, n: rate(step, n) * (1 if step < 5 else 1e3))
-
-    said = words_of(tmp_path / "run", explode)
+    said = words_of(tmp_path / "run", fall_apart)
     assert "step 6: one step changes blocks." in said[0]
     assert "the learning rate" in said[0]
+
+
+def fall_apart(trainer: Trainer) -> None:
+    """Let the learning rate be a thousand times as large from step 6 on."""
+    rate = trainer.recipe.learning_rate
+    object.__setattr__(trainer.recipe, "learning_rate", lambda step, n: rate(step, n) * (1 if step < 5 else 1e3))
+
+
+def symptoms_of(trainer: Trainer) -> list[str]:
+    return [key for line in trainer.run.watched() for key in line["symptoms"]]
+
+
+def said_of(action: Callable[[], object], error: type[Exception] | None = None) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(error) if error else nullcontext():
+        warnings.simplefilter("always")
+        action()
+    return [words for each in caught if "Rollback" not in (words := str(each.message))]
+
+
+def test_a_line_that_is_written_again_after_a_rollback_has_its_warnings(tmp_path: Path) -> None:
+    raised: list[bool] = []
+
+    def fail_once() -> None:
+        if not raised:
+            raised.append(True)
+            raise NotFiniteError("", 7, "a loss")
+
+    trainer = Trainer(run_at(tmp_path / "run", replace(PLAIN, on_nan="rollback")), make_dataset(), 1, watch=EVERY)
+    fall_apart(trainer)
+    said_of(lambda: trainer.fit(Listener(7, fail_once)))  # back to step 4
+    by_step = {line["step"]: line["warnings"] for line in trainer.run.watched()}
+    assert any("step 6: one step changes blocks." in words for words in by_step[6])
+    assert len(set(symptoms_of(trainer))) == len(symptoms_of(trainer))
+
+
+def test_a_resumed_run_repeats_no_warning(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "run", PLAIN)
+    killed = Trainer(run, make_dataset(), 1, watch=EVERY)
+    fall_apart(killed)
+    before = said_of(lambda: killed.fit(Listener(9, kill), checkpoint_seconds=0.0), Killed)
+    assert any("step 6: one step changes blocks." in words for words in before)
+    resumed = Trainer(RunFolder.open(run.path), make_dataset(), 1)
+    fall_apart(resumed)
+    said_of(lambda: resumed.fit(Listener(), resume=True))
+    assert len(set(symptoms_of(resumed))) == len(symptoms_of(resumed))
 
 
 @pytest.mark.parametrize("how", ["groups", "set back"])

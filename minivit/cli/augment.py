@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.cli.common import CommandResult, add_data, dataset_name
-from minivit.cli.recipe_options import add_fields, given_options
+from minivit.cli.recipe_options import add_fields, given_options, warn_without_effect
 from minivit.cli.terminal import Terminal
 from minivit.cli.training import image_size, open_images
 from minivit.data import Dataset, load_dataset
@@ -66,7 +66,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     if out.suffix.lower() != ".png":
         raise UserError(f"--out is {args.out}; expected a file .png")
     name = dataset_name(args.dataset) if args.dataset else _named_by(args.recipe)
-    recipe = load_recipe(name, args.recipe, **given_options(args))
+    given = given_options(args)
+    recipe = load_recipe(name, args.recipe, **given)
+    warn_without_effect(recipe, given)
     dataset, recipe = _opened(args, recipe, terminal)
     expect_augmentable(recipe, *dataset.train_images.shape[1:])
     index = split_validation(dataset, recipe.validation, recipe.seed)[0]

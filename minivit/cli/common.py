@@ -62,6 +62,11 @@ def check_backend(name: str) -> None:
     backend(name)
 
 
+def device_micro_batch(args: argparse.Namespace) -> int | None:
+    """Return --micro-batch on a device; None on the host, where the recipe holds it."""
+    return None if args.backend == "numpy" else args.micro_batch or None
+
+
 @contextmanager
 def enough_memory(backend: str) -> Iterator[None]:
     """Give advice if the device of `backend` runs out of memory in the block; an error of the host is not changed.

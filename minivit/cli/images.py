@@ -79,6 +79,11 @@ def labelled_images(
     ------
     UserError
         There is no such data set or no such part, or its images or classes are not those of the model.
+
+    Warns
+    -----
+    UserWarning
+        The data set of the run has other images than in training.
     """
     name = dataset_of(run, args.dataset, folder)
     dataset = dataset_for(run, name, opened.model.config, opened.preprocessing, args, terminal)
@@ -87,9 +92,27 @@ def labelled_images(
         source = on_demand.source
         terminal.say(f"the images of {dataset.name} are resized from {_by(source.images.shape)} to {_by(source.shape)}")
     names, order = _class_order(run, opened, dataset)
-    own = folder.recipe if folder is not None and folder.is_trained_on(name, dataset) else None
+    own = folder.recipe if folder is not None and _is_trained_on(folder, name, dataset, args, terminal) else None
+    if folder is not None and own is None and folder.recipe.dataset == name:
+        changed = f"the images or labels of {dataset.name} have changed since {run} was trained on them"
+        if split != "test":
+            raise UserError(f"{changed}, so that those of --split {split} are not known; leave --split out")
+        warnings.warn(f"{changed}; some of the test images may have been training images", stacklevel=2)
     pixels, labels = _part(dataset, split, (own.validation, own.seed) if own else None)
     return LabelledImages(dataset, names, pixels, order[labels])
+
+
+def _is_trained_on(
+    folder: RunFolder, name: str, dataset: Dataset, args: argparse.Namespace, terminal: Terminal
+) -> bool:
+    """Return whether a run was begun on the images of the data set; where --set changes the model, as trained."""
+    if folder.is_trained_on(name, dataset):
+        return True
+    if folder.recipe.dataset != name or not args.set:
+        return False
+    from minivit.cli.training import open_images
+
+    return folder.is_trained_on(name, open_images(args, folder.recipe, terminal))
 
 
 def dataset_for(

@@ -14,6 +14,7 @@ from minivit.cli.common import (
     add_threads,
     check_backend,
     check_figure,
+    device_micro_batch,
     enough_memory,
 )
 from minivit.cli.model_fields import add_set
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     check_figure(args.out)
     recipe, start = asked_recipe(args)
     dataset = open_images(args, recipe, terminal)
-    micro_batch = args.micro_batch or None if args.backend != "numpy" else None
+    micro_batch = device_micro_batch(args)
     with enough_memory(args.backend), terminal.progress() as progress:
         folder = RunFolder(Path("lr-find"), recipe)  # nothing is written there
         trainer = Trainer(folder, dataset, args.threads, args.backend, args.precision, micro_batch, start)

@@ -21,10 +21,11 @@ from minivit.data.scan import scan_folder
 from minivit.engine.device_step import check_precision
 from minivit.errors import UserError
 from minivit.nn.presets import get_config
+from minivit.train.advice import without_effect
 from minivit.train.initial import begun_with
 from minivit.train.recipe import Recipe
 from minivit.train.recipe_checks import AUTO_AUGMENTS, OPTIMIZERS
-from minivit.train.recipes import FINE_TUNING, folder_crop, folder_recipe, load_recipe
+from minivit.train.recipes import FINE_TUNING, folder_crop, folder_recipe, load_recipe, with_replaced
 from minivit.train.run_folder import RunFolder
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
 from minivit.weights.load import OpenedModel
@@ -38,7 +39,7 @@ SET_WORDS = "a field of the model or the recipe, such as depth=4, img_size=224 o
 
 # An option that is not given leaves its field unchanged.
 RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
-    "model": {"help": "name of a model; `minivit info` lists them"},
+    "model": {"help": "name of a model, which has its own sizes in place of the recipe's; `minivit info` lists them"},
     "epochs": {"type": int, "help": "number of passes over the training images"},
     "batch_size": {"type": int, "help": "number of images per step"},
     "lr": {"type": float, "help": "maximum learning rate"},
@@ -182,11 +183,7 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     given |= by_set
     if given.get("auto_augment") == NO_AUGMENT:
         given["auto_augment"] = ""
-    if given.get("resized_crop"):  # one crop takes the place of the other
-        given.setdefault("crop_padding", 0)
-    elif given.get("crop_padding"):
-        given["resized_crop"] = []
-    return given
+    return with_replaced(given)
 
 
 def given_fields(args: argparse.Namespace, recipe: Recipe | None = None) -> dict[str, Any]:
@@ -202,6 +199,12 @@ def given_fields(args: argparse.Namespace, recipe: Recipe | None = None) -> dict
     if getattr(args, "task", None) is not None:
         given["task"] = args.task
     return given
+
+
+def warn_without_effect(recipe: Recipe, given: Iterable[str]) -> None:
+    """Warn of fields that the command line gives and that have no effect in the recipe."""
+    if words := without_effect(recipe, given):
+        warnings.warn(words, UserWarning, stacklevel=3)
 
 
 def check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
@@ -224,6 +227,11 @@ def asked_recipe(args: argparse.Namespace, usual: str | None = None) -> tuple[Re
     ------
     UserError
         An option, the folder or the file cannot be used.
+
+    Warns
+    -----
+    UserWarning
+        Options have no effect.
     """
     dataset, name = dataset_name(args.dataset), args.recipe or usual
     if RunFolder.exists(Path(dataset)):
@@ -238,6 +246,7 @@ def asked_recipe(args: argparse.Namespace, usual: str | None = None) -> tuple[Re
         name = cifar_in(Path(dataset))
     given = given_fields(args)
     recipe = load_recipe(dataset, name, **given)
+    warn_without_effect(recipe, given)
     if of_folder and not {"crop_padding", "resized_crop"} & given.keys():
         config = get_config(recipe.model, **recipe.model_options)
         recipe = replace(recipe, crop_padding=folder_crop(config.height, config.width))

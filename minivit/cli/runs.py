@@ -76,6 +76,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
 def _runs_in(path: Path) -> list[Path]:
     """Return the run that `path` is, or the runs in it, in the order of their names and numbers.
 
+    Symbolic links are followed. A folder that several paths lead to is visited once, if possible without a link.
+
     Raises
     ------
     UserError
@@ -85,11 +87,18 @@ def _runs_in(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"there is no folder {path}; expected a run, or a folder of runs; `minivit train` makes them")
-    found = []
-    for folder, inner, _ in os.walk(path):
-        if RunFolder.exists(Path(folder)):
-            found.append(Path(folder))
-            inner.clear()  # a folder in a run is not a run
+    found, visited, roots = [], set[str](), [str(path)]
+    while roots:
+        for folder, inner, _ in os.walk(roots.pop(0)):
+            if (real := os.path.realpath(folder)) in visited:
+                inner.clear()
+                continue
+            visited.add(real)
+            if RunFolder.exists(Path(folder)):
+                found.append(Path(folder))
+                inner.clear()  # a folder in a run is not a run
+            # `os.walk` names links and does not enter them.
+            roots += [str(link) for name in inner if (link := Path(folder, name)).is_symlink()]
     if not found:
         raise UserError(f"there are no runs in {path}; `minivit train` makes them")
     return sorted(found, key=lambda run: [(int(part), "") if part.isdecimal() else (-1, part) for part in _parts(run)])

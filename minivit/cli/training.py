@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ from minivit.cli.common import (
     add_threads,
     check_backend,
     dataset_name,
+    device_micro_batch,
     is_folder_of_images,
     open_dataset,
 )
@@ -38,10 +39,11 @@ from minivit.errors import RunError, UserError, install, program
 from minivit.nn.masked import MaskedModel
 from minivit.nn.presets import get_config
 from minivit.train.curves import draw_curves
+from minivit.train.initial import begun_again
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError
 from minivit.train.recipe import Recipe
-from minivit.train.recipes import recipe_values, values_of_task
+from minivit.train.recipes import recipe_values, values_of_model, values_of_task
 from minivit.train.run_folder import RunFolder
 from minivit.train.run_paths import claimed_run, latest_run_path
 from minivit.train.trainer import Trainer
@@ -108,8 +110,10 @@ def run_training(args: argparse.Namespace, terminal: Terminal, command: str) -> 
         if opened.is_as_on_disk() and (result := opened.result()) is not None:
             terminal.say(f"{opened.path} is finished")
             return _finished(opened, _with_curves(opened, result), terminal)
+        again = args.init is not None and not opened.has_state()  # it was stopped before its first checkpoint
+        start = begun_again(opened.recipe, Path(args.init).expanduser()) if again else None
         with opened.locked():
-            return _train(args, opened, terminal)
+            return _train(args, opened, terminal, start)
     recipe, start = asked_recipe(args, "pretrain" if command == "pretrain" else None)
     _expect_command(f"the recipe {args.recipe}", recipe, command)
     get_config(recipe.model, **recipe.model_options)
@@ -141,8 +145,8 @@ def _train(
         opened.go_on(0)
         terminal.say(f"{opened.path} is finished")
         return _finished(opened, result, terminal)
-    micro_batch = args.micro_batch or None if _has_device(args) else None  # on the host the recipe holds it
     watch = _watch_options(args, opened)
+    micro_batch = device_micro_batch(args)
     trainer = Trainer(opened, dataset, args.threads, args.backend, args.precision, micro_batch, start, watch)
     for line in _about_run(args, trainer, start):
         terminal.say(line)
@@ -283,7 +287,7 @@ def _resumed(args: argparse.Namespace, command: str) -> RunFolder:
         given["init"] = fingerprint(Path(args.init).expanduser())
     epochs, on_nan = (given.pop(name, getattr(opened.recipe, name)) for name in ("epochs", "on_nan"))
     if args.recipe is not None:
-        given = _begun_by(args.recipe, opened.recipe, given.get("task")) | given
+        given = _begun_by(args.recipe, opened.recipe, given) | given
     if differences := opened.recipe.differences(given):
         raise UserError(
             f"{opened.path} was started with other options: {'; '.join(differences)}. Leave these options out to "
@@ -297,9 +301,13 @@ def _resumed(args: argparse.Namespace, command: str) -> RunFolder:
     return opened.replaced(dataset=name, epochs=epochs, on_nan=on_nan)
 
 
-def _begun_by(name: str, run: Recipe, task: str | None) -> dict[str, Any]:
-    """Return the fields that a run begun by the recipe `name` has, without those that something else determines."""
-    begun = Recipe.from_dict({**values_of_task(recipe_values(name), task), "dataset": run.dataset}).to_dict()
+def _begun_by(name: str, run: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that a run begun by the recipe `name` has, without those that something else determines.
+
+    `given` are the fields that the command line sets.
+    """
+    values = values_of_model(values_of_task(recipe_values(name), given.get("task")), given.get("model"))
+    begun = Recipe.from_dict({**values, "dataset": run.dataset}).to_dict()
     left = {"dataset", "epochs", "on_nan", "seed", "dtype", "micro_batch", "reduction_groups", "init"}
     if run.init:  # the weights determine the model and how images are resized
         left |= {"model", "model_options", "mean", "std", "crop_pct", "crop_mode", "interpolation"}

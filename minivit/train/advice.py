@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,33 @@ STEPS_TO_LEARN = 100  # fewer steps at the loss of guessing mean nothing
 _FEW_PATCHES = 16
 _SHARE_OF_THE_START = 0.05
 _DEVIATIONS = 4  # standard deviations of the accuracy of guessing
+
+
+_WSD = ("schedule wsd", lambda recipe: recipe.schedule == "wsd")
+_RAND = ("auto_augment rand", lambda recipe: recipe.auto_augment == "rand")
+_STRENGTH = ("auto_augment, color_jitter, erase_prob, mixup_alpha or cutmix_alpha", has_strength)
+# What a field needs to have an effect.
+_NEEDS: dict[str, tuple[str, Callable[[Recipe], object]]] = {
+    "decay_epochs": _WSD,
+    "decay_shape": _WSD,
+    "betas": ("optimizer adamw, adam or muon", lambda recipe: recipe.optimizer != "sgd"),
+    "momentum": ("optimizer sgd", lambda recipe: recipe.optimizer == "sgd"),
+    "muon_momentum": ("optimizer muon", lambda recipe: recipe.optimizer == "muon"),
+    "swa_lr": ("swa_start", lambda recipe: recipe.swa_start),
+    "swa_anneal_epochs": ("swa_start and swa_lr", lambda recipe: recipe.swa_start and recipe.swa_lr),
+    "rand_ops": _RAND,
+    "rand_magnitude": _RAND,
+    "mix_prob": ("mixup_alpha or cutmix_alpha", lambda recipe: recipe.mixup_alpha or recipe.cutmix_alpha),
+    "augment_ramp": _STRENGTH,
+    "augment_off_epochs": _STRENGTH,
+    "warmup_epochs": ("warmup_steps 0", lambda recipe: not recipe.warmup_steps),
+}
+
+
+def without_effect(recipe: Recipe, given: Iterable[str]) -> str | None:
+    """Return a sentence about the fields of `given` that have no effect in this recipe, or None if all have one."""
+    idle = [f"{name} (needs {_NEEDS[name][0]})" for name in given if name in _NEEDS and not _NEEDS[name][1](recipe)]
+    return f"{', '.join(idle)}: given, but without an effect in this recipe" if idle else None
 
 
 def unlikely_settings(recipe: Recipe, config: ViTConfig, total_steps: int) -> Iterator[str]:

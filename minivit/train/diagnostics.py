@@ -16,6 +16,7 @@ from minivit.engine.device_step import DEVICE_BATCH
 from minivit.engine.micro_batches import micro_batch_slices
 from minivit.errors import RunError
 from minivit.nn.layer import Layer
+from minivit.ops.update_rules import gradient_norm
 from minivit.random import Key
 from minivit.train.evaluation import image_transform
 
@@ -92,7 +93,8 @@ def where_not_finite(
     piece : callable
         Returns a slice of the images, in the engine's dtype and on its device, and their key.
     backward : callable, optional
-        Sets the gradients; it is called if the forward pass is finite.
+        Sets the gradients; it is called if the forward pass is finite. Gradients that are finite one by one are too
+        large if their norm is not finite, which is a sum of squares.
     """
     model = engine.model
     values = model.parameters.store.values
@@ -102,14 +104,19 @@ def where_not_finite(
             where = first_non_finite(replica, map(piece, micro_batch_slices(count, engine.micro_batch or DEVICE_BATCH)))
             if where is not None:
                 return where
-            name = None
+            name, norm_overflows = None, False
             if backward is not None:
                 backward()
                 name = first_non_finite_gradient(model)
+                norm_overflows = name is None and _norm_overflows(model)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return Place("there is too little memory to find out where", "")
+    if norm_overflows:
+        name = _largest_gradient(model)
+        words = f"the forward pass and all gradients are finite, but their norm overflows {values.dtype}"
+        return Place(f"{words}; the largest is in the gradient of {name}", layer_of(name))
     words = f"the forward pass is finite; it shows first in {f'the gradient of {name}' if name else 'the loss'}"
     return Place(words, layer_of(name or ""))
 
@@ -168,6 +175,17 @@ def first_non_finite_gradient(model: Layer) -> str | None:
     """Return the parameter whose gradient is the first in the backward pass to hold NaN or infinity, or None."""
     backward = reversed(list(model.parameters.items()))  # from the last layer to the first
     return next((name for name, parameter in backward if not _finite(parameter.grad)), None)
+
+
+def _norm_overflows(model: Layer) -> bool:
+    with np.errstate(over="ignore"):
+        return not _finite(gradient_norm(model.parameters.store.gradients))
+
+
+def _largest_gradient(model: Layer) -> str:
+    """Return the name of the parameter whose gradient has the largest magnitude; all gradients are finite."""
+    largest = {name: np.abs(to_host(parameter.grad)).max(initial=0.0) for name, parameter in model.parameters.items()}
+    return max(largest, key=lambda name: float(largest[name]))
 
 
 def first_non_finite_parameter(model: Layer) -> str | None:

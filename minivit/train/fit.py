@@ -22,7 +22,7 @@ from minivit.nn.vit import ViT
 from minivit.ops.augment import normalize
 from minivit.train.evaluation import predictions
 from minivit.train.recipe import Recipe, expect_augmentable
-from minivit.train.recipes import folder_crop, folder_recipe, recipe_values
+from minivit.train.recipes import folder_crop, folder_recipe, recipe_values, with_replaced
 from minivit.train.training import Training
 
 # The images and the model determine these fields, whatever the recipe says.
@@ -152,7 +152,8 @@ def fit(
     verbose : bool
         Whether a line is printed after each epoch.
     **overrides
-        Fields of `Recipe` that replace those of `recipe`, such as ``epochs=5``.
+        Fields of `Recipe` that replace those of `recipe`, such as ``epochs=5``. One kind of random crops is in place of
+        the other, and ``warmup_epochs`` in place of ``warmup_steps``.
 
     Returns
     -------
@@ -243,7 +244,7 @@ def _recipe(model: Layer, recipe: Any, seed: int | None, overrides: Mapping[str,
         fields = dict(recipe)
     else:
         raise UserError(f"recipe is a {type(recipe).__name__}; expected a Recipe, the name of one or a dict of fields")
-    fields = {name: value for name, value in fields.items() if name not in _GIVEN} | dict(overrides)
+    fields = {name: value for name, value in fields.items() if name not in _GIVEN} | with_replaced(overrides)
     if seed is not None:
         fields["seed"] = seed
     if fields.get("on_nan", "stop") != "stop":

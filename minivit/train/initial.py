@@ -47,13 +47,7 @@ def begun_with(recipe: Recipe, path: str | os.PathLike[str], model: str | None =
         The file cannot be loaded with these options, or its model is not the preset.
     """
     options = dict(recipe.model_options)
-    try:
-        start = open_model(path, options)
-    except UserError:
-        if model is None or "num_heads" in options:
-            raise
-        heads = get_config(model).num_heads
-        start = open_model(path, options | {"num_heads": heads})
+    start = _opened(path, options, model)
     config = start.wanted(options)
     if model is not None and (differ := _differences(get_config(model), config)):
         raise UserError(
@@ -78,6 +72,35 @@ def begun_with(recipe: Recipe, path: str | os.PathLike[str], model: str | None =
         interpolation=recipe.interpolation or images.interpolation,
     )
     return begun, start
+
+
+def begun_again(recipe: Recipe, path: str | os.PathLike[str]) -> OpenedModel:
+    """Return the file of weights of a run that has begun, for one that has no checkpoint to go on from.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        The recipe of the run, which `begun_with` returned.
+    path : path
+        The same file as then.
+
+    Raises
+    ------
+    UserError
+        The file cannot be loaded.
+    """
+    options = {name: value for name, value in recipe.model_options.items() if name != "representation_size"}
+    return _opened(path, options, recipe.model)  # the file has the head that `options_with_head` may have removed
+
+
+def _opened(path: str | os.PathLike[str], options: dict[str, Any], model: str | None) -> OpenedModel:
+    """Open a file, with the number of heads of the preset `model` if neither the file nor an option defines it."""
+    try:
+        return open_model(path, options)
+    except UserError:
+        if model is None or "num_heads" in options:
+            raise
+        return open_model(path, options | {"num_heads": get_config(model).num_heads})
 
 
 def options_with_head(recipe: Recipe, start: OpenedModel, classes: int) -> dict[str, Any]:

@@ -249,7 +249,8 @@ class Recipe:
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of `step`, from 0.
 
-        During stochastic weight averaging it is constant over an epoch, as with PyTorch's SWALR.
+        During stochastic weight averaging it is constant over an epoch, as with PyTorch's SWALR, once the warmup has
+        ended.
         """
         rate = partial(
             learning_rate,
@@ -260,7 +261,7 @@ class Recipe:
             decay_steps=round((self.decay_epochs or self.epochs / 5) * steps_per_epoch),
             decay_shape=self.decay_shape,
         )
-        first = self.swa_epochs_before
+        first = max(self.swa_epochs_before, -(-self.warmup(steps_per_epoch) // steps_per_epoch))
         if not (self.swa_start and self.swa_lr) or step < first * steps_per_epoch:
             return rate(step)
         epoch = step // steps_per_epoch - first

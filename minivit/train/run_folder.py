@@ -164,8 +164,9 @@ class RunFolder:
         return self.exists(self.path) and self.recipe.epochs > RunFolder.open(self.path).recipe.epochs
 
     def is_trained_on(self, name: str, dataset: Dataset) -> bool:
-        """Whether the run was begun on the data set of this name, or on the same images elsewhere."""
-        return self.recipe.dataset == name or self.origin.get("data") == dataset.fingerprint()
+        """Whether the run was begun on these images; of a run without their fingerprint, on a data set of this name."""
+        data = self.origin.get("data")
+        return data == dataset.fingerprint() if data else self.recipe.dataset == name
 
     def expect_data(self, fingerprint: str) -> None:
         """Raise UserError if the run was begun on other images than those of this fingerprint."""

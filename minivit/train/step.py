@@ -93,6 +93,8 @@ class TrainStep:
         def backward() -> None:  # computes them again: they may be those of a later step
             images, labels, key = self.data_loader.batch(step.samples, step.number - 1, self.engine.dtype)
             self.engine.training_step(images, labels, key, self.label_smoothing, self.grad_scaler.loss_scale)
+            for span in self._frozen:
+                self._store.gradients[span] = 0
 
         return where_not_finite(self.engine, len(step.samples), piece, backward)
 

@@ -27,6 +27,8 @@ except ImportError as error:
 
 _OF_THE_RECIPE = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "crop_padding", "flip")
 _SEEDS = 2**31 - 1
+_BEYOND = 0.2  # mean distance from the range of the training pixels, in widths of it: of another scale
+_NARROW = 0.01  # share of that width that all pixels fill: of another scale too
 
 
 class ViTClassifier(ClassifierMixin, BaseEstimator):
@@ -128,6 +130,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         self.image_shape_ = shape or _image_shape(self.image_shape, X.shape[1])
         self.classes_, labels = np.unique(y, return_inverse=True)
         self.pixel_range_ = (0.0, 255.0) if X.dtype == np.uint8 else (float(X.min()), float(X.max()))
+        self._seen = float(X.min()), float(X.max())
         self._size = _model_size(self.image_shape_, self.model, dict(self.model_options or {}))
         seed = int(check_random_state(self.random_state).randint(_SEEDS))
         fields: dict[str, Any] = dict(self.model_options or {})
@@ -146,12 +149,19 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Return the probability of each class of `classes_` (n, classes)."""
+        """Return the probability of each class of `classes_` (n, classes).
+
+        Warns
+        -----
+        UserWarning
+            The pixels seem to be of another scale than those of the training images.
+        """
         check_is_fitted(self)
         shape = _shape_of(X)
         if shape is not None and shape != self.image_shape_:
             raise UserError(f"images are {shape}; the classifier was trained on {self.image_shape_}")
         X = validate_data(self, _rows(X), reset=False)
+        self._warn_of_scale(X)
         logits = self.result_.predict(self._pixels(X), self._threads())
         return softmax(logits.astype(np.float64), keep=False)[0]
 
@@ -164,6 +174,23 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         if self.n_jobs is None:
             return 1
         return None if self.n_jobs == -1 else self.n_jobs
+
+    def _warn_of_scale(self, X: Array) -> None:
+        """Warn if the rows `X` are of another scale than the training images, such as 0 to 1 and not 0 to 255."""
+        first, last = self._seen
+        low, high = float(X.min()), float(X.max())
+        is_narrow = 0 < high - low < _NARROW * (last - first)
+        is_beyond = False
+        if low < self.pixel_range_[0] or high > self.pixel_range_[1]:
+            distance = np.abs(X - X.clip(*self.pixel_range_).astype(np.float64)).mean()
+            is_beyond = bool(distance > _BEYOND * (last - first))
+        if is_narrow or is_beyond:
+            warnings.warn(
+                f"the pixels are from {low:g} to {high:g}, and those of training were from {first:g} to {last:g}: the "
+                "classes are near chance if this is another scale",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _pixels(self, X: Array) -> NDArray[np.uint8]:
         """Return the rows `X` as uint8 images of the size of the model."""

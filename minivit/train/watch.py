@@ -6,7 +6,7 @@
 
 A recorded step waits for the device, and no other step does. Nothing that is recorded changes a bit of the run: the
 parameters are read, and activations are those of a trace. After a kill, what was recorded after the checkpoint is
-removed, and recorded again.
+removed, and recorded again. A symptom is warned of once in a run; the lines have the keys of those that were.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ class Watch:
             text, self._checksum = lines_of(lines)
             atomic_write(path, lambda file: file.write(text.encode()))
         self._lines = lines[-_HISTORY:]
+        self._said = {key for line in lines for key in line.get("symptoms", ())}
         if self._tensorboard:
             self._tensorboard.begin(metrics, lines)
 
@@ -145,7 +146,7 @@ class Watch:
         watched = Watched(self._model, groups, self._run.recipe, engine.dtype)
         found = {key: words for key, words in symptoms(self._lines, watched).items() if key not in self._said}
         self._said.update(found)
-        line["warnings"] = list(found.values())
+        line["warnings"], line["symptoms"] = list(found.values()), list(found)
         text, self._checksum = lines_of([line], self._checksum)
         append_text(self._run.path / "watch.jsonl", text)
         if self._tensorboard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
@@ -17,6 +18,10 @@ from minivit.train.recipe import Recipe
 FINE_TUNING = ("finetune", "lightning-tutorial", "paper-finetune")  # the recipes for runs that begin with weights
 FOLDERS = {"folder-small": 5_000, "folder": 20_000, "folder-large": math.inf}  # the number of images that is too many
 _LARGEST = 1 << 20  # bytes
+# Options of a model that are of the recipe's own model, and not of another: its sizes and its stem.
+_OF_THE_MODEL = (
+    "patch_size", "patch_stride", "conv_stem", "resnet", "embed_dim", "depth", "num_heads", "head_dim", "mlp_ratio",
+)  # fmt: skip
 
 
 def recipe_names() -> list[str]:
@@ -79,18 +84,56 @@ def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe
         See `recipe_values`; by default the data set's own recipe. For a path it is "folder": `folder_recipe` says which
         recipe is for how many images.
     options
-        Fields of the recipe. `model_options` and `task_options` are added to those of the recipe.
+        Fields of the recipe. `model_options` and `task_options` are added to those of the recipe, and `with_replaced`
+        is applied to the others. For another `model`, the sizes in the recipe's `model_options` are left out.
 
     Raises
     ------
     UserError
         There is no such recipe, or a field is unknown or out of range.
+
+    Warns
+    -----
+    UserWarning
+        Fields of the recipe are left out for another model.
     """
-    values = recipe_values(name or (dataset if dataset in recipe_names() else "folder"))
-    values = values_of_task(values, options.get("task"))
+    name = name or (dataset if dataset in recipe_names() else "folder")
+    of_recipe = recipe_values(name)
+    values = values_of_model(values_of_task(of_recipe, options.get("task")), options.get("model"))
+    if left := of_recipe.get("model_options", {}).keys() - values.get("model_options", {}).keys():
+        warnings.warn(
+            f"the recipe {name} sets {', '.join(sorted(left))} for {of_recipe['model']}; {options['model']} keeps its "
+            "own",
+            UserWarning,
+            stacklevel=2,
+        )
+    options = with_replaced(options)
     for name in {"model_options", "task_options"} & options.keys():
         options[name] = {**values.get(name, {}), **options[name]}
     return replace(Recipe.from_dict({**values, "dataset": dataset}), **options)
+
+
+def with_replaced(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields that are given for a recipe, with the value for "none" of those in whose place they are.
+
+    These are the two kinds of random crops, and the steps of the warmup in place of its epochs.
+    """
+    fields = dict(given)
+    if fields.get("resized_crop"):
+        fields.setdefault("crop_padding", 0)
+    elif fields.get("crop_padding"):
+        fields["resized_crop"] = []
+    if "warmup_epochs" in fields:
+        fields.setdefault("warmup_steps", 0)
+    return fields
+
+
+def values_of_model(values: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """Return the values of a recipe, without the sizes and the stem of its own model if `model` is another."""
+    own = values.get("model_options", {})
+    if model in (None, values.get("model")) or not own:
+        return dict(values)
+    return {**values, "model_options": {name: own[name] for name in own if name not in _OF_THE_MODEL}}
 
 
 def values_of_task(values: Mapping[str, Any], task: str | None) -> dict[str, Any]:
