@@ -212,7 +212,7 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], words: str
         (np.zeros((4, 4, 4, 1), np.int64), np.zeros(4, int), "images are int64; expected uint8 or a float type"),
         (np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, int), r"this model takes \(B, 4, 4, 1\)"),
         (np.zeros((4, 4, 4, 1), np.uint8), np.zeros(4), "np.unique"),
-        (np.zeros((4, 4, 4, 1), np.uint8), np.zeros(3, int), r"expected int64 \(4,\), one per image"),
+        (np.zeros((4, 4, 4, 1), np.uint8), np.zeros(3, int), "there are 3 labels for 4 images; give one label"),
         (np.zeros((4, 4, 4, 1), np.uint8), np.full(4, 2), "has the label 2; expected 0 to 1"),
     ],
     ids=str,
