@@ -36,7 +36,7 @@ class Snapshots:
         if not again or namespace(array) is not np:
             return self._new(array, quantity)
         key = id(array), self.kind(quantity)
-        mark = zlib.crc32(_bytes(array)) if self.statistics else 0
+        mark = zlib.crc32(_bytes(array).data) if self.statistics else 0
         known = self._seen.get(key)
         if known is not None and known[0]() is array and known[1] == mark and self._is_copy(known[2], array):
             return known[2]

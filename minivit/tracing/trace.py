@@ -282,7 +282,7 @@ class _Run:
         tracer = Tracer(replica, self._at, Snapshots(self._statistics), changes)
         labels, loss = self._labels, None
         of_classes = isinstance(replica, ViT) and labels is not None and not callable(labels)
-        if of_classes and not replica.config.num_classes:
+        if of_classes and isinstance(replica, ViT) and not replica.config.num_classes:
             raise UserError(
                 "the model has no head, since its num_classes is 0, so that labels give no loss; give a function that "
                 "returns the gradient of the features, or a model with classes"
