@@ -52,7 +52,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     Parameters
     ----------
     path : path
-        The file; a missing folder is created. Of a symbolic link, the file that it points to is written.
+        The file; a missing folder is created. Of a symbolic link, the file that it points to is written. A file that
+        exists keeps its permissions.
     write : callable
         ``write(file)`` writes the content to a binary file.
 
@@ -64,11 +65,16 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         and no temporary file remains.
     """
     path = _regular(Path(path))
+    if not path.name:  # "/" or "."
+        raise refused(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     temporary = path.with_name(_TEMPORARY.format(token=secrets.token_hex(8)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
+                if os.name == "posix":
+                    with contextlib.suppress(OSError):  # there is no such file, or its disk has no permissions
+                        temporary.chmod(path.stat().st_mode & 0o777)
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -103,6 +103,20 @@ def test_micro_batches_add_up_to_the_batch(device: str, precision: str | None) -
 
 
 @on_devices
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_gradients_are_set_not_added_in_the_gaps_of_the_vector_too(device: str, precision: str | None) -> None:
+    """NaN there would be in the norm of the gradients."""
+    vit = model(device)
+    images, labels, key = batch(device)
+    engine = Engine(vit, precision=precision)
+    engine.training_step(images, labels, key, 0.1)
+    expected = to_host(vit.parameters.store.gradients)
+    vit.parameters.store.gradients[...] = float("nan")
+    engine.training_step(images, labels, key, 0.1)
+    assert_same_bits([to_host(vit.parameters.store.gradients)], [expected])
+
+
+@on_devices
 def test_the_loss_scale_is_in_the_gradients_alone(device: str) -> None:
     loss, logits, _, gradients = step(device)
     scaled_loss, scaled_logits, _, scaled = step(device, loss_scale=1024.0)

@@ -236,6 +236,52 @@ def test_memory_does_not_grow_with_the_batch() -> None:
     assert peaks[1] < 1.2 * peaks[0]
 
 
+def test_the_check_of_values_takes_no_memory_that_grows_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images are looked at in pieces, and the one with NaN is found in each of them."""
+    seen, isfinite = [], np.isfinite
+    monkeypatch.setattr("minivit.engine.engine._CHECKED_NUMBERS", 3 * 4 * 9 * 3)
+
+    def noted(x: Array) -> Array:
+        seen.append(x.size)
+        return isfinite(x)
+
+    with Engine(model(), 1) as engine:
+        for bad in range(B):
+            images, _, _ = batch()
+            images[bad, 1, 2, 0] = np.nan
+            monkeypatch.setattr(np, "isfinite", noted)
+            with pytest.raises(UserError, match=f"image {bad} of the batch holds NaN"):
+                engine.predict(images)
+            monkeypatch.setattr(np, "isfinite", isfinite)
+    assert max(seen) == 3 * 4 * 9 * 3
+
+
+def test_numbers_of_numpy_are_those_of_python() -> None:
+    """A loss of float64 would show otherwise that the share of a micro-batch is a number of NumPy."""
+    images, labels, _ = batch()
+    with Engine(model(), np.int64(1), np.int64(3), reduction_groups=np.int64(2)) as engine:  # type: ignore[arg-type]
+        assert {type(n) for n in (engine.threads, engine.micro_batch, engine.reduction_groups)} == {int}
+        assert engine.loss_and_gradients(images, labels).dtype == np.float32
+
+
+@pytest.mark.parametrize("number", [-1, 1.5, "1", True])
+def test_the_first_block_is_a_whole_number(number: Any) -> None:
+    with Engine(model(), 1) as engine:
+        with pytest.raises(UserError, match=f"first_block is {number!r}; expected a whole number of at least 0"):
+            engine.first_block = number
+        engine.first_block = 2
+        assert engine.first_block == 2
+
+
+def test_a_masked_model_has_no_first_block() -> None:
+    with Engine(masked_model("mae", model().config, decoder_dim=12), 1) as engine:
+        engine.first_block = 0
+        with pytest.raises(
+            UserError, match="first_block is 1; expected 0, because backward of MAE takes no first_block"
+        ):
+            engine.first_block = 1
+
+
 def test_values_are_checked_where_they_enter() -> None:
     images, labels, _ = batch()
     images[3, 1, 2, 0] = np.nan

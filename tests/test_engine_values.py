@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import signal
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from contract import assert_same_bits
+from forks import ended_well, forked, needs_fork
 from small_vit import CONFIG, batch, model, step
 
 from minivit import SGD, Engine, Layer, RunError, UserError, ViT, ViTConfig, initializers, ops
@@ -239,3 +242,75 @@ def test_a_copy_of_an_engine_starts_workers_of_its_own() -> None:
             assert (other.predict(images) != engine.predict(images)).any()
         del other
         assert_same_bits([engine.loss_and_gradients(images, labels, key)], [loss])
+
+
+def test_a_model_that_an_engine_refuses_is_refused_at_every_call() -> None:
+    """Otherwise the second call would compute with the old model."""
+    vit, (images, labels, _) = model(), batch()
+    engine = Engine(vit, 1, precision="float32")
+    engine.predict(images)
+    vit.initialize(seed=9, dtype="float64")
+    for _ in range(2):
+        with pytest.raises(UserError, match="precision float32 is for models of float32, and this one is float64"):
+            engine.predict(images)
+        with pytest.raises(UserError, match="this one is float64"):
+            engine.loss_and_gradients(images, labels)
+    vit.initialize(seed=9, dtype="float32")
+    assert_same_bits([engine.predict(images)], [Engine(vit, 1).predict(images)])
+
+
+def test_an_interrupt_while_an_engine_follows_its_model_leaves_no_old_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    vit, (images, _, _) = model(), batch()
+    engine = Engine(vit, 1)
+    vit.initialize(seed=9, dtype="float32")
+
+    def interrupted(self: ViT) -> ViT:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ViT, "replica", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.predict(images)
+    assert_same_bits([engine.predict(images)], [Engine(vit, 1).predict(images)])
+
+
+def test_an_interrupt_at_the_start_of_a_call_leaves_the_engine_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    vit, (images, _, _) = model(), batch()
+    engine = Engine(vit, 1, 2)
+    expected = engine.predict(images)
+
+    def interrupted(layer: Layer) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minivit.engine.engine.is_watched", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.predict(images)
+    assert_same_bits([engine.predict(images)], [expected])
+
+
+@needs_fork
+def test_a_process_forked_while_another_thread_predicts_can_predict() -> None:
+    vit, (images, _, _) = model(), batch()
+    engine = Engine(vit, 1, 2)
+    expected = engine.predict(images)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait(layer: Layer, x: Array, y: Array) -> None:
+        inside.set()
+        go_on.wait(60)
+
+    def predict() -> None:
+        signal.alarm(20)  # ends a process that hangs
+        hook.remove()
+        assert_same_bits([engine.predict(images)], [expected])
+
+    with vit.register_forward_hook(wait) as hook:
+        thread = threading.Thread(target=engine.predict, args=(images,))
+        thread.start()
+        assert inside.wait(60)
+        try:
+            assert ended_well(forked(predict))
+        finally:
+            go_on.set()
+            thread.join()

@@ -204,6 +204,15 @@ def test_figures_that_are_left_out_for_one_reason_are_said_in_one_line(
     assert_refused(cli("figures", tmp_path / "model.txt"), 2, "no figure can be drawn")
 
 
+def test_the_rollout_covers_pixels_of_any_size() -> None:
+    vit = create_model("vit_micro_patch4_8", depth=2)
+    for size in (8, 32):
+        pixels = np.zeros((1, size, size, 1), np.uint8)
+        figure = tracing.plot_attention_rollout(vit, np.ones((1, 8, 8, 1), np.float32), pixels)
+        drawn = [image for axes in figure.axes for image in axes.get_images()]
+        assert [tuple(image.get_extent()) for image in drawn] == [(-0.5, 7.5, 7.5, -0.5)] * 3
+
+
 def test_what_is_no_vit_and_images_that_do_not_match_are_refused() -> None:
     vit: Any = create_model("vit_micro_patch4_8", depth=2)
     x = np.ones((2, 8, 8, 1), np.float32)
@@ -218,6 +227,10 @@ def test_what_is_no_vit_and_images_that_do_not_match_are_refused() -> None:
         tracing.gradient_flow(vit)
     with pytest.raises(UserError, match="pixels has 1 image, and images 2"):
         tracing.plot_attention_rollout(vit, x, np.zeros((1, 8, 8, 1), np.uint8))
+    with pytest.raises(UserError, match=r"pixels have shape \(8, 8, 1\); expected an array \(B, h, w, C\)"):
+        tracing.plot_attention_rollout(vit, x, np.zeros((8, 8, 1), np.uint8))
+    with pytest.raises(UserError, match="pixels are a list; expected an array"):
+        tracing.plot_attention_rollout(vit, x, [np.zeros((8, 8, 1), np.uint8)] * 2)  # type: ignore[arg-type]
     logits, labels = np.eye(3)[[0, 1, 1]], np.array([0, 1, 2])
     with pytest.raises(UserError, match="pixels has 1 image, and labels 3"):
         explorer.plot_confusion(logits, labels, pixels=np.zeros((1, 8, 8, 1), np.uint8))

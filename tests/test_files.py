@@ -49,6 +49,26 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
+@pytest.mark.skipif(os.name != "posix", reason="this system has no permissions of POSIX")
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_a_file_that_is_replaced_keeps_its_permissions(old: Path, mode: int) -> None:
+    """So does the temporary file, from before the first byte is written."""
+    old.chmod(mode)
+
+    def write(file: BinaryIO) -> None:
+        assert {path.stat().st_mode & 0o777 for path in old.parent.iterdir()} == {mode}
+        file.write(b"new")
+
+    atomic_write(old, write)
+    assert (old.read_bytes(), old.stat().st_mode & 0o777) == (b"new", mode)
+
+
+@pytest.mark.parametrize("path", [".", "", "/"])
+def test_a_path_without_a_name_is_refused(path: str) -> None:
+    with pytest.raises(RunError, match="there is a folder of this name: write to another path"):
+        atomic_write(path, lambda file: file.write(b"new"))
+
+
 def test_missing_folders_are_created(tmp_path: Path) -> None:
     atomic_write(tmp_path / "a" / "b" / "file", lambda file: file.write(b"new"))
     assert (tmp_path / "a" / "b" / "file").read_bytes() == b"new"

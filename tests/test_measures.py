@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,21 @@ def weights_of(vit: ViT, x: Array) -> list[Array]:
         found.append(weights)
         tokens = block(tokens)
     return found
+
+
+@pytest.mark.parametrize("shared", ["block", "attention"])
+def test_the_attention_of_a_block_that_stands_in_two_places_is_measured_in_both(shared: str) -> None:
+    vit, x = shaken(model()), images()
+    twin = copy.deepcopy(vit)
+    for each, block in ((vit, vit.blocks[0]), (twin, copy.deepcopy(twin.blocks[0]))):
+        if shared == "block":
+            each.blocks[1] = block
+        else:
+            each.blocks[1].attn = block.attn
+    distance, rollout = attention_distance(vit, x), attention_rollout(vit, x)
+    np.testing.assert_allclose(distance, attention_distance(twin, x), **TOLERANCE)
+    np.testing.assert_allclose(rollout, attention_rollout(twin, x), **TOLERANCE)
+    assert np.abs(distance[0] - distance[1]).max() > 1e-6
 
 
 @pytest.mark.parametrize("fields", TOKENS.values(), ids=TOKENS)

@@ -29,6 +29,8 @@ from minivit import (
     save_model,
 )
 from minivit.arrays import Array
+from minivit.train.recipe import Recipe
+from minivit.train.step import TrainStep
 
 D, CLASSES = 6, 7
 LABELS = np.array([0, 4, 2, 6])
@@ -380,3 +382,11 @@ def test_a_model_whose_backward_pass_takes_no_options_is_trained() -> None:
             engine.loss_and_gradients(X, LABELS)
         found.append([vit.parameters.store.gradients.copy()])
     assert_same_bits(*found)
+
+
+def test_a_model_whose_backward_pass_takes_no_first_block_is_fine_tuned() -> None:
+    for kind, first in ((ViT, 3), (Plain, 0)):
+        engine = Engine(kind(model().config, seed=3), threads=1)
+        unread: Any = None
+        TrainStep(engine, AdamW([engine.model.head.weight]), unread, Recipe("arrays", "ViT"))  # type: ignore[attr-defined]
+        assert engine.first_block == first

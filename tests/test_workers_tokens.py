@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from contract import assert_close, assert_same_bits, normal
+from forks import ended_well, forked, needs_fork
 from small_vit import in_a_worker
 
 from minivit import Engine, ViT, ViTConfig, ops
 from minivit.arrays import Array
+from minivit.engine.threads import take_turns
 from minivit.kernels.numpy.block_inference import covers_inference
 from minivit.layers import Dropout, EncoderBlock
 
@@ -159,3 +162,61 @@ def test_an_error_while_tokens_are_shared_is_raised(
             with pytest.raises(error, match="no room for these tokens"):
                 engine.predict(images)
         assert_same_bits([engine.predict(images)], [expected])
+
+
+@needs_fork
+@pytest.mark.parametrize("place", ["start", "first turn", "later turn"])
+def test_an_interrupt_while_threads_take_turns_ends_them_all(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller waits for its turn when the signal comes. A process of its own: a thread that hangs would stay."""
+    start, main = threading.Thread.start, threading.main_thread()
+
+    def late(thread: threading.Thread) -> None:
+        start(thread)
+        time.sleep(0.05)  # the other thread begins
+        if place == "start":
+            raise KeyboardInterrupt
+
+    def work(number: int, wait: Any) -> None:
+        for turn in range(4):
+            if number == 1 and turn == (0 if place == "first turn" else 2) and main.ident is not None:
+                time.sleep(0.05)
+                signal.pthread_kill(main.ident, signal.SIGINT)
+                time.sleep(0.05)
+            wait()
+
+    def interrupted() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.alarm(20)  # ends a process that hangs
+        others = threading.active_count()
+        monkeypatch.setattr(threading.Thread, "start", late)
+        with pytest.raises(KeyboardInterrupt):
+            take_turns(work, 2)
+        assert threading.active_count() == others
+
+    assert ended_well(forked(interrupted))
+
+
+@needs_fork
+def test_an_interrupted_prediction_on_one_core_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).standard_normal((1, 24, 33, 3), dtype=np.float32)
+    embed, main = ViT.embed, threading.main_thread()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.05)
+        if threading.current_thread() is not main and main.ident is not None:
+            signal.pthread_kill(main.ident, signal.SIGINT)
+            time.sleep(0.05)
+        return embed(*args, **kwargs)
+
+    def interrupted() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.alarm(20)
+        engine = Engine(ViT(WIDE, seed=3), 1, 4)
+        expected = engine.predict(image)
+        with monkeypatch.context() as patch:
+            patch.setattr(ViT, "embed", slow)
+            with pytest.raises(KeyboardInterrupt):
+                engine.predict(image)
+        assert_same_bits([engine.predict(image)], [expected])
+
+    assert ended_well(forked(interrupted))

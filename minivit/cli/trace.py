@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
         arrays = bool(args.save) or any(changes.values())
         at = args.at if args.save and args.at else "**"
         traced = trace(subject.model, subject.images, subject.labels, at, statistics=not arrays, **changes)
-    found = rows(traced.records, args.at)
+    found = rows(traced.records, args.at, traced.root)
     findings = diagnose(found)
     _show(traced, found, findings, subject, terminal)
     if args.save:

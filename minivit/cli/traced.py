@@ -27,6 +27,7 @@ from minivit.nn.vit import ViT
 from minivit.ops.augment import channel_scale, normalized
 from minivit.tracing.figures import count_of
 from minivit.train.nan_dump import read_batch
+from minivit.train.recipe import Recipe
 from minivit.train.run_folder import RunFolder
 from minivit.weights import load_masked_model, model_metadata
 from minivit.weights.masked import MASKED
@@ -89,7 +90,7 @@ def open_subject(args: argparse.Namespace, terminal: Terminal) -> Subject:
         opened = OpenedModel(masked.encoder, None, preprocessing)
     if args.image:
         return Subject(opened, image_files(args.image, opened, terminal), args.image, None, masked)
-    return from_data(args.target, opened, args.data, args.index, args.seed, terminal)._replace(masked=masked)
+    return _from_data(args.target, opened, args.data, args.index, args.seed, terminal)._replace(masked=masked)
 
 
 def _masked_model(text: str, checkpoint: str, backend: str) -> MaskedModel | None:
@@ -119,7 +120,7 @@ def open_target(
     return OpenedModel(model, None, Preprocessing((0.5,) * channels, (0.5,) * channels))
 
 
-def from_data(text: str, opened: OpenedModel, data: str | None, index: int, seed: int, terminal: Terminal) -> Subject:
+def _from_data(text: str, opened: OpenedModel, data: str | None, index: int, seed: int, terminal: Terminal) -> Subject:
     """Return a test image of the data set of the run `text`; if there is none, random pixels, which is announced.
 
     For a dump of `minivit.train.nan_dump`, return the images of its trace.
@@ -127,31 +128,42 @@ def from_data(text: str, opened: OpenedModel, data: str | None, index: int, seed
     path = Path(text).expanduser()
     if (path / "batch.npz").is_file():
         return _of_dump(path, opened, terminal)
-    why = f"{text} is not a run" if text not in PRESETS else "a new model has no data set"
-    if RunFolder.exists(path):
-        recipe = RunFolder.open(path).recipe
-        name = recipe.dataset
-        try:
-            is_folder = is_folder_of_images(name)
-            if is_folder and not is_prepared(Path(name)):
-                return _of_folder(name, opened, index, terminal, labels=not recipe.task)
-            config = opened.model.config
-            size = config.height, config.width
-            given: dict[str, Any] = dict(opened.preprocessing.decoding)
-            if is_folder:  # a prepared one, of which only the image that is shown is read
-                given |= {"stream": True, "labels": not recipe.task}
-                given |= {"channels": 3} if config.in_chans == 3 else {}  # greyscale images are shown as RGB
-            dataset = load_dataset(name, data_dir=data, download=False, image_size=size, **given)
-            if dataset.test_images.shape[3] == config.in_chans:
-                _check_index(index, len(dataset.test_images), dataset.name)
-                labels = _known_labels(dataset.class_names, int(dataset.test_labels[index]), opened)
-                shown = [f"test image {index} of {dataset.name}"]
-                return Subject(opened, np.asarray(dataset.test_images[index : index + 1]), shown, labels)
-            why = f"the images of {dataset.name} have other channels"
-        except _NoSuchImageError:
-            raise
-        except UserError:
-            why = f"the data set {name} is not at hand"
+    if not RunFolder.exists(path):
+        why = f"{text} is not a run" if text not in PRESETS else "a new model has no data set"
+        return _random_pixels(opened, seed, why, terminal)
+    recipe = RunFolder.open(path).recipe
+    try:
+        return _of_data_set(recipe, opened, data, index, terminal)
+    except _NoSuchImageError:
+        raise
+    except _OtherChannelsError as error:
+        return _random_pixels(opened, seed, str(error), terminal)
+    except UserError:
+        return _random_pixels(opened, seed, f"the data set {recipe.dataset} is not at hand", terminal)
+
+
+def _of_data_set(recipe: Recipe, opened: OpenedModel, data: str | None, index: int, terminal: Terminal) -> Subject:
+    """Return the test image `index` of the data set of a run; UserError if it cannot be read."""
+    name = recipe.dataset
+    is_folder = is_folder_of_images(name)
+    if is_folder and not is_prepared(Path(name)):
+        return _of_folder(name, opened, index, terminal, labels=not recipe.task)
+    config = opened.model.config
+    given: dict[str, Any] = dict(opened.preprocessing.decoding)
+    if is_folder:  # a prepared one, of which only the image that is shown is read
+        given |= {"stream": True, "labels": not recipe.task}
+        given |= {"channels": 3} if config.in_chans == 3 else {}  # greyscale images are shown as RGB
+    size = config.height, config.width
+    dataset = load_dataset(name, data_dir=data, download=False, image_size=size, **given)
+    if dataset.test_images.shape[3] != config.in_chans:
+        raise _OtherChannelsError(f"the images of {dataset.name} have other channels")
+    _check_index(index, len(dataset.test_images), dataset.name)
+    labels = _known_labels(dataset.class_names, int(dataset.test_labels[index]), opened)
+    shown = [f"test image {index} of {dataset.name}"]
+    return Subject(opened, np.asarray(dataset.test_images[index : index + 1]), shown, labels)
+
+
+def _random_pixels(opened: OpenedModel, seed: int, why: str, terminal: Terminal) -> Subject:
     config = opened.model.config
     pixels = np.random.default_rng(seed).integers(0, 256, (1, config.height, config.width, config.in_chans), np.uint8)
     terminal.say(f"the image is of random pixels: {why}; give one with --image", style="dim")
@@ -174,6 +186,10 @@ def _of_dump(folder: Path, opened: OpenedModel, terminal: Terminal) -> Subject:
 
 class _NoSuchImageError(UserError):
     """The number of the test image is too large."""
+
+
+class _OtherChannelsError(UserError):
+    """The images of the data set are of colours, and the model takes greyscale images, or the reverse."""
 
 
 def _check_index(index: int, count: int, name: str) -> None:

@@ -76,6 +76,7 @@ class DeviceStep:
     def train(self, batch: Batch, options: StepOptions, slices: list[slice]) -> None:
         """Set the model's gradients to the sum over all micro-batches, added in index order."""
         self.replica.parameters.store.share_gradients(self._store)
+        self.replica.parameters.clear_gaps()  # the user may have written there
         with self._computing():
             accumulate(self.replica, batch, options, slices, range(len(slices)))
 

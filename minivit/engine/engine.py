@@ -8,6 +8,8 @@ The memory of the caches does not grow with the batch.
 
 from __future__ import annotations
 
+import operator
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from minivit.engine.parallel import ParallelEngine
 
 _MICRO_BATCHES_PER_JOB = 8  # the most that each worker predicts in one job
+_CHECKED_NUMBERS = 1 << 18  # numbers of images that are looked at together, so that they and the result fit in cache
 _SHARED_TOKENS = 64  # from this number of tokens on, two workers share the tokens of a micro-batch
 
 
@@ -82,9 +85,6 @@ class Engine:
     ----------
     dtype : dtype
         The dtype of the computation; images of the model's dtype are converted to it.
-    first_block : int
-        Set this to the number of the first block that is trained: a training step ends its backward pass there, and
-        the gradients of what comes before are zero. 0, the default, computes all gradients.
 
     Notes
     -----
@@ -103,10 +103,9 @@ class Engine:
         precision: str | None = None,
         reduction_groups: int | None = None,
     ) -> None:
-        given = {"threads": threads, "micro_batch": micro_batch, "reduction_groups": reduction_groups}
-        for name, value in given.items():
-            if value is not None:
-                expect_whole(name, value)
+        threads = _at_least_one("threads", threads)
+        micro_batch = _at_least_one("micro_batch", micro_batch)
+        reduction_groups = _at_least_one("reduction_groups", reduction_groups)
         values = model.parameters.store.values
         on_host = namespace(values) is np
         check_precision(precision, values.dtype, on_host)
@@ -115,24 +114,27 @@ class Engine:
         self.micro_batch = micro_batch or (model.micro_batch if on_host else None)
         self.reduction_groups = reduction_groups or model.config.reduction_groups
         self.precision = precision
-        self.first_block = 0
+        self._first_block = 0
         self._parallel: ParallelEngine | None = None
-        self._busy = False
+        self._busy_process: int | None = None  # the process that computes now; a fork copies this attribute too
         self._replicate()
         weakref.finalize(self, give_freed_pages_back).atexit = False
 
     def _replicate(self) -> None:
         """Make the replica of the layers that the model has now."""
-        self._parameters = self.model.parameters
-        self._store = self._parameters.store
-        on_host = namespace(self._store.values) is np
-        check_precision(self.precision, self._store.values.dtype, on_host)
-        self._device = None if on_host else DeviceStep(self.model, self.precision)
-        self._replica = self._device.replica if self._device else self.model.replica()
-        self.dtype: Any = self._replica.parameters.store.values.dtype
+        parameters = self.model.parameters
+        values = parameters.store.values
+        on_host = namespace(values) is np
+        check_precision(self.precision, values.dtype, on_host)
+        device = None if on_host else DeviceStep(self.model, self.precision)
+        replica = device.replica if device else self.model.replica()
+        constants = arrays_in(self.model) if on_host else []  # worker processes have them as they were
+        checksums = [checksum(a) for a in constants]
+        self._store, self._device, self._replica = parameters.store, device, replica
+        self.dtype: Any = replica.parameters.store.values.dtype
         self._replicas: list[Model] = []  # for a training step, one for each gradient vector
-        self._constants = arrays_in(self.model) if on_host else []  # worker processes have them as they were
-        self._checksums = [checksum(a) for a in self._constants]
+        self._constants, self._checksums = constants, checksums
+        self._parameters = parameters  # last: after an error the next call makes the replica again
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the worker pool and the replicas: a copy makes its own."""
@@ -143,7 +145,7 @@ class Engine:
             "_replica": None,
             "_replicas": [],
         }
-        return {**vars(self), **derived, "_parallel": None, "_busy": False}
+        return {**vars(self), **derived, "_parallel": None, "_busy_process": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the replica of a copy."""
@@ -158,6 +160,23 @@ class Engine:
     def num_outputs(self) -> int:
         """The number of logits of an image, 1 for a model that gives losses."""
         return self.model.num_outputs
+
+    @property
+    def first_block(self) -> int:
+        """The number of the first block that is trained; 0, the default, computes all gradients.
+
+        A training step ends its backward pass there, and the gradients of what comes before are zero. A model whose
+        backward pass does not take `first_block`, such as a masked model, has no other number than 0.
+        """
+        return self._first_block
+
+    @first_block.setter
+    def first_block(self, number: int) -> None:
+        expect_whole("first_block", number, least=0)
+        if number and not self.model.takes_first_block:
+            kind = type(self.model).__name__
+            raise UserError(f"first_block is {number}; expected 0, because backward of {kind} takes no first_block")
+        self._first_block = operator.index(number)
 
     def close(self) -> None:
         """End the other workers, after any call that is still running, and give the memory that was kept back.
@@ -181,17 +200,19 @@ class Engine:
             (one_at_a_time(), nullcontext()) if self._device else (single_threaded_blas(), keeping_freed_pages())
         )
         with lock, memory:
-            if self._busy:  # the lock is reentrant, and a second call would overwrite the arrays of the first
+            if self._is_busy():  # the lock is reentrant, and a second call would overwrite the arrays of the first
                 raise RunError("this engine was called while it computes, by a signal handler or a hook")
-            self._busy = True
-            watched = is_watched(self._replica)
-            # Arrays of 16 bits have no references.
-            references = reference_only_here() if watched and self.dtype.itemsize > 2 else nullcontext()
             try:
-                with references:
+                self._busy_process = os.getpid()
+                watched = is_watched(self._replica)
+                # Arrays of 16 bits have no references.
+                with reference_only_here() if watched and self.dtype.itemsize > 2 else nullcontext():
                     yield watched
             finally:
-                self._busy = False
+                self._busy_process = None
+
+    def _is_busy(self) -> bool:
+        return self._busy_process == os.getpid()
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -289,7 +310,7 @@ class Engine:
         if same and self._checksums == [checksum(a) for a in self._constants]:
             return
         with one_at_a_time():
-            if not self._busy:  # otherwise the call is refused
+            if not self._is_busy():  # otherwise the call is refused
                 self.close()
                 self._replicate()
 
@@ -360,10 +381,20 @@ class Engine:
     def _check(self, images: Array, labels: Array | None = None) -> int:
         namespace(images) if labels is None else namespace(images, labels)
         (self._replica if images.dtype == self.dtype else self.model).check_images(images)
-        if namespace(images) is np and not np.isfinite(images).all():
-            bad = next(i for i, image in enumerate(images) if not np.isfinite(image).all())
-            raise UserError(f"image {bad} of the batch holds NaN or infinity; every value must be finite")
         B = len(images)
+        if namespace(images) is np:
+            for part in micro_batch_slices(B, max(1, _CHECKED_NUMBERS // images[0].size)):
+                if not (finite := np.isfinite(images[part])).all():
+                    bad = part.start + next(i for i, of_image in enumerate(finite) if not of_image.all())
+                    raise UserError(f"image {bad} of the batch holds NaN or infinity; every value must be finite")
         if labels is not None:
             check_labels(labels, B, self.model.config.num_classes, (real_dtype(self._store.values.dtype),))
         return B
+
+
+def _at_least_one(name: str, number: int | None) -> int | None:
+    """Return `number` as an int of Python; a number of NumPy would change the dtype of what it is multiplied with."""
+    if number is None:
+        return None
+    expect_whole(name, number)
+    return operator.index(number)

@@ -106,7 +106,7 @@ def arrays_in(layer: Any) -> list[Any]:
 
 def checksum(array: Any) -> int:
     """Return the CRC-32 of an array's values."""
-    return zlib.crc32(np.ascontiguousarray(to_host(array)).tobytes())
+    return zlib.crc32(np.ascontiguousarray(to_host(array)).reshape(-1).view(np.uint8).data)
 
 
 def _arrays_of(value: Any) -> Iterator[Any]:

@@ -48,6 +48,11 @@ class Model(Layer):
         """Whether `backward` takes `release`, to free what it has read: that of a user's own class may not."""
         return _takes(type(self).backward, "release")
 
+    @property
+    def takes_first_block(self) -> bool:
+        """Whether `backward` takes `first_block`, to end at that block: of a masked model it does not."""
+        return _takes(type(self).backward, "first_block")
+
     def check_images(self, x: Array) -> None:
         """Raise ValueError or TypeError unless `x` are images that the model takes."""
         values = self.parameters.store.values  # the layers may have been replaced

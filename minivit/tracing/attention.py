@@ -139,12 +139,20 @@ class _Softmaxes(Interception):
 
     def __init__(self, model: ViT) -> None:
         self.found: dict[str, Floats] = {}
-        self._names = {id(layer): name for name, layer in reversed(list(model.named_layers()))}
+        self._parts = {id(layer): part_of(name) for name, layer in reversed(list(model.named_layers()))}
+        self._blocks: dict[int, list[str]] = {}  # a block may stand in several places, and is called in their order
+        for i, block in enumerate(model.blocks):
+            self._blocks.setdefault(id(block), []).append(f"blocks.{i}")
         self._running: list[str] = []
 
     def layer_forward(self, layer: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Remember which layer runs."""
-        self._running.append(self._names.get(id(layer), self._running[-1] if self._running else ""))
+        """Remember which part of the model runs."""
+        part = self._running[-1] if self._running else ""
+        if places := self._blocks.get(id(layer)):
+            part = places.pop(0)
+        elif not part.startswith("blocks."):
+            part = self._parts.get(id(layer), part)
+        self._running.append(part)
         try:
             return run(*args, **kwargs)
         finally:
@@ -154,5 +162,5 @@ class _Softmaxes(Interception):
         """Keep the weights."""
         result = run(*args, **kwargs)
         if name == "softmax" and self._running and result[0].ndim == 4:
-            self.found[part_of(self._running[-1])] = host(result[0])
+            self.found[self._running[-1]] = host(result[0])
         return result

@@ -171,12 +171,16 @@ def plot_attention_rollout(
     images : Array
         (B, height, width, C), as `ViT.forward` takes them.
     pixels : Array, optional
-        The images as they are shown, uint8; by default the `images`, from their least value to their largest.
+        (B, h, w, C), the images as they are shown, uint8, of any size; by default the `images`, from their least value
+        to their largest.
     titles : sequence of str
         A title for each image.
     """
     config = expect_vit(model).config
     model.check_images(images)
+    if pixels is not None and getattr(pixels, "ndim", 0) != 4:
+        given = f"have shape {pixels.shape}" if hasattr(pixels, "shape") else f"are a {type(pixels).__name__}"
+        raise UserError(f"pixels {given}; expected an array (B, h, w, C), of the images as they are shown")
     if pixels is not None and len(pixels) != len(images):
         raise UserError(f"pixels has {count_of(len(pixels), 'image')}, and images {len(images)}")
     count = min(len(images), _MOST_IMAGES)
@@ -191,9 +195,9 @@ def plot_attention_rollout(
     for b in range(count):
         image = shown(to_host(images[b]) if pixels is None else pixels[b])
         above, below = (grid[2 * (b // columns) + i, b % columns] for i in (0, 1))
-        above.imshow(image, cmap="gray", vmin=0, vmax=1)
-        below.imshow(image.mean(axis=2) if image.ndim == 3 else image, cmap="gray", vmin=0, vmax=1)
         extent = (-0.5, config.width - 0.5, config.height - 0.5, -0.5)
+        above.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent)
+        below.imshow(image.mean(axis=2) if image.ndim == 3 else image, cmap="gray", vmin=0, vmax=1, extent=extent)
         below.imshow(rollout[b], cmap="viridis", alpha=0.65, extent=extent, interpolation="bilinear")
         if b < len(titles):
             above.set_title(in_words(titles[b]), fontsize=8, pad=3)

@@ -30,7 +30,7 @@ body { font-family: system-ui, sans-serif; max-width: 70em; margin: 1em auto; pa
 
 def table(trace: TraceLike, at: str | Sequence[str] | None = None) -> str:
     """Return the table of `Trace.table` as a piece of HTML, with a bar on a logarithmic scale for |y| and |dy|."""
-    found = rows(trace.records, at)
+    found = rows(trace.records, at, trace.root)
     forward = _bars([norm_of(row.y) for row in found], "bar")
     backward = _bars([0.0 if row.dy is None else norm_of(row.dy) for row in found], "bar gradient")
     head = "".join(f"<th>{escape(name)}</th>" for name in HEADER)

@@ -78,6 +78,12 @@ class Interventions:
         Names and arrays.
     layers : collection of str
         The names of all layers of the model.
+    root : str
+        That of the model itself.
+
+    Notes
+    -----
+    The name of a layer or op that is called several times means all its calls, and the name of a record one of them.
     """
 
     def __init__(
@@ -86,6 +92,7 @@ class Interventions:
         scale: Mapping[str, float],
         replace: Mapping[str, Array],
         layers: Collection[str],
+        root: str = ROOT,
     ) -> None:
         for what, given in (("scale", scale), ("replace", replace)):
             if not isinstance(given, Mapping):
@@ -107,7 +114,7 @@ class Interventions:
             ("zero", [(name, None) for name in as_names("zero", () if zero is None else zero)]),
         ]
         self._changes = [
-            Change(kind, name, *_site(name, layers), value) for kind, given in kinds for name, value in given
+            Change(kind, name, *_site(name, layers, root), value) for kind, given in kinds for name, value in given
         ]
         self._found: dict[Sites, list[Change]] = {}
 
@@ -176,9 +183,9 @@ def expect_numbers(what: str, value: Array, like: Array, where: str) -> None:
         raise UserError(f"{what} has dtype {value.dtype}; {where} has dtype {like.dtype}")
 
 
-def _site(name: str, layers: Collection[str]) -> tuple[str, str]:
+def _site(name: str, layers: Collection[str], root: str) -> tuple[str, str]:
     """Return the pattern of a layer or op, and the quantity, that `name` means."""
     found = _QUANTITY.fullmatch(name)
     if found is None or name in layers or (is_pattern(name) and any(matches(layer, name) for layer in layers)):
-        return name or ROOT, "y"
-    return found[1] or ROOT, found[2]
+        return name or root, "y"
+    return found[1] or root, found[2]

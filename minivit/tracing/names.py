@@ -6,14 +6,15 @@ one part of a name, or for some of its characters as in "blocks.1*", and "**" fo
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from minivit.errors import UserError, did_you_mean
 
-ROOT = "model"  # the name of the outermost layer
+ROOT = "model"  # the name of the outermost layer, unless a layer in it is called so: see `root_of`
 _QUANTITY = re.compile(
     r"(.+)\.(d?(?:x|y|q|k|v|scores|weights|weight|bias|qkv|logits|heads\.\d+)|x_hat|inv_std|slope)", re.ASCII
 )
@@ -33,6 +34,12 @@ def as_names(what: str, given: object) -> list[str]:
         wrong = next(name for name in several if not isinstance(name, str))
         raise UserError(f"{what} has {wrong!r}; expected names, such as 'blocks.3.attn'")
     return names
+
+
+def root_of(layers: Collection[str]) -> str:
+    """Return the name of the outermost layer, where those in it are called `layers`: one that none of them has."""
+    names = itertools.chain((ROOT, "root"), (f"root_{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in layers)
 
 
 def is_pattern(name: str) -> bool:

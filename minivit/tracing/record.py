@@ -59,7 +59,8 @@ class Record:
     x, y : Array
         The input and the result.
     dy, dx : Array or None
-        The gradients of the loss in `y` and in `x`; None without a backward pass.
+        The gradients of the loss in `y` and in `x`; None without a backward pass, and where a caller makes several
+        calls of a layer that returns no cache, so that their gradients cannot be told apart.
     parameters : dict
         Of a layer: its own parameters by name, each with `value` and `grad`. They are attributes too: `weight` and
         `dweight`.
@@ -175,6 +176,10 @@ class TraceLike(Protocol):
     @property
     def interventions(self) -> str:
         """What was changed, in words."""
+
+    @property
+    def root(self) -> str:
+        """The name of the record of the model itself."""
 
     @property
     def baseline(self) -> TraceLike | None:

@@ -29,7 +29,7 @@ def write(trace: TraceLike, path: str | os.PathLike[str]) -> None:
     RunError
         The file cannot be written.
     UserError
-        The names, shapes and statistics have more than 100 MB.
+        The names, shapes and statistics have more than 100 MB, or an array is complex128.
     """
     tensors: dict[str, Array] = {}
     about: list[dict[str, Any]] = []
@@ -47,12 +47,17 @@ def write(trace: TraceLike, path: str | os.PathLike[str]) -> None:
     for name in _NAMES:
         if (array := getattr(trace, name)) is not None:
             tensors[f"/{name}"] = to_host(array)
-    about_all = {"trace": json.dumps(about), "interventions": trace.interventions}
+    if wrong := next((name for name, tensor in tensors.items() if tensor.dtype == np.complex128), None):
+        raise UserError(
+            f"{wrong.removeprefix('/')} of this trace is complex128, which a safetensors file cannot hold; save a "
+            "trace of model.astype('float64')"
+        )
+    about_all = {"trace": json.dumps(about), "interventions": trace.interventions, "root": trace.root}
     write_tensors(path, tensors, about_all, _LARGEST_HEADER)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Array], str]:
-    """Return the records in a file that `write` wrote, y, labels and loss where it has them, and the interventions.
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Array], dict[str, str]]:
+    """Return the records in a file that `write` wrote, y, labels and loss where it has them, and the metadata.
 
     Raises
     ------
@@ -80,7 +85,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Arr
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{os.fspath(path)} is a damaged trace: {error!r}") from error
     own = {name: tensors[f"/{name}"] for name in _NAMES if f"/{name}" in tensors}
-    return records, own, about.get("interventions", "")
+    return records, own, about
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minivit.arrays import Array, to_host
-from minivit.tracing.names import as_names, matches, unknown
+from minivit.tracing.names import ROOT, as_names, matches, unknown
 from minivit.tracing.record import Record, TraceLike
 from minivit.tracing.statistics import Statistics
 
@@ -41,27 +41,27 @@ class Row(NamedTuple):
     saturated: float | None
 
 
-def rows(records: Mapping[str, Record], at: str | Sequence[str] | None = None) -> list[Row]:
+def rows(records: Mapping[str, Record], at: str | Sequence[str] | None = None, root: str = ROOT) -> list[Row]:
     """Return the rows of the layers and ops that match `at`; by default of the parts of the model, by depth.
 
-    A layer of a user's own whose result is not an array has no row.
+    The record of the model itself is called `root`. A layer of a user's own whose result is not an array has no row.
     """
     shown = {name: each for name, each in records.items() if "y" in each.quantities}
     if at is None:
         inside = "" if "encoder" in records else _ENCODER
         parts = [r for r in shown.values() if not r.is_op and _BY_DEPTH.fullmatch(r.name.removeprefix(inside))]
-        with_parameters = [each for each in parts if each.name != "model" and _parameters(records, each.name)]
-        return [_row(records, each) for each in with_parameters or shown.values()]
+        with_parameters = [each for each in parts if each.name != root and _parameters(records, each.name, root)]
+        return [_row(records, each, root) for each in with_parameters or shown.values()]
     patterns = as_names("at", at)
     for pattern in patterns:
         if not any(matches(name, pattern) for name in records):
             raise unknown(pattern, records)
-    return [_row(records, each) for name, each in shown.items() if any(matches(name, p) for p in patterns)]
+    return [_row(records, each, root) for name, each in shown.items() if any(matches(name, p) for p in patterns)]
 
 
-def _row(records: Mapping[str, Record], record: Record) -> Row:
+def _row(records: Mapping[str, Record], record: Record, root: str) -> Row:
     found = record.statistics
-    parameters = _parameters(records, record.name)
+    parameters = _parameters(records, record.name, root)
     norms = [norm_of(each.statistics[f"d{name}"]) for each, name in parameters if f"d{name}" in each.quantities]
     inner = found.get("slope", found.get("weights"))
     saturated = None if inner is None else inner.saturated
@@ -69,12 +69,12 @@ def _row(records: Mapping[str, Record], record: Record) -> Row:
     return Row(record.name, record.kind, found["y"], found.get("dy"), gradient, saturated)
 
 
-def _parameters(records: Mapping[str, Record], name: str) -> list[tuple[Record, str]]:
+def _parameters(records: Mapping[str, Record], name: str, root: str) -> list[tuple[Record, str]]:
     """Return the parameters of a layer and of those in it: the record that has each, and its name."""
     inside = [
         record
         for record in records.values()
-        if not record.is_op and (name in ("model", record.name) or record.name.startswith(f"{name}."))
+        if not record.is_op and (name in (root, record.name) or record.name.startswith(f"{name}."))
     ]
     return [(each, name) for each in inside for name in each.argument_names]
 

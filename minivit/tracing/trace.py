@@ -31,7 +31,7 @@ from minivit.ops.registry import reference_only_here
 from minivit.random import Key, RngLike, as_key
 from minivit.tracing import html, storage, table
 from minivit.tracing.interventions import Interventions
-from minivit.tracing.names import ROOT, as_names, is_pattern, matches, unknown
+from minivit.tracing.names import ROOT, as_names, is_pattern, matches, root_of, unknown
 from minivit.tracing.record import Record, Records
 from minivit.tracing.snapshots import Snapshots
 from minivit.tracing.statistics import Statistics
@@ -60,6 +60,8 @@ class Trace:
         What was changed, in words, or "".
     baseline : Trace or None
         With interventions: the same trace without them.
+    root : str
+        The name of the record of the model itself: "model", or "root" where a layer of the model is called so.
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class Trace:
         loss: Array | None = None,
         interventions: str = "",
         baseline: Trace | None = None,
+        root: str = ROOT,
     ) -> None:
         self.records = dict(records)
         self.y, self.labels, self.loss = y, labels, loss
         self.interventions = interventions
         self.baseline = baseline
+        self.root = root
 
     @property
     def logits(self) -> Array | None:
@@ -89,8 +93,8 @@ class Trace:
     def __getitem__(self, name: str) -> Any:
         """Return the `Record` of a layer or an op, or for a pattern the `Records` of all that match.
 
-        "blocks.3.attn" is a layer, "blocks.3.attn.softmax" an op that it calls, "model" or "" the model itself. In a
-        pattern "*" stands for one part of a name and "**" for any number of parts.
+        "blocks.3.attn" is a layer, "blocks.3.attn.softmax" an op that it calls, "model" or "" the model itself
+        (see `root`). In a pattern "*" stands for one part of a name and "**" for any number of parts.
 
         Raises
         ------
@@ -99,7 +103,7 @@ class Trace:
         """
         if not isinstance(name, str):
             raise UserError(f"trace[{name!r}] has no meaning; expected the name of a layer or op, or a pattern")
-        name = name or ROOT
+        name = name or self.root
         if name in self.records:
             return self.records[name]
         found = Records(record for key, record in self.records.items() if matches(key, name))
@@ -108,7 +112,7 @@ class Trace:
         return found if is_pattern(name) else found[0]
 
     def __contains__(self, name: str) -> bool:
-        return (name or ROOT) in self.records
+        return (name or self.root) in self.records
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
@@ -124,7 +128,7 @@ class Trace:
 
     def rows(self, at: str | Sequence[str] | None = None) -> list[table.Row]:
         """Return what `table` shows as numbers: a `Row` for each layer."""
-        return table.rows(self.records, at)
+        return table.rows(self.records, at, self.root)
 
     def table(self, at: str | Sequence[str] | None = None) -> str:
         """Return a table of the norms of results, gradients and parameters' gradients.
@@ -165,8 +169,9 @@ def load_trace(path: str | os.PathLike[str]) -> Trace:
     UserError
         The file is not a trace, or it is damaged.
     """
-    records, own, interventions = storage.read(path)
-    return Trace(records, own.get("y"), own.get("labels"), own.get("loss"), interventions)
+    records, own, about = storage.read(path)
+    interventions, root = about.get("interventions", ""), about.get("root", ROOT)
+    return Trace(records, own.get("y"), own.get("labels"), own.get("loss"), interventions, root=root)
 
 
 def trace(
@@ -229,12 +234,13 @@ def trace(
     """
     if not isinstance(model, Layer):
         raise UserError(f"trace was given a {type(model).__name__}; expected a model or a layer of minivit")
-    patterns = [each or ROOT for each in as_names("at", at)]
+    layers = [name for name, _ in model.named_layers()]
+    root = root_of(layers)
+    patterns = [each or root for each in as_names("at", at)]
     with on_device_of(model.parameters.store.values):
         images, xp = native(images), namespace(images)
         key = as_key(copy.deepcopy(rng) if isinstance(rng, np.random.Generator) else rng, len(images), xp)
-        layers = [name or ROOT for name, _ in model.named_layers()]
-        changes = Interventions(zero, scale or {}, replace or {}, layers)
+        changes = Interventions(zero, scale or {}, replace or {}, [name or root for name in layers], root)
         run = _Run(model, images, labels, patterns, key, statistics, backward, label_smoothing)
         result = run(changes)
         if changes:
@@ -276,6 +282,11 @@ class _Run:
         tracer = Tracer(replica, self._at, Snapshots(self._statistics), changes)
         labels, loss = self._labels, None
         of_classes = isinstance(replica, ViT) and labels is not None and not callable(labels)
+        if of_classes and isinstance(replica, ViT) and not replica.config.num_classes:
+            raise UserError(
+                "the model has no head, since its num_classes is 0, so that labels give no loss; give a function that "
+                "returns the gradient of the features, or a model with classes"
+            )
         # Arrays of 16 bits have no references of ops.
         names = ("EncoderBlock",) if self._x.dtype.itemsize == 2 else ()
         # Overflow and NaN are in the trace; in NumPy's words they would be said once for each op.
@@ -298,16 +309,18 @@ class _Run:
                 replica.backward(dy, cache, **ends)
         changes.check_used(tracer.names, list(replica.parameters))
         for pattern in self._at:
-            if not any(matches(name, pattern) for name in tracer.names):
+            if not any(matches(name, pattern) for name in (*tracer.names, *tracer.plain_names)):
                 raise unknown(pattern, tracer.names)
         called = set(tracer.names)
         for name, layer in tracer.layers:
             owner, prefix = name, ""
             if name not in called and any(each.startswith(f"{name}.") for each in called):
-                owner, prefix = _around(name, called)  # its parts are called one by one, as those of an encoder
+                owner, prefix = _around(
+                    name, called, tracer.root
+                )  # its parts are called one by one, as those of an encoder
             if (record := tracer.records.get(owner)) is not None:
                 _add_parameters(record, layer, goes_back, prefix)
-        return Trace(tracer.records, y, labels if of_classes else None, loss)
+        return Trace(tracer.records, y, labels.copy() if of_classes else None, loss, root=tracer.root)
 
 
 def _expect_gradient(dy: Any, y: Any, what: str) -> None:
@@ -322,12 +335,12 @@ def _expect_gradient(dy: Any, y: Any, what: str) -> None:
         raise UserError(f"{what} is {dy.dtype} {dy.shape}; expected the gradient of the result, {y.dtype} {y.shape}")
 
 
-def _around(name: str, called: Collection[str]) -> tuple[str, str]:
+def _around(name: str, called: Collection[str], root: str) -> tuple[str, str]:
     """Return the innermost layer around the layer `name` that is called, and what is before its parameters' names."""
     owner = name.rpartition(".")[0]
     while owner and owner not in called:
         owner = owner.rpartition(".")[0]
-    return owner or ROOT, name[len(owner) + bool(owner) :] + "."
+    return owner or root, name[len(owner) + bool(owner) :] + "."
 
 
 def _add_parameters(record: Record, layer: Layer, with_gradients: bool, prefix: str = "") -> None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from minivit.arrays import Array
+from minivit.errors import UserError
 from minivit.nn.layer import Layer
 from minivit.ops.interception import Interception
 from minivit.ops.softmax import SoftmaxCache
 from minivit.tracing.interventions import Interventions
-from minivit.tracing.names import ROOT, matches
+from minivit.tracing.names import matches, root_of
 from minivit.tracing.quantities import ATTENTION, Part, inside, parts_of_argument, parts_of_result
 from minivit.tracing.record import Record
 from minivit.tracing.snapshots import Snapshot, Snapshots
@@ -29,7 +30,8 @@ from minivit.tracing.snapshots import Snapshot, Snapshots
 class _Call:
     """A call of a layer or an op."""
 
-    name: str
+    name: str  # of this call alone: "fc_2" for the second of the layer fc
+    plain: str  # of all calls: "fc"
     kind: str
     record: Record | None  # None where it is not wanted
     layer: _Call | None  # the layer itself, or the layer that calls the op
@@ -60,22 +62,27 @@ class Tracer(Interception):
     """
 
     def __init__(self, layer: Layer, at: Sequence[str], snapshots: Snapshots, interventions: Interventions) -> None:
-        self.names: list[str] = []  # all, in the order of the forward pass
+        self.names: list[str] = []  # of all calls, in the order of the forward pass
+        self.plain_names: set[str] = set()  # those that stand for all calls of a layer or op
         self.records: dict[str, Record] = {}
-        self.layers = [(name or ROOT, each) for name, each in layer.named_layers()]
+        self.root = root_of([name for name, _ in layer.named_layers()])
+        self.layers = [(name or self.root, each) for name, each in layer.named_layers()]
         self._layer_names = {id(each): name for name, each in reversed(self.layers)}
+        self._owners = {name: id(each) for name, each in self.layers}
+        self._taken: set[str] = set()
         self._counts: dict[str, int] = {}
         # Statistics of a parameter and its gradient are those of the layer alone; they are the largest arrays.
         parameters = layer.parameters.values() if snapshots.statistics else ()
         self._left_out = {id(parameter.value) for parameter in parameters}
         self._at, self._snapshots, self._interventions = at, snapshots, interventions
         self._running: list[_Call] = []
+        self._going_back: list[_Call] = []
         self._calls: dict[tuple[Any, int], list[_Call]] = {}  # by layer or op, and the id of the cache
 
     def layer_forward(self, layer: Any, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record x and y of a layer."""
         name = self._layer_names.get(id(layer), type(layer).__name__)
-        with self._call(name, type(layer).__name__, is_op=False) as call:
+        with self._call(name, type(layer).__name__, id(layer)) as call:
             args, kwargs = _with_first(args, kwargs, lambda x: self._seen([(call, "x")], x))
             result = run(*args, **kwargs)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -91,12 +98,14 @@ class Tracer(Interception):
         if call is None:
             return run(*args, **kwargs)
         args, kwargs = _with_first(args, kwargs, lambda dy: self._gradient([(call, "y")], dy))
-        return self._gradient([(call, "x")], run(*args, **kwargs))
+        with self._backward(call):
+            dx = run(*args, **kwargs)
+        return self._gradient([(call, "x")], dx)
 
     def op_forward(self, name: str, names: Sequence[str], run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record the arguments and the result of an op, and what is inside it."""
         given = dict(zip(names, args, strict=False)) | kwargs
-        with self._call(name, name, is_op=True) as call:
+        with self._call(name, name) as call:
             call.num_heads = given.get("num_heads", 0)
             for argument in [each for each in names if _is_array(given.get(each))]:
                 if id(given[argument]) in self._left_out:
@@ -126,7 +135,8 @@ class Tracer(Interception):
             dy = self._gradient(_result(call), dy, parts_of_result(name, call.num_heads))
         else:
             dy = float(self._gradient(_result(call), np.asarray(dy)))  # a number: the gradient of the loss
-        returned = run(dy, cache if call.cache is None else call.cache)
+        with self._backward(call):
+            returned = run(dy, cache if call.cache is None else call.cache)
         gradients = list(returned) if isinstance(returned, tuple) else [returned]
         for i, argument in enumerate(names[: len(gradients)]):
             if gradients[i] is not None and argument not in call.left_out:
@@ -178,18 +188,22 @@ class Tracer(Interception):
                 call.record.put(quantity, made[kind], value)
 
     @contextmanager
-    def _call(self, name: str, kind: str, is_op: bool) -> Iterator[_Call]:
+    def _call(self, name: str, kind: str, owner: int | None = None) -> Iterator[_Call]:
+        """Enter a call of the layer with the id `owner`, or of an op; `name` is the layer's, or the op's own."""
+        is_op = owner is None
         parent = self._running[-1] if self._running else None
         layer = None if parent is None else parent.layer
-        if is_op and layer is not None and layer.name != ROOT:
-            name = f"{layer.name}.{name}"
-        number = self._counts[name] = self._counts.get(name, 0) + 1
-        unique = name if number == 1 else f"{name}_{number}"
+        inside = is_op and layer is not None and layer.name != self.root
+        unique = self._unique(f"{layer.name}.{name}" if inside and layer else name, owner)
+        plain = f"{layer.plain}.{name}" if inside and layer else name
+        if self._owners.get(plain, owner) != owner:  # another layer's
+            plain = unique
         self.names.append(unique)
+        self.plain_names.add(plain)
         record = None
-        if any(matches(name, pattern) or matches(unique, pattern) for pattern in self._at):
+        if any(matches(plain, pattern) or matches(unique, pattern) for pattern in self._at):
             record = self.records[unique] = Record(unique, kind, is_op, self._snapshots.statistics)
-        call = _Call(unique, kind, record, layer, parent)
+        call = _Call(unique, plain, kind, record, layer, parent)
         call.layer = layer if is_op else call
         if is_op:
             self._share(call)
@@ -198,6 +212,23 @@ class Tracer(Interception):
             yield call
         finally:
             self._running.pop()
+
+    def _unique(self, name: str, owner: int | None) -> str:
+        """Return `name`, or a name with a number, that no other call and no other layer has."""
+        unique = name
+        while unique in self._taken or self._owners.get(unique, owner) != owner:
+            number = self._counts[name] = self._counts.get(name, 1) + 1
+            unique = f"{name}_{number}"
+        self._taken.add(unique)
+        return unique
+
+    @contextmanager
+    def _backward(self, call: _Call) -> Iterator[None]:
+        self._going_back.append(call)
+        try:
+            yield
+        finally:
+            self._going_back.pop()
 
     @staticmethod
     def _share(call: _Call) -> None:
@@ -211,9 +242,38 @@ class Tracer(Interception):
             call.sharing = [call, call.layer]
 
     def _called(self, what: Any, cache: Any) -> _Call | None:
-        """Return the last call that returned `cache` and had no backward pass yet, or None."""
-        calls = self._calls.get((what, id(cache)))
-        return calls.pop() if calls else None
+        """Return the last call that returned `cache` and had no backward pass yet, or None.
+
+        Several calls of a layer may return no cache. Of these it is the one whose caller goes back now; a call without
+        a record where several were made by this caller.
+        """
+        calls = self._calls.get((what, id(cache)), [])
+        if len(calls) < 2 or not (cache is None or (isinstance(cache, tuple) and not cache)):
+            return calls.pop() if calls else None
+        caller = self._going_back[-1] if self._going_back else None
+        alike = [call for call in calls if call.parent is caller] or calls
+        if len(alike) == 1:
+            calls.remove(alike[0])
+            return alike[0]
+        return self._any_of(alike)
+
+    def _any_of(self, calls: list[_Call]) -> _Call:
+        """Return a call that stands for one of `calls`, nobody knows which: it has no record.
+
+        Raises
+        ------
+        UserError
+            An intervention would change the gradient of some of them alone.
+        """
+        sites = [[_named([(call, quantity)], prefix) for quantity in "xy" for prefix in ("", "d")] for call in calls]
+        changes = [[id(change) for each in of_call for change in self._interventions.of(each)] for of_call in sites]
+        if any(each != changes[0] for each in changes):
+            names = ", ".join(call.name for call in calls)
+            raise UserError(
+                f"{names} are calls of one layer, whose forward pass returns no cache: their gradients cannot be told "
+                f"apart, so that all are changed, as {calls[0].plain!r}, or none"
+            )
+        return replace(calls[0], record=None, sharing=[])
 
 
 def _is_inside_attention(call: _Call) -> bool:
@@ -239,7 +299,8 @@ def _parts(call: _Call, argument: str) -> dict[str, Part]:
 
 
 def _named(sites: _Sites, prefix: str = "") -> tuple[tuple[str, str], ...]:
-    return tuple((call.name, prefix + quantity) for call, quantity in sites)
+    names = ((each, quantity) for call, quantity in sites for each in dict.fromkeys((call.plain, call.name)))
+    return tuple((name, prefix + quantity) for name, quantity in names)
 
 
 def _is_array(value: Any) -> bool:

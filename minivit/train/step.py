@@ -59,7 +59,7 @@ class TrainStep:
         values = store.values
         self.engine, self.optimizer, self.data_loader, self._store = engine, optimizer, data_loader, store
         self._frozen = frozen_spans(engine.model, optimizer.groups)
-        if isinstance(engine, Engine) and isinstance(engine.model, ViT):
+        if isinstance(engine, Engine) and isinstance(engine.model, ViT) and engine.model.takes_first_block:
             engine.first_block = first_trained_block(optimizer.groups, engine.model.config.depth)
         self.label_smoothing = recipe.label_smoothing
         self.grad_scaler = GradScaler(values, recipe.clip_norm, scaled=engine.dtype == np.float16)
