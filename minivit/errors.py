@@ -31,6 +31,11 @@ def counted(names: Sequence[str], one: str, many: str = "") -> str:
     return f"{len(names)} {words} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
+def count_of(count: int, one: str, many: str = "") -> str:
+    """Return a number and a noun: ``1 image``, ``2 images``; the default of `many` is `one` with an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def expect_number(name: str, value: Any, least: float = 0.0, below: float = float("inf")) -> None:
     """Raise UserError unless `value` is a number of at least `least` and below `below`."""
     try:

@@ -17,7 +17,7 @@ from minivit.cli.training import image_size, open_images
 from minivit.data import Dataset, load_dataset
 from minivit.data.dataset import split_validation
 from minivit.data.load import NAMES
-from minivit.errors import UserError, expect_whole
+from minivit.errors import UserError, count_of, expect_whole
 from minivit.files import atomic_write
 from minivit.random import Key
 from minivit.train.augmentation import Augmentation
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     strengths = [augmentation.strength(step) for step in steps]
     epochs = [step // steps_per_epoch + 1 for step in steps]
     count = len(rows)
-    terminal.say(f"{count} training image{'s' * (count > 1)} of {dataset.name}, as they are and at {len(steps)} steps")
+    terminal.say(f"{count_of(count, 'training image')} of {dataset.name}, as they are and at {len(steps)} steps")
     shown = ", ".join(f"{epoch} ({strength:.0%})" for epoch, strength in zip(epochs, strengths, strict=True))
     terminal.say(f"epochs and strengths of the columns: {shown}")
     terminal.show(f"wrote {out}")

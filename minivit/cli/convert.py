@@ -8,7 +8,7 @@ from pathlib import Path
 from minivit.cli.common import CommandResult, model_path
 from minivit.cli.model_fields import add_set, model_fields
 from minivit.cli.terminal import Terminal
-from minivit.errors import UserError
+from minivit.errors import UserError, count_of
 from minivit.train.run_folder import RunFolder
 from minivit.weights import load_model, model_metadata, save_model
 from minivit.weights.formats import layout_named
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
         del extra["class_names"]  # they are those of the old head
     written = file_at(target, ".onnx" if chosen == "onnx" else layout_named(chosen).suffix, chosen)
     _expect_free(written, before)
-    blocks = f"{config.depth} block{'s' * (config.depth > 1)} of width {config.embed_dim}"
+    blocks = f"{count_of(config.depth, 'block')} of width {config.embed_dim}"
     terminal.say(
         f"read {before} of {program_of(source)}: {blocks}, images of {config.height} x {config.width}, "
         f"{config.num_classes:,} classes, {model.parameters.count:,} parameters"

@@ -16,7 +16,7 @@ from minivit.checking.cases import CASES, LAYERS, OPS, Case
 from minivit.cli.common import CommandResult, add_backend, check_backend, is_path
 from minivit.cli.terminal import Terminal
 from minivit.data import ProgressCallback
-from minivit.errors import UserError
+from minivit.errors import UserError, count_of
 from minivit.nn.config import ViTConfig
 from minivit.nn.presets import PRESETS, create_model, get_config
 from minivit.nn.summary import summarize
@@ -163,7 +163,7 @@ def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Rep
         labels = generator.integers(config.num_classes, size=args.batch)
         on_row = _Rows(f"checking {what}", progress)
         report = gradcheck_model(model, images, labels, seed=args.seed, tolerance=args.tolerance, on_row=on_row)
-    shown = "1 image" if args.batch == 1 else f"{args.batch} images"
+    shown = count_of(args.batch, "image")
     report = replace(report, title=f"gradient check of {what} with cross-entropy, {shown}")
     _show(report, terminal)
     return report

@@ -21,7 +21,7 @@ from minivit.cli.model_fields import add_set, model_fields
 from minivit.cli.reporters import percent
 from minivit.cli.terminal import Terminal
 from minivit.engine.machine import cores
-from minivit.errors import UserError
+from minivit.errors import UserError, count_of
 from minivit.nn.config import ViTConfig
 from minivit.nn.presets import PRESETS, get_config
 from minivit.nn.summary import LayerCost, Summary, summarize
@@ -127,7 +127,7 @@ def _of_run(recipe: Recipe, result: Mapping[str, Any] | None, epochs: int) -> di
     if result is None:
         return facts | {"state": f"{epochs} of {recipe.epochs} epochs are done; --resume continues"}
     of_images = f"of {result['test_images']:,} test images"
-    state = f"finished after {epochs} epoch{'s' * (epochs > 1)}; the best was {result['best_epoch']}"
+    state = f"finished after {count_of(epochs, 'epoch')}; the best was {result['best_epoch']}"
     if recipe.task:
         return facts | {"state": state, "loss": f"{result['test_loss']:.4f} {of_images}"}
     return facts | {"state": state, "accuracy": f"{percent(result['test_accuracy'])} {of_images}"}
@@ -160,10 +160,10 @@ def _costs(config: ViTConfig, terminal: Terminal) -> dict[str, Any]:
 
 def _described(config: ViTConfig) -> tuple[str, str]:
     return (
-        f"{config.height} x {config.width} pixels, {config.in_chans} channel{'s' * (config.in_chans > 1)}, in "
-        f"{config.num_patches} patch{'es' * (config.num_patches > 1)} of {config.patch_height} x {config.patch_width}",
-        f"width {config.embed_dim}, {config.depth} block{'s' * (config.depth > 1)}, {config.num_heads} "
-        f"head{'s' * (config.num_heads > 1)}, {config.num_classes or 'no'} classes",
+        f"{config.height} x {config.width} pixels, {count_of(config.in_chans, 'channel')}, in "
+        f"{count_of(config.num_patches, 'patch', 'patches')} of {config.patch_height} x {config.patch_width}",
+        f"width {config.embed_dim}, {count_of(config.depth, 'block')}, {count_of(config.num_heads, 'head')}, "
+        f"{config.num_classes or 'no'} classes",
     )
 
 

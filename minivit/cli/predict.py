@@ -33,7 +33,7 @@ from minivit.data.images import Decoding, decode_file, quiet_pillow
 from minivit.data.search import images_in
 from minivit.engine import Engine
 from minivit.engine.machine import cores
-from minivit.errors import UserError, counted
+from minivit.errors import UserError, count_of, counted
 from minivit.files import atomic_write
 from minivit.nn.config import ViTConfig
 from minivit.ops import softmax
@@ -235,7 +235,7 @@ def _show(predictions: list[Prediction], top: int, terminal: Terminal) -> None:
 def _say_what_happened(files: Files, config: ViTConfig, terminal: Terminal) -> None:
     """Say in a line each how many images were resized and how many files of folders were skipped."""
     if files.resized:
-        what = files.resized[0] if len(files.resized) == 1 else f"{len(files.resized):,} images"
+        what = files.resized[0] if len(files.resized) == 1 else count_of(len(files.resized), "image")
         were = "was" if len(files.resized) == 1 else "were"
         terminal.say(f"{what} {were} resized and cropped to {config.height} x {config.width}", style="dim")
     if files.skipped:

@@ -19,13 +19,12 @@ from minivit.cli.terminal import Terminal
 from minivit.data import load_dataset
 from minivit.data.prepared import is_prepared
 from minivit.data.scan import scan_folder
-from minivit.errors import UserError, did_you_mean
+from minivit.errors import UserError, count_of, did_you_mean
 from minivit.nn.masked import MaskedModel
 from minivit.nn.model import Model
 from minivit.nn.presets import PRESETS, create_model
 from minivit.nn.vit import ViT
 from minivit.ops.augment import channel_scale, normalized
-from minivit.tracing.figures import count_of
 from minivit.train.nan_dump import read_batch
 from minivit.train.recipe import Recipe
 from minivit.train.run_folder import RunFolder

@@ -35,7 +35,7 @@ from minivit.data.load import NAMES
 from minivit.data.on_demand import LostImagesError
 from minivit.data.prepared import has_labels, is_prepared
 from minivit.data.scan import class_names
-from minivit.errors import RunError, UserError, install, program
+from minivit.errors import RunError, UserError, count_of, install, program
 from minivit.nn.masked import MaskedModel
 from minivit.nn.presets import get_config
 from minivit.train.curves import draw_curves
@@ -179,16 +179,15 @@ def _watch_options(args: argparse.Namespace, run: RunFolder) -> WatchOptions:
 def _about_run(args: argparse.Namespace, trainer: Trainer, start: OpenedModel | None) -> Iterator[str]:
     """Yield the lines that are printed before training."""
     recipe, dataset, images = trainer.recipe, trainer.dataset, len(trainer.train_index)
-    classes = len(dataset.class_names)
-    counted = f", {classes} class{'es' * (classes > 1)}"
+    of_classes = count_of(len(dataset.class_names), "class", "classes")
     yield (
         f"{dataset.name}: {images:,} training, {len(trainer.validation_index):,} validation and "
-        f"{len(dataset.test_images):,} test images{'; labels are not read' if recipe.task else counted}"
+        f"{len(dataset.test_images):,} test images{'; labels are not read' if recipe.task else f', {of_classes}'}"
     )
-    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
+    epochs = count_of(recipe.epochs, "epoch")
     name = recipe.model
     if recipe.init and not recipe.model_options.keys() <= {"img_size", "in_chans"}:
-        blocks = f"{trainer.model.config.depth} block{'s' * (trainer.model.config.depth > 1)}"
+        blocks = count_of(trainer.model.config.depth, "block")
         name = f"width {trainer.model.config.embed_dim}, {blocks}, nearest to {name}"
     if isinstance(trainer.model, MaskedModel):
         name, masked = f"{recipe.task}, encoder {name}", trainer.model.num_masked

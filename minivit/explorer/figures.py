@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minivit.arrays import Array, to_host
-from minivit.errors import UserError
+from minivit.errors import UserError, count_of
 from minivit.explorer.measures import calibration, confusion, curves, update_ratios, worst_pairs
-from minivit.tracing.figures import COLOURS, count_of, in_words, new_figure, plain, shown, whole_ticks
+from minivit.tracing.figures import COLOURS, in_words, new_figure, plain, shown, whole_ticks
 from minivit.tracing.measures import part_of
 from minivit.train.curves import loss_name
 from minivit.train.run_folder import RunFolder

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.arrays import Array, to_host
-from minivit.tracing.figures import count_of
+from minivit.errors import count_of
 
 MOST_CELLS = 64  # rows, and columns, of a map
 

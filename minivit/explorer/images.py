@@ -11,13 +11,13 @@ import numpy as np
 
 from minivit import ops
 from minivit.arrays import Array
+from minivit.errors import count_of
 from minivit.explorer.attention import attention_of
 from minivit.explorer.heat_maps import HeatMaps, NoRoomError, Plane, in_floats
 from minivit.explorer.layers import layers_of, shown
 from minivit.explorer.masks import Masks, encoder_of, masks_of, weights_of
 from minivit.explorer.tokens import path, stages
 from minivit.nn.model import Model
-from minivit.tracing.figures import count_of
 from minivit.tracing.names import ROOT
 from minivit.tracing.trace import Trace, trace
 

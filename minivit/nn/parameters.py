@@ -158,13 +158,13 @@ class Parameter:
 
     def add_product(self, a: Array, b: Array) -> None:
         """Add ``a @ b``, of the parameter's own shape, to the gradient; the first product overwrites it."""
-        grad, add = self.receive()
+        grad, add = self.claim_grad()
         if add:
             grad += a @ b
         else:
             namespace(a, b).matmul(a, b, out=grad)
 
-    def receive(self) -> tuple[Array, bool]:
+    def claim_grad(self) -> tuple[Array, bool]:
         """Return the gradient, and whether the caller must add to it (True) or overwrite it (False)."""
         add = self._generation == self.store.generation
         self._generation = self.store.generation

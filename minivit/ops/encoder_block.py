@@ -33,7 +33,7 @@ class ParameterLike(Protocol):
     def add_product(self, a: Array, b: Array) -> None:
         """Add ``a @ b``, of the parameter's shape, to the gradient."""
 
-    def receive(self) -> tuple[Array, bool]:
+    def claim_grad(self) -> tuple[Array, bool]:
         """Return the gradient, and whether the caller must add to it (True) or overwrite it (False)."""
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minivit.arrays import Array, to_host
-from minivit.errors import UserError, install, printable
+from minivit.errors import UserError, count_of, install, printable
 from minivit.files import atomic_write
 from minivit.nn.vit import ViT
 from minivit.tracing.attention import attention_distance, attention_rollout, patch_distances
@@ -237,11 +237,6 @@ def shown(image: Array) -> Any:
     values = np.asarray(image, np.float64)
     values = values / 255 if image.dtype == np.uint8 else (values - values.min()) / (float(np.ptp(values)) or 1.0)
     return values if values.shape[2] == 3 else values.mean(axis=2)
-
-
-def count_of(count: int, what: str) -> str:
-    """Return ``1 image`` or ``2 images``."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def spaced(count: int, most: int) -> list[int]:

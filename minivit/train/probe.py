@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from minivit.arrays import Array
 from minivit.data.dataset import ProgressCallback, channel_statistics, check_images
-from minivit.errors import UserError, expect_whole
+from minivit.errors import UserError, count_of, expect_whole
 from minivit.nn.vit import ViT
 from minivit.random import Key
 from minivit.tracing.figures import COLOURS, new_figure, plain
@@ -206,7 +206,7 @@ def _expect_enough(
             expect_whole("shots", shot)
     if counts[few] < most:
         name = class_names[few] if class_names else str(few)
-        have = f"{counts[few]} image{'s' * (counts[few] != 1)}"
+        have = count_of(int(counts[few]), "image")
         raise UserError(f"class {name} has {have}, fewer than the {most} shots that were asked for")
 
 

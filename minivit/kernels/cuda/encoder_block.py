@@ -107,9 +107,9 @@ def _backward(dy: Array, cache: CudaBlockCache, block: BlockLike) -> Array:
 
 def _linear_backward(dy: Array, x: Array, linear: LinearLike, partial: Array | None = None) -> Array:
     """Return ``dx`` of a linear map; `partial` holds each block's share of dbias, if it is known."""
-    dweight, add = linear.weight.receive()
+    dweight, add = linear.weight.claim_grad()
     product(x.T, dy, dweight, add=add)
-    dbias, add = linear.bias.receive()
+    dbias, add = linear.bias.claim_grad()
     if partial is None:
         column_sums(dy, dbias, add)
     else:
@@ -121,7 +121,7 @@ def _norm_backward(dy: Array, normed: _Normed, norm: NormLike, residual: Array |
     """Return ``dx`` of the norm, plus `residual`, the gradient of the path around it, in the memory of `dy`."""
     partial = normalize_backward(dy, normed.x, norm.weight.value, normed.statistics, residual, dy)
     for row, parameter in enumerate((norm.weight, norm.bias)):
-        dvalue, add = parameter.receive()
+        dvalue, add = parameter.claim_grad()
         column_totals(partial[:, row], dvalue, add)
     return dy
 

@@ -138,7 +138,7 @@ def _norm_linear_backward(
     dshift = column_sums(dy)
     norm.weight.add_grad(np.vecdot(dfolded, weight))
     norm.bias.add_grad(weight @ dshift)
-    dweight, add = linear.weight.receive()
+    dweight, add = linear.weight.claim_grad()
     product = np.multiply(dfolded, norm.weight.value[:, None], out=dfolded if add else dweight)
     product += np.multiply.outer(norm.bias.value, dshift)
     if add:
