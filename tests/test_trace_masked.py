@@ -15,7 +15,7 @@ from minivit import UserError
 from minivit.nn.masked import MaskedModel
 from minivit.tracing import Trace, attention_rollout, gradient_flow, load_trace
 from minivit.tracing.table import true_probability
-from minivit.train.diagnostics import Place, first_non_finite
+from minivit.train.diagnostics import NonFinitePlace, first_non_finite
 from minivit.train.layer_statistics import activation_statistics
 from minivit.train.nan_dump import Batch, read_batch, write_dump
 from minivit.train.run_folder import RunFolder
@@ -217,7 +217,7 @@ def test_the_images_whose_losses_are_not_finite_are_traced_first(
     monkeypatch.setattr(RunFolder, "save_model", lambda *arguments: None)
     run = RunFolder.__new__(RunFolder)
     run.path = tmp_path
-    place = Place("it shows first in the result of decoder_pred", "decoder_pred")
+    place = NonFinitePlace("it shows first in the result of decoder_pred", "decoder_pred")
     batch = Batch(x, labels, np.array([7, 8, 9]), KEY)
     dataset: Any = None
     with minivit.Engine(model) as engine:

@@ -28,7 +28,7 @@ from minivit.train.recipe_checks import AUTO_AUGMENTS, OPTIMIZERS
 from minivit.train.recipes import FINE_TUNING, folder_crop, folder_recipe, load_recipe, with_replaced
 from minivit.train.run_folder import RunFolder
 from minivit.train.schedules import DECAY_SHAPES, SCHEDULES
-from minivit.weights.load import OpenedModel
+from minivit.weights.load import OpenedFile
 
 NO_AUGMENT = "none"  # what the option says for ""
 # --set cannot set these: the first argument, --task, --init and --model determine them, and micro_batch is a field on
@@ -217,7 +217,7 @@ def check_device_options(args: argparse.Namespace, recipe: Recipe) -> None:
         raise UserError(f"micro_batch is {args.micro_batch}; expected at least 0")
 
 
-def asked_recipe(args: argparse.Namespace, usual: str | None = None) -> tuple[Recipe, OpenedModel | None]:
+def asked_recipe(args: argparse.Namespace, usual: str | None = None) -> tuple[Recipe, OpenedFile | None]:
     """Return the recipe of a new run, and the file of --init.
 
     Without --recipe it is `usual`, or "finetune" if there is --init, else that of the data set, or that for the number

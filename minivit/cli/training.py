@@ -49,7 +49,7 @@ from minivit.train.run_paths import claimed_run, latest_run_path
 from minivit.train.trainer import Trainer
 from minivit.train.watch_options import WatchOptions
 from minivit.weights import fingerprint
-from minivit.weights.load import OpenedModel
+from minivit.weights.load import OpenedFile
 
 
 def add_run_options(parser: argparse.ArgumentParser, usual: str = "runs/DATA-1") -> None:
@@ -133,7 +133,7 @@ def _expect_command(what: str, recipe: Recipe, command: str) -> None:
 
 
 def _train(
-    args: argparse.Namespace, opened: RunFolder, terminal: Terminal, start: OpenedModel | None = None
+    args: argparse.Namespace, opened: RunFolder, terminal: Terminal, start: OpenedFile | None = None
 ) -> CommandResult:
     """Train a run whose lock is held."""
     recipe = opened.recipe
@@ -176,7 +176,7 @@ def _watch_options(args: argparse.Namespace, run: RunFolder) -> WatchOptions:
     return replace(run.watch_options, **{name: value for name, value in given.items() if value is not None})
 
 
-def _about_run(args: argparse.Namespace, trainer: Trainer, start: OpenedModel | None) -> Iterator[str]:
+def _about_run(args: argparse.Namespace, trainer: Trainer, start: OpenedFile | None) -> Iterator[str]:
     """Yield the lines that are printed before training."""
     recipe, dataset, images = trainer.recipe, trainer.dataset, len(trainer.train_index)
     of_classes = count_of(len(dataset.class_names), "class", "classes")

@@ -23,7 +23,7 @@ from minivit.train.evaluation import image_transform
 _FLOAT16 = "float16 holds nothing above 65504, while bfloat16 does: --resume --precision bfloat16 (or float32)"
 
 
-class Place(NamedTuple):
+class NonFinitePlace(NamedTuple):
     """Where NaN or infinity appears first: a sentence, and the name of the layer, "" for the model itself."""
 
     words: str
@@ -79,7 +79,7 @@ def where_not_finite(
     count: int,
     piece: Callable[[slice], tuple[Array, Key | None]],
     backward: Callable[[], object] | None = None,
-) -> Place:
+) -> NonFinitePlace:
     """Return where NaN or infinity appears first in a computation of the engine, for `not_finite_error`.
 
     The model computes in the precision of the step, and takes no more images at a time than the step did.
@@ -112,24 +112,24 @@ def where_not_finite(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return Place("there is too little memory to find out where", "")
+        return NonFinitePlace("there is too little memory to find out where", "")
     if norm_overflows:
         name = _largest_gradient(model)
         words = f"the forward pass and all gradients are finite, but their norm overflows {values.dtype}"
-        return Place(f"{words}; the largest is in the gradient of {name}", layer_of(name))
+        return NonFinitePlace(f"{words}; the largest is in the gradient of {name}", layer_of(name))
     words = f"the forward pass is finite; it shows first in {f'the gradient of {name}' if name else 'the loss'}"
-    return Place(words, layer_of(name or ""))
+    return NonFinitePlace(words, layer_of(name or ""))
 
 
 def where_evaluation_is_not_finite(
     engine: AnyEngine, images: Array, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Place:
+) -> NonFinitePlace:
     """Return the result of `where_not_finite` for an evaluation of uint8 `images`."""
     transform = image_transform(engine, mean, std)
     return where_not_finite(engine, len(images), lambda part: (transform(images[part]), None))
 
 
-def first_non_finite(model: Layer, pieces: Iterable[tuple[Array, Key | None]]) -> Place | None:
+def first_non_finite(model: Layer, pieces: Iterable[tuple[Array, Key | None]]) -> NonFinitePlace | None:
     """Return where NaN or infinity appears first in a forward pass: in the images, a parameter or a layer's result.
 
     Parameters
@@ -142,7 +142,7 @@ def first_non_finite(model: Layer, pieces: Iterable[tuple[Array, Key | None]]) -
 
     Returns
     -------
-    Place or None
+    NonFinitePlace or None
         None if all is finite.
     """
     finite: dict[str, bool] = {}  # by layer, in the order of the forward pass
@@ -158,12 +158,12 @@ def first_non_finite(model: Layer, pieces: Iterable[tuple[Array, Key | None]]) -
             images_finite = images_finite and _finite(images)
             model.forward(images, rng, keep=False)
     if not images_finite:
-        return Place("the images themselves hold NaN or infinity", "")
+        return NonFinitePlace("the images themselves hold NaN or infinity", "")
     if (parameter := first_non_finite_parameter(model)) is not None:
-        return Place(f"the parameter {parameter} holds NaN or infinity", layer_of(parameter))
+        return NonFinitePlace(f"the parameter {parameter} holds NaN or infinity", layer_of(parameter))
     first = next((name for name in finite if not finite[name]), None)
     outputs = "the losses" if getattr(model, "gives_losses", False) else "the logits"
-    return None if first is None else Place(f"it shows first in the result of {first or outputs}", first)
+    return None if first is None else NonFinitePlace(f"it shows first in the result of {first or outputs}", first)
 
 
 def layer_of(parameter: str) -> str:

@@ -14,14 +14,14 @@ from minivit.train.recipe import Recipe
 from minivit.weights import fingerprint, model_metadata
 from minivit.weights.adapt import adapted_config
 from minivit.weights.layout import TRAINING_FIELDS
-from minivit.weights.load import OpenedModel, open_model
+from minivit.weights.load import OpenedFile, open_model_file
 from minivit.weights.preprocessing import FITS, preprocessing_of
 
 # What the data set and the run determine, whatever the weights are.
 _FREE = {"num_classes", "img_size", "in_chans", "representation_size", "representation_act"} | TRAINING_FIELDS
 
 
-def begun_with(recipe: Recipe, path: str | os.PathLike[str], model: str | None = None) -> tuple[Recipe, OpenedModel]:
+def begun_with(recipe: Recipe, path: str | os.PathLike[str], model: str | None = None) -> tuple[Recipe, OpenedFile]:
     """Return the recipe of a run that begins with the weights of a file, and this file, of which the headers are read.
 
     Parameters
@@ -38,7 +38,7 @@ def begun_with(recipe: Recipe, path: str | os.PathLike[str], model: str | None =
     recipe : Recipe
         The recipe with the model of the file, its preprocessing where the recipe has none of its own, and the
         fingerprint of the file.
-    start : OpenedModel
+    start : OpenedFile
         The file, for `Trainer`.
 
     Raises
@@ -74,7 +74,7 @@ def begun_with(recipe: Recipe, path: str | os.PathLike[str], model: str | None =
     return begun, start
 
 
-def begun_again(recipe: Recipe, path: str | os.PathLike[str]) -> OpenedModel:
+def begun_again(recipe: Recipe, path: str | os.PathLike[str]) -> OpenedFile:
     """Return the file of weights of a run that has begun, for one that has no checkpoint to go on from.
 
     Parameters
@@ -93,17 +93,17 @@ def begun_again(recipe: Recipe, path: str | os.PathLike[str]) -> OpenedModel:
     return _opened(path, options, recipe.model)  # the file has the head that `options_with_head` may have removed
 
 
-def _opened(path: str | os.PathLike[str], options: dict[str, Any], model: str | None) -> OpenedModel:
+def _opened(path: str | os.PathLike[str], options: dict[str, Any], model: str | None) -> OpenedFile:
     """Open a file, with the number of heads of the preset `model` if neither the file nor an option defines it."""
     try:
-        return open_model(path, options)
+        return open_model_file(path, options)
     except UserError:
         if model is None or "num_heads" in options:
             raise
-        return open_model(path, options | {"num_heads": get_config(model).num_heads})
+        return open_model_file(path, options | {"num_heads": get_config(model).num_heads})
 
 
-def options_with_head(recipe: Recipe, start: OpenedModel, classes: int) -> dict[str, Any]:
+def options_with_head(recipe: Recipe, start: OpenedFile, classes: int) -> dict[str, Any]:
     """Return the recipe's options of the model, without the hidden layer of a head that is replaced.
 
     The head of `start` is replaced if it has another number of classes.
@@ -112,7 +112,7 @@ def options_with_head(recipe: Recipe, start: OpenedModel, classes: int) -> dict[
     return dict(recipe.model_options) | ({"representation_size": 0} if replaced else {})
 
 
-def begun_model(start: OpenedModel, config: ViTConfig, dtype: str, backend: str) -> ViT:
+def begun_model(start: OpenedFile, config: ViTConfig, dtype: str, backend: str) -> ViT:
     """Return a model of `config` with the weights of `start`, and a head of zeros for another number of classes.
 
     Raises

@@ -33,7 +33,7 @@ from minivit.files import atomic_write
 from minivit.nn.model import Model
 from minivit.random import Key
 from minivit.tracing.trace import trace
-from minivit.train.diagnostics import Place, first_non_finite_parameter
+from minivit.train.diagnostics import NonFinitePlace, first_non_finite_parameter
 from minivit.train.evaluation import image_transform, predictions
 from minivit.train.run_folder import RunFolder
 from minivit.train.step import DataLoader
@@ -112,7 +112,7 @@ def dump_in_words(
     engine: Engine,
     dataset: Dataset,
     step: int,
-    place: Place,
+    place: NonFinitePlace,
     batch: Callable[[], Batch | None],
     label_smoothing: float,
 ) -> str:
@@ -129,7 +129,13 @@ def dump_in_words(
 
 
 def write_dump(
-    run: RunFolder, engine: Engine, dataset: Dataset, step: int, place: Place, batch: Batch, label_smoothing: float
+    run: RunFolder,
+    engine: Engine,
+    dataset: Dataset,
+    step: int,
+    place: NonFinitePlace,
+    batch: Batch,
+    label_smoothing: float,
 ) -> Path:
     """Write the folder, in place of an earlier one, and return its path.
 
@@ -143,7 +149,7 @@ def write_dump(
         Gives the model file its class names, mean and deviation.
     step : int
         The number of the step, from 1.
-    place : Place
+    place : NonFinitePlace
         Where NaN or infinity appears first.
     batch : Batch
         Images of the engine's dtype, on its device.

@@ -26,7 +26,7 @@ from minivit.ops.metrics import record_metrics
 from minivit.ops.update_rules import gradient_norm
 from minivit.random import Key
 from minivit.train.augmentation import Augmentation
-from minivit.train.diagnostics import Place, where_not_finite
+from minivit.train.diagnostics import NonFinitePlace, where_not_finite
 from minivit.train.groups import first_trained_block, frozen_spans
 from minivit.train.optimizers import Optimizer
 from minivit.train.recipe import Recipe
@@ -83,7 +83,7 @@ class TrainStep:
         # The metrics
         self.metrics.record(key, lr, loss, logits, labels, self.grad_scaler.stopped)
 
-    def where_not_finite(self, step: StepMetrics) -> Place:
+    def where_not_finite(self, step: StepMetrics) -> NonFinitePlace:
         """Return where NaN or infinity appears first in a step with `stopped`, which did not change the parameters."""
 
         def piece(part: slice) -> tuple[Array, Key]:  # of the whole batch, whose images may be mixed

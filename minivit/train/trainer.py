@@ -24,7 +24,7 @@ from minivit.errors import RunError, UserError
 from minivit.nn.masked import MaskedModel
 from minivit.nn.model import Model
 from minivit.train.advice import nothing_learnt, unlikely_settings
-from minivit.train.diagnostics import NotFiniteError, Place, not_finite_error, not_finite_on_test_error
+from minivit.train.diagnostics import NonFinitePlace, NotFiniteError, not_finite_error, not_finite_on_test_error
 from minivit.train.evaluation import Score
 from minivit.train.initial import begun_model, options_with_head
 from minivit.train.interrupt import Interrupt, Interrupted
@@ -36,7 +36,7 @@ from minivit.train.step import StepMetrics
 from minivit.train.training import Training
 from minivit.train.watch import Watch
 from minivit.train.watch_options import WatchOptions
-from minivit.weights.load import OpenedModel
+from minivit.weights.load import OpenedFile
 
 MOST_ROLLBACKS = 5
 _DRAWN = 8  # test images whose reconstructions are drawn
@@ -84,7 +84,7 @@ class Trainer(Training):
         On a GPU "float32", "tf32", "bfloat16" or "float16"; see `minivit.arrays.precision`. Parameters stay float32.
     micro_batch : int, optional
         Images that a device takes at a time; by default the whole batch. On the host the recipe sets it.
-    start : OpenedModel, optional
+    start : OpenedFile, optional
         For a recipe with `init`, the file that `begun_with` returned; a run that is resumed does not need it.
     watch : WatchOptions, optional
         What is recorded beside the metrics; by default what the run folder says. It changes no bit of the result.
@@ -108,7 +108,7 @@ class Trainer(Training):
         backend: str = "numpy",
         precision: str | None = None,
         micro_batch: int | None = None,
-        start: OpenedModel | None = None,
+        start: OpenedFile | None = None,
         watch: WatchOptions | None = None,
     ) -> None:
         if start is not None:
@@ -173,30 +173,38 @@ class Trainer(Training):
 
     def _begin(self, resume: bool) -> None:
         if resume and self.run.has_state():
-            self._go_back()
-            self._save_models()
-            if self.recipe.on_nan != "rollback":
-                self.run.remove_epoch_state()  # a later rollback must not return to one that is older than best/
-            elif self.state.step % self.steps_per_epoch == 0 or not self.run.has_state(of_epoch=True):
-                self._save_epoch()
+            self._resume()
         elif resume and self.run.metrics():
             raise UserError(f"{self.run.path} has lost last/training.safetensors; bring it back, or begin a new run")
+        elif self.recipe.init and not self._has_start:
+            raise UserError(f"{self.run.path} has no checkpoint yet; give its initial weights again (--init)")
         else:
-            if self.recipe.init and not self._has_start:
-                raise UserError(f"{self.run.path} has no checkpoint yet; give its initial weights again (--init)")
-            for words in unlikely_settings(self.recipe, self.model.config, self.total_steps):
-                warnings.warn(words, stacklevel=3)
-            self.run.watch_options = self.watch.options
-            self.run.begin(self.fingerprint)
-            self.averaging.begin()
-            try:
-                self._checkpoint()
-                self._save_epoch()
-                self.watch.begin()
-            except RunError:
-                if not resume:
-                    self.run.withdraw()
-                raise
+            self._start(is_new=not resume)
+
+    def _resume(self) -> None:
+        """Set everything to the last checkpoint, and write the models that belong to it."""
+        self._go_back()
+        self._save_models()
+        if self.recipe.on_nan != "rollback":
+            self.run.remove_epoch_state()  # a later rollback must not return to one that is older than best/
+        elif self.state.step % self.steps_per_epoch == 0 or not self.run.has_state(of_epoch=True):
+            self._save_epoch()
+
+    def _start(self, is_new: bool) -> None:
+        """Write the first checkpoint; if that fails, a folder that `is_new` is removed."""
+        for words in unlikely_settings(self.recipe, self.model.config, self.total_steps):
+            warnings.warn(words, stacklevel=4)
+        self.run.watch_options = self.watch.options
+        self.run.begin(self.fingerprint)
+        self.averaging.begin()
+        try:
+            self._checkpoint()
+            self._save_epoch()
+            self.watch.begin()
+        except RunError:
+            if is_new:
+                self.run.withdraw()
+            raise
 
     def _go_back(self, of_epoch: bool = False) -> None:
         """Set everything to the last checkpoint, or to that of the end of the last epoch."""
@@ -323,7 +331,12 @@ class Trainer(Training):
             return super()._evaluate(engine, images, labels, part)
 
     def _not_finite(
-        self, step: int, place: Place, engine: AnyEngine, batch: Callable[[], Batch | None], part: str = TRAINING
+        self,
+        step: int,
+        place: NonFinitePlace,
+        engine: AnyEngine,
+        batch: Callable[[], Batch | None],
+        part: str = TRAINING,
     ) -> NotFiniteError:
         """Write the dump of the step (`minivit.train.nan_dump`), and return the error that stops the run."""
         assert isinstance(engine, Engine)

@@ -15,8 +15,8 @@ from minivit.engine import AnyEngine
 from minivit.nn.model import Model
 from minivit.train.averaging import Averaging
 from minivit.train.diagnostics import (
+    NonFinitePlace,
     NotFiniteError,
-    Place,
     first_non_finite_parameter,
     layer_of,
     where_evaluation_is_not_finite,
@@ -131,7 +131,7 @@ class Training:
     def _expect_finite_parameters(self) -> None:
         if (name := first_non_finite_parameter(self.model)) is not None:
             step, samples = self.state.step, self._samples
-            place = Place(f"the parameter {name} holds NaN or infinity after it", layer_of(name))
+            place = NonFinitePlace(f"the parameter {name} holds NaN or infinity after it", layer_of(name))
             batch = batch_of_step(self.data_loader, step, samples, self.engine.dtype)
             raise self._not_finite(step, place, self.engine, batch)
 
@@ -147,7 +147,12 @@ class Training:
         return found
 
     def _not_finite(
-        self, step: int, place: Place, engine: AnyEngine, batch: Callable[[], Batch | None], part: str = TRAINING
+        self,
+        step: int,
+        place: NonFinitePlace,
+        engine: AnyEngine,
+        batch: Callable[[], Batch | None],
+        part: str = TRAINING,
     ) -> NotFiniteError:
         """Return the error that stops training at `step`, from 1; `batch` makes the images of the computation.
 

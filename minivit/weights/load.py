@@ -67,11 +67,11 @@ def load_model(
     UserWarning
         The files do not determine a field, and that of the family is assumed; the message names it.
     """
-    opened = open_model(path, fields)
+    opened = open_model_file(path, fields)
     return opened.load(opened.wanted(fields), dtype, backend, build, resample)
 
 
-class OpenedModel(NamedTuple):
+class OpenedFile(NamedTuple):
     """A model file of which only the headers were read, and the configuration of the model in it."""
 
     path: Path
@@ -111,7 +111,7 @@ class OpenedModel(NamedTuple):
         return target
 
 
-def open_model(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> OpenedModel:
+def open_model_file(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> OpenedFile:
     """Open a model file, whose configuration is completed with `fields`; as `load_model`, but nothing is loaded.
 
     Raises
@@ -137,7 +137,7 @@ def open_model(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> Opene
     config = usable_config(path, {**found, **given})
     if not layers:
         check_sizes(layout, file, config)
-    return OpenedModel(path, layout, file, config, layers)
+    return OpenedFile(path, layout, file, config, layers)
 
 
 def model_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

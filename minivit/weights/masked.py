@@ -22,7 +22,7 @@ from minivit.weights.adapt import CHANGEABLE, adapted, adapted_config
 from minivit.weights.entries import Entry, same
 from minivit.weights.formats import recognised, unwrapped
 from minivit.weights.layout import WeightsFile, check_shapes, check_sizes, imported
-from minivit.weights.load import open_model, usable_config
+from minivit.weights.load import open_model_file, usable_config
 from minivit.weights.masked_layout import ENCODER, MaskedLayout
 from minivit.weights.of_run import expect_of_run
 from minivit.weights.save import as_json, file_at, savable_state
@@ -205,7 +205,7 @@ def _of_transformers(file: WeightsFile, fields: Mapping[str, Any], given: Mappin
     task = huggingface_masked.task_of(file)
     if layout.name != "huggingface" or task is None:
         raise _no_masked_model(file)
-    config = open_model(file.path, fields).config
+    config = open_model_file(file.path, fields).config
     options = huggingface_masked.options_of(file, task, config, given)
     fixed = huggingface_masked.fixed(file, task, config, options)
     return _Opened(file, task, config, options, huggingface_masked.entries, fixed)
