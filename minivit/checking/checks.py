@@ -24,7 +24,7 @@ from minivit.checking.layer import CheckedLayer, without_zeros
 from minivit.checking.methods import Probe
 from minivit.checking.report import Report, Row
 from minivit.checking.settings import Options, Settings, settings_of
-from minivit.checking.verdict import Place, compare_float32, explained, verify, verify_at_kinks, verify_unsaturated
+from minivit.checking.verdict import Place, compare_float32, explained, recheck_at_kinks, recheck_saturated, verify
 from minivit.engine.machine import single_threaded_blas
 from minivit.random import RngLike
 
@@ -232,9 +232,9 @@ def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settin
             row = verify(probe, gradient, total, place, settings)
             elsewhere = functools.partial(_elsewhere, checked, place, settings)
             if steady and row.verdict == "FAILED":
-                row = verify_unsaturated(row, probe, total, place, settings, elsewhere)
+                row = recheck_saturated(row, probe, total, place, settings, elsewhere)
             if (steady and row.verdict == "FAILED") or (row.verdict == "zero" and row.method == "central"):
-                row, probe, gradient = verify_at_kinks(row, probe, gradient, total, place, settings, elsewhere)
+                row, probe, gradient = recheck_at_kinks(row, probe, gradient, total, place, settings, elsewhere)
             probes[number] = probe, gradient
             add(row)
     wrong = [number for number, row in enumerate(rows) if row.verdict == "FAILED"]

@@ -103,7 +103,7 @@ class CheckedFunction:
         return cache
 
     def repaired(self, k: int, dy: Array) -> Iterator[tuple[str, str, Array]]:
-        """Yield what backward returns if an array that forward changes in place keeps the values before.
+        """Yield the gradient if an array in the cache that forward changed in place is set back to its earlier values.
 
         Yields
         ------
@@ -191,8 +191,8 @@ class CheckedFunction:
 
     def _align(self, gradients: tuple[Any, ...], findings: list[str]) -> dict[int, Any]:
         if len(gradients) not in (len(self.floats), len(self.given)):
-            expected = f"{len(self.floats)} expected, one for each array of floats"
-            findings.append(f"backward returns a gradient count of {len(gradients)}; {expected}")
+            n = len(self.floats)
+            findings.append(f"backward returns {len(gradients)} gradients; expected {n}, one for each float array")
         return align(gradients, [a.dtype for a in self.given])
 
 

@@ -19,10 +19,11 @@ from minivit.checking.settings import Settings
 SCALE_FLOOR = 1e-3  # errors are relative to at least this fraction of the norm of all gradients
 _ZERO_ULPS = 64  # a gradient is zero up to this many units in the last place of the norm of all gradients
 _NEGLIGIBLE = 1e-36  # the complex step neglects terms of order h^2 = 1e-40
-_ROUNDING = 128  # an error up to this many units in the last place of dy may be rounding inside a saturated function
-_SATURATED = 1e-3  # of such a function the gradient is smaller than this, relative to dy
+_ROUNDING = 128  # in a saturated function, an error of up to this many ulps of the norm of dy may be rounding
+_SATURATED = 1e-3  # a function is saturated if the norm of the gradient is at most this fraction of that of dy
 _NOT_ANALYTIC = 1e-7  # a larger error by the complex step may mean that forward is not analytic
-_MUCH_NEARER = 0.1  # central differences then agree with the gradient to this part of that error
+# The largest error by central differences, as a fraction of that by the complex step, if forward is not analytic.
+_MUCH_NEARER = 0.1
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def verify(
     return Row(place.layer, place.name, gradient.shape, norm, error, slope, None, verdict, method, note, remainders)
 
 
-def verify_at_kinks(
+def recheck_at_kinks(
     row: Row,
     probe: Probe,
     gradient: Array,
@@ -151,7 +152,7 @@ def verify_at_kinks(
     return replace(smooth, error=max(smooth.error, aside.error), note=_joined(smooth.note, note)), probe, gradient
 
 
-def verify_unsaturated(
+def recheck_saturated(
     row: Row,
     probe: Probe,
     total: float,
