@@ -19,7 +19,8 @@ from minivit import ops
 from minivit.arrays import Array
 from minivit.checking.arguments import argument_names, check_functions, check_layer, fixed_key
 from minivit.checking.evidence import Context, Other, named_arrays
-from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward, flaw
+from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward
+from minivit.checking.gradients import flaw
 from minivit.checking.layer import CheckedLayer, without_zeros
 from minivit.checking.methods import Probe
 from minivit.checking.report import Report, Row

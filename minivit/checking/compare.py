@@ -12,7 +12,8 @@ from minivit.arrays import Array, to_host
 from minivit.checking.comparison import Comparison, Quantity, SameOrNot
 from minivit.checking.evidence import Context, Evidence, Other, arrays_in, named_arrays
 from minivit.checking.forward_mistakes import recognise_result
-from minivit.checking.function import Passes, flaw
+from minivit.checking.function import Passes
+from minivit.checking.gradients import flaw
 from minivit.checking.heads import THIRDS, HeadView
 from minivit.checking.methods import NotAnalyticError, Probe
 from minivit.checking.mistakes import recognise

@@ -16,13 +16,13 @@ import numpy as np
 from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted
 from minivit.checking.evidence import arrays_in
+from minivit.checking.gradients import align, as_tuple, host_copy, same
 from minivit.checking.watched import Watched, watch
 
 Forward = Callable[..., tuple[Any, Any]]
 Backward = Callable[[Any, Any], Any]
 
 RANDOM = "forward returns another result for the same arguments: fix its randomness to check it"
-MISSING = object()  # stands for a gradient that backward does not return
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class CheckedFunction:
 
         def backward() -> tuple[Any, ...]:
             passed = to_backend(np.array(dy), self.library)
-            gradients = tuple(_to_host(gradient) for gradient in as_tuple(self.backward(passed, cache)))
+            gradients = tuple(host_copy(gradient) for gradient in as_tuple(self.backward(passed, cache)))
             if not np.array_equal(to_host(passed), dy) and "backward writes to dy" not in findings:
                 findings.append("backward writes to dy")
             return gradients
@@ -204,57 +204,6 @@ def random_upstream(seed: int, shape: tuple[int, ...]) -> Array:
     return np.random.default_rng([seed, *b"upstream"]).standard_normal(shape)
 
 
-def align(gradients: Sequence[Any], dtypes: Sequence[np.dtype[Any]]) -> dict[int, Any]:
-    """Return the gradient of each float array by index; `gradients` may include or omit those of other arrays."""
-    floats = [k for k, dtype in enumerate(dtypes) if dtype.kind == "f"]
-    if len(gradients) == len(dtypes):
-        return {k: gradients[k] for k in floats}
-    return dict(zip(floats, (*gradients, *(MISSING for _ in floats)), strict=False))
-
-
-def as_tuple(gradients: Any) -> tuple[Any, ...]:
-    """Return the gradients, one array or a sequence of arrays, as a tuple."""
-    return tuple(gradients) if isinstance(gradients, tuple | list) else (gradients,)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Return whether two gradients are equal up to rounding."""
-    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
-        return a is b or a == b
-    if a.shape != b.shape or a.dtype.kind != "f":
-        return np.array_equal(a, b)
-    with np.errstate(invalid="ignore"):
-        near = 100 * np.finfo(a.dtype).eps * np.max(np.abs(a), initial=0)
-        return bool(np.all((np.abs(a - b) <= near) | (a == b) | (np.isnan(a) & np.isnan(b))))
-
-
-def flaw(gradient: Any, point: Array, y: Array) -> str:
-    """Return why a gradient cannot be verified, or an empty string."""
-    if gradient is MISSING:
-        return "backward returns no gradient for this array"
-    if gradient is None:
-        return "backward returns None for this array: not verified"
-    if not isinstance(gradient, np.ndarray):
-        return f"backward returns a {type(gradient).__name__}, not an array"
-    if gradient.shape != point.shape:
-        words = f"the gradient has shape {gradient.shape}, the array {point.shape}"
-        shape = gradient.shape
-        missed = [k for k in range(gradient.ndim) if (*shape[:k], *shape[k + 1 :]) == point.shape]
-        if missed:
-            words += f"; looks not summed over its axis {missed[0]}"
-        elif gradient.shape == point.shape[::-1]:
-            words += "; looks transposed"
-        elif gradient.shape == y.shape:
-            words += "; it has the shape of the output: not summed over the broadcast axes?"
-        return words
-    if gradient.dtype != point.dtype:
-        return f"the gradient is {gradient.dtype}, the array {point.dtype}"
-    if not np.all(np.isfinite(gradient)):
-        where = tuple(int(k) for k in np.argwhere(~np.isfinite(gradient))[0])
-        return f"the gradient is {gradient[where]} at {list(where)}"
-    return ""
-
-
 def _given(upstream: Any, y: Array) -> Array:
     """Return an upstream gradient of the caller's as float64, or raise if it cannot be that of `y`."""
     given = np.asarray(to_host(upstream), np.float64)
@@ -263,10 +212,3 @@ def _given(upstream: Any, y: Array) -> Array:
     if not np.all(np.isfinite(given)):
         raise ValueError("upstream holds NaN or infinity; gradients are checked at finite values")
     return given
-
-
-def _to_host(gradient: Any) -> Any:
-    try:
-        return gradient if gradient is None or gradient is MISSING else np.array(to_host(gradient))
-    except TypeError:
-        return gradient

@@ -9,7 +9,8 @@ import numpy as np
 
 from minivit.arrays import namespace, to_backend, to_host
 from minivit.checking.arguments import accepted, layer_dtype
-from minivit.checking.function import MISSING, CheckedFunction, align, as_tuple, same
+from minivit.checking.function import CheckedFunction
+from minivit.checking.gradients import align, as_tuple, host_copy, same
 from minivit.checking.verdict import Place
 
 LayerForward = Callable[..., tuple[Any, Any]]
@@ -75,8 +76,8 @@ class CheckedLayer(CheckedFunction):
         copy, cache = state
         copy.zero_grad()
         returned = align(as_tuple(self.layer_backward(copy, dy, cache)), self.inputs)
-        dinputs = [_copied(returned.get(k)) for k in range(len(self.inputs))]
-        gradients = [_copied(parameter.grad) for parameter in copy.parameters.values()]
+        dinputs = [host_copy(returned.get(k)) for k in range(len(self.inputs))]
+        gradients = [host_copy(parameter.grad) for parameter in copy.parameters.values()]
         self.layer_backward(copy, dy, cache)
         pairs = zip(copy.parameters.items(), gradients, strict=True)
         self.overwritten = [name for (name, parameter), once in pairs if not same(to_host(parameter.grad), 2 * once)]
@@ -117,7 +118,3 @@ def places_of(name: str, array: int, parameter: Any) -> list[Place]:
         raise ValueError(f"{name} has the parts {parts}, which do not divide its last axis in {parameter.value.shape}")
     slices = [slice(k * width, (k + 1) * width) for k in range(len(parts))]
     return [Place(layer, f"{last}[{part}]", array, (..., where)) for part, where in zip(parts, slices, strict=True)]
-
-
-def _copied(gradient: Any) -> Any:
-    return gradient if gradient is None or gradient is MISSING else np.array(to_host(gradient))

@@ -12,7 +12,8 @@ import numpy as np
 
 from minivit.arrays import to_backend, to_host
 from minivit.checking.arguments import argument_names, check_layer, fixed_key
-from minivit.checking.function import CheckedFunction, as_tuple
+from minivit.checking.function import CheckedFunction
+from minivit.checking.gradients import as_tuple
 from minivit.checking.heads import THIRDS
 from minivit.checking.layer import CheckedLayer
 from minivit.checking.verdict import Place
