@@ -27,7 +27,7 @@ from minivit.checking.report import Report, Row
 from minivit.checking.settings import Options, Settings, settings_of
 from minivit.checking.verdict import Place, compare_float32, explained, recheck_at_kinks, recheck_saturated, verify
 from minivit.engine.machine import single_threaded_blas
-from minivit.random import RngLike
+from minivit.random import Key, RngLike
 
 __all__ = ["Options", "Report", "Row", "gradcheck", "gradcheck_layer", "gradcheck_model"]
 
@@ -130,22 +130,22 @@ def gradcheck_layer(
     names = argument_names(layer.forward, len(inputs)) if names is None else names
     if len(names) != len(inputs):
         raise ValueError(f"got {len(names)} names for {len(inputs)} inputs; give one name for each")
-    rng = fixed_key(rng, inputs)
+    key = fixed_key(rng, inputs)
     title = f"gradient check of {type(layer).__name__}"
 
-    def forward(copy: Any, *arrays: Any) -> tuple[Any, Any]:
+    def forward(copy: Any, *arrays: Any, rng: Key | None = None) -> tuple[Any, Any]:
         y, cache = copy.forward(*arrays, rng=rng)
         return y, cache
 
     def backward(copy: Any, dy: Any, cache: Any) -> Any:
         return copy.backward(dy, cache)
 
-    checked = CheckedLayer(layer, inputs, names, forward, backward)
+    checked = CheckedLayer(layer, inputs, names, forward, backward, key)
     wanted = known if parameters is None else parameters
     places = [p for p in checked.places if p.array < len(names) or known[p.array - len(names)] in wanted]
     report = _check(title, checked, places, settings)
     if "keep" in inspect.signature(layer.forward).parameters and RANDOM not in report.findings:
-        without = functools.partial(_without_cache, rng=rng)
+        without = functools.partial(_without_cache, rng=key)
         if checked.evaluation_differs(without):
             words = "forward returns another result with keep=False, as in evaluation, than with keep=True"
             report = replace(report, findings=(*report.findings, words))
@@ -177,11 +177,11 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
     """
     settings = settings_of(options)
     check_layer(model)
-    rng = fixed_key(rng, (images,))
+    key = fixed_key(rng, (images,))
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     model, filled = without_zeros(model)
 
-    def forward(copy: Any, images: Any) -> tuple[Any, Any]:
+    def forward(copy: Any, images: Any, rng: Key | None = None) -> tuple[Any, Any]:
         logits, cache = copy.forward(images, rng=rng)
         targets = labels.astype(logits.real.dtype) if labels.dtype.kind == "f" else labels
         loss, loss_cache = ops.cross_entropy(logits, targets)
@@ -193,7 +193,7 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
 
     title = f"gradient check of {type(model).__name__} with cross-entropy, {len(images)} images{filled}"
     with single_threaded_blas():  # the products are small, and the report is the same for any number of cores
-        checked = CheckedLayer(model, (images,), ("images",), forward, backward)
+        checked = CheckedLayer(model, (images,), ("images",), forward, backward, key)
         return _check(title, checked, checked.places, settings)
 
 

@@ -1,12 +1,13 @@
 """A pair of functions under check: one forward and backward pass, with checks of the contracts between them.
 
 The contracts: forward and backward write neither to their arguments nor to dy; a second backward pass on the same cache
-returns the same gradients, also after a forward pass at another point; every float array gets a finite gradient of its
-own shape and dtype.
+returns the same gradients, also after forward passes at other points; every call returns new arrays; every float array
+gets a finite gradient of its own shape and dtype.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted
 from minivit.checking.evidence import arrays_in
 from minivit.checking.gradients import align, as_tuple, host_copy, same
+from minivit.checking.state import OVERWRITTEN, depends_on_other_calls, other_arguments, overwrites_results
 from minivit.checking.watched import Watched, watch
 
 Forward = Callable[..., tuple[Any, Any]]
@@ -145,9 +147,12 @@ class CheckedFunction:
         upstream = random_upstream(seed, y.shape) if upstream is None else _given(upstream, y)
         dy = np.asarray(upstream, y.dtype)
 
+        returned: list[Any] = []
+
         def backward() -> tuple[Any, ...]:
             passed = to_backend(np.array(dy), self.library)
-            gradients = tuple(host_copy(gradient) for gradient in as_tuple(self.backward(passed, cache)))
+            returned.append(self.backward(passed, cache))
+            gradients = tuple(map(host_copy, as_tuple(returned[-1])))
             if not np.array_equal(to_host(passed), dy) and "backward writes to dy" not in findings:
                 findings.append("backward writes to dy")
             return gradients
@@ -161,23 +166,28 @@ class CheckedFunction:
         if not np.array_equal(self._call(points)[0], y):
             findings.append(RANDOM)
             return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
+
+        def unchanged() -> bool:
+            return all(map(same, gradients, backward()))
+
         try:
-            if not all(map(same, gradients, backward())):
-                findings.append("a second backward pass on the same cache differs: backward writes to its cache")
-            elif self._calls_elsewhere(points) and not all(map(same, gradients, backward())):
-                findings.append("backward differs after another forward pass: it reads state outside its cache")
+            if not unchanged():
+                words = "backward writes to its cache, is random, or keeps state"
+                findings.append(f"a second backward pass on the same cache differs: {words}")
+            elif overwrites_results(
+                returned[0], returned[1], gradients, lambda: self.backward(to_backend(-dy, self.library), cache)
+            ):
+                findings.append(OVERWRITTEN)
+            else:
+                findings += filter(None, [depends_on_other_calls(self._other_calls(points), unchanged)])
         except Exception as error:
             findings.append(f"a second backward pass on the same cache raises {type(error).__name__}: {error}")
         return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
 
-    def _calls_elsewhere(self, points: Sequence[Array]) -> bool:
-        """Run forward with other values of its inputs, and return whether it took them."""
-        inputs = [k for k in self.floats if k < self.num_inputs]
-        try:
-            self._call([a * a.dtype.type(1 + 2.0**-10) if k in inputs else a for k, a in enumerate(points)])
-        except Exception:  # forward refuses the values
-            return False
-        return bool(inputs)
+    def _other_calls(self, points: Sequence[Array]) -> Iterator[Callable[[], Any]]:
+        """Yield forward passes at other arguments, which may be refused."""
+        for others in other_arguments(points, self.num_inputs):
+            yield functools.partial(self._call, others)
 
     def _cast(self, dtype: Any) -> list[Array]:
         return [np.asarray(a, dtype) if a.dtype.kind == "f" else a for a in self.given]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from minivit.arrays import namespace, to_backend, to_host
+from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted, layer_dtype
 from minivit.checking.function import CheckedFunction
 from minivit.checking.gradients import align, as_tuple, host_copy, same
+from minivit.checking.state import OVERWRITTEN, other_arguments, overwrites_results
 from minivit.checking.verdict import Place
+from minivit.random import Key
 
 LayerForward = Callable[..., tuple[Any, Any]]
 LayerBackward = Callable[[Any, Any, Any], Any]
@@ -28,6 +32,8 @@ class CheckedLayer(CheckedFunction):
         The inputs of the layer, which are converted to its dtype, and their names.
     layer_forward, layer_backward
         ``y, cache = layer_forward(copy, *inputs)`` and ``dinputs = layer_backward(copy, dy, cache)``.
+    key
+        The key of all passes; if it is not None, `layer_forward` gets it as ``rng=key``.
     """
 
     def __init__(
@@ -37,12 +43,14 @@ class CheckedLayer(CheckedFunction):
         names: Sequence[str],
         layer_forward: LayerForward,
         layer_backward: LayerBackward,
+        key: Key | None = None,
     ) -> None:
         self.layer, self.layer_forward, self.layer_backward = layer, layer_forward, layer_backward
         inputs = accepted(names, inputs, layer_dtype(layer))
         self.inputs = [x.dtype for x in inputs]
+        self.key = key
         self.by_dtype: dict[np.dtype[Any], Any] = {}
-        self.overwritten: list[str] = []
+        self._findings: dict[np.dtype[Any], list[str]] = {}  # of the first backward pass
         parameters = layer.parameters
         self.places = [Place("", name, k) for k, name in enumerate(names)]
         for k, (name, parameter) in enumerate(parameters.items(), start=len(inputs)):
@@ -58,8 +66,25 @@ class CheckedLayer(CheckedFunction):
         copy = self.by_dtype[dtype]
         for parameter, value in zip(copy.parameters.values(), arrays[len(self.inputs) :], strict=True):
             parameter.value[...] = value
-        y, cache = self.layer_forward(copy, *arrays[: len(self.inputs)])
+        options = {} if self.key is None else {"rng": self.key}
+        y, cache = self.layer_forward(copy, *arrays[: len(self.inputs)], **options)
         return y, (copy, cache)
+
+    def _other_calls(self, points: Sequence[Array]) -> Iterator[Callable[[], Any]]:
+        key, samples = self.key, len(points[0]) if self.inputs and points[0].ndim else 0
+
+        def call(key: Key | None, others: Sequence[Array]) -> None:
+            before, self.key = self.key, key
+            try:
+                self._call(others)
+            finally:
+                self.key = before
+
+        for others in other_arguments(points, self.num_inputs):
+            fits = key is None or len(key.sample_ids) != samples or len(others[0]) == samples
+            yield functools.partial(call, key if fits or key is None else _resized_key(key, len(others[0])), others)
+        if key is not None:
+            yield functools.partial(call, replace(key, step=key.step + 1), points)
 
     def evaluation_differs(self, evaluate: Callable[..., Any]) -> bool:
         """Return whether ``evaluate(copy, *inputs)``, the layer without a cache, returns another result."""
@@ -75,19 +100,38 @@ class CheckedLayer(CheckedFunction):
     def _backward(self, dy: Any, state: Any) -> tuple[Any, ...]:
         copy, cache = state
         copy.zero_grad()
-        returned = align(as_tuple(self.layer_backward(copy, dy, cache)), self.inputs)
-        dinputs = [host_copy(returned.get(k)) for k in range(len(self.inputs))]
+        first = self.layer_backward(copy, dy, cache)
+        copies = tuple(map(host_copy, as_tuple(first)))
+        returned = align(copies, self.inputs)
+        dinputs = [returned.get(k) for k in range(len(self.inputs))]
         gradients = [host_copy(parameter.grad) for parameter in copy.parameters.values()]
-        self.layer_backward(copy, dy, cache)
-        pairs = zip(copy.parameters.items(), gradients, strict=True)
-        self.overwritten = [name for (name, parameter), once in pairs if not same(to_host(parameter.grad), 2 * once)]
+        if dy.dtype not in self._findings:
+            self._findings[dy.dtype] = self._contracts(copy, dy, cache, first, copies, gradients)
         return (*dinputs, *gradients)
+
+    def _contracts(
+        self, copy: Any, dy: Any, cache: Any, first: Any, copies: Sequence[Any], gradients: Sequence[Any]
+    ) -> list[str]:
+        """Return the contracts of layers that `layer_backward` violates, after it returned `first`."""
+        findings = []
+        second = self.layer_backward(copy, dy, cache)
+        pairs = zip(copy.parameters.items(), gradients, strict=True)
+        wrong = [name for (name, parameter), once in pairs if not same(to_host(parameter.grad), 2 * once)]
+        if wrong:
+            words = "backward sets gradients, or changes its cache, instead of adding to them"
+            findings.append(f"{words}: {', '.join(wrong)}")
+        if overwrites_results(first, second, copies, lambda: self.layer_backward(copy, -dy, cache)):
+            findings.append(OVERWRITTEN)
+        return findings
 
     @property
     def findings(self) -> tuple[str, ...]:
         """The violated contracts that apply to layers only: backward must add to the gradients of parameters."""
-        words = "backward sets gradients, or changes its cache, instead of adding to them: "
-        return (words + ", ".join(self.overwritten),) if self.overwritten else ()
+        return tuple(dict.fromkeys(words for findings in self._findings.values() for words in findings))
+
+
+def _resized_key(key: Key, samples: int) -> Key:
+    return replace(key, sample_ids=key.sample_ids[np.arange(samples) % len(key.sample_ids)])
 
 
 def without_zeros(model: Any) -> tuple[Any, str]:
