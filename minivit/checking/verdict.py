@@ -137,7 +137,7 @@ def recheck_at_kinks(
     if not kinks:
         return row, probe, gradient
     smooth = verify(probe, gradient, total, place, settings, kinks.mask)
-    accepted, note = judge(probe, gradient, kinks)
+    accepted, each, note = judge(probe, gradient, kinks, rng)
     moved = elsewhere(beside(probe, kinks, rng))
     aside = verify(*moved, total, place, settings) if moved else smooth
     if moved and aside.verdict == "FAILED":
@@ -149,7 +149,9 @@ def recheck_at_kinks(
         accepted, note = True, f"{note}; it is the gradient at a neighbouring point, which is accepted"
     if not accepted:
         return replace(smooth, verdict="FAILED", error=max(row.error, smooth.error), note=note), probe, gradient
-    return replace(smooth, error=max(smooth.error, aside.error), note=_joined(smooth.note, note)), probe, gradient
+    verdict = smooth.verdict if each or smooth.verdict == "FAILED" else "vacuous"
+    note = _joined(smooth.note, note)
+    return replace(smooth, verdict=verdict, error=max(smooth.error, aside.error), note=note), probe, gradient
 
 
 def recheck_saturated(
