@@ -105,6 +105,19 @@ def check_layer(layer: Any) -> None:
         )
 
 
+def check_takes_key(layer: Any) -> None:
+    """Raise TypeError unless the forward pass of a layer takes ``rng=``."""
+    try:
+        parameters = inspect.signature(layer.forward).parameters
+    except (TypeError, ValueError):
+        return
+    if "rng" not in parameters and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        raise TypeError(
+            f"forward of {type(layer).__name__} takes ({', '.join(parameters)}) and no rng; a layer has "
+            "forward(x, rng=None, keep=True)"
+        )
+
+
 def argument_names(function: Callable[..., Any], count: int) -> list[str]:
     """Return the names of the first `count` arguments of a function; "argument 2" for one without a known name."""
     try:

@@ -17,10 +17,10 @@ import numpy as np
 
 from minivit import ops
 from minivit.arrays import Array
-from minivit.checking.arguments import argument_names, check_functions, check_layer, fixed_key
+from minivit.checking.arguments import argument_names, check_functions, check_layer, check_takes_key, fixed_key
 from minivit.checking.evidence import Context, Other, named_arrays
 from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward
-from minivit.checking.gradients import flaw
+from minivit.checking.gradients import NOTHING_RETURNED, flaw, result_of
 from minivit.checking.layer import CheckedLayer, without_zeros
 from minivit.checking.methods import Probe
 from minivit.checking.report import Report, Row
@@ -123,6 +123,7 @@ def gradcheck_layer(
     """
     settings = settings_of(options)
     check_layer(layer)
+    check_takes_key(layer)
     known = list(layer.parameters)
     unknown = [name for name in parameters or () if name not in known]
     if unknown:
@@ -134,8 +135,8 @@ def gradcheck_layer(
     title = f"gradient check of {type(layer).__name__}"
 
     def forward(copy: Any, *arrays: Any, rng: Key | None = None) -> tuple[Any, Any]:
-        y, cache = copy.forward(*arrays, rng=rng)
-        return y, cache
+        result: tuple[Any, Any] = copy.forward(*arrays, rng=rng)
+        return result
 
     def backward(copy: Any, dy: Any, cache: Any) -> Any:
         return copy.backward(dy, cache)
@@ -153,7 +154,8 @@ def gradcheck_layer(
 
 
 def _without_cache(copy: Any, *inputs: Any, rng: Any) -> Any:
-    return copy.forward(*inputs, rng=rng, keep=False)[0]
+    what = f"forward of {type(copy).__name__}, with keep=False,"
+    return result_of(copy.forward(*inputs, rng=rng, keep=False), what)[0]
 
 
 @np.errstate(under="ignore")
@@ -177,12 +179,13 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
     """
     settings = settings_of(options)
     check_layer(model)
+    check_takes_key(model)
     key = fixed_key(rng, (images,))
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     model, filled = without_zeros(model)
 
     def forward(copy: Any, images: Any, rng: Key | None = None) -> tuple[Any, Any]:
-        logits, cache = copy.forward(images, rng=rng)
+        logits, cache = result_of(copy.forward(images, rng=rng), f"forward of {type(copy).__name__}")
         targets = labels.astype(logits.real.dtype) if labels.dtype.kind == "f" else labels
         loss, loss_cache = ops.cross_entropy(logits, targets)
         return loss, (cache, loss_cache)
@@ -266,9 +269,9 @@ def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settin
             else:
                 pair = low.gradients[k][place.where], high.gradients[k][place.where]
                 add(compare_float32(*pair, total, place, settings, high.upstream))
-    if rows and all(row.verdict == "skipped" for row in rows):
-        findings.append("backward returns None for every array: nothing is verified")
     findings += checked.findings if isinstance(checked, CheckedLayer) else ()
+    if rows and all(row.verdict == "skipped" for row in rows) and NOTHING_RETURNED not in findings:
+        findings.append("backward returns None for every array: nothing is verified")
     advice = ""
     if len({rows[number].layer for number in wrong}) > 1:
         last = rows[wrong[-1]]

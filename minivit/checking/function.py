@@ -17,7 +17,7 @@ import numpy as np
 from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted
 from minivit.checking.evidence import arrays_in
-from minivit.checking.gradients import align, as_tuple, host_copy, same
+from minivit.checking.gradients import NOTHING_RETURNED, align, as_tuple, host_copy, miscounted, result_of, same
 from minivit.checking.state import OVERWRITTEN, depends_on_other_calls, other_arguments, overwrites_results
 from minivit.checking.watched import Watched, watch
 
@@ -158,6 +158,8 @@ class CheckedFunction:
             return gradients
 
         gradients = backward()
+        if returned[0] is None:
+            findings.append(NOTHING_RETURNED)
         if not all(map(np.array_equal, points, before)):
             findings.append("forward or backward writes to its arguments")
             self._writes = True
@@ -194,16 +196,14 @@ class CheckedFunction:
 
     def _call(self, points: Sequence[Array]) -> tuple[Array, Any]:
         own = [np.array(point) for point in points] if self._writes else points
-        result = self.forward(*(to_backend(point, self.library) for point in own))
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"forward must return (y, cache), got {type(result).__name__}")
-        return to_host(result[0]), result[1]
+        y, cache = result_of(self.forward(*(to_backend(point, self.library) for point in own)))
+        return to_host(y), cache
 
     def _align(self, gradients: tuple[Any, ...], findings: list[str]) -> dict[int, Any]:
-        if len(gradients) not in (len(self.floats), len(self.given)):
-            n = len(self.floats)
-            findings.append(f"backward returns {len(gradients)} gradients; expected {n}, one for each float array")
-        return align(gradients, [a.dtype for a in self.given])
+        dtypes = [a.dtype for a in self.given]
+        if NOTHING_RETURNED not in findings:
+            findings += filter(None, [miscounted(gradients, dtypes, "array")])
+        return align(gradients, dtypes)
 
 
 def random_upstream(seed: int, shape: tuple[int, ...]) -> Array:

@@ -1,4 +1,7 @@
-"""What a backward pass returns: its gradients in the order of the arrays, and the flaws that need no derivative."""
+"""What forward and backward return: ``y, cache``, then gradients in the order of the arrays, and flaws of both.
+
+The flaws are those that need no derivative.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,39 @@ import numpy as np
 from minivit.arrays import Array, to_host
 
 MISSING = object()  # stands for a gradient that backward does not return
+NOTHING_RETURNED = "backward returns None: is its return statement missing?"
+
+
+def result_of(returned: Any, what: str = "forward") -> tuple[Any, Any]:
+    """Return ``y, cache``, or raise TypeError if `returned`, the result of `what`, is something else."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        got = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else f"a {type(returned).__name__}"
+        raise TypeError(f"{what} must return (y, cache), got {got}")
+    y, cache = returned
+    if not (hasattr(y, "dtype") and hasattr(y, "shape")):
+        raise TypeError(f"{what} must return (y, cache) with an array y, got a {type(y).__name__} as y")
+    return y, cache
+
+
+def miscounted(returned: Any, dtypes: Sequence[np.dtype[Any]], what: str) -> str:
+    """Return what is wrong with the number of gradients in `returned`, or an empty string.
+
+    Parameters
+    ----------
+    returned
+        What backward returned.
+    dtypes
+        Those of the arrays that may have a gradient.
+    what
+        What the arrays are called: "array" or "input".
+    """
+    count = sum(dtype.kind == "f" for dtype in dtypes)
+    if returned is None:
+        return NOTHING_RETURNED if count else ""
+    number = len(as_tuple(returned))
+    if number in (count, len(dtypes)):
+        return ""
+    return f"backward returns {number} gradients; expected {count}, one for each float {what}"
 
 
 def align(gradients: Sequence[Any], dtypes: Sequence[np.dtype[Any]]) -> dict[int, Any]:
@@ -28,7 +64,10 @@ def as_tuple(gradients: Any) -> tuple[Any, ...]:
 def same(a: Any, b: Any) -> bool:
     """Return whether two gradients are equal up to rounding."""
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
-        return a is b or a == b
+        try:
+            return a is b or bool(a == b)
+        except ValueError:  # dicts of arrays: no gradient, and reported as such
+            return True
     if a.shape != b.shape or a.dtype.kind != "f":
         return np.array_equal(a, b)
     with np.errstate(invalid="ignore"):

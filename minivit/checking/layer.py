@@ -12,7 +12,7 @@ import numpy as np
 from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted, layer_dtype
 from minivit.checking.function import CheckedFunction
-from minivit.checking.gradients import align, as_tuple, host_copy, same
+from minivit.checking.gradients import align, as_tuple, host_copy, miscounted, result_of, same
 from minivit.checking.state import OVERWRITTEN, other_arguments, overwrites_results
 from minivit.checking.verdict import Place
 from minivit.random import Key
@@ -67,7 +67,8 @@ class CheckedLayer(CheckedFunction):
         for parameter, value in zip(copy.parameters.values(), arrays[len(self.inputs) :], strict=True):
             parameter.value[...] = value
         options = {} if self.key is None else {"rng": self.key}
-        y, cache = self.layer_forward(copy, *arrays[: len(self.inputs)], **options)
+        returned = self.layer_forward(copy, *arrays[: len(self.inputs)], **options)
+        y, cache = result_of(returned, f"forward of {type(copy).__name__}")
         return y, (copy, cache)
 
     def _other_calls(self, points: Sequence[Array]) -> Iterator[Callable[[], Any]]:
@@ -113,7 +114,7 @@ class CheckedLayer(CheckedFunction):
         self, copy: Any, dy: Any, cache: Any, first: Any, copies: Sequence[Any], gradients: Sequence[Any]
     ) -> list[str]:
         """Return the contracts of layers that `layer_backward` violates, after it returned `first`."""
-        findings = []
+        findings = [words] if (words := self._miscounted(first)) else []
         second = self.layer_backward(copy, dy, cache)
         pairs = zip(copy.parameters.items(), gradients, strict=True)
         wrong = [name for (name, parameter), once in pairs if not same(to_host(parameter.grad), 2 * once)]
@@ -123,6 +124,12 @@ class CheckedLayer(CheckedFunction):
         if overwrites_results(first, second, copies, lambda: self.layer_backward(copy, -dy, cache)):
             findings.append(OVERWRITTEN)
         return findings
+
+    def _miscounted(self, returned: Any) -> str:
+        if len(self.inputs) == 1 and isinstance(returned, tuple | list) and (returned or self.inputs[0].kind == "f"):
+            kind = f"{type(returned).__name__} of {len(returned)}"
+            return f"backward returns a {kind}; expected one array, the gradient of {self.names[0]}"
+        return miscounted(returned, self.inputs, "input")
 
     @property
     def findings(self) -> tuple[str, ...]:
