@@ -204,6 +204,38 @@ def test_code_that_is_not_analytic_is_verified_by_central_differences() -> None:
     assert not gradcheck(modulus, lambda dy, x: np.abs(x) * dy, X).passed
 
 
+def unit(x: Array) -> Any:
+    n = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / n, (x / n, n)
+
+
+def unit_backward(dy: Array, cache: Any) -> Any:
+    y, n = cache
+    return (dy - y * (dy * y).sum(-1, keepdims=True)) / n
+
+
+@pytest.mark.parametrize("factor", [2, 0.25, 3])
+def test_a_wrong_gradient_of_code_that_is_not_analytic_is_explained_by_central_differences(factor: float) -> None:
+    assert gradcheck(unit, unit_backward, X)
+    for forward, backward in ((modulus, lambda dy, x: 2 * np.abs(x) * dy), (unit, unit_backward)):
+        report = gradcheck(forward, lambda dy, c, backward=backward: factor * backward(dy, c), X)  # type: ignore[misc]
+        assert report.rows[0].verdict == "FAILED"
+        assert report.rows[0].method == "central"
+        assert "not analytic" in report.rows[0].note
+        assert f"everywhere {factor:g} times the derivative" in report.rows[0].note
+
+
+def test_a_wrong_gradient_of_analytic_code_is_measured_by_the_complex_step() -> None:
+    for forward, slope in (
+        (np.tanh, lambda x: 1 - np.tanh(x) ** 2),
+        (lambda x: 100 + 1e-9 * np.tanh(x), lambda x: 1e-9 * (1 - np.tanh(x) ** 2)),
+        (lambda x: np.sin(1e7 * x), lambda x: 1e7 * np.cos(1e7 * x)),
+    ):
+        report = gradcheck(lambda x, f=forward: (f(x), x), lambda dy, x, slope=slope: 2 * dy * slope(x), X)  # type: ignore[misc]
+        assert report.rows[0].method == "complex"
+        assert "not analytic" not in report.rows[0].note
+
+
 def refuses_complex(x: Array) -> Any:
     if np.iscomplexobj(x):
         raise TypeError("real arrays only")

@@ -23,9 +23,10 @@ from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward
 from minivit.checking.gradients import NOTHING_RETURNED, flaw, result_of
 from minivit.checking.layer import CheckedLayer, without_zeros
 from minivit.checking.methods import Probe
+from minivit.checking.recheck import recheck_at_kinks, recheck_saturated
 from minivit.checking.report import Report, Row
 from minivit.checking.settings import Options, Settings, settings_of
-from minivit.checking.verdict import Place, compare_float32, explained, recheck_at_kinks, recheck_saturated, verify
+from minivit.checking.verdict import Place, compare_float32, explained, verify
 from minivit.engine.machine import single_threaded_blas
 from minivit.random import Key, RngLike
 

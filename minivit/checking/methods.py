@@ -119,6 +119,21 @@ class Probe:
         return min((self.central(d, h) for h in _CENTRAL_STEPS), key=lambda value: _distance(value, claim))
 
 
+def differs_from_complex_step(probe: Probe, tolerance: float, d: Array, value: float) -> bool:
+    """Return whether the central differences along `d` agree with each other, but not with the complex step, `value`.
+
+    The code of forward is not analytic then. No gradient is needed to see it.
+    """
+    values = np.array([probe.central(d, h) for h in _CENTRAL_STEPS])
+    size = float(np.sum(np.abs(probe.upstream * probe.y)))
+    rounding = 8 * EPS * size / (probe.rms * np.array(_CENTRAL_STEPS))
+    if not np.all(np.isfinite(values)):
+        return False
+    gaps = np.abs(values - value)
+    scale = max(float(np.max(np.abs(values))), abs(value))
+    return bool(np.all(gaps > tolerance * scale + rounding) and np.ptp(values) <= 0.1 * float(np.min(gaps)))
+
+
 def _distance(value: float, claim: float) -> float:
     return abs(value - claim) if np.isfinite(value) else np.inf
 
