@@ -413,6 +413,20 @@ def test_the_same_backward_pass_without_the_mistake_passes(right: tuple[Any, Any
     assert gradcheck(forward, backward, *arrays, directions=1)
 
 
+@pytest.mark.parametrize("method", ["auto", "central"])
+@pytest.mark.parametrize("factor", [12345.678, 1e4, math.pi * 1e-5, 23.4567, 1 / 23.4567, 70.5, 1e9])
+def test_a_number_that_is_no_root_of_a_width_gets_no_meaning(factor: float, method: Any) -> None:
+    report = gradcheck(lambda x: (factor * x, 0), lambda dy, _: dy, normal(7, 3), method=method)
+    assert report.rows[0].note.endswith(f"everywhere {1 / factor:.6g} times the derivative")
+
+
+@pytest.mark.parametrize("method", ["auto", "central"])
+@pytest.mark.parametrize("width", [48, 80, 64])
+def test_the_root_of_a_width_is_named(width: int, method: Any) -> None:
+    report = gradcheck(lambda x: (x / math.sqrt(width), 0), lambda dy, _: dy, normal(7, 3), method=method)
+    assert f"a scale 1/sqrt({width}), as of the width of a head, is missing" in report.rows[0].note
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
     "spoil",

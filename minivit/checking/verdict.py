@@ -109,7 +109,8 @@ def verify(
         else:
             verdict = "FAILED"
             notes.append(
-                "the complex step agrees, the real function does not: forward is not analytic, or forward computes two different things"
+                "the complex step agrees, the real function does not: forward is not analytic, or forward computes two "
+                "different things"
             )
     if verdict == "vacuous":
         notes.append(vacuous(norm, detectable))
