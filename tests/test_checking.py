@@ -141,7 +141,7 @@ WRONG: dict[str, tuple[tuple[Any, tuple[Array, ...]], Any, str, str]] = {
         "w",
         "forward does not depend on this array",
     ),
-    "one of ten thousand": ((tanh, (normal(100, 100),)), one_element, "x", "worst at [17, 32]"),
+    "one of ten thousand": ((tanh, (normal(100, 100),)), one_element, "x", "wrong at [17, 32]"),
     "one of six": (
         (tanh, (normal(2, 3),)),
         lambda dy, y: tanh_backward(dy, y) * [[1, 1, 3], [1, 1, 1]],
