@@ -482,3 +482,23 @@ def test_a_point_at_the_end_of_the_domain_is_no_state_outside_of_the_cache() -> 
 
     probabilities = np.array([0.2, 0.5, 1.0])
     assert gradcheck(log_of_probability, lambda dy, p: dy / p, probabilities, method="complex").passed
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("offset", [1e5, 1e6, 1e7])
+def test_an_offset_far_larger_than_the_spread_is_no_kink_and_no_error(offset: float, seed: int) -> None:
+    arrays = offset + normal(3, 5, seed=seed), normal(5, seed=seed)
+    report = gradcheck(norm, norm_backward, *arrays, seed=seed)
+    assert report, str(report)
+    assert "kink" not in str(report)
+    assert report.max_error < 1e-8
+    for factor in (1.001, 1 + 2e-8):
+        wrong = gradcheck(norm, lambda dy, c, f=factor: tuple(f * d for d in norm_backward(dy, c)), *arrays, seed=seed)  # type: ignore[misc]
+        assert not wrong
+        assert "kink" not in str(wrong)
+
+
+def test_an_error_larger_than_the_rounding_of_the_arrays_fails() -> None:
+    for offset, factor in ((0, 1 + 3e-11), (1e6, 1 + 9e-9)):
+        arrays = offset + normal(3, 5), normal(5)
+        assert not gradcheck(norm, lambda dy, c, f=factor: tuple(f * d for d in norm_backward(dy, c)), *arrays)  # type: ignore[misc]

@@ -22,8 +22,8 @@ from minivit.checking.evidence import Context, Other, named_arrays
 from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward
 from minivit.checking.gradients import NOTHING_RETURNED, flaw, result_of
 from minivit.checking.layer import CheckedLayer, without_zeros
-from minivit.checking.methods import Probe
-from minivit.checking.recheck import recheck_at_kinks, recheck_saturated
+from minivit.checking.methods import EPS, Probe
+from minivit.checking.recheck import recheck_at_kinks, recheck_rounding, recheck_saturated
 from minivit.checking.report import Report, Row
 from minivit.checking.settings import Options, Settings, settings_of
 from minivit.checking.verdict import Place, compare_float32, explained, verify
@@ -238,6 +238,9 @@ def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settin
             elsewhere = functools.partial(_elsewhere, checked, place, settings)
             if steady and row.verdict == "FAILED":
                 row = recheck_saturated(row, probe, total, place, settings, elsewhere)
+            if steady and row.verdict == "FAILED":
+                nearby = functools.partial(_beside_by_rounding, checked, place, probe)
+                row, probe = recheck_rounding(row, probe, gradient, total, place, settings, nearby)
             if (steady and row.verdict == "FAILED") or (row.verdict == "zero" and row.method == "central"):
                 row, probe, gradient = recheck_at_kinks(row, probe, gradient, total, place, settings, elsewhere)
             probes[number] = probe, gradient
@@ -298,6 +301,14 @@ def _context(
     ]
     repaired = functools.partial(checked.repaired, place.array, probes[number][0].upstream)
     return Context(*arguments, others, checked.evaluate_with, repaired)
+
+
+def _beside_by_rounding(checked: CheckedFunction, place: Place, probe: Probe, rng: np.random.Generator) -> Probe:
+    """Return the function of the array of `place`, with all float arrays changed by a unit in the last place."""
+    named = dict(zip(checked.names, checked.points, strict=True))
+    moved = {name: a * (1 + EPS * rng.choice([-1.0, 1.0], a.shape)) for name, a in named.items() if a.dtype.kind == "f"}
+    name = checked.names[place.array]
+    return replace(probe, evaluate=lambda x: checked.evaluate_with({**moved, name: x}), x=moved[name])
 
 
 def _elsewhere(checked: CheckedFunction, place: Place, settings: Settings, x: Array) -> tuple[Probe, Array] | None:

@@ -45,11 +45,19 @@ class Kinks:
 
 
 def one_sided(probe: Probe, step: Array, size: float) -> tuple[Array, Array, float]:
-    """Return T+ and T- along `step`, in units of `size`, and a bound of their rounding errors."""
+    """Return T+ and T- along `step`, in units of `size`, and a bound of their rounding errors.
+
+    The steps in both directions are equal after they are rounded.
+    """
+    step = probe.shifted(step)[probe.where] - probe.x[probe.where]
     with np.errstate(all="ignore"):
         high, low = probe.evaluate(probe.shifted(step)), probe.evaluate(probe.shifted(-step))
         rounding = 8 * EPS * float(np.max(np.abs(probe.upstream * probe.y), initial=0)) / size
-        return probe.upstream * (high - probe.y) / size, probe.upstream * (probe.y - low) / size, rounding
+        right, left = probe.upstream * (high - probe.y) / size, probe.upstream * (probe.y - low) / size
+        if probe.unit is not None:  # beside an offset, forward rounds the step itself
+            terms = float(np.max(np.maximum(np.abs(right), np.abs(left)), initial=0))
+            rounding += 8 * EPS * float(np.max(np.abs(probe.x[probe.where]))) / size * terms
+        return right, left, rounding
 
 
 def find_kinks(probe: Probe, shape: tuple[int, ...], rng: np.random.Generator) -> Kinks:

@@ -9,10 +9,12 @@ import numpy as np
 
 from minivit.arrays import Array
 from minivit.checking.kinks import beside, find_kinks, judge, neighbours
-from minivit.checking.methods import EPS, NotAnalyticError, Probe
+from minivit.checking.methods import EPS, NotAnalyticError, Probe, taylor
 from minivit.checking.report import Row
 from minivit.checking.settings import Settings
 from minivit.checking.verdict import ROUNDING, SATURATED, SCALE_FLOOR, Place, vacuous, verify
+
+_LARGEST_ROUNDING = 1e-8  # a larger error is not excused by the rounding of the arrays
 
 
 def recheck_at_kinks(
@@ -46,6 +48,7 @@ def recheck_at_kinks(
     smooth = verify(probe, gradient, total, place, settings, kinks.mask)
     accepted, each, note = judge(probe, gradient, kinks, rng)
     moved = elsewhere(beside(probe, kinks, rng))
+    moved = (replace(moved[0], unit=probe.unit), moved[1]) if moved else None
     aside = verify(*moved, total, place, settings) if moved else smooth
     if moved and aside.verdict == "FAILED":
         return replace(aside, note=_joined(aside.note, "found with the kinks of forward moved aside")), *moved
@@ -93,6 +96,54 @@ def recheck_saturated(
             note = f"{vacuous(row.norm, difference)}: forward is saturated here; right at another point"
             return replace(row, verdict="vacuous", note=note)
     return replace(row, verdict="zero", error=0.0) if max(row.norm, difference) * probe.rms <= rounding else row
+
+
+def recheck_rounding(
+    row: Row,
+    probe: Probe,
+    gradient: Array,
+    total: float,
+    place: Place,
+    settings: Settings,
+    beside_by_rounding: Callable[[np.random.Generator], Probe],
+) -> tuple[Row, Probe]:
+    """Return a failed row, or the row that replaces it where an offset is far larger than the spread of an array.
+
+    Steps of the size of the spread are then needed. The rounding of the arrays alone may change the derivative more
+    than the tolerance. A gradient passes there if it differs from the derivative less than the derivative itself does
+    as all arrays change by one unit in the last place; this depends on forward alone.
+
+    Parameters
+    ----------
+    beside_by_rounding
+        Returns the function of the array with the other arrays, and its own values, changed so.
+
+    Returns
+    -------
+    row, probe
+        The row, and the function with the steps that fit.
+    """
+    if settings.method == "taylor":
+        return row, probe
+    if probe.spread is not None:
+        probe = replace(probe, unit=probe.spread)
+        row = verify(probe, gradient, total, place, settings)
+    if row.verdict != "FAILED" or row.method != "complex" or not settings.tolerance < row.error <= _LARGEST_ROUNDING:
+        return row, probe
+    rng = place.generator(settings)
+    directions = [rng.standard_normal(gradient.shape) for _ in range(settings.directions)]
+    try:
+        values = [probe.complex_step(d) for d in directions]
+        others = [[near.complex_step(d) for d in directions] for near in (beside_by_rounding(rng) for _ in range(4))]
+    except NotAnalyticError:
+        return row, probe
+    changes = np.max(np.abs(np.array(others) - values), axis=1)
+    errors = [abs(value - float(np.sum(gradient * d))) for value, d in zip(values, directions, strict=True)]
+    passes = settings.method == "complex" or any(taylor(probe, gradient, d).passed for d in directions)
+    if not (passes and max(errors) <= 4 * np.median(changes)):
+        return row, probe
+    words = "the derivative changes as much if the arrays change by one unit in the last place"
+    return replace(row, verdict="ok", note=f"right to {row.error:.1e} only: {words}"), probe
 
 
 def _largest_derivative(probe: Probe, place: Place, settings: Settings) -> float:
