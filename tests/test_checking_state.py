@@ -167,3 +167,62 @@ def test_a_layer_that_keeps_nothing_is_not_refused_in_training_mode() -> None:
     layer = layers.MLP(5, 7, drop_rate=0.3).initialize(dtype="float64")
     for samples in (1, 4):
         assert gradcheck_layer(layer, normal(samples, 5), rng=3).findings == ()
+
+
+class Running(minivit.Layer):
+    """A layer that counts in its attributes."""
+
+    def __init__(self, in_place: bool) -> None:
+        self.mean, self.table, self.in_place = np.zeros(3), [{"counts": np.zeros(2, int)}], in_place
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        if self.in_place:
+            self.mean += x.real.mean(0)
+            self.table[0]["counts"][1] += 1
+        else:
+            self.mean = self.mean + x.real.mean(0)
+        return 2 * x, None
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return 2 * dy
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_arrays_in_attributes_that_forward_changes_are_named_and_those_of_the_layer_stay(in_place: bool) -> None:
+    inner = Running(in_place)
+    for layer, prefix in ((inner, "self"), (Outer(inner), "self.inner")):
+        report = gradcheck_layer(layer.initialize(dtype="float64"), normal(5, 3))
+        names = f"{prefix}.mean, {prefix}.table.0.counts" if in_place else f"{prefix}.mean"
+        assert report.findings == (f"forward changes {names}: a layer keeps no state between its passes",)
+        assert not inner.mean.any()
+        assert not inner.table[0]["counts"].any()
+
+
+class Outer(minivit.Layer):
+    def __init__(self, inner: minivit.Layer) -> None:
+        self.inner = inner
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        return self.inner.forward(x, rng, keep)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return self.inner.backward(dy, cache)
+
+
+class Memo(minivit.Layer):
+    """A table that forward makes for the length of its input, and keeps."""
+
+    def __init__(self) -> None:
+        self.table = np.arange(9.0)
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        if len(self.table) != len(x):
+            self.table = np.arange(float(len(x)))
+        return x * self.table[:, None], self.table
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return dy * cache[:, None]
+
+
+def test_a_table_that_forward_makes_for_another_length_is_no_state() -> None:
+    assert gradcheck_layer(Memo().initialize(dtype="float64"), normal(5, 3)).findings == ()

@@ -13,7 +13,14 @@ from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted, layer_dtype
 from minivit.checking.function import CheckedFunction
 from minivit.checking.gradients import align, as_tuple, host_copy, miscounted, result_of, same
-from minivit.checking.state import OVERWRITTEN, other_arguments, overwrites_results
+from minivit.checking.state import (
+    OVERWRITTEN,
+    attribute_arrays,
+    changed_arrays,
+    other_arguments,
+    overwrites_results,
+    with_own_arrays,
+)
 from minivit.checking.verdict import Place
 from minivit.random import Key
 
@@ -50,6 +57,7 @@ class CheckedLayer(CheckedFunction):
         self.inputs = [x.dtype for x in inputs]
         self.key = key
         self.by_dtype: dict[np.dtype[Any], Any] = {}
+        self._changed = ""  # the attributes that forward changes, in words
         self._findings: dict[np.dtype[Any], list[str]] = {}  # of the first backward pass
         parameters = layer.parameters
         self.places = [Place("", name, k) for k, name in enumerate(names)]
@@ -61,14 +69,18 @@ class CheckedLayer(CheckedFunction):
 
     def _forward(self, *arrays: Any) -> tuple[Any, Any]:
         dtype = np.result_type(*(a.dtype for a in arrays if a.dtype.kind in "fc"))
-        if dtype not in self.by_dtype:
-            self.by_dtype[dtype] = self.layer.astype(dtype)
+        first = dtype not in self.by_dtype
+        if first:
+            self.by_dtype[dtype] = with_own_arrays(self.layer.astype(dtype), (np.ndarray, self.library.ndarray))
         copy = self.by_dtype[dtype]
         for parameter, value in zip(copy.parameters.values(), arrays[len(self.inputs) :], strict=True):
             parameter.value[...] = value
         options = {} if self.key is None else {"rng": self.key}
         returned = self.layer_forward(copy, *arrays[: len(self.inputs)], **options)
         y, cache = result_of(returned, f"forward of {type(copy).__name__}")
+        if first and dtype.kind == "f":
+            before, after = (attribute_arrays(x, (np.ndarray, self.library.ndarray)) for x in (self.layer, copy))
+            self._changed = self._changed or changed_arrays(before, after)
         return y, (copy, cache)
 
     def _other_calls(self, points: Sequence[Array]) -> Iterator[Callable[[], Any]]:
@@ -133,8 +145,9 @@ class CheckedLayer(CheckedFunction):
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """The violated contracts that apply to layers only: backward must add to the gradients of parameters."""
-        return tuple(dict.fromkeys(words for findings in self._findings.values() for words in findings))
+        """The violated contracts that apply to layers only, such as adding to the gradients of parameters."""
+        words = [self._changed, *(words for findings in self._findings.values() for words in findings)]
+        return tuple(dict.fromkeys(filter(None, words)))
 
 
 def _resized_key(key: Key, samples: int) -> Key:

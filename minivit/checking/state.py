@@ -1,16 +1,21 @@
-"""Calls that reveal state outside the cache: forward passes at other arguments, and a reused array of results."""
+"""Look for state outside the cache: by forward passes at other arguments, in results, and in the attributes of a layer.
+
+Results are arrays that the next call overwrites, attributes those that a forward pass changes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from minivit.arrays import Array
+from minivit.arrays import Array, to_host
 from minivit.checking.gradients import as_tuple, host_copy, same
+from minivit.nn.structure import CONTAINERS, OWN, leaves, with_items
 
 
 def other_arguments(points: Sequence[Array], num_inputs: int) -> Iterator[list[Array]]:
@@ -109,3 +114,54 @@ def overwrites_results(first: Any, second: Any, gradients: Sequence[Any], again:
 
 
 OVERWRITTEN = "backward returns the same array in each call, so the next call overwrites it: return a new array"
+
+
+def attribute_arrays(layer: Any, kinds: tuple[type, ...]) -> dict[str, Any]:
+    """Return the arrays, objects of `kinds`, in the attributes of a layer and of those in it, by name.
+
+    They may be in lists, tuples and dicts.
+    """
+    named: dict[str, Any] = {}
+    for prefix, part in _layers(layer):
+        for name, value in _own_attributes(part):
+            named.update(leaves(f"{prefix}.{name}", value, kinds))
+    return named
+
+
+def with_own_arrays(layer: Any, kinds: tuple[type, ...]) -> Any:
+    """Return `layer`, a copy of another one, with copies of the arrays in its attributes, which both had in common."""
+    known: dict[int, Any] = {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, kinds):
+            return known.setdefault(id(value), copy.copy(value))
+        return with_items(value, copied) if isinstance(value, CONTAINERS) else value
+
+    for _, part in _layers(layer):
+        held = {name: value for name, value in _own_attributes(part) if any(leaves(name, value, kinds))}
+        vars(part).update({name: copied(value) for name, value in held.items()})
+    return layer
+
+
+def _layers(layer: Any) -> list[tuple[str, Any]]:
+    return list(layer.named_layers("self")) if hasattr(layer, "named_layers") else [("self", layer)]
+
+
+def _own_attributes(layer: Any) -> list[tuple[str, Any]]:
+    """Return the attributes of one layer that do not follow from others."""
+    left = OWN | getattr(layer, "_derived", frozenset())
+    return [(name, value) for name, value in vars(layer).items() if name not in left]
+
+
+def changed_arrays(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return which arrays in attributes forward changed, in words, or an empty string."""
+    names = [
+        name
+        for name, a in before.items()
+        if name in after
+        and (after[name].shape, after[name].dtype) == (a.shape, a.dtype)
+        and not np.array_equal(to_host(after[name]), to_host(a), equal_nan=a.dtype.kind in "fc")
+    ]
+    if not names:
+        return ""
+    return f"forward changes {', '.join(names)}: a layer keeps no state between its passes"
