@@ -1,4 +1,4 @@
-"""What forward and backward may return: everything else is a finding, or refused in words that name the function."""
+"""What the checks take and what forward and backward may return; everything else is a finding, or refused in words."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
 from small_passes import B, W, X, linear, normal, tanh, tanh_backward
 
 import minivit
+from minivit import layers, ops
+from minivit import testing as strategies
 from minivit.arrays import Array
 from minivit.checking import gradcheck, gradcheck_layer, gradcheck_model
 
@@ -124,3 +127,40 @@ class NoKey(minivit.Layer):
 def test_a_layer_whose_forward_pass_takes_no_rng_is_told_so() -> None:
     with pytest.raises(TypeError, match=re.escape("forward of NoKey takes (x) and no rng; a layer has forward(x, rng")):
         gradcheck_layer(NoKey().initialize(dtype="float64"), X)
+
+
+def test_a_setting_of_forward_is_told_to_be_fixed_first() -> None:
+    arrays: Any = normal(3, 5), normal(5), normal(5)
+    options: Any = {"eps": 1e-6}
+    call = "`lambda x, weight, bias: layer_norm(x, weight, bias, eps=1e-06)`"
+    words = f"it is an argument of layer_norm; fix it first: {call}"
+    with pytest.raises(TypeError, match=re.escape(words)):
+        gradcheck(ops.layer_norm, ops.layer_norm_backward, *arrays, **options)
+    with pytest.raises(TypeError, match="no step size is needed"):
+        gradcheck(tanh, tanh_backward, X, **options)
+
+
+@pytest.mark.parametrize("value", [None, "tanh"])
+def test_a_setting_among_the_arrays_is_told_to_be_fixed_first(value: Any) -> None:
+    words = f"approximate: expected an array.*fix it first: `lambda x: f\\(x, approximate={value!r}\\)`"
+    with pytest.raises(TypeError, match=words):
+        gradcheck(lambda x, approximate: (x, x), lambda dy, x: dy, X, value)
+
+
+def test_one_parameter_may_be_given_by_its_name() -> None:
+    layer = layers.Linear(5, 3).initialize(dtype="float64")
+    report = gradcheck_layer(layer, X, parameters="weight")
+    assert [row.full_name for row in report.rows] == ["x", "weight"]
+    with pytest.raises(ValueError, match="the layer has no parameter 'weights'"):
+        gradcheck_layer(layer, X, parameters="weights")
+
+
+@given(x=strategies.arrays(5), y=strategies.arrays([2, 3]))
+def test_a_size_and_a_list_are_shapes(x: Array, y: Array) -> None:
+    assert (x.shape, y.shape) == ((5,), (2, 3))
+
+
+@pytest.mark.parametrize("shape", ["2, 3", (2, 0.5), None, -1, (2, -1)])
+def test_what_is_not_a_shape_is_refused(shape: Any) -> None:
+    with pytest.raises(TypeError, match="expected a tuple of sizes"):
+        strategies.arrays(shape)

@@ -17,7 +17,14 @@ import numpy as np
 
 from minivit import ops
 from minivit.arrays import Array
-from minivit.checking.arguments import argument_names, check_functions, check_layer, check_takes_key, fixed_key
+from minivit.checking.arguments import (
+    argument_names,
+    check_functions,
+    check_layer,
+    check_takes_key,
+    fixed_first,
+    fixed_key,
+)
 from minivit.checking.evidence import Context, Other, named_arrays
 from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward
 from minivit.checking.gradients import NOTHING_RETURNED, flaw, result_of
@@ -85,8 +92,8 @@ def gradcheck(
     ValueError
         An array or the result holds NaN or infinity, the number of names is wrong, or the method is unknown.
     """
-    settings = settings_of(options)
     check_functions(forward, backward)
+    settings = settings_of(options, fixed_first(forward, len(arrays), options))
     names = argument_names(forward, len(arrays)) if names is None else names
     if len(names) != len(arrays):
         raise ValueError(f"got {len(names)} names for {len(arrays)} arrays; give one name for each")
@@ -101,7 +108,7 @@ def gradcheck_layer(
     *inputs: Any,
     rng: RngLike = None,
     names: Sequence[str] | None = None,
-    parameters: Sequence[str] | None = None,
+    parameters: Sequence[str] | str | None = None,
     **options: Unpack[Options],
 ) -> Report:
     """Check one layer: the gradients of its inputs and of each of its parameters.
@@ -118,7 +125,7 @@ def gradcheck_layer(
     rng
         None for evaluation; for training mode a Key, a seed or a NumPy generator. All passes have the same masks.
     parameters
-        Names of the parameters whose gradients are checked; all by default.
+        Names of the parameters whose gradients are checked, or one name; all by default.
     names, options
         As for `gradcheck`.
     """
@@ -126,6 +133,7 @@ def gradcheck_layer(
     check_layer(layer)
     check_takes_key(layer)
     known = list(layer.parameters)
+    parameters = [parameters] if isinstance(parameters, str) else parameters
     unknown = [name for name in parameters or () if name not in known]
     if unknown:
         raise ValueError(f"the layer has no parameter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
