@@ -142,6 +142,21 @@ def test_an_array_that_backward_returns_in_each_call_is_found() -> None:
     assert [words in finding for finding in report.findings] == [True], str(report)
 
 
+def test_functions_may_return_the_gradients_of_the_parameters_of_a_layer() -> None:
+    layer = layers.Linear(4, 3).initialize(dtype="float64")
+
+    def forward(x: Array, weight: Array, bias: Array) -> Any:
+        return x @ weight + bias, layer.replica().forward(x.real)[1]
+
+    def backward(dy: Array, cache: Any) -> Any:
+        layer.zero_grad()
+        return layer.backward(dy, cache), layer.weight.grad, layer.bias.grad
+
+    arrays = normal(5, 4), layer.weight.value.copy(), layer.bias.value.copy()
+    report = gradcheck(forward, backward, *arrays)
+    assert report.findings == (), str(report)
+
+
 ZEROS = np.zeros((3, 4))
 
 RIGHT: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Array, ...]]] = {
