@@ -49,6 +49,11 @@ class TestContracts:
 
         assert "backward writes to its cache" in self.finding(tanh, backward, X)
 
+    def test_backward_is_random(self) -> None:
+        generator = np.random.default_rng(0)
+        finding = self.finding(tanh, lambda dy, y: tanh_backward(dy, y) * generator.random(y.shape), X)
+        assert "backward writes to its cache, is random, or keeps state" in finding
+
     def test_backward_empties_its_cache(self) -> None:
         def backward(dy: Array, cache: list[Array]) -> Any:
             return tanh_backward(dy, cache.pop())
