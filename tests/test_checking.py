@@ -141,7 +141,7 @@ WRONG: dict[str, tuple[tuple[Any, tuple[Array, ...]], Any, str, str]] = {
         "w",
         "forward does not depend on this array",
     ),
-    "one of ten thousand": ((tanh, (normal(100, 100),)), one_element, "x", "worst at [17, 32]"),
+    "one of ten thousand": ((tanh, (normal(100, 100),)), one_element, "x", "wrong at [17, 32]"),
     "one of six": (
         (tanh, (normal(2, 3),)),
         lambda dy, y: tanh_backward(dy, y) * [[1, 1, 3], [1, 1, 1]],
@@ -202,6 +202,38 @@ def test_code_that_is_not_analytic_is_verified_by_central_differences() -> None:
     assert report.rows[0].method == "central"
     assert "not analytic" in report.rows[0].note
     assert not gradcheck(modulus, lambda dy, x: np.abs(x) * dy, X).passed
+
+
+def unit(x: Array) -> Any:
+    n = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / n, (x / n, n)
+
+
+def unit_backward(dy: Array, cache: Any) -> Any:
+    y, n = cache
+    return (dy - y * (dy * y).sum(-1, keepdims=True)) / n
+
+
+@pytest.mark.parametrize("factor", [2, 0.25, 3])
+def test_a_wrong_gradient_of_code_that_is_not_analytic_is_explained_by_central_differences(factor: float) -> None:
+    assert gradcheck(unit, unit_backward, X)
+    for forward, backward in ((modulus, lambda dy, x: 2 * np.abs(x) * dy), (unit, unit_backward)):
+        report = gradcheck(forward, lambda dy, c, backward=backward: factor * backward(dy, c), X)  # type: ignore[misc]
+        assert report.rows[0].verdict == "FAILED"
+        assert report.rows[0].method == "central"
+        assert "not analytic" in report.rows[0].note
+        assert f"everywhere {factor:g} times the derivative" in report.rows[0].note
+
+
+def test_a_wrong_gradient_of_analytic_code_is_measured_by_the_complex_step() -> None:
+    for forward, slope in (
+        (np.tanh, lambda x: 1 - np.tanh(x) ** 2),
+        (lambda x: 100 + 1e-9 * np.tanh(x), lambda x: 1e-9 * (1 - np.tanh(x) ** 2)),
+        (lambda x: np.sin(1e7 * x), lambda x: 1e7 * np.cos(1e7 * x)),
+    ):
+        report = gradcheck(lambda x, f=forward: (f(x), x), lambda dy, x, slope=slope: 2 * dy * slope(x), X)  # type: ignore[misc]
+        assert report.rows[0].method == "complex"
+        assert "not analytic" not in report.rows[0].note
 
 
 def refuses_complex(x: Array) -> Any:
@@ -450,3 +482,23 @@ def test_a_point_at_the_end_of_the_domain_is_no_state_outside_of_the_cache() -> 
 
     probabilities = np.array([0.2, 0.5, 1.0])
     assert gradcheck(log_of_probability, lambda dy, p: dy / p, probabilities, method="complex").passed
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("offset", [1e5, 1e6, 1e7])
+def test_an_offset_far_larger_than_the_spread_is_no_kink_and_no_error(offset: float, seed: int) -> None:
+    arrays = offset + normal(3, 5, seed=seed), normal(5, seed=seed)
+    report = gradcheck(norm, norm_backward, *arrays, seed=seed)
+    assert report, str(report)
+    assert "kink" not in str(report)
+    assert report.max_error < 1e-8
+    for factor in (1.001, 1 + 2e-8):
+        wrong = gradcheck(norm, lambda dy, c, f=factor: tuple(f * d for d in norm_backward(dy, c)), *arrays, seed=seed)  # type: ignore[misc]
+        assert not wrong
+        assert "kink" not in str(wrong)
+
+
+def test_an_error_larger_than_the_rounding_of_the_arrays_fails() -> None:
+    for offset, factor in ((0, 1 + 3e-11), (1e6, 1 + 9e-9)):
+        arrays = offset + normal(3, 5), normal(5)
+        assert not gradcheck(norm, lambda dy, c, f=factor: tuple(f * d for d in norm_backward(dy, c)), *arrays)  # type: ignore[misc]

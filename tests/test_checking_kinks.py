@@ -102,3 +102,38 @@ def test_only_the_elements_at_kinks_are_found() -> None:
 def test_arrays_with_zeros_and_ties_do_not_fail_a_right_backward_pass(x: Array) -> None:
     for name in ("relu, 0 at 0", "leaky relu", "abs", "clip", "max"):
         assert gradcheck(*RIGHT[name], x)
+
+
+def pairs(x: Array) -> Any:
+    a, b = x[..., ::2], x[..., 1::2]
+    return np.where(a.real >= b.real, a, b), x
+
+
+def first_of_pairs(dy: Array, x: Array) -> Array:
+    first = x[..., ::2] >= x[..., 1::2]
+    return np.stack([dy * first, dy * ~first], -1).reshape(x.shape)
+
+
+def both_of_pairs(dy: Array, x: Array) -> Array:
+    a, b = x[..., ::2], x[..., 1::2]
+    return np.stack([dy * (a >= b), dy * (b >= a)], -1).reshape(x.shape)
+
+
+@pytest.mark.parametrize("rows", [40, 130])
+def test_a_wrong_gradient_at_thousands_of_kinks_fails(rows: int) -> None:
+    x, zeros = np.maximum(normal(rows, 50), 0), np.zeros((rows, 50))
+    report = gradcheck(pairs, both_of_pairs, x)
+    assert not report
+    assert "is a tie counted twice?" in str(report)
+    assert gradcheck(pairs, first_of_pairs, x)
+    report = gradcheck(relu, lambda dy, x: dy * (x > 0) + 1e6 * (x == 0), zeros)
+    assert not report
+    assert "which is not between them" in str(report)
+
+
+def test_a_sample_of_the_kinks_verifies_not_the_others_and_the_report_says_so() -> None:
+    report = gradcheck(*RIGHT["relu, 0 at 0"], np.zeros((60, 50)))
+    assert report
+    assert report.rows[0].verdict == "vacuous"
+    assert "kinks among 3000 elements: 2048 of these were tested, the others were not" in report.rows[0].note
+    assert gradcheck(*RIGHT["relu, 0 at 0"], np.zeros((40, 50))).rows[0].verdict != "vacuous"

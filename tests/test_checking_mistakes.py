@@ -413,6 +413,20 @@ def test_the_same_backward_pass_without_the_mistake_passes(right: tuple[Any, Any
     assert gradcheck(forward, backward, *arrays, directions=1)
 
 
+@pytest.mark.parametrize("method", ["auto", "central"])
+@pytest.mark.parametrize("factor", [12345.678, 1e4, math.pi * 1e-5, 23.4567, 1 / 23.4567, 70.5, 1e9])
+def test_a_number_that_is_no_root_of_a_width_gets_no_meaning(factor: float, method: Any) -> None:
+    report = gradcheck(lambda x: (factor * x, 0), lambda dy, _: dy, normal(7, 3), method=method)
+    assert report.rows[0].note.endswith(f"everywhere {1 / factor:.6g} times the derivative")
+
+
+@pytest.mark.parametrize("method", ["auto", "central"])
+@pytest.mark.parametrize("width", [48, 80, 64])
+def test_the_root_of_a_width_is_named(width: int, method: Any) -> None:
+    report = gradcheck(lambda x: (x / math.sqrt(width), 0), lambda dy, _: dy, normal(7, 3), method=method)
+    assert f"a scale 1/sqrt({width}), as of the width of a head, is missing" in report.rows[0].note
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
     "spoil",
@@ -433,3 +447,42 @@ def test_a_random_error_gets_no_name(spoil: Callable[[Any, Array], Array], seed:
 
         report = gradcheck(forward, wrong, *arrays)
         assert [row.note.partition("; ")[2] for row in report.rows] == ["", "", ""]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_few_rows_of_a_large_table_are_not_called_independent_of_it(seed: int) -> None:
+    ids = np.random.default_rng(seed).integers(1, 1000, 40)
+    report = gradcheck(
+        embedding, lambda dy, c: embedding_backward(dy, c, shifted=True), normal(1000, 16), ids, seed=seed
+    )
+    assert not report
+    assert "does not depend" not in report.rows[0].note
+
+
+def test_an_array_that_forward_does_not_use_is_named_if_it_is_large() -> None:
+    report = gradcheck(lambda x, w: (x * x, x), lambda dy, x: (2 * dy * x, dy), normal(40, 50), normal(40, 50))
+    assert "forward does not depend on this array" in report.rows[1].note
+
+
+@pytest.mark.parametrize("scale", [[1, 1, 1e-8, 1], [1, 1e-8, 1e-8, 1e-8]])
+def test_a_wrong_sign_of_small_elements_is_not_called_rounding(scale: Any) -> None:
+    flipped = np.where(np.array(scale) < 1, -1, 1)
+    report = gradcheck(lambda x: (x * x * scale, x), lambda dy, x: 2 * dy * x * scale * flipped, normal(5, 4))
+    assert not report
+    assert "rounding" not in report.rows[0].note
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_of_a_single_element_none_is_called_right(shape: tuple[int, ...]) -> None:
+    report = gradcheck(lambda x: (x * x, x), lambda dy, x: 2.5 * dy * x, normal(*shape))
+    assert not report
+    assert "the others right" not in report.rows[0].note
+
+
+@pytest.mark.parametrize(("rows", "word"), [(20, "worst"), (40, "wrong")])
+def test_an_element_is_called_the_worst_only_if_all_were_measured(rows: int, word: str) -> None:
+    error = normal(rows, 20, seed=1)
+    report = gradcheck(lambda x: (x * x, x), lambda dy, x: 2 * dy * x + error, normal(rows, 20))
+    assert report.rows[0].note.startswith(f"{word} at [")
+    worst = abs(error[report.rows[0].worst_index or (0, 0)]) == np.max(np.abs(error))
+    assert worst or word == "wrong"

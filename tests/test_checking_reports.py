@@ -49,6 +49,11 @@ class TestContracts:
 
         assert "backward writes to its cache" in self.finding(tanh, backward, X)
 
+    def test_backward_is_random(self) -> None:
+        generator = np.random.default_rng(0)
+        finding = self.finding(tanh, lambda dy, y: tanh_backward(dy, y) * generator.random(y.shape), X)
+        assert "backward writes to its cache, is random, or keeps state" in finding
+
     def test_backward_empties_its_cache(self) -> None:
         def backward(dy: Array, cache: list[Array]) -> Any:
             return tanh_backward(dy, cache.pop())
@@ -83,11 +88,13 @@ class TestContracts:
 
     def test_too_few_gradients(self) -> None:
         finding = self.finding(linear, lambda dy, c: linear_backward(dy, c)[:2], X, W, B)
-        assert "a gradient count of 2; 3 expected" in finding
+        assert "backward returns 2 gradients; expected 3, one for each float array" in finding
         assert "no gradient for this array" in finding
 
     def test_too_many_gradients(self) -> None:
-        assert "a gradient count of 2; 1 expected" in self.finding(tanh, lambda dy, y: (tanh_backward(dy, y), dy), X)
+        assert "backward returns 2 gradients; expected 1, one for each float array" in self.finding(
+            tanh, lambda dy, y: (tanh_backward(dy, y), dy), X
+        )
 
     def test_nan(self) -> None:
         def backward(dy: Array, y: Array) -> Any:

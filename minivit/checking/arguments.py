@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from typing import Any
 
@@ -61,7 +61,11 @@ def _array(name: str, a: Any) -> Any:
         try:
             namespace(a)
         except TypeError as error:
-            raise TypeError(f"{name}: {error}") from None
+            if a is not None and not isinstance(a, str):
+                raise TypeError(f"{name}: {error}") from None
+            setting = f"{name}={a!r}" if name.isidentifier() else repr(a)
+            advice = f"if it is a setting, fix it first: `lambda x: f(x, {setting})`"
+            raise TypeError(f"{name}: {error}; {advice}") from None
     if a.dtype not in _CHECKED and a.dtype.kind not in "iub":
         remedy = f": pass {name}.astype('float64')" if a.dtype.kind == "f" else ""
         raise TypeError(f"{name} is {a.dtype}; gradients are checked for float64 and float32 arrays{remedy}")
@@ -103,6 +107,34 @@ def check_layer(layer: Any) -> None:
             f"a {type(layer).__name__} is not a layer: it lacks {', '.join(missing)}; derive it from minivit.Layer, or "
             "check two functions with gradcheck(forward, backward, *arrays)"
         )
+
+
+def check_takes_key(layer: Any) -> None:
+    """Raise TypeError unless the forward pass of a layer takes ``rng=``."""
+    try:
+        parameters = inspect.signature(layer.forward).parameters
+    except (TypeError, ValueError):
+        return
+    if "rng" not in parameters and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        raise TypeError(
+            f"forward of {type(layer).__name__} takes ({', '.join(parameters)}) and no rng; a layer has "
+            "forward(x, rng=None, keep=True)"
+        )
+
+
+def fixed_first(forward: Callable[..., Any], count: int, options: Mapping[str, Any]) -> dict[str, str]:
+    """Return advice on those of `options` that are arguments of `forward`, which is called with `count` arrays."""
+    try:
+        takes = inspect.signature(forward).parameters
+    except (TypeError, ValueError):
+        return {}
+    arrays = ", ".join(argument_names(forward, count))
+    name = getattr(forward, "__name__", "forward").replace("<lambda>", "forward")
+    return {
+        key: f"it is an argument of {name}; fix it first: `lambda {arrays}: {name}({arrays}, {key}={value!r})`"
+        for key, value in options.items()
+        if key in takes
+    }
 
 
 def argument_names(function: Callable[..., Any], count: int) -> list[str]:

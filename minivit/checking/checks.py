@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
 
 from minivit import ops
-from minivit.arrays import Array
-from minivit.checking.arguments import argument_names, check_functions, check_layer, fixed_key
-from minivit.checking.evidence import Context, Other, named_arrays
-from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward, flaw
+from minivit.checking.arguments import (
+    argument_names,
+    check_functions,
+    check_layer,
+    check_takes_key,
+    fixed_first,
+    fixed_key,
+)
+from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward
+from minivit.checking.gradients import result_of
 from minivit.checking.layer import CheckedLayer, without_zeros
-from minivit.checking.methods import Probe
 from minivit.checking.report import Report, Row
-from minivit.checking.settings import Options, Settings, settings_of
-from minivit.checking.verdict import Place, compare_float32, explained, verify, verify_at_kinks, verify_unsaturated
+from minivit.checking.settings import Options, settings_of
+from minivit.checking.verdict import Place
+from minivit.checking.verification import checked_report
 from minivit.engine.machine import single_threaded_blas
-from minivit.random import RngLike
+from minivit.random import Key, RngLike
 
 __all__ = ["Options", "Report", "Row", "gradcheck", "gradcheck_layer", "gradcheck_model"]
 
@@ -83,14 +89,14 @@ def gradcheck(
     ValueError
         An array or the result holds NaN or infinity, the number of names is wrong, or the method is unknown.
     """
-    settings = settings_of(options)
     check_functions(forward, backward)
+    settings = settings_of(options, fixed_first(forward, len(arrays), options))
     names = argument_names(forward, len(arrays)) if names is None else names
     if len(names) != len(arrays):
         raise ValueError(f"got {len(names)} names for {len(arrays)} arrays; give one name for each")
     title = f"gradient check of {getattr(forward, '__name__', type(forward).__name__)}"
     places = [Place("", name, k) for k, name in enumerate(names)]
-    return _check(title, CheckedFunction(forward, backward, arrays, names), places, settings)
+    return checked_report(title, CheckedFunction(forward, backward, arrays, names), places, settings)
 
 
 @np.errstate(under="ignore")
@@ -99,7 +105,7 @@ def gradcheck_layer(
     *inputs: Any,
     rng: RngLike = None,
     names: Sequence[str] | None = None,
-    parameters: Sequence[str] | None = None,
+    parameters: Sequence[str] | str | None = None,
     **options: Unpack[Options],
 ) -> Report:
     """Check one layer: the gradients of its inputs and of each of its parameters.
@@ -116,35 +122,37 @@ def gradcheck_layer(
     rng
         None for evaluation; for training mode a Key, a seed or a NumPy generator. All passes have the same masks.
     parameters
-        Names of the parameters whose gradients are checked; all by default.
+        Names of the parameters whose gradients are checked, or one name; all by default.
     names, options
         As for `gradcheck`.
     """
     settings = settings_of(options)
     check_layer(layer)
+    check_takes_key(layer)
     known = list(layer.parameters)
+    parameters = [parameters] if isinstance(parameters, str) else parameters
     unknown = [name for name in parameters or () if name not in known]
     if unknown:
         raise ValueError(f"the layer has no parameter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
     names = argument_names(layer.forward, len(inputs)) if names is None else names
     if len(names) != len(inputs):
         raise ValueError(f"got {len(names)} names for {len(inputs)} inputs; give one name for each")
-    rng = fixed_key(rng, inputs)
+    key = fixed_key(rng, inputs)
     title = f"gradient check of {type(layer).__name__}"
 
-    def forward(copy: Any, *arrays: Any) -> tuple[Any, Any]:
-        y, cache = copy.forward(*arrays, rng=rng)
-        return y, cache
+    def forward(copy: Any, *arrays: Any, rng: Key | None = None) -> tuple[Any, Any]:
+        result: tuple[Any, Any] = copy.forward(*arrays, rng=rng)
+        return result
 
     def backward(copy: Any, dy: Any, cache: Any) -> Any:
         return copy.backward(dy, cache)
 
-    checked = CheckedLayer(layer, inputs, names, forward, backward)
+    checked = CheckedLayer(layer, inputs, names, forward, backward, key)
     wanted = known if parameters is None else parameters
     places = [p for p in checked.places if p.array < len(names) or known[p.array - len(names)] in wanted]
-    report = _check(title, checked, places, settings)
+    report = checked_report(title, checked, places, settings)
     if "keep" in inspect.signature(layer.forward).parameters and RANDOM not in report.findings:
-        without = functools.partial(_without_cache, rng=rng)
+        without = functools.partial(_without_cache, rng=key)
         if checked.evaluation_differs(without):
             words = "forward returns another result with keep=False, as in evaluation, than with keep=True"
             report = replace(report, findings=(*report.findings, words))
@@ -152,7 +160,8 @@ def gradcheck_layer(
 
 
 def _without_cache(copy: Any, *inputs: Any, rng: Any) -> Any:
-    return copy.forward(*inputs, rng=rng, keep=False)[0]
+    what = f"forward of {type(copy).__name__}, with keep=False,"
+    return result_of(copy.forward(*inputs, rng=rng, keep=False), what)[0]
 
 
 @np.errstate(under="ignore")
@@ -176,12 +185,13 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
     """
     settings = settings_of(options)
     check_layer(model)
-    rng = fixed_key(rng, (images,))
+    check_takes_key(model)
+    key = fixed_key(rng, (images,))
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     model, filled = without_zeros(model)
 
-    def forward(copy: Any, images: Any) -> tuple[Any, Any]:
-        logits, cache = copy.forward(images, rng=rng)
+    def forward(copy: Any, images: Any, rng: Key | None = None) -> tuple[Any, Any]:
+        logits, cache = result_of(copy.forward(images, rng=rng), f"forward of {type(copy).__name__}")
         targets = labels.astype(logits.real.dtype) if labels.dtype.kind == "f" else labels
         loss, loss_cache = ops.cross_entropy(logits, targets)
         return loss, (cache, loss_cache)
@@ -192,121 +202,5 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
 
     title = f"gradient check of {type(model).__name__} with cross-entropy, {len(images)} images{filled}"
     with single_threaded_blas():  # the products are small, and the report is the same for any number of cores
-        checked = CheckedLayer(model, (images,), ("images",), forward, backward)
-        return _check(title, checked, checked.places, settings)
-
-
-def _check(title: str, checked: CheckedFunction, places: Sequence[Place], settings: Settings) -> Report:
-    """Verify the gradients of `places` in float64, then compare those of float32 arrays."""
-    high = checked.run(checked.points, settings.seed, settings.upstream)
-    flaws = {k: flaw(gradient, checked.points[k], high.y) for k, gradient in high.gradients.items()}
-    for k, words in flaws.items():
-        fits = [
-            m
-            for m in flaws
-            if m != k and flaws[m] and getattr(high.gradients[k], "shape", 0) == checked.points[m].shape
-        ]
-        if words.startswith("the gradient has shape") and fits:
-            flaws[k] += f"; it has the shape of {checked.names[fits[0]]}: are the gradients in the order of the arrays?"
-    sound = [high.gradients[k] for k, words in flaws.items() if not words]
-    total = float(np.sqrt(sum(float(np.sum(np.square(gradient))) for gradient in sound)))
-    places = [place for place in places if place.array in checked.floats]
-    low_places = [place for place in places if checked.given[place.array].dtype == np.float32]
-    findings = list(high.findings)
-    steady = RANDOM not in findings  # otherwise no derivative can be measured
-    rows: list[Row] = []
-
-    def add(row: Row) -> None:
-        rows.append(row)
-        settings.on_row(row, len(places) + len(low_places))
-
-    probes: dict[int, tuple[Probe, Array]] = {}
-    for number, place in enumerate(places):
-        k, point = place.array, checked.points[place.array]
-        part = point[place.where]
-        if flaws[k] or part.size == 0:
-            add(place.unmeasured(part.shape, flaws[k], high.gradients[k], settings.method))
-        else:
-            probe = Probe(functools.partial(checked.evaluate, k), point, high.y, high.upstream, place.where)
-            gradient = high.gradients[k][place.where]
-            row = verify(probe, gradient, total, place, settings)
-            elsewhere = functools.partial(_elsewhere, checked, place, settings)
-            if steady and row.verdict == "FAILED":
-                row = verify_unsaturated(row, probe, total, place, settings, elsewhere)
-            if (steady and row.verdict == "FAILED") or (row.verdict == "zero" and row.method == "central"):
-                row, probe, gradient = verify_at_kinks(row, probe, gradient, total, place, settings, elsewhere)
-            probes[number] = probe, gradient
-            add(row)
-    wrong = [number for number, row in enumerate(rows) if row.verdict == "FAILED"]
-    arguments: tuple[dict[str, Array], frozenset[str]] | None = None
-    for number in wrong:
-        # A wrong gradient makes all earlier ones wrong, so only the failing layer nearest to the loss is explained.
-        if (
-            steady
-            and number in probes
-            and "kink at" not in rows[number].note
-            and rows[number].layer == rows[wrong[-1]].layer
-        ):
-            arguments = arguments or named_arrays(
-                dict(zip(checked.names, checked.points, strict=True)), checked.cache_at(checked.points), high.y
-            )
-            context = _context(checked, places, number, probes, arguments)
-            name = checked.names[places[number].array]
-            rows[number] = explained(rows[number], name, *probes[number], settings, context)
-    if low_places:
-        points = [np.array(a) for a in checked.given]
-        low = checked.run(points, settings.seed, settings.upstream)
-        findings += [f"in float32: {finding}" for finding in low.findings if finding not in findings]
-        for place in low_places:
-            k = place.array
-            words = flaws[k] or flaw(low.gradients[k], points[k], low.y)
-            if words or points[k].size == 0:
-                add(place.unmeasured(points[k][place.where].shape, words, low.gradients[k], "float32"))
-            else:
-                pair = low.gradients[k][place.where], high.gradients[k][place.where]
-                add(compare_float32(*pair, total, place, settings, high.upstream))
-    if rows and all(row.verdict == "skipped" for row in rows):
-        findings.append("backward returns None for every array: nothing is verified")
-    findings += checked.findings if isinstance(checked, CheckedLayer) else ()
-    advice = ""
-    if len({rows[number].layer for number in wrong}) > 1:
-        last = rows[wrong[-1]]
-        advice = f"Begin with {last.layer or last.name}: it is nearest to the output and may cause the other errors."
-    elif total == 0 and not wrong:
-        advice = "Every gradient is zero here, which verifies little: check at another point."
-    return Report(title, tuple(rows), tuple(findings), settings.tolerance, advice)
-
-
-def _context(
-    checked: CheckedFunction,
-    places: Sequence[Place],
-    number: int,
-    probes: Mapping[int, tuple[Probe, Array]],
-    arguments: tuple[dict[str, Array], frozenset[str]],
-) -> Context:
-    """Return what is known beside the gradient of place `number`: arrays, and the gradients of its layer and inputs."""
-    place = places[number]
-    others = [
-        Other(places[k].full_name, *probes[k])
-        for k in probes
-        if k != number and places[k].layer in ("", place.layer) and probes[k][1].size
-    ]
-    repaired = functools.partial(checked.repaired, place.array, probes[number][0].upstream)
-    return Context(*arguments, others, checked.evaluate_with, repaired)
-
-
-def _elsewhere(checked: CheckedFunction, place: Place, settings: Settings, x: Array) -> tuple[Probe, Array] | None:
-    """Return the function of the array of `place` and the gradient at `x`, or None if they are not finite there.
-
-    None too if the functions refuse `x`.
-    """
-    k, points = place.array, list(checked.points)
-    points[k] = x
-    try:
-        passes = checked.run(points, settings.seed, settings.upstream)
-    except Exception:
-        return None
-    if flaw(passes.gradients[k], x, passes.y):
-        return None
-    probe = Probe(functools.partial(checked.evaluate, k), x, passes.y, passes.upstream, place.where)
-    return probe, passes.gradients[k][place.where]
+        checked = CheckedLayer(model, (images,), ("images",), forward, backward, key)
+        return checked_report(title, checked, checked.places, settings)

@@ -12,7 +12,8 @@ from minivit.arrays import Array, to_host
 from minivit.checking.comparison import Comparison, Quantity, SameOrNot
 from minivit.checking.evidence import Context, Evidence, Other, arrays_in, named_arrays
 from minivit.checking.forward_mistakes import recognise_result
-from minivit.checking.function import Passes, flaw
+from minivit.checking.function import Passes
+from minivit.checking.gradients import NOTHING_RETURNED, flaw
 from minivit.checking.heads import THIRDS, HeadView
 from minivit.checking.methods import NotAnalyticError, Probe
 from minivit.checking.mistakes import recognise
@@ -86,7 +87,11 @@ def _compare(sides: Sides, seed: int, tolerance: float) -> Comparison:
         return Comparison(title, (y, *left), (), tolerance)
     mine = sides.mine.run([np.array(point) for point in sides.mine.points], seed)
     findings = list(mine.findings)
-    if sides.places and all(gradient is None for gradient in mine.gradients.values()):
+    if (
+        sides.places
+        and all(gradient is None for gradient in mine.gradients.values())
+        and NOTHING_RETURNED not in findings
+    ):
         findings.append("backward returns no gradient at all: is its return statement missing?")
     if any(a.dtype == np.float32 for a in sides.ours.given):
         low = sides.mine.run([np.array(a) for a in sides.mine.given], seed)

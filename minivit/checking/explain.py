@@ -1,7 +1,8 @@
-"""Explain a wrong gradient: locate its worst element and recognise the mistake."""
+"""Explain a wrong gradient: locate a wrong element and recognise the mistake."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ _SAMPLES = 24  # number of elements sampled from a larger array
 def explain(
     name: str, probe: Probe, gradient: Array, analytic: bool, rng: np.random.Generator, context: Context
 ) -> tuple[tuple[int, ...], str]:
-    """Return the index of the worst element of a wrong `gradient`, and a description of the error.
+    """Return the index of a wrong element of `gradient`, and a description of the error.
 
-    The derivatives are complex steps if `analytic`, central differences otherwise.
+    Up to `ELEMENTWISE` elements, it is the one with the largest error; of a larger array, the largest of those that
+    were measured. The derivatives are complex steps if `analytic`, central differences otherwise.
     """
     derivative = probe.complex_step if analytic else probe.central
     digits = 1e-9 if analytic else 1e-4
@@ -34,17 +36,27 @@ def explain(
     if flat.size <= ELEMENTWISE:
         indices = np.arange(flat.size)
     else:
-        normal, part = rng.standard_normal(flat.size), np.arange(flat.size)
-        while part.size > 1:
-            halves = np.array_split(part, 2)
-            gaps = [abs(np.subtract(*along(half, normal[half]))) for half in halves]
-            part = halves[int(np.argmax(gaps))]
-        indices = np.unique(np.append(rng.integers(flat.size, size=_SAMPLES), part))
+        normal = rng.standard_normal(flat.size)
+
+        def bisected(size: Callable[[float, float], float]) -> int:
+            """Return an element where the size of the claim and the derivative is large, or the largest."""
+            part = np.arange(flat.size)
+            while part.size > 1:
+                halves = np.array_split(part, 2)
+                part = halves[int(np.argmax([size(*along(half, normal[half])) for half in halves]))]
+            return int(part[0])
+
+        wrong = bisected(lambda claim, true: abs(claim - true))
+        not_zero = bisected(lambda claim, true: abs(true))
+        sampled = rng.integers(flat.size, size=_SAMPLES)
+        claimed = np.flatnonzero(flat)
+        claimed = claimed[rng.integers(claimed.size, size=_SAMPLES // 3)] if claimed.size else claimed
+        indices = np.unique([*sampled, *claimed, wrong, not_zero])
     numeric = np.array([along(index, 1.0)[1] for index in indices])
     claimed = flat[indices]
     worst = int(np.argmax(np.abs(claimed - numeric)))
     index = tuple(int(k) for k in np.unravel_index(indices[worst], gradient.shape))
-    place = f"worst at {list(index)}: " if index else ""
+    place = f"{'worst' if indices.size == flat.size else 'wrong'} at {list(index)}: " if index else ""
     if not np.all(np.isfinite(numeric)):
         return index, f"{place}the derivative of forward is {numeric[worst]}"
     top = max(abs(claimed[worst]), abs(numeric[worst]), np.finfo(np.float64).tiny)

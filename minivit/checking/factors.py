@@ -10,6 +10,9 @@ import numpy as np
 
 from minivit.checking.evidence import Evidence
 
+_LARGEST_WIDTH = 4096  # of a head
+_ROOT_DIGITS = 1e-7  # a number fits the root of some width to this accuracy by chance once in 600 times, or less often
+
 
 def constant_factor(e: Evidence) -> str:
     """Everywhere the same multiple of the derivative."""
@@ -64,14 +67,15 @@ def factor_meaning(e: Evidence, ratio: float) -> str:
                 meanings.setdefault("ddof", f"n and n - 1 for {of}): a sum of n terms divided by n - 1, or the reverse")
     if not meanings:
         meanings |= _two_lengths(e, is_)
-    square = round(max(ratio, 1 / ratio) ** 2)
+    large = max(ratio, 1 / ratio)
+    square = round(min(large, _LARGEST_WIDTH) ** 2)
     # A whole number may be anything, but the root of a multiple of 16 is often that of the width of a head.
     whole = math.isqrt(square) ** 2 == square
     if (
         not meanings
-        and square > 1
+        and 1 < square <= _LARGEST_WIDTH
         and not (whole and square % 16)
-        and is_(math.sqrt(square) ** (1 if ratio > 1 else -1))
+        and math.isclose(large, math.sqrt(square), rel_tol=min(near, _ROOT_DIGITS))
     ):
         what = "missing" if ratio > 1 else "extra"
         perhaps = "perhaps " if whole else ""

@@ -1,12 +1,13 @@
 """A pair of functions under check: one forward and backward pass, with checks of the contracts between them.
 
 The contracts: forward and backward write neither to their arguments nor to dy; a second backward pass on the same cache
-returns the same gradients, also after a forward pass at another point; every float array gets a finite gradient of its
-own shape and dtype.
+returns the same gradients, also after forward passes at other points; every call returns new arrays; every float array
+gets a finite gradient of its own shape and dtype.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,14 @@ import numpy as np
 from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted
 from minivit.checking.evidence import arrays_in
+from minivit.checking.gradients import NOTHING_RETURNED, align, as_tuple, host_copy, miscounted, result_of, same
+from minivit.checking.state import OVERWRITTEN, depends_on_other_calls, other_arguments, overwrites_results
 from minivit.checking.watched import Watched, watch
 
 Forward = Callable[..., tuple[Any, Any]]
 Backward = Callable[[Any, Any], Any]
 
 RANDOM = "forward returns another result for the same arguments: fix its randomness to check it"
-MISSING = object()  # stands for a gradient that backward does not return
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class CheckedFunction:
         return cache
 
     def repaired(self, k: int, dy: Array) -> Iterator[tuple[str, str, Array]]:
-        """Yield what backward returns if an array that forward changes in place keeps the values before.
+        """Yield the gradient if an array in the cache that forward changed in place is set back to its earlier values.
 
         Yields
         ------
@@ -145,14 +147,19 @@ class CheckedFunction:
         upstream = random_upstream(seed, y.shape) if upstream is None else _given(upstream, y)
         dy = np.asarray(upstream, y.dtype)
 
+        returned: list[Any] = []
+
         def backward() -> tuple[Any, ...]:
             passed = to_backend(np.array(dy), self.library)
-            gradients = tuple(_to_host(gradient) for gradient in as_tuple(self.backward(passed, cache)))
+            returned.append(self.backward(passed, cache))
+            gradients = tuple(map(host_copy, as_tuple(returned[-1])))
             if not np.array_equal(to_host(passed), dy) and "backward writes to dy" not in findings:
                 findings.append("backward writes to dy")
             return gradients
 
         gradients = backward()
+        if returned[0] is None:
+            findings.append(NOTHING_RETURNED)
         if not all(map(np.array_equal, points, before)):
             findings.append("forward or backward writes to its arguments")
             self._writes = True
@@ -161,39 +168,46 @@ class CheckedFunction:
         if not np.array_equal(self._call(points)[0], y):
             findings.append(RANDOM)
             return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
+
+        def unchanged() -> bool:
+            return all(map(same, gradients, backward()))
+
         try:
-            if not all(map(same, gradients, backward())):
-                findings.append("a second backward pass on the same cache differs: backward writes to its cache")
-            elif self._calls_elsewhere(points) and not all(map(same, gradients, backward())):
-                findings.append("backward differs after another forward pass: it reads state outside its cache")
+            if not unchanged():
+                words = "backward writes to its cache, is random, or keeps state"
+                findings.append(f"a second backward pass on the same cache differs: {words}")
+            elif overwrites_results(
+                # The later ones may be the gradients of a layer's parameters, which each call sets anew.
+                as_tuple(returned[0])[:1],
+                as_tuple(returned[1])[:1],
+                gradients[:1],
+                lambda: self.backward(to_backend(-dy, self.library), cache),
+            ):
+                findings.append(OVERWRITTEN)
+            else:
+                findings += filter(None, [depends_on_other_calls(self._other_calls(points), unchanged)])
         except Exception as error:
             findings.append(f"a second backward pass on the same cache raises {type(error).__name__}: {error}")
         return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
 
-    def _calls_elsewhere(self, points: Sequence[Array]) -> bool:
-        """Run forward with other values of its inputs, and return whether it took them."""
-        inputs = [k for k in self.floats if k < self.num_inputs]
-        try:
-            self._call([a * a.dtype.type(1 + 2.0**-10) if k in inputs else a for k, a in enumerate(points)])
-        except Exception:  # forward refuses the values
-            return False
-        return bool(inputs)
+    def _other_calls(self, points: Sequence[Array]) -> Iterator[Callable[[], Any]]:
+        """Yield forward passes at other arguments, which may be refused."""
+        for others in other_arguments(points, self.num_inputs):
+            yield functools.partial(self._call, others)
 
     def _cast(self, dtype: Any) -> list[Array]:
         return [np.asarray(a, dtype) if a.dtype.kind == "f" else a for a in self.given]
 
     def _call(self, points: Sequence[Array]) -> tuple[Array, Any]:
         own = [np.array(point) for point in points] if self._writes else points
-        result = self.forward(*(to_backend(point, self.library) for point in own))
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"forward must return (y, cache), got {type(result).__name__}")
-        return to_host(result[0]), result[1]
+        y, cache = result_of(self.forward(*(to_backend(point, self.library) for point in own)))
+        return to_host(y), cache
 
     def _align(self, gradients: tuple[Any, ...], findings: list[str]) -> dict[int, Any]:
-        if len(gradients) not in (len(self.floats), len(self.given)):
-            expected = f"{len(self.floats)} expected, one for each array of floats"
-            findings.append(f"backward returns a gradient count of {len(gradients)}; {expected}")
-        return align(gradients, [a.dtype for a in self.given])
+        dtypes = [a.dtype for a in self.given]
+        if NOTHING_RETURNED not in findings:
+            findings += filter(None, [miscounted(gradients, dtypes, "array")])
+        return align(gradients, dtypes)
 
 
 def random_upstream(seed: int, shape: tuple[int, ...]) -> Array:
@@ -204,57 +218,6 @@ def random_upstream(seed: int, shape: tuple[int, ...]) -> Array:
     return np.random.default_rng([seed, *b"upstream"]).standard_normal(shape)
 
 
-def align(gradients: Sequence[Any], dtypes: Sequence[np.dtype[Any]]) -> dict[int, Any]:
-    """Return the gradient of each float array by index; `gradients` may include or omit those of other arrays."""
-    floats = [k for k, dtype in enumerate(dtypes) if dtype.kind == "f"]
-    if len(gradients) == len(dtypes):
-        return {k: gradients[k] for k in floats}
-    return dict(zip(floats, (*gradients, *(MISSING for _ in floats)), strict=False))
-
-
-def as_tuple(gradients: Any) -> tuple[Any, ...]:
-    """Return the gradients, one array or a sequence of arrays, as a tuple."""
-    return tuple(gradients) if isinstance(gradients, tuple | list) else (gradients,)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Return whether two gradients are equal up to rounding."""
-    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
-        return a is b or a == b
-    if a.shape != b.shape or a.dtype.kind != "f":
-        return np.array_equal(a, b)
-    with np.errstate(invalid="ignore"):
-        near = 100 * np.finfo(a.dtype).eps * np.max(np.abs(a), initial=0)
-        return bool(np.all((np.abs(a - b) <= near) | (a == b) | (np.isnan(a) & np.isnan(b))))
-
-
-def flaw(gradient: Any, point: Array, y: Array) -> str:
-    """Return why a gradient cannot be verified, or an empty string."""
-    if gradient is MISSING:
-        return "backward returns no gradient for this array"
-    if gradient is None:
-        return "backward returns None for this array: not verified"
-    if not isinstance(gradient, np.ndarray):
-        return f"backward returns a {type(gradient).__name__}, not an array"
-    if gradient.shape != point.shape:
-        words = f"the gradient has shape {gradient.shape}, the array {point.shape}"
-        shape = gradient.shape
-        missed = [k for k in range(gradient.ndim) if (*shape[:k], *shape[k + 1 :]) == point.shape]
-        if missed:
-            words += f"; looks not summed over its axis {missed[0]}"
-        elif gradient.shape == point.shape[::-1]:
-            words += "; looks transposed"
-        elif gradient.shape == y.shape:
-            words += "; it has the shape of the output: not summed over the broadcast axes?"
-        return words
-    if gradient.dtype != point.dtype:
-        return f"the gradient is {gradient.dtype}, the array {point.dtype}"
-    if not np.all(np.isfinite(gradient)):
-        where = tuple(int(k) for k in np.argwhere(~np.isfinite(gradient))[0])
-        return f"the gradient is {gradient[where]} at {list(where)}"
-    return ""
-
-
 def _given(upstream: Any, y: Array) -> Array:
     """Return an upstream gradient of the caller's as float64, or raise if it cannot be that of `y`."""
     given = np.asarray(to_host(upstream), np.float64)
@@ -263,10 +226,3 @@ def _given(upstream: Any, y: Array) -> Array:
     if not np.all(np.isfinite(given)):
         raise ValueError("upstream holds NaN or infinity; gradients are checked at finite values")
     return given
-
-
-def _to_host(gradient: Any) -> Any:
-    try:
-        return gradient if gradient is None or gradient is MISSING else np.array(to_host(gradient))
-    except TypeError:
-        return gradient

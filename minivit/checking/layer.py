@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from minivit.arrays import namespace, to_backend, to_host
+from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted, layer_dtype
-from minivit.checking.function import MISSING, CheckedFunction, align, as_tuple, same
+from minivit.checking.function import CheckedFunction
+from minivit.checking.gradients import align, as_tuple, host_copy, miscounted, result_of, same
+from minivit.checking.state import (
+    OVERWRITTEN,
+    attribute_arrays,
+    changed_arrays,
+    other_arguments,
+    overwrites_results,
+    with_own_arrays,
+)
 from minivit.checking.verdict import Place
+from minivit.random import Key
 
 LayerForward = Callable[..., tuple[Any, Any]]
 LayerBackward = Callable[[Any, Any, Any], Any]
@@ -27,6 +39,8 @@ class CheckedLayer(CheckedFunction):
         The inputs of the layer, which are converted to its dtype, and their names.
     layer_forward, layer_backward
         ``y, cache = layer_forward(copy, *inputs)`` and ``dinputs = layer_backward(copy, dy, cache)``.
+    key
+        The key of all passes; if it is not None, `layer_forward` gets it as ``rng=key``.
     """
 
     def __init__(
@@ -36,12 +50,15 @@ class CheckedLayer(CheckedFunction):
         names: Sequence[str],
         layer_forward: LayerForward,
         layer_backward: LayerBackward,
+        key: Key | None = None,
     ) -> None:
         self.layer, self.layer_forward, self.layer_backward = layer, layer_forward, layer_backward
         inputs = accepted(names, inputs, layer_dtype(layer))
         self.inputs = [x.dtype for x in inputs]
+        self.key = key
         self.by_dtype: dict[np.dtype[Any], Any] = {}
-        self.overwritten: list[str] = []
+        self._changed = ""  # the attributes that forward changes, in words
+        self._findings: dict[np.dtype[Any], list[str]] = {}  # of the first backward pass
         parameters = layer.parameters
         self.places = [Place("", name, k) for k, name in enumerate(names)]
         for k, (name, parameter) in enumerate(parameters.items(), start=len(inputs)):
@@ -52,13 +69,35 @@ class CheckedLayer(CheckedFunction):
 
     def _forward(self, *arrays: Any) -> tuple[Any, Any]:
         dtype = np.result_type(*(a.dtype for a in arrays if a.dtype.kind in "fc"))
-        if dtype not in self.by_dtype:
-            self.by_dtype[dtype] = self.layer.astype(dtype)
+        first = dtype not in self.by_dtype
+        if first:
+            self.by_dtype[dtype] = with_own_arrays(self.layer.astype(dtype), (np.ndarray, self.library.ndarray))
         copy = self.by_dtype[dtype]
         for parameter, value in zip(copy.parameters.values(), arrays[len(self.inputs) :], strict=True):
             parameter.value[...] = value
-        y, cache = self.layer_forward(copy, *arrays[: len(self.inputs)])
+        options = {} if self.key is None else {"rng": self.key}
+        returned = self.layer_forward(copy, *arrays[: len(self.inputs)], **options)
+        y, cache = result_of(returned, f"forward of {type(copy).__name__}")
+        if first and dtype.kind == "f":
+            before, after = (attribute_arrays(x, (np.ndarray, self.library.ndarray)) for x in (self.layer, copy))
+            self._changed = self._changed or changed_arrays(before, after)
         return y, (copy, cache)
+
+    def _other_calls(self, points: Sequence[Array]) -> Iterator[Callable[[], Any]]:
+        key, samples = self.key, len(points[0]) if self.inputs and points[0].ndim else 0
+
+        def call(key: Key | None, others: Sequence[Array]) -> None:
+            before, self.key = self.key, key
+            try:
+                self._call(others)
+            finally:
+                self.key = before
+
+        for others in other_arguments(points, self.num_inputs):
+            fits = key is None or len(key.sample_ids) != samples or len(others[0]) == samples
+            yield functools.partial(call, key if fits or key is None else _resized_key(key, len(others[0])), others)
+        if key is not None:
+            yield functools.partial(call, replace(key, step=key.step + 1), points)
 
     def evaluation_differs(self, evaluate: Callable[..., Any]) -> bool:
         """Return whether ``evaluate(copy, *inputs)``, the layer without a cache, returns another result."""
@@ -74,19 +113,45 @@ class CheckedLayer(CheckedFunction):
     def _backward(self, dy: Any, state: Any) -> tuple[Any, ...]:
         copy, cache = state
         copy.zero_grad()
-        returned = align(as_tuple(self.layer_backward(copy, dy, cache)), self.inputs)
-        dinputs = [_copied(returned.get(k)) for k in range(len(self.inputs))]
-        gradients = [_copied(parameter.grad) for parameter in copy.parameters.values()]
-        self.layer_backward(copy, dy, cache)
-        pairs = zip(copy.parameters.items(), gradients, strict=True)
-        self.overwritten = [name for (name, parameter), once in pairs if not same(to_host(parameter.grad), 2 * once)]
+        first = self.layer_backward(copy, dy, cache)
+        copies = tuple(map(host_copy, as_tuple(first)))
+        returned = align(copies, self.inputs)
+        dinputs = [returned.get(k) for k in range(len(self.inputs))]
+        gradients = [host_copy(parameter.grad) for parameter in copy.parameters.values()]
+        if dy.dtype not in self._findings:
+            self._findings[dy.dtype] = self._contracts(copy, dy, cache, first, copies, gradients)
         return (*dinputs, *gradients)
+
+    def _contracts(
+        self, copy: Any, dy: Any, cache: Any, first: Any, copies: Sequence[Any], gradients: Sequence[Any]
+    ) -> list[str]:
+        """Return the contracts of layers that `layer_backward` violates, after it returned `first`."""
+        findings = [words] if (words := self._miscounted(first)) else []
+        second = self.layer_backward(copy, dy, cache)
+        pairs = zip(copy.parameters.items(), gradients, strict=True)
+        wrong = [name for (name, parameter), once in pairs if not same(to_host(parameter.grad), 2 * once)]
+        if wrong:
+            words = "backward sets gradients, or changes its cache, instead of adding to them"
+            findings.append(f"{words}: {', '.join(wrong)}")
+        if overwrites_results(first, second, copies, lambda: self.layer_backward(copy, -dy, cache)):
+            findings.append(OVERWRITTEN)
+        return findings
+
+    def _miscounted(self, returned: Any) -> str:
+        if len(self.inputs) == 1 and isinstance(returned, tuple | list) and (returned or self.inputs[0].kind == "f"):
+            kind = f"{type(returned).__name__} of {len(returned)}"
+            return f"backward returns a {kind}; expected one array, the gradient of {self.names[0]}"
+        return miscounted(returned, self.inputs, "input")
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """The violated contracts that apply to layers only: backward must add to the gradients of parameters."""
-        words = "backward sets gradients, or changes its cache, instead of adding to them: "
-        return (words + ", ".join(self.overwritten),) if self.overwritten else ()
+        """The violated contracts that apply to layers only, such as adding to the gradients of parameters."""
+        words = [self._changed, *(words for findings in self._findings.values() for words in findings)]
+        return tuple(dict.fromkeys(filter(None, words)))
+
+
+def _resized_key(key: Key, samples: int) -> Key:
+    return replace(key, sample_ids=key.sample_ids[np.arange(samples) % len(key.sample_ids)])
 
 
 def without_zeros(model: Any) -> tuple[Any, str]:
@@ -117,7 +182,3 @@ def places_of(name: str, array: int, parameter: Any) -> list[Place]:
         raise ValueError(f"{name} has the parts {parts}, which do not divide its last axis in {parameter.value.shape}")
     slices = [slice(k * width, (k + 1) * width) for k in range(len(parts))]
     return [Place(layer, f"{last}[{part}]", array, (..., where)) for part, where in zip(parts, slices, strict=True)]
-
-
-def _copied(gradient: Any) -> Any:
-    return gradient if gradient is None or gradient is MISSING else np.array(to_host(gradient))

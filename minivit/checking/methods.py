@@ -28,6 +28,8 @@ SLOPE_MARGIN = 0.05
 _KINK_SLOPE = 8  # no smooth function has a larger slope here: below a kink the remainder is only rounding
 _SMALLEST = 43  # largest number of halvings of the unit step; beyond it almost only rounding is left
 _STEP = 1e-20
+_LARGEST_SPREAD = 1e-2  # of an array, relative to its root mean square: its offset is then much larger
+_LEAST_SPREAD = 2.0**10 * EPS
 _CENTRAL_STEPS = (2.0**-18, 2.0**-14, 2.0**-21, 2.0**-24)
 
 
@@ -47,6 +49,8 @@ class Probe:
         The point x (float64), f(x), and the upstream gradient u, which has the shape of `y`.
     where
         Index of the part of `x` that varies; directions have the shape of ``x[where]``.
+    unit
+        The unit of real steps; the root mean square of the part that varies if it is None.
     """
 
     evaluate: Callable[[Array], Array]
@@ -54,11 +58,20 @@ class Probe:
     y: Array
     upstream: Array
     where: tuple[Any, ...] = (Ellipsis,)
+    unit: float | None = None
 
     @property
     def rms(self) -> float:
-        """Root mean square of the part that varies, or 1 if it is zero: the unit of real steps."""
+        """The unit of real steps: the root mean square of the part that varies, or 1 if it is zero."""
+        if self.unit is not None:
+            return self.unit
         return float(np.sqrt(np.mean(np.square(self.x[self.where])))) or 1.0
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of the part that varies if it is small beside an offset, but above rounding."""
+        spread, rms = float(np.std(self.x[self.where])), self.rms
+        return spread if _LEAST_SPREAD * rms < spread < _LARGEST_SPREAD * rms else None
 
     def shifted(self, step: Array) -> Array:
         """Return x + step."""
@@ -117,6 +130,21 @@ class Probe:
         Rounding or a kink may spoil any one step size. No step size gives a value near a wrong claim.
         """
         return min((self.central(d, h) for h in _CENTRAL_STEPS), key=lambda value: _distance(value, claim))
+
+
+def differs_from_complex_step(probe: Probe, tolerance: float, d: Array, value: float) -> bool:
+    """Return whether the central differences along `d` agree with each other, but not with the complex step, `value`.
+
+    The code of forward is not analytic then. No gradient is needed to see it.
+    """
+    values = np.array([probe.central(d, h) for h in _CENTRAL_STEPS])
+    size = float(np.sum(np.abs(probe.upstream * probe.y)))
+    rounding = 8 * EPS * size / (probe.rms * np.array(_CENTRAL_STEPS))
+    if not np.all(np.isfinite(values)):
+        return False
+    gaps = np.abs(values - value)
+    scale = max(float(np.max(np.abs(values))), abs(value))
+    return bool(np.all(gaps > tolerance * scale + rounding) and np.ptp(values) <= 0.1 * float(np.min(gaps)))
 
 
 def _distance(value: float, claim: float) -> float:

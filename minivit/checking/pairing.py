@@ -12,7 +12,8 @@ import numpy as np
 
 from minivit.arrays import to_backend, to_host
 from minivit.checking.arguments import argument_names, check_layer, fixed_key
-from minivit.checking.function import CheckedFunction, as_tuple
+from minivit.checking.function import CheckedFunction
+from minivit.checking.gradients import as_tuple
 from minivit.checking.heads import THIRDS
 from minivit.checking.layer import CheckedLayer
 from minivit.checking.verdict import Place
@@ -187,17 +188,16 @@ def _beside_layer(mine: Any, ours: Any, inputs: Sequence[Any], kwargs: dict[str,
     """Return both sides for a layer: a function of its inputs and its parameters, whose values mine gets."""
     check_layer(ours)
     title = type(ours).__name__
-    if "rng" in kwargs:
-        kwargs["rng"] = fixed_key(kwargs["rng"], inputs)
+    key = fixed_key(kwargs.pop("rng", None), inputs)
     names = argument_names(ours.forward, len(inputs))
 
-    def forward(layer: Any, *arrays: Any) -> Any:
-        return layer.forward(*arrays, **kwargs)
+    def forward(layer: Any, *arrays: Any, **options: Any) -> Any:
+        return layer.forward(*arrays, **kwargs, **options)
 
     def backward(layer: Any, dy: Any, cache: Any) -> Any:
         return layer.backward(dy, cache)
 
-    right = CheckedLayer(ours, inputs, names, forward, backward)
+    right = CheckedLayer(ours, inputs, names, forward, backward, key)
     arrays, all_names = right.given, right.names
     if is_layer(mine):
         check_layer(mine)
@@ -207,7 +207,7 @@ def _beside_layer(mine: Any, ours: Any, inputs: Sequence[Any], kwargs: dict[str,
                 f"the parameters of mine are {shapes[0] or 'none'}, those of ours {shapes[1] or 'none'}; they need the "
                 "same names and shapes, because mine is run with the values of ours"
             )
-        left: CheckedFunction = CheckedLayer(mine, inputs, names, forward, backward)
+        left: CheckedFunction = CheckedLayer(mine, inputs, names, forward, backward, key)
         my_title = type(mine).__name__
         order = [list(all_names).index(name) for name in left.names]
         left.given, left.points = [arrays[k] for k in order], [right.points[k] for k in order]

@@ -77,7 +77,7 @@ def one_place(e: Evidence) -> str:
         return f"wrong only at {_indices(*found[1:3])} of axis {found[0]}"
     wrong = np.abs(e.claimed - e.true) > e.digits * e.top
     count = int(np.sum(wrong))
-    if 0 < count <= max(1, e.indices.size // 4):
+    if 0 < count <= max(1, e.indices.size // 4) and count < e.indices.size:
         whole = f"of {e.indices.size}" + ("" if e.truth is not None else f" sampled of {e.gradient.size}")
         return f"{count} {whole} elements {'is' if count == 1 else 'are'} wrong, the others right"
     return ""

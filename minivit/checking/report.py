@@ -38,10 +38,12 @@ class Row:
         Order in h at which the Taylor remainder falls; "linear" if the remainder is only rounding; None if the method
         does not use it.
     worst_index
-        Index of the element with the largest error; None if the row passed or was not explained.
+        Index of the element with the largest error, of a large array that of the largest error found; None if the row
+        passed or was not explained.
     verdict
         "ok"; "zero": the gradient and its numerical value are both zero up to rounding; "vacuous": the tolerance is
-        larger than the gradient, so that any gradient would pass; "skipped": backward returned None; "FAILED".
+        larger than the gradient, so that any gradient would pass, or some elements at kinks were not tested;
+        "skipped": backward returned None; "FAILED".
     method
         "complex" step, "taylor" remainder, "central" differences, or "float32": comparison with the float64 gradient.
     note

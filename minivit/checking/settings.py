@@ -68,8 +68,15 @@ class Settings:
                 raise ValueError(f"{name} is {value}; expected a relative error, at least 0 and below 1")
 
 
-def settings_of(options: Mapping[str, Any]) -> Settings:
+def settings_of(options: Mapping[str, Any], takes: Mapping[str, str] | None = None) -> Settings:
     """Return the settings; a name that other libraries use is answered with the name or the call to use here.
+
+    Parameters
+    ----------
+    options
+        The options by name.
+    takes
+        Advice on the names that are arguments of the function under check.
 
     Raises
     ------
@@ -81,8 +88,9 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
     known = [field.name for field in fields(Settings)]
     unknown = [name for name in options if name not in known]
     if unknown:
-        advice = [f"{name}: {_FAMILIAR[name]}" for name in unknown if name in _FAMILIAR]
-        others = [f"{name}:{did_you_mean(name, known)}" for name in unknown if name not in _FAMILIAR]
+        familiar = _FAMILIAR | dict(takes or {})
+        advice = [f"{name}: {familiar[name]}" for name in unknown if name in familiar]
+        others = [f"{name}:{did_you_mean(name, known)}" for name in unknown if name not in familiar]
         answers = "; ".join([*advice, *(words.removesuffix(":") for words in others)])
         raise TypeError(f"unknown options of the gradient check: {answers}; the options are {', '.join(known)}")
     return Settings(**options)

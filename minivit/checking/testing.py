@@ -13,6 +13,7 @@ The strategies need Hypothesis, which the extra `test` installs; the assertions 
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -89,7 +90,7 @@ def dtypes() -> SearchStrategy[np.dtype[Any]]:
 
 
 def arrays(
-    shape: tuple[int, ...] | SearchStrategy[tuple[int, ...]],
+    shape: int | Sequence[int] | SearchStrategy[tuple[int, ...]],
     dtype: Any = "float64",
     values: Values = "normal",
 ) -> SearchStrategy[Array]:
@@ -100,7 +101,7 @@ def arrays(
     Parameters
     ----------
     shape
-        A shape, or a strategy such as `shapes`.
+        A shape, the length of a vector, or a strategy such as `shapes`.
     dtype
         A dtype, or a strategy such as `dtypes`.
     values
@@ -109,8 +110,20 @@ def arrays(
     """
     if values not in ("normal", "large", "small", "mixed"):
         raise ValueError(f"unknown values {values!r}; expected 'normal', 'large', 'small' or 'mixed'")
+    if not isinstance(shape, _hypothesis().SearchStrategy):
+        shape = _checked_shape(shape)
     strategy: SearchStrategy[Array] = _composite(_draw_array)(shape, dtype, values)
     return strategy
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = tuple(map(operator.index, shape if isinstance(shape, list | tuple) else (shape,)))
+    except TypeError:
+        sizes = (-1,)
+    if any(size < 0 for size in sizes):
+        raise TypeError(f"shape is {shape!r}; expected a tuple of sizes such as (2, 3), a size, or a strategy")
+    return sizes
 
 
 def _draw_array(draw: DrawFn, shape: Any, dtype: Any, values: Values) -> Array:

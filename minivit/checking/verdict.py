@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
@@ -11,18 +12,26 @@ import numpy as np
 from minivit.arrays import Array
 from minivit.checking.evidence import Context
 from minivit.checking.explain import explain
-from minivit.checking.kinks import beside, find_kinks, judge, neighbours
-from minivit.checking.methods import EPS, SLOPE_MARGIN, NotAnalyticError, Probe, Taylor, taylor
+from minivit.checking.methods import (
+    EPS,
+    SLOPE_MARGIN,
+    NotAnalyticError,
+    Probe,
+    Taylor,
+    differs_from_complex_step,
+    taylor,
+)
 from minivit.checking.report import Row, Verdict
 from minivit.checking.settings import Settings
 
 SCALE_FLOOR = 1e-3  # errors are relative to at least this fraction of the norm of all gradients
 _ZERO_ULPS = 64  # a gradient is zero up to this many units in the last place of the norm of all gradients
 _NEGLIGIBLE = 1e-36  # the complex step neglects terms of order h^2 = 1e-40
-_ROUNDING = 128  # an error up to this many units in the last place of dy may be rounding inside a saturated function
-_SATURATED = 1e-3  # of such a function the gradient is smaller than this, relative to dy
+ROUNDING = 128  # in a saturated function, an error of up to this many ulps of the norm of dy may be rounding
+SATURATED = 1e-3  # a function is saturated if the norm of the gradient is at most this fraction of that of dy
 _NOT_ANALYTIC = 1e-7  # a larger error by the complex step may mean that forward is not analytic
-_MUCH_NEARER = 0.1  # central differences then agree with the gradient to this part of that error
+# The largest error by central differences, as a fraction of that by the complex step, if forward is not analytic.
+_MUCH_NEARER = 0.1
 
 
 @dataclass(frozen=True)
@@ -99,103 +108,15 @@ def verify(
             notes.append("the remainder has no clear order here; central differences agree with the gradient")
         else:
             verdict = "FAILED"
-            notes.append("the complex step agrees, the real function does not: forward computes two different things")
+            notes.append(
+                "the complex step agrees, the real function does not: forward is not analytic, or forward computes two "
+                "different things"
+            )
     if verdict == "vacuous":
         notes.append(vacuous(norm, detectable))
     slope, remainders = (test.slope, test.remainders) if test else (None, ())
     note = "; ".join(filter(None, notes))
     return Row(place.layer, place.name, gradient.shape, norm, error, slope, None, verdict, method, note, remainders)
-
-
-def verify_at_kinks(
-    row: Row,
-    probe: Probe,
-    gradient: Array,
-    total: float,
-    place: Place,
-    settings: Settings,
-    elsewhere: Callable[[Array], tuple[Probe, Array] | None],
-) -> tuple[Row, Probe, Array]:
-    """Return a failed row, or the row that replaces it where the function is not differentiable at some elements.
-
-    The other elements are verified as usual, these elements by their one-sided derivatives, and the whole gradient
-    once more at a point where these elements are moved aside.
-
-    Parameters
-    ----------
-    elsewhere
-        Returns the function and its gradient at another value of the array, or None if they are not finite there.
-
-    Returns
-    -------
-    row, probe, gradient
-        The row, and what is to be explained if it failed.
-    """
-    rng = place.generator(settings)
-    kinks = find_kinks(probe, gradient.shape, rng)
-    if not kinks:
-        return row, probe, gradient
-    smooth = verify(probe, gradient, total, place, settings, kinks.mask)
-    accepted, note = judge(probe, gradient, kinks)
-    moved = elsewhere(beside(probe, kinks, rng))
-    aside = verify(*moved, total, place, settings) if moved else smooth
-    if moved and aside.verdict == "FAILED":
-        return replace(aside, note=_joined(aside.note, "found with the kinks of forward moved aside")), *moved
-    if not accepted and any(
-        near is not None and np.allclose(near[1], gradient, rtol=1e-5, atol=1e-5 * np.max(np.abs(gradient)))
-        for near in map(elsewhere, neighbours(probe, kinks))
-    ):
-        accepted, note = True, f"{note}; it is the gradient at a neighbouring point, which is accepted"
-    if not accepted:
-        return replace(smooth, verdict="FAILED", error=max(row.error, smooth.error), note=note), probe, gradient
-    return replace(smooth, error=max(smooth.error, aside.error), note=_joined(smooth.note, note)), probe, gradient
-
-
-def verify_unsaturated(
-    row: Row,
-    probe: Probe,
-    total: float,
-    place: Place,
-    settings: Settings,
-    elsewhere: Callable[[Array], tuple[Probe, Array] | None],
-) -> Row:
-    """Return a failed row, or another verdict where the gradient is only rounding.
-
-    In a saturated function, such as softmax of large numbers, the digits of 1 - y are lost in any right backward pass:
-    such a row is vacuous if the gradient is right at another point. It is zero if it is rounding at every point, as
-    for a sum of softmax.
-    """
-    dy = float(np.linalg.norm(probe.upstream))
-    scale = max(row.norm, SCALE_FLOOR * total)
-    difference = row.error * scale if scale else _largest_derivative(probe, place, settings)
-    if not (row.norm <= _SATURATED * dy and 0 < difference <= _ROUNDING * EPS * dy):
-        return row
-    rounding = _ROUNDING * EPS * float(np.sum(np.abs(probe.upstream * probe.y)))
-    others = [probe.x / 8, probe.x / 64, probe.x / 512]
-    others.append(probe.x + probe.rms * place.generator(settings).standard_normal(probe.x.shape))
-    for moved in filter(None, map(elsewhere, others)):
-        norm = float(np.linalg.norm(moved[1]))
-        if norm == 0 and _largest_derivative(moved[0], place, settings) * moved[0].rms > rounding:
-            return row
-        if norm >= 100 * row.norm and norm * moved[0].rms > rounding:
-            if verify(*moved, norm, place, settings).verdict != "ok":
-                return row
-            note = f"{vacuous(row.norm, difference)}: forward is saturated here; right at another point"
-            return replace(row, verdict="vacuous", note=note)
-    return replace(row, verdict="zero", error=0.0) if max(row.norm, difference) * probe.rms <= rounding else row
-
-
-def _largest_derivative(probe: Probe, place: Place, settings: Settings) -> float:
-    """Return the largest derivative along the random directions, infinity where the complex step is impossible."""
-    rng, shape = place.generator(settings), probe.x[probe.where].shape
-    try:
-        return max(abs(probe.complex_step(rng.standard_normal(shape))) for _ in range(settings.directions))
-    except NotAnalyticError:
-        return np.inf
-
-
-def _joined(*notes: str) -> str:
-    return "; ".join(filter(None, notes))
 
 
 def explained(row: Row, name: str, probe: Probe, gradient: Array, settings: Settings, context: Context) -> Row:
@@ -228,6 +149,10 @@ def _measure(
         other = _central(probe, directions, claims)
         if error_of(other) <= min(settings.central_tolerance, _MUCH_NEARER * error):
             return "central", other, "not analytic, verified by central differences: the complex step disagrees"
+        if any(
+            map(functools.partial(differs_from_complex_step, probe, settings.central_tolerance), directions, values)
+        ):
+            return "central", other, "not analytic, measured by central differences: the complex step disagrees"
     return "complex", values, ""
 
 
@@ -292,8 +217,8 @@ def compare_float32(low: Array, high: Array, total: float, place: Place, setting
     dy = float(np.linalg.norm(upstream))
     agrees = both_zero or error <= tolerance
     verdict = verdict_of(norms[1], norms[0], total, agrees, detectable, eps)
-    if not agrees and norms[1] <= _SATURATED * dy and error * scale <= _ROUNDING * eps * dy:
-        verdict, detectable = "vacuous", _ROUNDING * eps * dy  # rounding in a saturated function
+    if not agrees and norms[1] <= SATURATED * dy and error * scale <= ROUNDING * eps * dy:
+        verdict, detectable = "vacuous", ROUNDING * eps * dy  # rounding in a saturated function
     note, index = vacuous(norms[1], detectable) if verdict == "vacuous" else "", None
     if verdict == "FAILED":
         index = tuple(int(k) for k in np.unravel_index(np.argmax(difference), difference.shape))

@@ -1,0 +1,159 @@
+"""Examine a failed gradient again: at points where forward is not differentiable, and where it is saturated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from minivit.arrays import Array
+from minivit.checking.kinks import beside, find_kinks, judge, neighbours
+from minivit.checking.methods import EPS, NotAnalyticError, Probe, taylor
+from minivit.checking.report import Row
+from minivit.checking.settings import Settings
+from minivit.checking.verdict import ROUNDING, SATURATED, SCALE_FLOOR, Place, vacuous, verify
+
+_LARGEST_ROUNDING = 1e-8  # a larger error is not excused by the rounding of the arrays
+
+
+def recheck_at_kinks(
+    row: Row,
+    probe: Probe,
+    gradient: Array,
+    total: float,
+    place: Place,
+    settings: Settings,
+    elsewhere: Callable[[Array], tuple[Probe, Array] | None],
+) -> tuple[Row, Probe, Array]:
+    """Return a failed row, or the row that replaces it where the function is not differentiable at some elements.
+
+    The other elements are verified as usual, these elements by their one-sided derivatives, and the whole gradient
+    once more at a point where these elements are moved aside.
+
+    Parameters
+    ----------
+    elsewhere
+        Returns the function and its gradient at another value of the array, or None if they are not finite there.
+
+    Returns
+    -------
+    row, probe, gradient
+        The row, and what is to be explained if it failed.
+    """
+    rng = place.generator(settings)
+    kinks = find_kinks(probe, gradient.shape, rng)
+    if not kinks:
+        return row, probe, gradient
+    smooth = verify(probe, gradient, total, place, settings, kinks.mask)
+    accepted, each, note = judge(probe, gradient, kinks, rng)
+    moved = elsewhere(beside(probe, kinks, rng))
+    moved = (replace(moved[0], unit=probe.unit), moved[1]) if moved else None
+    aside = verify(*moved, total, place, settings) if moved else smooth
+    if moved and aside.verdict == "FAILED":
+        return replace(aside, note=_joined(aside.note, "found with the kinks of forward moved aside")), *moved
+    if not accepted and any(
+        near is not None and np.allclose(near[1], gradient, rtol=1e-5, atol=1e-5 * np.max(np.abs(gradient)))
+        for near in map(elsewhere, neighbours(probe, kinks))
+    ):
+        accepted, note = True, f"{note}; it is the gradient at a neighbouring point, which is accepted"
+    if not accepted:
+        return replace(smooth, verdict="FAILED", error=max(row.error, smooth.error), note=note), probe, gradient
+    verdict = smooth.verdict if each or smooth.verdict == "FAILED" else "vacuous"
+    note = _joined(smooth.note, note)
+    return replace(smooth, verdict=verdict, error=max(smooth.error, aside.error), note=note), probe, gradient
+
+
+def recheck_saturated(
+    row: Row,
+    probe: Probe,
+    total: float,
+    place: Place,
+    settings: Settings,
+    elsewhere: Callable[[Array], tuple[Probe, Array] | None],
+) -> Row:
+    """Return a failed row, or another verdict where the gradient is only rounding.
+
+    In a saturated function, such as softmax of large numbers, the digits of 1 - y are lost in any right backward pass:
+    such a row is vacuous if the gradient is right at another point. It is zero if it is rounding at every point, as
+    for a sum of softmax.
+    """
+    dy = float(np.linalg.norm(probe.upstream))
+    scale = max(row.norm, SCALE_FLOOR * total)
+    difference = row.error * scale if scale else _largest_derivative(probe, place, settings)
+    if not (row.norm <= SATURATED * dy and 0 < difference <= ROUNDING * EPS * dy):
+        return row
+    rounding = ROUNDING * EPS * float(np.sum(np.abs(probe.upstream * probe.y)))
+    others = [probe.x / 8, probe.x / 64, probe.x / 512]
+    others.append(probe.x + probe.rms * place.generator(settings).standard_normal(probe.x.shape))
+    for moved in filter(None, map(elsewhere, others)):
+        norm = float(np.linalg.norm(moved[1]))
+        if norm == 0 and _largest_derivative(moved[0], place, settings) * moved[0].rms > rounding:
+            return row
+        if norm >= 100 * row.norm and norm * moved[0].rms > rounding:
+            if verify(*moved, norm, place, settings).verdict != "ok":
+                return row
+            note = f"{vacuous(row.norm, difference)}: forward is saturated here; right at another point"
+            return replace(row, verdict="vacuous", note=note)
+    return replace(row, verdict="zero", error=0.0) if max(row.norm, difference) * probe.rms <= rounding else row
+
+
+def recheck_rounding(
+    row: Row,
+    probe: Probe,
+    gradient: Array,
+    total: float,
+    place: Place,
+    settings: Settings,
+    beside_by_rounding: Callable[[np.random.Generator], Probe],
+) -> tuple[Row, Probe]:
+    """Return a failed row, or the row that replaces it where an offset is far larger than the spread of an array.
+
+    Steps of the size of the spread are then needed. The rounding of the arrays alone may change the derivative more
+    than the tolerance. A gradient passes there if it differs from the derivative less than the derivative itself does
+    as all arrays change by one unit in the last place; this depends on forward alone.
+
+    Parameters
+    ----------
+    beside_by_rounding
+        Returns the function of the array with the other arrays, and its own values, changed so.
+
+    Returns
+    -------
+    row, probe
+        The row, and the function with the steps that fit.
+    """
+    if settings.method == "taylor":
+        return row, probe
+    if probe.spread is not None:
+        probe = replace(probe, unit=probe.spread)
+        row = verify(probe, gradient, total, place, settings)
+    if row.verdict != "FAILED" or row.method != "complex" or not settings.tolerance < row.error <= _LARGEST_ROUNDING:
+        return row, probe
+    rng = place.generator(settings)
+    directions = [rng.standard_normal(gradient.shape) for _ in range(settings.directions)]
+    try:
+        values = [probe.complex_step(d) for d in directions]
+        others = [[near.complex_step(d) for d in directions] for near in (beside_by_rounding(rng) for _ in range(4))]
+    except NotAnalyticError:
+        return row, probe
+    changes = np.max(np.abs(np.array(others) - values), axis=1)
+    errors = [abs(value - float(np.sum(gradient * d))) for value, d in zip(values, directions, strict=True)]
+    passes = settings.method == "complex" or any(taylor(probe, gradient, d).passed for d in directions)
+    if not (passes and max(errors) <= 4 * np.median(changes)):
+        return row, probe
+    words = "the derivative changes as much if the arrays change by one unit in the last place"
+    return replace(row, verdict="ok", note=f"right to {row.error:.1e} only: {words}"), probe
+
+
+def _largest_derivative(probe: Probe, place: Place, settings: Settings) -> float:
+    """Return the largest derivative along the random directions, infinity where the complex step is impossible."""
+    rng, shape = place.generator(settings), probe.x[probe.where].shape
+    try:
+        return max(abs(probe.complex_step(rng.standard_normal(shape))) for _ in range(settings.directions))
+    except NotAnalyticError:
+        return np.inf
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))

@@ -1,0 +1,167 @@
+"""Look for state outside the cache: by forward passes at other arguments, in results, and in the attributes of a layer.
+
+Results are arrays that the next call overwrites, attributes those that a forward pass changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minivit.arrays import Array, to_host
+from minivit.checking.gradients import as_tuple, host_copy, same
+from minivit.nn.structure import CONTAINERS, OWN, leaves, with_items
+
+
+def other_arguments(points: Sequence[Array], num_inputs: int) -> Iterator[list[Array]]:
+    """Yield other arguments of a forward pass: other values of the inputs, then fewer or more samples.
+
+    A function may refuse any of them.
+
+    Parameters
+    ----------
+    points
+        The inputs, and the parameters after them, which stay as they are.
+    num_inputs
+        How many of `points` are inputs.
+    """
+    inputs, parameters = list(points[:num_inputs]), points[num_inputs:]
+
+    def with_inputs(others: Sequence[Array]) -> list[Array]:
+        return [np.array(a) for a in (*others, *parameters)]
+
+    def floats(change: Callable[[Array], Array]) -> list[Array]:
+        return with_inputs([change(a) if a.dtype.kind == "f" else a for a in inputs])
+
+    if any(a.dtype.kind == "f" for a in inputs):
+        yield floats(lambda a: a * a.dtype.type(1 + 2.0**-10))  # in the domain of most functions
+        yield floats(lambda a: np.roll(a, 1))
+        yield floats(np.negative)
+    if any(a.dtype.kind != "f" for a in inputs):
+        yield with_inputs([a if a.dtype.kind == "f" else _other_whole_numbers(a) for a in inputs])
+    lengths = [a.shape[0] if a.ndim else -1 for a in inputs]
+    samples = lengths[0] if lengths else -1
+    if samples > 0:
+        yield with_inputs([_resized(inputs[0]), *inputs[1:]])
+        if samples in lengths[1:]:
+            yield with_inputs([_resized(a) if n == samples else a for a, n in zip(inputs, lengths, strict=True)])
+
+
+def _other_whole_numbers(a: Array) -> Array:
+    rolled = np.roll(a, 1)
+    if not np.array_equal(rolled, a):
+        return rolled
+    return ~a if a.dtype.kind == "b" else np.zeros_like(a)
+
+
+def _resized(a: Array) -> Array:
+    """Return the first sample alone, or a single sample twice."""
+    return a[:1] if len(a) > 1 else np.concatenate([a, a])
+
+
+def depends_on_other_calls(calls: Iterator[Callable[[], Any]], unchanged: Callable[[], bool]) -> str:
+    """Return how a backward pass depends on other forward passes, or an empty string.
+
+    Parameters
+    ----------
+    calls
+        The other forward passes; a call may raise.
+    unchanged
+        Runs the backward pass, and returns whether the gradients are those before.
+    """
+    for call in calls:
+        # Forward may refuse these arguments; until then it may have stored some of them.
+        with np.errstate(all="ignore"), warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.simplefilter("ignore")
+            call()
+        try:
+            if not unchanged():
+                return "backward differs after another forward pass: it reads state outside its cache"
+        except Exception as error:
+            return (
+                f"backward raises {type(error).__name__} after another forward pass, {error}: it reads state outside "
+                "its cache"
+            )
+    return ""
+
+
+def overwrites_results(first: Any, second: Any, gradients: Sequence[Any], again: Callable[[], Any]) -> bool:
+    """Return whether the next call of a backward pass overwrites the arrays that it returned before.
+
+    Parameters
+    ----------
+    first, second
+        What two calls returned.
+    gradients
+        Copies of what the first call returned.
+    again
+        Calls backward with another upstream gradient.
+    """
+    kept = as_tuple(first)
+    pairs = list(zip(kept, as_tuple(second), strict=False))
+    if not any(isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.shares_memory(a, b) for a, b in pairs):
+        return False
+    try:
+        again()
+    except Exception:  # another upstream gradient is refused
+        return False
+    return not all(map(same, map(host_copy, kept), gradients))
+
+
+OVERWRITTEN = "backward returns the same array in each call, so the next call overwrites it: return a new array"
+
+
+def attribute_arrays(layer: Any, kinds: tuple[type, ...]) -> dict[str, Any]:
+    """Return the arrays, objects of `kinds`, in the attributes of a layer and of those in it, by name.
+
+    They may be in lists, tuples and dicts.
+    """
+    named: dict[str, Any] = {}
+    for prefix, part in _layers(layer):
+        for name, value in _own_attributes(part):
+            named.update(leaves(f"{prefix}.{name}", value, kinds))
+    return named
+
+
+def with_own_arrays(layer: Any, kinds: tuple[type, ...]) -> Any:
+    """Return `layer`, a copy of another one, with copies of the arrays in its attributes, which both had in common."""
+    known: dict[int, Any] = {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, kinds):
+            return known.setdefault(id(value), copy.copy(value))
+        return with_items(value, copied) if isinstance(value, CONTAINERS) else value
+
+    for _, part in _layers(layer):
+        held = {name: value for name, value in _own_attributes(part) if any(leaves(name, value, kinds))}
+        vars(part).update({name: copied(value) for name, value in held.items()})
+    return layer
+
+
+def _layers(layer: Any) -> list[tuple[str, Any]]:
+    return list(layer.named_layers("self")) if hasattr(layer, "named_layers") else [("self", layer)]
+
+
+def _own_attributes(layer: Any) -> list[tuple[str, Any]]:
+    """Return the attributes of one layer that do not follow from others."""
+    left = OWN | getattr(layer, "_derived", frozenset())
+    return [(name, value) for name, value in vars(layer).items() if name not in left]
+
+
+def changed_arrays(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return which arrays in attributes forward changed, in words, or an empty string."""
+    names = [
+        name
+        for name, a in before.items()
+        if name in after
+        and (after[name].shape, after[name].dtype) == (a.shape, a.dtype)
+        and not np.array_equal(to_host(after[name]), to_host(a), equal_nan=a.dtype.kind in "fc")
+    ]
+    if not names:
+        return ""
+    return f"forward changes {', '.join(names)}: a layer keeps no state between its passes"
