@@ -39,9 +39,9 @@ _TURN, _TURN_AT_MOST = 1.5, 60.0  # seconds that a turn takes beside what it mea
 _FEWEST_SECONDS, _MOST_SECONDS = 20.0, 150.0  # to prepare
 _SYSTEMS = {OURS: "minivit", "eager": "pytorch:plain", "compile": "pytorch:compile-plain"}
 GPU_LEGEND = (
-    "On a GPU, peak MB is the most taken from the driver, and bars are for an H200 in bf16. of_copy: the bandwidth, by "
-    "the bytes of a kernel's arrays, over that of a copy on the device that moves as many. of_square: the rate of "
-    "products over that of a large square one."
+    "On a GPU, peak MB is the most taken from the driver, and required ratios are for an H200 in bf16. of_copy: the "
+    "bandwidth, by the bytes of a kernel's arrays, over that of a copy on the device that moves as many. of_square: "
+    "the rate of products over that of a large square one."
 )
 _FIELDS = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm")
 _COMMAND = ("nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader")

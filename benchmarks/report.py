@@ -19,8 +19,9 @@ from minivit.engine.machine import cores
 LEGEND = (
     "images/s and ms a step: median of the rounds; spread: their range. ratio: the baseline's time over minivit's, of "
     "medians and of the fastest steps; memory: its peak over minivit's; above 1 minivit is faster, or smaller. limit: "
-    "the matrix products alone, in the fastest layout; its ratio is the fraction of it that minivit reaches. bar: at "
-    "least (aim); open where the interval contains it; ratio uncertain: the interval is wider than a tenth of it."
+    "the matrix products alone, in the fastest layout; its ratio is the fraction of it that minivit reaches. "
+    "required (target): the ratio that must be reached, and the one that should be; open where the interval contains "
+    "the required ratio; ratio uncertain: the interval is wider than a tenth of the ratio."
 )
 _BASELINES = BASELINES | ABLATED
 _LARGEST_DIFFERENCE = 0.03  # of what two systems compute, relative
@@ -41,7 +42,7 @@ class Row:
     peak_bytes: float  # the median over the rounds
     ratio: Ratio | None = None  # the baseline's time over minivit's
     memory_ratio: float | None = None  # its memory over minivit's; the limit, which is no program, has none
-    verdicts: tuple[str, ...] = ()  # one for each bar: the bar, the aim in brackets, and whether they were reached
+    verdicts: tuple[str, ...] = ()  # the required ratio, the target in brackets, and whether they were reached
 
     @property
     def cells(self) -> dict[str, str]:
@@ -57,7 +58,7 @@ class Row:
             "95 % interval": ratio.interval_text if ratio else "",
             "of bests": f"{ratio.of_bests:.2f}" if ratio else "",
             "memory": f"{memory:.1f}" if memory is not None else "",
-            "bar": "; ".join([*self.verdicts, *["ratio uncertain"] * bool(ratio and ratio.noisy)]),
+            "required (target)": "; ".join([*self.verdicts, *["ratio uncertain"] * bool(ratio and ratio.noisy)]),
         }
 
 
@@ -91,7 +92,7 @@ class Comparison:
             if ratio.noisy:
                 self.notes.append(f"{title}: too noisy to tell the ratio, which lies in {ratio.interval_text}")
         if any(ratio.interval is None for ratio in ratios.values()):
-            self.notes.append(f"fewer than {FEWEST_ROUNDS} rounds cannot tell noise, nor whether bars are reached")
+            self.notes.append(f"fewer than {FEWEST_ROUNDS} rounds cannot tell noise, nor what is reached")
 
     def _row(self, name: str, system: str, ours: Outcome | None) -> Row:
         outcome = self.outcomes[system]
@@ -140,9 +141,9 @@ class Comparison:
 
 
 def _verdict(bar: Bar, ratio: Ratio) -> str:
-    """Return the bar, the aim in brackets, and whether they were reached: open where the interval contains the bar."""
+    """Return the required ratio, the target in brackets, and whether they were reached."""
     words = {True: "reached", False: "missed", None: "open" if ratio.interval else "open (too few rounds)"}
-    word = "aim reached" if ratio.reaches(bar.aim) else words[ratio.reaches(bar.at_least)]
+    word = "target reached" if ratio.reaches(bar.aim) else words[ratio.reaches(bar.at_least)]
     return f"{bar.at_least:g} ({bar.aim:g}): {word}"
 
 

@@ -54,7 +54,7 @@ def test_a_comparison_of_fake_systems(tmp_path: Path, monkeypatch: Any, capsys: 
     assert [row["title"] for row in found["rows"]] == ["minivit", "PyTorch eager (plain)", "limit (threaded)"]
     assert ours["images_per_second"] == pytest.approx(1280.0)
     assert (eager["ratio"]["of_medians"], eager["memory_ratio"]) == pytest.approx((1.4, 25.0))
-    assert eager["verdicts"] == ["1 (1.3): aim reached"]
+    assert eager["verdicts"] == ["1 (1.3): target reached"]
     assert (limit["ratio"]["of_medians"], limit["memory_ratio"]) == (pytest.approx(0.9), None)
     assert report["versions"]["pytorch:plain"] == "1.0"
     assert len(found["systems"]["pytorch:plain"]["results"]) == 5
@@ -67,7 +67,7 @@ def test_a_comparison_of_fake_systems(tmp_path: Path, monkeypatch: Any, capsys: 
     ]
     (printed, told), written = capsys.readouterr(), table.read_text()
     assert told.splitlines()[-1] == "failed: train-tiny: jax", "what is not installed did not fail"
-    words = "1 (1.3): aim reached", "0.78 (0.85): aim reached", "jax: failed: RuntimeError: no more"
+    words = "1 (1.3): target reached", "0.78 (0.85): target reached", "jax: failed: RuntimeError: no more"
     assert all(word in text for text in (printed, written) for word in (*words, report["surroundings"]["commit"]))
 
 
@@ -88,7 +88,7 @@ NOISY = [160.0, 170.0, 185.0, 190.0, 230.0]
 @pytest.mark.parametrize(
     ("arguments", "times", "status", "words"),
     [
-        (["train-tiny-1024"], {"minivit": [1.0] * 5}, 0, "2 (2.6): aim reached; memory 20 (30): missed"),
+        (["train-tiny-1024"], {"minivit": [1.0] * 5}, 0, "2 (2.6): target reached; memory 20 (30): missed"),
         (["train-tiny-1024"], {"minivit": [1.0]}, 1, "minivit: failed: RuntimeError: no more"),
         (["train-tiny"], {"minivit": [100.0] * 5, "jax": NOISY}, 0, "1.8 (2.3): open; ratio uncertain"),
         (

@@ -226,11 +226,11 @@ def test_a_report_says_where_and_with_what_it_was_measured(monkeypatch: pytest.M
         ([0.7, 0.75, 0.8, 0.85, 0.9], "1 (1.3): missed; ratio uncertain"),
         ([0.8, 0.9, 1.0, 1.1, 1.2], "1 (1.3): open; ratio uncertain"),
         ([1.2], "1 (1.3): open (too few rounds)"),
-        ([1.4] * 5, "1 (1.3): aim reached"),
+        ([1.4] * 5, "1 (1.3): target reached"),
     ],
 )
 def test_a_bar_is_reached_missed_or_open_whatever_else_is_uncertain(times: list[float], cell: str) -> None:
     rounds = {"minivit": [1.0] * len(times), "pytorch:plain": times}
     outcomes = {name: Outcome([{"seconds": [s], "peak_bytes": 1e6} for s in own]) for name, own in rounds.items()}
     groups = {"minivit": ["minivit"], "eager": ["pytorch:plain"]}
-    assert Comparison(WORKLOADS["train-tiny"], groups, outcomes).rows[1].cells["bar"] == cell
+    assert Comparison(WORKLOADS["train-tiny"], groups, outcomes).rows[1].cells["required (target)"] == cell
