@@ -70,7 +70,7 @@ REFUSED: dict[str, tuple[Callable[[Array], Any], str]] = {
     "booleans": (lambda x: x > 0, "dtype.* bool"),
     "text": (lambda x: x.astype(str), "dtype.* <U"),
     "dates": (lambda x: x.astype("i8").astype("M8[s]"), "dtype.* datetime64"),
-    "None": (lambda x: None, "NoneType"),
+    "None": (lambda x: None, "None"),
 }
 
 

@@ -139,8 +139,8 @@ BAD: dict[str, tuple[str, Change, dict[str, Any], str]] = {
     "no biases": (
         "mae", without_biases, {"qkv_bias": False}, "a decoder without biases of queries, keys and values",
     ),
-    "no token": ("mae", without("decoder.mask_token"), {}, "tensors missing.*decoder.mask_token"),
-    "a tensor too many": ("mae", put("decoder.x", np.ones(2)), {}, r"tensors unknown \(vit.decoder.x\)"),
+    "no token": ("mae", without("decoder.mask_token"), {}, "tensor missing.*decoder.mask_token"),
+    "a tensor too many": ("mae", put("decoder.x", np.ones(2)), {}, r"tensor unknown \(vit.decoder.x\)"),
     "NaN": ("mae", put("decoder.mask_token", np.full((1, 1, DD), np.nan)), {}, "mask_token holds NaN or infinity"),
     "another stride": ("simmim", lambda tensors: None, {"encoder_stride": 8}, "encoder_stride 8; expected the 48"),
     "too many pixels": ("simmim", put("decoder.0.weight", np.ones((192, D, 1, 1))), {}, "predicts 192 numbers"),

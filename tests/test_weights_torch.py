@@ -149,7 +149,7 @@ def test_the_bytes_of_another_order_are_swapped(tmp_path: Path) -> None:
     [
         (3, "holds an object of type int; expected a state dict"),
         ({"epoch": 3, "optimizer": {}}, r"holds 2 objects \('epoch', 'optimizer'\); expected a state dict"),
-        ({"x": rebuilt(storage("0", 6), (6,), (1,)), "epoch": 3}, r"1 object that is not a tensor .* \('epoch'\)"),
+        ({"x": rebuilt(storage("0", 6), (6,), (1,)), "epoch": 3}, r"1 object that is not a tensor \('epoch'\)"),
         ({"x": rebuilt(storage("0", 3, "LongStorage"), (3,), (1,))}, "'x' is of long; expected floating-point"),
         (Call(Name("timm.models.vision_transformer", "VisionTransformer"), ()), "asks for 'timm.models.*state_dict()"),
     ],

@@ -181,7 +181,7 @@ def test_the_images_of_simple_vit_have_256_pixels_if_nothing_else_is_given(tmp_p
         ({}, r"does not define the number of heads, which are 15 wide together; pass num_heads"),
         ({"num_heads": 2}, "15 wide together, which cannot be num_heads=2"),
         ({"num_heads": 3}, r"has patches of 30 numbers, which are not a square of 3 channels; pass patch_size"),
-        ({"num_heads": 3, "in_chans": 2}, "no square of 2 channels"),
+        ({"num_heads": 3, "in_chans": 2}, "not a square of 2 channels"),
         ({"num_heads": 3, "patch_size": (4, 4)}, "has patches of 30 numbers"),
         ({"num_heads": 3, "patch_size": (5, 3)}, r"positions for 14 patches, not a square; pass img_size"),
     ],

@@ -128,7 +128,8 @@ def fixed_first(forward: Callable[..., Any], count: int, options: Mapping[str, A
         takes = inspect.signature(forward).parameters
     except (TypeError, ValueError):
         return {}
-    arrays = ", ".join(argument_names(forward, count))
+    names = argument_names(forward, count)
+    arrays = ", ".join(names) if all(map(str.isidentifier, names)) else "*arrays"
     name = getattr(forward, "__name__", "forward").replace("<lambda>", "forward")
     return {
         key: f"it is an argument of {name}; fix it first: `lambda {arrays}: {name}({arrays}, {key}={value!r})`"

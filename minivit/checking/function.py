@@ -1,8 +1,9 @@
 """A pair of functions under check: one forward and backward pass, with checks of the contracts between them.
 
 The contracts: forward and backward write neither to their arguments nor to dy; a second backward pass on the same cache
-returns the same gradients, also after forward passes at other points; every call returns new arrays; every float array
-gets a finite gradient of its own shape and dtype.
+returns the same gradients, also after forward passes at other points; each call returns its first gradient in a new
+array (later ones may be the gradients of a layer's parameters); every float array gets a finite gradient of its own
+shape and dtype.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array, to_host
+from minivit.errors import count_of
 
 MISSING = object()  # stands for a gradient that backward does not return
 NOTHING_RETURNED = "backward returns None: is its return statement missing?"
@@ -45,7 +46,7 @@ def miscounted(returned: Any, dtypes: Sequence[np.dtype[Any]], what: str) -> str
     number = len(as_tuple(returned))
     if number in (count, len(dtypes)):
         return ""
-    return f"backward returns {number} gradients; expected {count}, one for each float {what}"
+    return f"backward returns {count_of(number, 'gradient')}; expected {count}, one for each float {what}"
 
 
 def align(gradients: Sequence[Any], dtypes: Sequence[np.dtype[Any]]) -> dict[int, Any]:

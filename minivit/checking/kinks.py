@@ -32,13 +32,10 @@ class Kinks:
     Attributes
     ----------
     mask
-        Bool, of the shape of the array: True at these elements.
-    complete
-        Whether each element was found alone; otherwise `mask` also covers parts that were not searched to the end.
+        Bool, of the shape of the array: True at these elements, and in parts that were not searched to the end.
     """
 
     mask: Array
-    complete: bool
 
     def __bool__(self) -> bool:
         return bool(self.mask.any())
@@ -67,7 +64,7 @@ def find_kinks(probe: Probe, shape: tuple[int, ...], rng: np.random.Generator) -
     """
     count = int(np.prod(shape))
     signs = rng.choice([-1.0, 1.0], count) * rng.uniform(0.5, 1.5, count)
-    found, complete, nodes = np.zeros(count, bool), True, 0
+    found, nodes = np.zeros(count, bool), 0
 
     def bent(part: Array) -> bool:
         direction = np.zeros(count)
@@ -93,10 +90,9 @@ def find_kinks(probe: Probe, shape: tuple[int, ...], rng: np.random.Generator) -
             continue
         if part.size == 1 or nodes > _NODES:
             found[part] = True
-            complete &= part.size == 1
         else:
             parts.extend(np.array_split(part, 2))
-    return Kinks(found.reshape(shape), complete)
+    return Kinks(found.reshape(shape))
 
 
 def beside(probe: Probe, kinks: Kinks, rng: np.random.Generator) -> Array:
@@ -128,7 +124,7 @@ def judge(probe: Probe, gradient: Array, kinks: Kinks, rng: np.random.Generator)
     points = [tuple(int(k) for k in point) for point in np.argwhere(kinks.mask)]
     each = len(points) <= _TESTED
     tested = points if each else [points[k] for k in np.sort(rng.choice(len(points), _TESTED, replace=False))]
-    outside, shown, bends = "", "", 0
+    shown, bends = "", 0
     for index in tested:
         only = np.zeros(kinks.mask.shape, bool)
         only[index] = True
@@ -139,10 +135,8 @@ def judge(probe: Probe, gradient: Array, kinks: Kinks, rng: np.random.Generator)
         sides = f"the one-sided derivatives are {left:.6g} and {right:.6g}"
         words = f"{_place(index)}: {sides}, backward gives {claim + 0.0:.6g}"
         shown = shown or (words if bent else "")
-        if not outside and not least - margin <= claim <= largest + margin:
-            outside = f"kink at {words}, which is not between them" if bent else f"at {words}, beside a kink"
-    if outside:
-        return False, each, outside
+        if not least - margin <= claim <= largest + margin:
+            return False, each, f"kink at {words}, which is not between them" if bent else f"at {words}, beside a kink"
     _, _, margin, least, largest = _sides(probe, kinks.mask, 0.0)
     if not least - margin <= float(np.sum(gradient[kinks.mask])) <= largest + margin:
         others = f" and {len(points) - 1} more" if len(points) > 1 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -94,8 +95,8 @@ class CheckedLayer(CheckedFunction):
                 self.key = before
 
         for others in other_arguments(points, self.num_inputs):
-            fits = key is None or len(key.sample_ids) != samples or len(others[0]) == samples
-            yield functools.partial(call, key if fits or key is None else _resized_key(key, len(others[0])), others)
+            of_samples = key is not None and len(key.sample_ids) == samples != len(others[0])
+            yield functools.partial(call, _resized_key(key, len(others[0])) if key and of_samples else key, others)
         if key is not None:
             yield functools.partial(call, replace(key, step=key.step + 1), points)
 
@@ -146,7 +147,7 @@ class CheckedLayer(CheckedFunction):
     @property
     def findings(self) -> tuple[str, ...]:
         """The violated contracts that apply to layers only, such as adding to the gradients of parameters."""
-        words = [self._changed, *(words for findings in self._findings.values() for words in findings)]
+        words = [self._changed, *itertools.chain.from_iterable(self._findings.values())]
         return tuple(dict.fromkeys(filter(None, words)))
 
 

@@ -107,11 +107,11 @@ def recheck_rounding(
     settings: Settings,
     beside_by_rounding: Callable[[np.random.Generator], Probe],
 ) -> tuple[Row, Probe]:
-    """Return a failed row, or the row that replaces it where an offset is far larger than the spread of an array.
+    """Return a failed row, or the row that replaces it.
 
-    Steps of the size of the spread are then needed. The rounding of the arrays alone may change the derivative more
-    than the tolerance. A gradient passes there if it differs from the derivative less than the derivative itself does
-    as all arrays change by one unit in the last place; this depends on forward alone.
+    Beside an offset far larger than the spread of the array, it is verified with steps of the size of the spread. Up to
+    an error of 1e-8 it is accepted if a change of all arrays by one unit in the last place changes the derivative as
+    much; this depends on forward alone.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
-"""Look for state outside the cache: by forward passes at other arguments, in results, and in the attributes of a layer.
+"""Look for state outside the cache.
 
-Results are arrays that the next call overwrites, attributes those that a forward pass changes.
+State shows in three ways: a gradient changes after a forward pass at other arguments; a call overwrites an array that
+was returned before; a forward pass changes an array in an attribute.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 from minivit.arrays import Array, to_host
 from minivit.checking.gradients import as_tuple, host_copy, same
 from minivit.nn.structure import CONTAINERS, OWN, leaves, with_items
+
+OVERWRITTEN = "backward returns the same array in each call, so the next call overwrites it: return a new array"
 
 
 def other_arguments(points: Sequence[Array], num_inputs: int) -> Iterator[list[Array]]:
@@ -111,9 +114,6 @@ def overwrites_results(first: Any, second: Any, gradients: Sequence[Any], again:
     except Exception:  # another upstream gradient is refused
         return False
     return not all(map(same, map(host_copy, kept), gradients))
-
-
-OVERWRITTEN = "backward returns the same array in each call, so the next call overwrites it: return a new array"
 
 
 def attribute_arrays(layer: Any, kinds: tuple[type, ...]) -> dict[str, Any]:

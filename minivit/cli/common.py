@@ -47,7 +47,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="workers; any number gives the same result (default: all cores, at most 8)",
+        help="workers; any number gives the same result (default: all cores; at most 8 train)",
     )
 
 

@@ -76,7 +76,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
 def _runs_in(path: Path) -> list[Path]:
     """Return the run that `path` is, or the runs in it, in the order of their names and numbers.
 
-    Symbolic links are followed. A folder that several paths lead to is visited once, if possible without a link.
+    Symbolic links to runs and to folders of runs are followed. A folder that several paths lead to is visited once, if
+    possible without a link.
 
     Raises
     ------
@@ -98,7 +99,8 @@ def _runs_in(path: Path) -> list[Path]:
                 found.append(Path(folder))
                 inner.clear()  # a folder in a run is not a run
             # `os.walk` names links and does not enter them.
-            roots += [str(link) for name in inner if (link := Path(folder, name)).is_symlink()]
+            links = [link for name in inner if (link := Path(folder, name)).is_symlink()]
+            roots += [str(link) for link in links if any(map(RunFolder.exists, (link, *link.iterdir())))]
     if not found:
         raise UserError(f"there are no runs in {path}; `minivit train` makes them")
     return sorted(found, key=lambda run: [(int(part), "") if part.isdecimal() else (-1, part) for part in _parts(run)])

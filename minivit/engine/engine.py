@@ -165,8 +165,8 @@ class Engine:
     def first_block(self) -> int:
         """The number of the first block that is trained; 0, the default, computes all gradients.
 
-        A training step ends its backward pass there, and the gradients of what comes before are zero. A model whose
-        backward pass does not take `first_block`, such as a masked model, has no other number than 0.
+        A training step ends its backward pass there, and the gradients of what comes before are zero. It must be 0 for
+        a model whose backward pass does not take `first_block`, such as a masked model.
         """
         return self._first_block
 

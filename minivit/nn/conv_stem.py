@@ -51,7 +51,7 @@ class Convolution(Layer):
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx``."""
         cache1, cache2 = self.kept(cache)
-        dh, dweight, _ = ops.linear_backward(dy.reshape(len(dy), dy.shape[1] * dy.shape[2], dy.shape[3]), cache2)
+        dh, dweight, _ = ops.linear_backward(dy.reshape(len(dy), math.prod(dy.shape[1:-1]), dy.shape[-1]), cache2)
         self.weight.add_grad(dweight)
         return ops.unfold_backward(dh, cache1)
 

@@ -71,7 +71,7 @@ class StdConvolution(Layer):
     def backward(self, dy: Array, cache: Any) -> Array:
         """Return ``dx``."""
         cache1, cache2, cache3 = self.kept(cache)
-        dh, dweight, _ = ops.linear_backward(dy.reshape(len(dy), dy.shape[1] * dy.shape[2], dy.shape[3]), cache3)
+        dh, dweight, _ = ops.linear_backward(dy.reshape(len(dy), math.prod(dy.shape[1:-1]), dy.shape[-1]), cache3)
         self.weight.add_grad(ops.standardize_backward(dweight, cache1))
         return dh.reshape(*dy.shape[:-1], dh.shape[-1]) if self._takes_pixels else ops.unfold_backward(dh, cache2)
 

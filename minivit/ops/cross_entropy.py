@@ -8,8 +8,8 @@
     dlogits = dloss * (p * sum(targets) - targets) / B
 
 Soft targets take the place of one_hot(labels). sum(targets) runs over the classes: it is 1 for labels, and can have
-another value for soft targets. A term of target 0 is 0, also where log_p is -infinity: a class is masked by a logit of
--infinity. The steps are in docs/derivations/softmax_cross_entropy.md.
+another value for soft targets. A term of target 0 counts as 0 even if log_p is -infinity, so a logit of -infinity
+masks a class. The steps are in docs/derivations/softmax_cross_entropy.md.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ class Interventions:
 
     Notes
     -----
-    The name of a layer or op that is called several times means all its calls, and the name of a record one of them.
+    Of a layer `fc` that is called twice, the name "fc" means both calls and "fc_2" the second. The first cannot be
+    changed alone.
     """
 
     def __init__(

@@ -281,12 +281,14 @@ class _Run:
         replica = self._model.replica(None if self._statistics else values.copy())
         tracer = Tracer(replica, self._at, Snapshots(self._statistics), changes)
         labels, loss = self._labels, None
-        of_classes = isinstance(replica, ViT) and labels is not None and not callable(labels)
-        if of_classes and isinstance(replica, ViT) and not replica.config.num_classes:
-            raise UserError(
-                "the model has no head, since its num_classes is 0, so that labels give no loss; give a function that "
-                "returns the gradient of the features, or a model with classes"
-            )
+        of_classes = False
+        if isinstance(replica, ViT) and labels is not None and not callable(labels):
+            of_classes = True
+            if not replica.config.num_classes:
+                raise UserError(
+                    "labels give no loss, because the model has no head (num_classes=0); give a function that returns "
+                    "the gradient of the features, or a model with classes"
+                )
         # Arrays of 16 bits have no references of ops.
         names = ("EncoderBlock",) if self._x.dtype.itemsize == 2 else ()
         # Overflow and NaN are in the trace; in NumPy's words they would be said once for each op.
@@ -315,9 +317,8 @@ class _Run:
         for name, layer in tracer.layers:
             owner, prefix = name, ""
             if name not in called and any(each.startswith(f"{name}.") for each in called):
-                owner, prefix = _around(
-                    name, called, tracer.root
-                )  # its parts are called one by one, as those of an encoder
+                # Its parts are called one by one, as those of an encoder.
+                owner, prefix = _around(name, called, tracer.root)
             if (record := tracer.records.get(owner)) is not None:
                 _add_parameters(record, layer, goes_back, prefix)
         return Trace(tracer.records, y, labels.copy() if of_classes else None, loss, root=tracer.root)

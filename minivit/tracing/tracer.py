@@ -30,8 +30,8 @@ from minivit.tracing.snapshots import Snapshot, Snapshots
 class _Call:
     """A call of a layer or an op."""
 
-    name: str  # of this call alone: "fc_2" for the second of the layer fc
-    plain: str  # of all calls: "fc"
+    name: str  # "fc" for the first call of the layer fc, "fc_2" for the second
+    plain: str  # "fc" for each of them
     kind: str
     record: Record | None  # None where it is not wanted
     layer: _Call | None  # the layer itself, or the layer that calls the op
@@ -193,9 +193,9 @@ class Tracer(Interception):
         is_op = owner is None
         parent = self._running[-1] if self._running else None
         layer = None if parent is None else parent.layer
-        inside = is_op and layer is not None and layer.name != self.root
-        unique = self._unique(f"{layer.name}.{name}" if inside and layer else name, owner)
-        plain = f"{layer.plain}.{name}" if inside and layer else name
+        outer = layer if is_op and layer is not None and layer.name != self.root else None
+        unique = self._unique(f"{outer.name}.{name}" if outer else name, owner)
+        plain = f"{outer.plain}.{name}" if outer else name
         if self._owners.get(plain, owner) != owner:  # another layer's
             plain = unique
         self.names.append(unique)
@@ -258,7 +258,7 @@ class Tracer(Interception):
         return self._any_of(alike)
 
     def _any_of(self, calls: list[_Call]) -> _Call:
-        """Return a call that stands for one of `calls`, nobody knows which: it has no record.
+        """Return a call without a record in place of `calls`, which cannot be told apart.
 
         Raises
         ------

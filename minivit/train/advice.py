@@ -19,7 +19,6 @@ _FEW_PATCHES = 16
 _SHARE_OF_THE_START = 0.05
 _DEVIATIONS = 4  # standard deviations of the accuracy of guessing
 
-
 _WSD = ("schedule wsd", lambda recipe: recipe.schedule == "wsd")
 _RAND = ("auto_augment rand", lambda recipe: recipe.auto_augment == "rand")
 _STRENGTH = ("auto_augment, color_jitter, erase_prob, mixup_alpha or cutmix_alpha", has_strength)
@@ -44,7 +43,7 @@ _NEEDS: dict[str, tuple[str, Callable[[Recipe], object]]] = {
 def without_effect(recipe: Recipe, given: Iterable[str]) -> str | None:
     """Return a sentence about the fields of `given` that have no effect in this recipe, or None if all have one."""
     idle = [f"{name} (needs {_NEEDS[name][0]})" for name in given if name in _NEEDS and not _NEEDS[name][1](recipe)]
-    return f"{', '.join(idle)}: given, but without an effect in this recipe" if idle else None
+    return f"without an effect in this recipe: {', '.join(idle)}" if idle else None
 
 
 def unlikely_settings(recipe: Recipe, config: ViTConfig, total_steps: int) -> Iterator[str]:

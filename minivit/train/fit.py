@@ -152,8 +152,8 @@ def fit(
     verbose : bool
         Whether a line is printed after each epoch.
     **overrides
-        Fields of `Recipe` that replace those of `recipe`, such as ``epochs=5``. One kind of random crops is in place of
-        the other, and ``warmup_epochs`` in place of ``warmup_steps``.
+        Fields of `Recipe` that replace those of `recipe`, such as ``epochs=5``. A given kind of random crop
+        replaces the other, and ``warmup_epochs`` replaces ``warmup_steps``.
 
     Returns
     -------

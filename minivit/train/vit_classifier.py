@@ -27,8 +27,9 @@ except ImportError as error:
 
 _OF_THE_RECIPE = ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "crop_padding", "flip")
 _SEEDS = 2**31 - 1
-_BEYOND = 0.2  # mean distance from the range of the training pixels, in widths of it: of another scale
-_NARROW = 0.01  # share of that width that all pixels fill: of another scale too
+# Another scale is likely if the mean distance from the range of the training pixels exceeds this fraction of its width,
+# or if all pixels lie within this fraction of it.
+_BEYOND, _NARROW = 0.2, 0.01
 
 
 class ViTClassifier(ClassifierMixin, BaseEstimator):

@@ -18,7 +18,7 @@ from minivit.train.recipe import Recipe
 FINE_TUNING = ("finetune", "lightning-tutorial", "paper-finetune")  # the recipes for runs that begin with weights
 FOLDERS = {"folder-small": 5_000, "folder": 20_000, "folder-large": math.inf}  # the number of images that is too many
 _LARGEST = 1 << 20  # bytes
-# Options of a model that are of the recipe's own model, and not of another: its sizes and its stem.
+# The sizes and the stem in `model_options`, which fit the recipe's own model only.
 _OF_THE_MODEL = (
     "patch_size", "patch_stride", "conv_stem", "resnet", "embed_dim", "depth", "num_heads", "head_dim", "mlp_ratio",
 )  # fmt: skip
@@ -100,7 +100,8 @@ def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe
     name = name or (dataset if dataset in recipe_names() else "folder")
     of_recipe = recipe_values(name)
     values = values_of_model(values_of_task(of_recipe, options.get("task")), options.get("model"))
-    if left := of_recipe.get("model_options", {}).keys() - values.get("model_options", {}).keys():
+    own = options.get("model_options", {}).keys()
+    if left := of_recipe.get("model_options", {}).keys() - values.get("model_options", {}).keys() - own:
         warnings.warn(
             f"the recipe {name} sets {', '.join(sorted(left))} for {of_recipe['model']}; {options['model']} keeps its "
             "own",
@@ -108,13 +109,13 @@ def load_recipe(dataset: str, name: str | None = None, **options: Any) -> Recipe
             stacklevel=2,
         )
     options = with_replaced(options)
-    for name in {"model_options", "task_options"} & options.keys():
-        options[name] = {**values.get(name, {}), **options[name]}
+    for field in {"model_options", "task_options"} & options.keys():
+        options[field] = {**values.get(field, {}), **options[field]}
     return replace(Recipe.from_dict({**values, "dataset": dataset}), **options)
 
 
 def with_replaced(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields that are given for a recipe, with the value for "none" of those in whose place they are.
+    """Return the given fields, and switch off the fields of the recipe that they replace.
 
     These are the two kinds of random crops, and the steps of the warmup in place of its epochs.
     """
@@ -131,7 +132,7 @@ def with_replaced(given: Mapping[str, Any]) -> dict[str, Any]:
 def values_of_model(values: Mapping[str, Any], model: str | None) -> dict[str, Any]:
     """Return the values of a recipe, without the sizes and the stem of its own model if `model` is another."""
     own = values.get("model_options", {})
-    if model in (None, values.get("model")) or not own:
+    if not own or model is None or values.get("model") in (None, model):
         return dict(values)
     return {**values, "model_options": {name: own[name] for name in own if name not in _OF_THE_MODEL}}
 
