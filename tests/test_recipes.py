@@ -102,7 +102,7 @@ def test_options_are_added_to_those_of_the_model() -> None:
 
 
 def test_the_sizes_of_a_recipe_are_left_out_for_another_model() -> None:
-    words = "sets conv_stem, depth, embed_dim, num_heads for vit_mini_convstem4_32; vit_tiny_patch4_32 keeps its own"
+    words = "sets conv_stem, embed_dim, num_heads for vit_mini_convstem4_32; vit_tiny_patch4_32 keeps its own"
     with pytest.warns(UserWarning, match=words):
         recipe = load_recipe("cifar10", "cifar10-gpu", model="vit_tiny_patch4_32", model_options={"depth": 3})
     assert recipe.model_options == {"depth": 3}
@@ -113,6 +113,12 @@ def test_the_sizes_of_a_recipe_are_left_out_for_another_model() -> None:
     assert other.model_options == {"img_size": 224}
     pretrained = load_recipe("photos", "pretrain", model="vit_small_patch16_224")
     assert pretrained.model_options == load_recipe("photos", "pretrain").model_options
+
+
+def test_the_sizes_of_a_recipe_without_a_model_are_those_of_any(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[model_options]\ndepth = 3\n")
+    recipe = load_recipe("cifar10", str(tmp_path / "mine.toml"), model="vit_tiny_patch4_32")
+    assert recipe.model_options == {"depth": 3}
 
 
 def test_a_field_takes_the_place_of_another_of_the_recipe(tmp_path: Path) -> None:

@@ -130,9 +130,14 @@ def with_replaced(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def values_of_model(values: Mapping[str, Any], model: str | None) -> dict[str, Any]:
-    """Return the values of a recipe, without the sizes and the stem of its own model if `model` is another."""
+    """Return the values of a recipe, without the sizes and the stem of its own model if `model` is another.
+
+    A recipe without a model gets `model`.
+    """
     own = values.get("model_options", {})
-    if not own or model is None or values.get("model") in (None, model):
+    if model is None or "model" not in values:
+        return {**values, **({} if model is None else {"model": model})}
+    if not own or values["model"] == model:
         return dict(values)
     return {**values, "model_options": {name: own[name] for name in own if name not in _OF_THE_MODEL}}
 
