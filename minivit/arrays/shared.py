@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ def shared_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an array of zeros that this process and those forked from it later read and write together."""
     if not FORKS:
         return np.zeros(shape, dtype)
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     try:
         memory = mmap(-1, max(1, count * np.dtype(dtype).itemsize))
     except OSError as error:

@@ -202,7 +202,8 @@ def _layer(name: str, inputs: Shapes, build: Callable[[Shape], Layer], random: b
     """
 
     def forward(x: Array, *values: Array, first: int = 0, keep: bool = True) -> tuple[Array, Any]:
-        layer = _template(build, x.shape, x.dtype.name, library_name(namespace(x))).astype(x.dtype)
+        template = _template(build, x.shape, x.dtype.name, library_name(namespace(x)))
+        layer = template.replica(template.parameters.store.values.copy())
         for parameter, value in zip(layer.parameters.values(), values, strict=True):
             parameter.value[...] = value
         y, cache = layer.forward(x, sample_key(x, first) if random else None, keep, **options)
@@ -287,7 +288,8 @@ def _vit(shape: Shape, drop: float = 0.0, **fields: Any) -> ViT:
     _, height, width, C = shape
     rates = dict.fromkeys(("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), drop)
     sizes = {"embed_dim": 6, "depth": 2, "num_heads": 2, "mlp_ratio": 11 / 6, "num_classes": 7, "in_chans": C}
-    return ViT(ViTConfig(img_size=(height, width), patch_size=PATCH_SIZE, **sizes | rates | fields))
+    config = ViTConfig(img_size=(height, width), patch_size=PATCH_SIZE, **sizes | rates | fields)
+    return ViT.without_values(config)  # `_template` gives it values
 
 
 def _attention(shape: Shape, **options: Any) -> Layer:

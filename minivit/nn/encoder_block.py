@@ -79,7 +79,7 @@ class EncoderBlock(Layer):
         self.mlp = MLP(dim, hidden_dim, act_layer, proj_drop_rate, init, mlp_bias)
         self.ls2 = LayerScale(dim, init_values) if init_values else Identity()
         self.drop_path2 = DropPath(drop_path_rate)
-        self._made_of = self._classes()
+        self._made_of = [(name, type(layer)) for name, layer in self.named_layers()]
         self._standard = self._plain = self._random = False
         self._version = -1  # the `structure_version` for which these three were set
 
@@ -153,9 +153,10 @@ class EncoderBlock(Layer):
         version = structure_version()
         if self._version == version:
             return
-        layers = [layer for _, layer in self.named_layers()]
-        standard = type(self) is EncoderBlock and self._classes() == self._made_of
-        random = any(isinstance(layer, Dropout) and layer.rate > 0 for layer in layers)
+        layers = list(self.named_layers())
+        made_of = [(name, type(layer)) for name, layer in layers]
+        standard = type(self) is EncoderBlock and made_of == self._made_of
+        random = any(isinstance(layer, Dropout) and layer.rate > 0 for _, layer in layers)
         # The version is set last: a thread that sees it sees the other three.
         vars(self).update(_standard=standard, _plain=standard and self._is_plain(), _random=random, _version=version)
 
@@ -164,9 +165,6 @@ class EncoderBlock(Layer):
         unscaled = isinstance(self.ls1, Identity) and isinstance(self.ls2, Identity)
         biases = self.mlp.fc1.bias is not None and self.mlp.fc2.bias is not None
         return unscaled and biases and isinstance(self.mlp.act, GELU) and self.attn.is_plain()
-
-    def _classes(self) -> list[tuple[str, type[Layer]]]:
-        return [(name, type(layer)) for name, layer in self.named_layers()]
 
     def costs(self, shape: tuple[int, int], queries: slice = ALL) -> dict[str, Cost]:
         """Return the cost of each part for an image's tokens (N, D): a norm, or a branch with its drop path.

@@ -34,8 +34,17 @@ from minivit.nn.describe import described, no_attribute
 from minivit.nn.hooks import Hook, HookHandle, LayerHooks, calls_hooks, with_backward_hooks, with_forward_hooks
 from minivit.nn.parameters import Parameter, Parameters, initial_value
 from minivit.nn.state_dict import checked_state
-from minivit.nn.store import FlatStore, flat_layout, padded, zero_vector
-from minivit.nn.structure import CONTAINERS, OWN, Structure, count_change, gathered, leaves, with_items
+from minivit.nn.store import FlatStore, padded
+from minivit.nn.structure import (
+    CONTAINERS,
+    OWN,
+    Structure,
+    count_change,
+    empty_store,
+    gathered,
+    leaves,
+    with_items,
+)
 from minivit.random import Key, checked_seed
 
 
@@ -174,15 +183,18 @@ class Layer:
         for name, value in list(vars(self).items()):  # a copy, since another thread may register a hook
             if isinstance(value, _MEMBERS):
                 yield name, value
-            elif isinstance(value, CONTAINERS) and name not in OWN:
+            elif isinstance(value, CONTAINERS) and name not in OWN and name not in self._derived:
                 yield from leaves(name, value, _MEMBERS)
 
     def named_layers(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
         """Yield every layer in this one, itself first, under its dotted name."""
-        yield prefix, self
-        for name, member in self._members():
-            if isinstance(member, Layer):
-                yield from member.named_layers(f"{prefix}.{name}" if prefix else name)
+        found: list[tuple[str, Layer]] = [(prefix, self)]
+        while found:
+            name, layer = found.pop()
+            yield name, layer
+            start = f"{name}." if name else ""
+            inner = [(start + each, member) for each, member in layer._members() if isinstance(member, Layer)]
+            found += reversed(inner)
 
     def declared(self) -> dict[str, Parameter]:
         """Return the parameters of this layer and of those in it by name, whether or not they have values."""
@@ -242,8 +254,7 @@ class Layer:
         self._adapt()
         xp = arrays.backend(backend)
         declared = self.declared()
-        starts, length = flat_layout({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
-        store = FlatStore(zero_vector(length, dtype, xp))
+        starts, store = empty_store(declared, dtype, xp)
         if seed is not None:
             for name, parameter in declared.items():
                 span = slice(starts[name], starts[name] + parameter.size)
@@ -327,12 +338,15 @@ class Layer:
         return self._moved(self.parameters.store.values.dtype, backend_name)
 
     def _moved(self, dtype: Any, backend_name: str) -> Self:
-        with on_device_of(self.parameters.store.values):
-            values = {name: parameter.value.astype(dtype, copy=False) for name, parameter in self.parameters.items()}
-        copies = {id(parameter): parameter.without_value() for parameter in self.parameters.values()}
-        moved = self._copied(copies).initialize(None, dtype, backend_name)
-        for name, value in values.items():
-            moved.parameters[name].value[...] = to_backend(value, backend_name)
+        named = self.parameters
+        with on_device_of(named.store.values):
+            values = [parameter.value.astype(dtype, copy=False) for parameter in named.values()]
+        copies = {id(parameter): parameter.without_value() for parameter in named.values()}
+        moved, declared = self._copied(copies), dict(zip(named, copies.values(), strict=True))
+        moved._adapt()
+        moved._bind(declared, *empty_store(declared, _checked(dtype), arrays.backend(backend_name)))
+        for parameter, value in zip(declared.values(), values, strict=True):
+            parameter.value[...] = to_backend(value, backend_name)
         return moved
 
     def state_dict(self) -> dict[str, Array]:

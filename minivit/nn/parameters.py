@@ -9,6 +9,7 @@ own: the replicas of a model have such stores.
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import weakref
 import zlib
@@ -87,7 +88,7 @@ class Parameter:
     @property
     def size(self) -> int:
         """The number of its elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def without_value(self) -> Parameter:
         """Return a new parameter with the same declaration and no value."""

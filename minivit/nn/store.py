@@ -7,6 +7,7 @@ forked process gets its own copies.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -144,5 +145,5 @@ def flat_layout(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> tuple[d
     starts, end = {}, 0
     for name, shape in shapes.items():
         starts[name] = end
-        end += padded(int(np.prod(shape, dtype=np.int64)), itemsize)
+        end += padded(math.prod(shape), itemsize)
     return starts, end

@@ -134,6 +134,12 @@ def _equal(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, _PLAIN) and type(one) is type(other) and bool(one == other))
 
 
+def empty_store(declared: Mapping[str, Parameter], dtype: np.dtype[Any], xp: Any) -> tuple[dict[str, int], FlatStore]:
+    """Return where each of `declared` starts in a new store of the array library `xp`, and that store, of zeros."""
+    starts, length = flat_layout({name: parameter.shape for name, parameter in declared.items()}, dtype.itemsize)
+    return starts, FlatStore(zero_vector(length, dtype, xp))
+
+
 def gathered(declared: Mapping[str, Parameter]) -> tuple[FlatStore, dict[str, int]]:
     """Return a new store with the values and gradients of `declared`, and where each of them starts in it.
 
