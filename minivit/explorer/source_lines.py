@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,7 @@ class Function:
     source: str
 
 
+@functools.lru_cache(maxsize=1024)  # a page asks for each several times
 def function_lines(function: AnyFunction, name: str) -> Function:
     """Return the lines of `function`; where they cannot be read, such as those of a shell, a comment says so."""
     function = inspect.unwrap(function)
@@ -55,6 +57,7 @@ def function_lines(function: AnyFunction, name: str) -> Function:
     return Function(name, path, first, first + len(lines) - 1, "\n".join(shown))
 
 
+@functools.lru_cache(maxsize=1024)
 def tree_of(thing: type | AnyFunction) -> ast.AST:
     """Return the syntax tree of a function or class, empty where the source cannot be read."""
     try:
