@@ -84,7 +84,7 @@ def factor_meaning(e: Evidence, ratio: float) -> str:
         )
     found = list(meanings.values())
     if is_(2) or is_(0.5):
-        found.append(f"a factor {'2 too many' if ratio > 1 else '2 missing'}, as of a square)")
+        found.insert(0, f"a factor {'2 too many' if ratio > 1 else '2 missing'}, as of a square)")
     return f" ({', or ('.join(found)}" if found else ""
 
 
