@@ -79,7 +79,7 @@ function mistakeParts(mistake, options) {
     h("h3", {}, "What the gradient check reports"),
     h("p", { class: found ? "verdict" : "verdict missed" }, h("strong", {}, found ? "✓ The check finds the mistake." : "✗ The check does not find the mistake.")),
     h("blockquote", {}, sentence),
-    table("Gradient check", ["array", "relative error", "verdict"], rows),
+    table("Gradient check", ["array", "relative error in a random direction", "verdict"], rows),
     h("h3", {}, "What the gradients become"),
     ownScales(options, draw),
     gradients,
@@ -108,7 +108,7 @@ function wrongArray({ array, right, wrong, difference, right_norm, wrong_norm, c
     ["correct norm", number(right_norm)],
     ["wrong norm", number(wrong_norm)],
     ["cosine of the angle", cosine === null ? "undefined" : number(cosine)],
-    ["relative error", errorText(error)],
+    ["relative error of all elements", errorText(error)],
   ];
   const list = h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
   const maps = right === null || wrong === null ? null : wrongMaps(array, mapAt(right), mapAt(wrong), difference === null ? null : mapAt(difference), own);
