@@ -135,5 +135,30 @@ def test_a_sample_of_the_kinks_verifies_not_the_others_and_the_report_says_so() 
     report = gradcheck(*RIGHT["relu, 0 at 0"], np.zeros((60, 50)))
     assert report
     assert report.rows[0].verdict == "vacuous"
-    assert "kinks among 3000 elements: 2048 of these were tested, the others were not" in report.rows[0].note
-    assert gradcheck(*RIGHT["relu, 0 at 0"], np.zeros((40, 50))).rows[0].verdict != "vacuous"
+    assert "kinks among 3000 elements: 512 of these were tested, the others were not" in report.rows[0].note
+    assert gradcheck(*RIGHT["relu, 0 at 0"], np.zeros((10, 50))).rows[0].verdict != "vacuous"
+
+
+W, V = np.array([[1.0, -1.0]]), np.array([[1.0], [-2.0]])  # at x = 0 the one-sided derivatives are 1 and 2
+
+
+def two_units(x: Array, bias: Array) -> Any:
+    h = x @ W + bias
+    mask = h.real > 0
+    return (h * mask) @ V, mask
+
+
+def two_units_backward(dy: Array, mask: Array, factor: float = 1.0) -> Any:
+    d = factor * (dy @ V.T) * mask
+    return d @ W.T, d.sum(axis=0)
+
+
+def test_where_kinks_of_several_units_meet_a_limit_of_right_gradients_is_right() -> None:
+    x, bias = np.array([[0.0], [0.7]]), np.zeros(2)
+    report = gradcheck(two_units, two_units_backward, x, bias)
+    assert report, str(report)
+    assert "with the other arrays moved very little" in report.rows[0].note
+    wrong = gradcheck(two_units, lambda dy, mask: two_units_backward(dy, mask, 1.01), x, bias)
+    assert [row.verdict for row in wrong.rows] == ["FAILED", "FAILED"]
+    added = gradcheck(two_units, lambda dy, mask: (two_units_backward(dy, mask)[0] + 0.1, dy @ V.T * mask), x, bias)
+    assert added.rows[0].verdict == "FAILED"

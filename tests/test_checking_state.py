@@ -241,3 +241,108 @@ class Memo(minivit.Layer):
 
 def test_a_table_that_forward_makes_for_another_length_is_no_state() -> None:
     assert gradcheck_layer(Memo().initialize(dtype="float64"), normal(5, 3)).findings == ()
+
+
+def test_a_number_that_is_a_setting_stays() -> None:
+    def slide(x: Array, size: Any, step: Any) -> Any:
+        starts: list[int] = []
+        while (start := len(starts) * int(step)) + int(size) <= x.shape[1]:
+            starts.append(start)
+            assert len(starts) < 100
+        return np.stack([x[:, i : i + int(size)].sum(axis=1) for i in starts], axis=1), (starts, int(size), x.shape)
+
+    def backward(dy: Array, cache: Any) -> Array:
+        starts, size, shape = cache
+        dx = np.zeros(shape)
+        for k, start in enumerate(starts):
+            dx[:, start : start + size] += dy[:, k : k + 1]
+        return dx
+
+    assert gradcheck(slide, backward, normal(3, 8), 3, 2)
+
+
+class Held:
+    def __init__(self, value: Array) -> None:
+        self.value, self.grad = value, np.zeros_like(value)
+
+
+class Affine:
+    """A layer of another kind, whose parameters hold the arrays of its attributes."""
+
+    __slots__ = ("bias", "parameters", "weight")
+
+    def __init__(self, weight: Array, bias: Array) -> None:
+        self.weight, self.bias = weight, bias
+        self.parameters = {"weight": Held(weight), "bias": Held(bias)}
+
+    def astype(self, dtype: Any) -> Affine:
+        return Affine(self.weight.astype(dtype), self.bias.astype(dtype))
+
+    def zero_grad(self) -> None:
+        for held in self.parameters.values():
+            held.grad[...] = 0
+
+    def forward(self, x: Array, rng: Any = None) -> Any:
+        return x @ self.weight + self.bias, x
+
+    def backward(self, dy: Array, x: Array) -> Array:
+        self.parameters["weight"].grad += x.T @ dy
+        self.parameters["bias"].grad += dy.sum(axis=0)
+        return dy @ self.weight.T
+
+
+def test_a_layer_of_another_kind_keeps_its_parameters_and_attributes_together() -> None:
+    report = gradcheck_layer(Affine(normal(4, 3), normal(3)), normal(2, 4))
+    assert report, str(report)
+
+
+class Looked(minivit.Layer):
+    """A layer that keeps its last result to be looked at, and a table that it fills."""
+
+    def __init__(self) -> None:
+        self.last: Array | None = None
+        self.table = np.zeros(5)
+        self.ragged = np.array([np.zeros(2), np.zeros(3)], dtype=object)
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        self.last = y = np.tanh(x)
+        self.table[: x.shape[1]] = np.arange(1, x.shape[1] + 1)
+        return y, y
+
+    def backward(self, dy: Array, y: Array) -> Array:
+        return dy * (1 - y * y)
+
+
+def test_what_is_the_same_after_a_second_call_is_no_state() -> None:
+    layer = Looked().initialize(dtype="float64")
+    assert gradcheck_layer(layer, normal(2, 3))
+    layer.forward(normal(3, 3))
+    assert gradcheck_layer(layer, normal(2, 3))
+    assert gradcheck_layer(layers.Dropout(0.0).initialize(dtype="float64"), np.asarray(0.3), rng=3)
+
+
+def test_a_forward_pass_that_changes_with_the_calls_before_it_is_named() -> None:
+    masks: dict[str, Array] = {}
+    generator = np.random.default_rng(1)
+
+    def forward(x: Array) -> Any:
+        if "mask" not in masks or masks["mask"].shape != x.shape:
+            masks["mask"] = generator.random(x.shape) < 0.5
+        return 2 * x * masks["mask"], masks["mask"]
+
+    report = gradcheck(forward, lambda dy, mask: 2 * dy * mask, normal(3, 4))
+    assert report.findings == ("forward returns another result after a call with other arguments: it keeps state",)
+    assert "the derivative of forward" not in str(report)
+
+
+class Popping(minivit.Layer):
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        return 2 * x, [2.0]
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return dy * cache.pop()
+
+
+def test_a_layer_that_uses_up_its_cache_is_named() -> None:
+    report = gradcheck_layer(Popping().initialize(dtype="float64"), normal(2, 3))
+    assert "a second backward pass on the same cache raises IndexError" in str(report)

@@ -93,7 +93,7 @@ def fixed_key(rng: RngLike, inputs: Sequence[Any]) -> Key | None:
     if rng is None or isinstance(rng, Key):
         return rng
     shape = np.shape(inputs[0]) if inputs else ()
-    return as_key(rng, shape[0] if shape else 0, namespace(inputs[0]) if hasattr(inputs[0], "dtype") else np)
+    return as_key(rng, shape[0] if shape else 0, namespace(inputs[0]) if inputs and hasattr(inputs[0], "dtype") else np)
 
 
 def check_layer(layer: Any) -> None:

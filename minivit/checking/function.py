@@ -19,7 +19,13 @@ from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted
 from minivit.checking.evidence import arrays_in
 from minivit.checking.gradients import NOTHING_RETURNED, align, as_tuple, host_copy, miscounted, result_of, same
-from minivit.checking.state import OVERWRITTEN, depends_on_other_calls, other_arguments, overwrites_results
+from minivit.checking.state import (
+    CHANGED_BY_CALLS,
+    OVERWRITTEN,
+    depends_on_other_calls,
+    other_arguments,
+    overwrites_results,
+)
 from minivit.checking.watched import Watched, watch
 
 Forward = Callable[..., tuple[Any, Any]]
@@ -187,6 +193,8 @@ class CheckedFunction:
                 findings.append(OVERWRITTEN)
             else:
                 findings += filter(None, [depends_on_other_calls(self._other_calls(points), unchanged)])
+                if not np.array_equal(self._call(points)[0], y):
+                    findings.append(CHANGED_BY_CALLS)
         except Exception as error:
             findings.append(f"a second backward pass on the same cache raises {type(error).__name__}: {error}")
         return Passes(y, upstream, self._align(gradients, findings), tuple(findings))

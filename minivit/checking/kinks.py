@@ -20,7 +20,7 @@ _STEPS = (2.0**-17, 2.0**-21, 2.0**-25)  # the largest one covers the steps of t
 _RATIO = 2.0**4  # of one step to the next
 _SMOOTH = 1e-4  # the two terms differ less than this, relatively, where the function is smooth
 _NODES = 1500  # largest number of parts of an array that are examined
-_TESTED = 2048  # largest number of elements whose one-sided derivatives are compared with the gradient
+_TESTED = 512  # largest number of elements whose one-sided derivatives are compared with the gradient
 _TOLERANCE = 1e-5
 _TINY = 2.0**-28
 

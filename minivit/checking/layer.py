@@ -23,6 +23,7 @@ from minivit.checking.state import (
     with_own_arrays,
 )
 from minivit.checking.verdict import Place
+from minivit.nn.layer import Layer
 from minivit.random import Key
 
 LayerForward = Callable[..., tuple[Any, Any]]
@@ -67,21 +68,28 @@ class CheckedLayer(CheckedFunction):
         values = [parameter.value for parameter in parameters.values()]
         super().__init__(self._forward, self._backward, (*inputs, *values), (*names, *parameters))
         self.num_inputs = len(inputs)
+        self._arrays = (np.ndarray, self.library.ndarray)
 
     def _forward(self, *arrays: Any) -> tuple[Any, Any]:
         dtype = np.result_type(*(a.dtype for a in arrays if a.dtype.kind in "fc"))
         first = dtype not in self.by_dtype
         if first:
-            self.by_dtype[dtype] = with_own_arrays(self.layer.astype(dtype), (np.ndarray, self.library.ndarray))
+            converted = self.layer.astype(dtype)
+            # The parameters of a class of another kind may be views of its arrays.
+            own = isinstance(converted, Layer)
+            self.by_dtype[dtype] = with_own_arrays(converted, self._arrays) if own else converted
         copy = self.by_dtype[dtype]
         for parameter, value in zip(copy.parameters.values(), arrays[len(self.inputs) :], strict=True):
             parameter.value[...] = value
         options = {} if self.key is None else {"rng": self.key}
-        returned = self.layer_forward(copy, *arrays[: len(self.inputs)], **options)
+        inputs = arrays[: len(self.inputs)]
+        returned = self.layer_forward(copy, *inputs, **options)
         y, cache = result_of(returned, f"forward of {type(copy).__name__}")
-        if first and dtype.kind == "f":
-            before, after = (attribute_arrays(x, (np.ndarray, self.library.ndarray)) for x in (self.layer, copy))
-            self._changed = self._changed or changed_arrays(before, after)
+        if first and dtype.kind == "f" and isinstance(copy, Layer):
+            # Results that are only kept to be looked at, and tables, are the same after a second call.
+            before = {name: a.copy() for name, a in attribute_arrays(copy, self._arrays).items()}
+            self.layer_forward(copy, *inputs, **options)
+            self._changed = self._changed or changed_arrays(before, attribute_arrays(copy, self._arrays))
         return y, (copy, cache)
 
     def _other_calls(self, points: Sequence[Array]) -> Iterator[Callable[[], Any]]:
@@ -95,7 +103,7 @@ class CheckedLayer(CheckedFunction):
                 self.key = before
 
         for others in other_arguments(points, self.num_inputs):
-            of_samples = key is not None and len(key.sample_ids) == samples != len(others[0])
+            of_samples = key is not None and samples and len(key.sample_ids) == samples != len(others[0])
             yield functools.partial(call, _resized_key(key, len(others[0])) if key and of_samples else key, others)
         if key is not None:
             yield functools.partial(call, replace(key, step=key.step + 1), points)
@@ -120,7 +128,11 @@ class CheckedLayer(CheckedFunction):
         dinputs = [returned.get(k) for k in range(len(self.inputs))]
         gradients = [host_copy(parameter.grad) for parameter in copy.parameters.values()]
         if dy.dtype not in self._findings:
-            self._findings[dy.dtype] = self._contracts(copy, dy, cache, first, copies, gradients)
+            try:
+                self._findings[dy.dtype] = self._contracts(copy, dy, cache, first, copies, gradients)
+            except Exception as error:
+                words = f"a second backward pass on the same cache raises {type(error).__name__}: {error}"
+                self._findings[dy.dtype] = [words]
         return (*dinputs, *gradients)
 
     def _contracts(

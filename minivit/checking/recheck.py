@@ -25,6 +25,7 @@ def recheck_at_kinks(
     place: Place,
     settings: Settings,
     elsewhere: Callable[[Array], tuple[Probe, Array] | None],
+    others_moved: Callable[[float], tuple[Probe, Array] | None],
 ) -> tuple[Row, Probe, Array]:
     """Return a failed row, or the row that replaces it where the function is not differentiable at some elements.
 
@@ -35,6 +36,8 @@ def recheck_at_kinks(
     ----------
     elsewhere
         Returns the function and its gradient at another value of the array, or None if they are not finite there.
+    others_moved
+        Returns the function and its gradient with the other arrays moved by a number of root mean squares, or None.
 
     Returns
     -------
@@ -57,11 +60,35 @@ def recheck_at_kinks(
         for near in map(elsewhere, neighbours(probe, kinks))
     ):
         accepted, note = True, f"{note}; it is the gradient at a neighbouring point, which is accepted"
+    if not accepted and any(_is_limit(gradient, others_moved, sign, total, place, settings) for sign in (1.0, -1.0)):
+        accepted, note = True, f"{note}; it is the gradient with the other arrays moved very little, which is accepted"
     if not accepted:
         return replace(smooth, verdict="FAILED", error=max(row.error, smooth.error), note=note), probe, gradient
     verdict = smooth.verdict if each or smooth.verdict == "FAILED" else "vacuous"
     note = _joined(smooth.note, note)
     return replace(smooth, verdict=verdict, error=max(smooth.error, aside.error), note=note), probe, gradient
+
+
+def _is_limit(
+    gradient: Array,
+    others_moved: Callable[[float], tuple[Probe, Array] | None],
+    sign: float,
+    total: float,
+    place: Place,
+    settings: Settings,
+) -> bool:
+    """Return whether the gradient is the limit of right ones as the other arrays move back to where they are.
+
+    Several kinks may meet in one element, as those of all units of a ReLU layer whose biases are zero do at a row of
+    zeros. The gradient need not lie between the one-sided derivatives there.
+    """
+    near, far = others_moved(sign * 2.0**-28), others_moved(sign * 2.0**-7)
+    if near is None or far is None:
+        return False
+    largest = float(np.max(np.abs(gradient), initial=0))
+    return np.allclose(near[1], gradient, rtol=1e-5, atol=1e-5 * largest) and (
+        verify(*far, total, place, settings).verdict in ("ok", "zero")
+    )
 
 
 def recheck_saturated(

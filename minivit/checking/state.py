@@ -18,7 +18,7 @@ from minivit.arrays import Array, to_host
 from minivit.checking.gradients import as_tuple, host_copy, same
 from minivit.nn.structure import CONTAINERS, OWN, leaves, with_items
 
-OVERWRITTEN = "backward returns the same array in each call, so the next call overwrites it: return a new array"
+OVERWRITTEN = "backward returns the same array in each call, so the next call overwrites it: return a copy"
 
 
 def other_arguments(points: Sequence[Array], num_inputs: int) -> Iterator[list[Array]]:
@@ -57,14 +57,17 @@ def other_arguments(points: Sequence[Array], num_inputs: int) -> Iterator[list[A
 
 def _other_whole_numbers(a: Array) -> Array:
     rolled = np.roll(a, 1)
-    if not np.array_equal(rolled, a):
-        return rolled
-    return ~a if a.dtype.kind == "b" else np.zeros_like(a)
+    if a.ndim == 0 or not np.array_equal(rolled, a):
+        return rolled  # a single number, such as a kernel size, stays: a loop over another may not end
+    return ~a if a.dtype.kind == "b" else np.where(a > 1, a - 1, a + 1).astype(a.dtype)
 
 
 def _resized(a: Array) -> Array:
     """Return the first sample alone, or a single sample twice."""
     return a[:1] if len(a) > 1 else np.concatenate([a, a])
+
+
+CHANGED_BY_CALLS = "forward returns another result after a call with other arguments: it keeps state"
 
 
 def depends_on_other_calls(calls: Iterator[Callable[[], Any]], unchanged: Callable[[], bool]) -> str:
@@ -150,7 +153,7 @@ def _layers(layer: Any) -> list[tuple[str, Any]]:
 def _own_attributes(layer: Any) -> list[tuple[str, Any]]:
     """Return the attributes of one layer that do not follow from others."""
     left = OWN | getattr(layer, "_derived", frozenset())
-    return [(name, value) for name, value in vars(layer).items() if name not in left]
+    return [(name, value) for name, value in getattr(layer, "__dict__", {}).items() if name not in left]
 
 
 def changed_arrays(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -159,6 +162,7 @@ def changed_arrays(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         name
         for name, a in before.items()
         if name in after
+        and a.dtype.kind in "fciub"
         and (after[name].shape, after[name].dtype) == (a.shape, a.dtype)
         and not np.array_equal(to_host(after[name]), to_host(a), equal_nan=a.dtype.kind in "fc")
     ]

@@ -17,6 +17,7 @@ from minivit.checking.methods import EPS, Probe
 from minivit.checking.recheck import recheck_at_kinks, recheck_rounding, recheck_saturated
 from minivit.checking.report import Report, Row
 from minivit.checking.settings import Settings
+from minivit.checking.state import CHANGED_BY_CALLS
 from minivit.checking.verdict import Place, compare_float32, explained, verify
 
 
@@ -37,7 +38,7 @@ def checked_report(title: str, checked: CheckedFunction, places: Sequence[Place]
     places = [place for place in places if place.array in checked.floats]
     low_places = [place for place in places if checked.given[place.array].dtype == np.float32]
     findings = list(high.findings)
-    steady = RANDOM not in findings  # otherwise no derivative can be measured
+    steady = not {RANDOM, CHANGED_BY_CALLS} & set(findings)  # otherwise no derivative can be measured
     rows: list[Row] = []
 
     def add(row: Row) -> None:
@@ -61,7 +62,8 @@ def checked_report(title: str, checked: CheckedFunction, places: Sequence[Place]
                 nearby = functools.partial(_beside_by_rounding, checked, place, probe)
                 row, probe = recheck_rounding(row, probe, gradient, total, place, settings, nearby)
             if (steady and row.verdict == "FAILED") or (row.verdict == "zero" and row.method == "central"):
-                row, probe, gradient = recheck_at_kinks(row, probe, gradient, total, place, settings, elsewhere)
+                others = functools.partial(_others_moved, checked, place, settings)
+                row, probe, gradient = recheck_at_kinks(row, probe, gradient, total, place, settings, elsewhere, others)
             probes[number] = probe, gradient
             add(row)
     wrong = [number for number, row in enumerate(rows) if row.verdict == "FAILED"]
@@ -128,6 +130,31 @@ def _beside_by_rounding(checked: CheckedFunction, place: Place, probe: Probe, rn
     moved = {name: a * (1 + EPS * rng.choice([-1.0, 1.0], a.shape)) for name, a in named.items() if a.dtype.kind == "f"}
     name = checked.names[place.array]
     return replace(probe, evaluate=lambda x: checked.evaluate_with({**moved, name: x}), x=moved[name])
+
+
+def _others_moved(
+    checked: CheckedFunction, place: Place, settings: Settings, size: float
+) -> tuple[Probe, Array] | None:
+    """Return the function of the array of `place` and its gradient where all other float arrays are moved.
+
+    They are moved by `size` times their root mean square, and those of zeros by `size`. None if there is no other one,
+    or the functions are refused there.
+    """
+    k, points = place.array, list(checked.points)
+    others = [n for n, a in enumerate(points) if n != k and a.dtype.kind == "f" and a.size]
+    for n in others:
+        points[n] = points[n] + size * (float(np.sqrt(np.mean(np.square(points[n])))) or 1.0)
+    try:
+        passes = checked.run(points, settings.seed, settings.upstream)
+    except Exception:
+        return None
+    if not others or flaw(passes.gradients[k], points[k], passes.y):
+        return None
+    named, name = dict(zip(checked.names, points, strict=True)), checked.names[k]
+    probe = Probe(
+        lambda x: checked.evaluate_with({**named, name: x}), points[k], passes.y, passes.upstream, place.where
+    )
+    return probe, passes.gradients[k][place.where]
 
 
 def _elsewhere(checked: CheckedFunction, place: Place, settings: Settings, x: Array) -> tuple[Probe, Array] | None:
