@@ -83,7 +83,7 @@ def test_a_field_without_an_effect_is_named_with_what_it_needs(name: str, needs:
     idle = replace(RECIPE, optimizer="sgd" if name == "betas" else "adamw", warmup_steps=5)
     words = without_effect(idle, ["lr", name])
     assert words is not None
-    assert words.startswith(f"{name} (needs ")
+    assert words.startswith(f"without an effect in this recipe: {name} (needs ")
     assert all(field in words for field in needs)
     assert without_effect(replace(idle, **needs), ["lr", name]) is None
 
@@ -94,4 +94,4 @@ def test_options_without_an_effect_are_said(cli: Minivit, squares: Path) -> None
     for words in ("decay_epochs (needs schedule wsd)", "momentum (needs optimizer sgd)", "swa_anneal_epochs"):
         assert words in said.err
     said = cli("augment", "digits", "--rand-magnitude", 3, "--rows", 1, "--columns", 1)
-    assert "rand_magnitude (needs auto_augment rand): given, but without an effect" in said.err
+    assert "without an effect in this recipe: rand_magnitude (needs auto_augment rand)" in said.err
