@@ -20,6 +20,8 @@ from minivit.nn.structure import CONTAINERS, OWN, leaves, with_items
 
 OVERWRITTEN = "backward returns the same array in each call, so the next call overwrites it: return a copy"
 
+CHANGED_BY_CALLS = "forward returns another result after a call with other arguments: it keeps state"
+
 
 def other_arguments(points: Sequence[Array], num_inputs: int) -> Iterator[list[Array]]:
     """Yield other arguments of a forward pass: other values of the inputs, then fewer or more samples.
@@ -65,9 +67,6 @@ def _other_whole_numbers(a: Array) -> Array:
 def _resized(a: Array) -> Array:
     """Return the first sample alone, or a single sample twice."""
     return a[:1] if len(a) > 1 else np.concatenate([a, a])
-
-
-CHANGED_BY_CALLS = "forward returns another result after a call with other arguments: it keeps state"
 
 
 def depends_on_other_calls(calls: Iterator[Callable[[], Any]], unchanged: Callable[[], bool]) -> str:

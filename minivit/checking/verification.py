@@ -126,49 +126,44 @@ def _context(
 
 def _beside_by_rounding(checked: CheckedFunction, place: Place, probe: Probe, rng: np.random.Generator) -> Probe:
     """Return the function of the array of `place`, with all float arrays changed by a unit in the last place."""
-    named = dict(zip(checked.names, checked.points, strict=True))
-    moved = {name: a * (1 + EPS * rng.choice([-1.0, 1.0], a.shape)) for name, a in named.items() if a.dtype.kind == "f"}
-    name = checked.names[place.array]
-    return replace(probe, evaluate=lambda x: checked.evaluate_with({**moved, name: x}), x=moved[name])
+    points = [a * (1 + EPS * rng.choice([-1.0, 1.0], a.shape)) if a.dtype.kind == "f" else a for a in checked.points]
+    return replace(
+        probe, evaluate=functools.partial(checked.evaluate, place.array, points=points), x=points[place.array]
+    )
 
 
 def _others_moved(
     checked: CheckedFunction, place: Place, settings: Settings, size: float
 ) -> tuple[Probe, Array] | None:
-    """Return the function of the array of `place` and its gradient where all other float arrays are moved.
+    """Return what `_at` returns where all other float arrays are moved, or None if there is no other one.
 
-    They are moved by `size` times their root mean square, and those of zeros by `size`. None if there is no other one,
-    or the functions are refused there.
+    They are moved by `size` times their root mean square, and those of zeros by `size`.
     """
-    k, points = place.array, list(checked.points)
-    others = [n for n, a in enumerate(points) if n != k and a.dtype.kind == "f" and a.size]
+    points = list(checked.points)
+    others = [n for n, a in enumerate(points) if n != place.array and a.dtype.kind == "f" and a.size]
     for n in others:
         points[n] = points[n] + size * (float(np.sqrt(np.mean(np.square(points[n])))) or 1.0)
-    try:
-        passes = checked.run(points, settings.seed, settings.upstream)
-    except Exception:
-        return None
-    if not others or flaw(passes.gradients[k], points[k], passes.y):
-        return None
-    named, name = dict(zip(checked.names, points, strict=True)), checked.names[k]
-    probe = Probe(
-        lambda x: checked.evaluate_with({**named, name: x}), points[k], passes.y, passes.upstream, place.where
-    )
-    return probe, passes.gradients[k][place.where]
+    return _at(checked, place, settings, points) if others else None
 
 
 def _elsewhere(checked: CheckedFunction, place: Place, settings: Settings, x: Array) -> tuple[Probe, Array] | None:
-    """Return the function of the array of `place` and the gradient at `x`, or None if they are not finite there.
+    """Return what `_at` returns at another value `x` of the array of `place`."""
+    return _at(checked, place, settings, [x if n == place.array else a for n, a in enumerate(checked.points)])
 
-    None too if the functions refuse `x`.
+
+def _at(
+    checked: CheckedFunction, place: Place, settings: Settings, points: Sequence[Array]
+) -> tuple[Probe, Array] | None:
+    """Return the function of the array of `place` and the gradient at `points`, or None if they are not finite there.
+
+    None too if the functions refuse `points`.
     """
-    k, points = place.array, list(checked.points)
-    points[k] = x
+    k = place.array
     try:
-        passes = checked.run(points, settings.seed, settings.upstream)
+        passes = checked.run(points, settings.seed, settings.upstream, contracts=False)
     except Exception:
         return None
-    if flaw(passes.gradients[k], x, passes.y):
+    if flaw(passes.gradients[k], points[k], passes.y):
         return None
-    probe = Probe(functools.partial(checked.evaluate, k), x, passes.y, passes.upstream, place.where)
-    return probe, passes.gradients[k][place.where]
+    evaluate = functools.partial(checked.evaluate, k, points=points)
+    return Probe(evaluate, points[k], passes.y, passes.upstream, place.where), passes.gradients[k][place.where]
