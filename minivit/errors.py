@@ -47,14 +47,15 @@ def expect_number(name: str, value: Any, least: float = 0.0, below: float = floa
         raise UserError(f"{name} is {value!r:.40}; expected a number of at least {least:g}{limit}")
 
 
-def expect_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raise UserError unless `value` is a whole number of at least `least`; one of NumPy is."""
+def expect_whole(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number of at least `least` as an int, also one of NumPy; raise UserError for anything else."""
     try:
-        fits = not isinstance(value, bool) and operator.index(value) >= least
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        fits = False
-    if not fits:
+        number = least - 1
+    if number < least:
         raise UserError(f"{name} is {value!r:.40}; expected a whole number of at least {least}")
+    return number
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

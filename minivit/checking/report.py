@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from minivit.errors import printable
+from minivit.errors import count_of, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,17 +141,17 @@ class Report:
         """Return the last line: the number of gradients and the largest error, or the number of failures."""
         failed = [row.full_name for row in self.rows if row.verdict == "FAILED"]
         warned = sum(1 for row in self.rows if row.note and row.verdict != "FAILED")
-        warnings = f"; {_count(warned, 'note')} above" if warned else ""
+        warnings = f"; {count_of(warned, 'note')} above" if warned else ""
         if self.passed:
             verified = [row for row in self.rows if row.verdict in ("ok", "zero") and row.method != "float32"]
             zero = sum(row.verdict == "zero" for row in verified)
             zeros = f" ({zero} of them zero)" if zero else ""
             bar = f" (tolerance {self.tolerance:.0e})" if all(row.method == "complex" for row in verified) else ""
-            gradients = f"{_count(len(verified), 'gradient')}{zeros}"
+            gradients = f"{count_of(len(verified), 'gradient')}{zeros}"
             largest = max((row.error for row in verified), default=0.0)
             return f"passed: {gradients}, largest error {largest:.1e}{bar}{warnings}"
-        wrong = f"{len(failed)} of {_count(len(self.rows), 'gradient')} wrong" if failed else ""
-        broken = f"{_count(len(self.findings), 'contract')} broken" if self.findings else ""
+        wrong = f"{len(failed)} of {count_of(len(self.rows), 'gradient')} wrong" if failed else ""
+        broken = f"{count_of(len(self.findings), 'contract')} broken" if self.findings else ""
         return f"FAILED: {', '.join(filter(None, (wrong, broken)))}{warnings}"
 
     def print(self, console: Console | None = None) -> None:
@@ -240,10 +240,6 @@ def escaped(text: str) -> str:
 
 def _dimensions(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) if shape else "scalar"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def plain(value: Any) -> Any:

@@ -8,7 +8,6 @@ The memory of the caches does not grow with the batch.
 
 from __future__ import annotations
 
-import operator
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -103,9 +102,11 @@ class Engine:
         precision: str | None = None,
         reduction_groups: int | None = None,
     ) -> None:
-        threads = _at_least_one("threads", threads)
-        micro_batch = _at_least_one("micro_batch", micro_batch)
-        reduction_groups = _at_least_one("reduction_groups", reduction_groups)
+        # As ints of Python: a number of NumPy would change the dtype of what it is multiplied with.
+        threads = None if threads is None else expect_whole("threads", threads)
+        micro_batch = None if micro_batch is None else expect_whole("micro_batch", micro_batch)
+        if reduction_groups is not None:
+            reduction_groups = expect_whole("reduction_groups", reduction_groups)
         values = model.parameters.store.values
         on_host = namespace(values) is np
         check_precision(precision, values.dtype, on_host)
@@ -172,11 +173,11 @@ class Engine:
 
     @first_block.setter
     def first_block(self, number: int) -> None:
-        expect_whole("first_block", number, least=0)
+        number = expect_whole("first_block", number, least=0)
         if number and not self.model.takes_first_block:
             kind = type(self.model).__name__
             raise UserError(f"first_block is {number}; expected 0, because backward of {kind} takes no first_block")
-        self._first_block = operator.index(number)
+        self._first_block = number
 
     def close(self) -> None:
         """End the other workers, after any call that is still running, and give the memory that was kept back.
@@ -390,11 +391,3 @@ class Engine:
         if labels is not None:
             check_labels(labels, B, self.model.config.num_classes, (real_dtype(self._store.values.dtype),))
         return B
-
-
-def _at_least_one(name: str, number: int | None) -> int | None:
-    """Return `number` as an int of Python; a number of NumPy would change the dtype of what it is multiplied with."""
-    if number is None:
-        return None
-    expect_whole(name, number)
-    return operator.index(number)

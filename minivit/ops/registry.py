@@ -136,7 +136,7 @@ def op(reference: Callable[P, R]) -> Callable[P, R]:
             given, named = [native(x) for x in args], {key: native(value) for key, value in kwargs.items()}
         with np.errstate(under="ignore"):
             # Otherwise the reference raises the TypeError that names the argument.
-            is_complete = len(given) >= len(required) or all(name in named for name in required[len(given) :])
+            is_complete = len(given) >= len(required) or all(argument in named for argument in required[len(given) :])
             kernel = find_kernel(name, *given, **named) if is_complete else None
             result: R = reference(*given, **named) if kernel is None else kernel.forward(*given, **named)
         for observation in _observations:
