@@ -154,6 +154,10 @@ class ViTConfig:
         stem_alone = self.resnet in (0, (0,), [0])
         object.__setattr__(self, "resnet", (0,) if stem_alone else counts("resnet", self.resnet))
         check_values(vars(self))
+        self._expect_consistent()
+
+    def _expect_consistent(self) -> None:
+        """Check the fields that depend on each other; `check_values` has checked each by itself."""
         patch = self.patch_height, self.patch_width
         if self.conv_stem:
             check_conv_stem(self.conv_stem, patch)

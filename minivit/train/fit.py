@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minivit.arrays import Array, namespace, on_device_of, to_backend
-from minivit.data.dataset import TrainingSet, channel_statistics, check_images
+from minivit.data.dataset import TrainingSet, channel_statistics
 from minivit.engine import AnyEngine, Engine, LayerEngine
 from minivit.errors import UserError
 from minivit.nn.layer import Layer
@@ -21,13 +20,13 @@ from minivit.nn.model import Model
 from minivit.nn.vit import ViT
 from minivit.ops.augment import normalize
 from minivit.train.evaluation import predictions
+from minivit.train.fit_arrays import as_pixels, training_samples, with_validation, without_labels
 from minivit.train.recipe import Recipe, expect_augmentable
 from minivit.train.recipes import folder_crop, folder_recipe, recipe_values, with_replaced
 from minivit.train.training import Training
 
 # The images and the model determine these fields, whatever the recipe says.
 _GIVEN = ("dataset", "model", "model_options", "task", "task_options", "init", "dtype")
-_PIECE = 1024  # images that are converted at a time
 
 
 class EpochMetrics(NamedTuple):
@@ -104,7 +103,7 @@ class FitResult:
         UserError
             The images have another shape, dtype, range or number of channels.
         """
-        pixels = _pixels(images, "images")
+        pixels = as_pixels(images, "images")
         if pixels.shape[3] != len(self.mean):
             raise UserError(f"images have {pixels.shape[3]} channels; the model was trained on {len(self.mean)}")
         with _engine(self.model, self.recipe, self.num_outputs, threads) as engine:
@@ -167,62 +166,69 @@ def fit(
     RunError
         The loss is not finite; the model has the parameters before that step.
     """
-    masked = isinstance(model, MaskedModel)
-    pixels = _pixels(images, "images")
-    if isinstance(model, ViT) and not model.config.num_classes:
-        raise UserError("the model has no head, and so no classes; make it with num_classes")
-    if labels is None and not masked:
-        raise UserError(f"a {type(model).__name__} needs labels; models that predict masked patches do without")
-    labels = np.zeros(len(pixels), np.int64) if masked else _whole_labels(labels, "labels")
-    if len(labels) != len(pixels):
-        raise UserError(f"there are {len(labels):,} labels for {len(pixels):,} images; give one label for each image")
-    if recipe is None and masked:
-        recipe = "pretrain"
-    elif recipe is None and isinstance(model, ViT):
-        recipe = folder_recipe(len(pixels))
-        crop = 0 if overrides.get("resized_crop") else folder_crop(*pixels.shape[1:3])
-        overrides = {"crop_padding": crop, **overrides}
-    elif recipe is None:
-        recipe = "layer"
+    pixels, labels = training_samples(model, images, labels)
+    if recipe is None:
+        recipe, overrides = _default_recipe(model, pixels, overrides)
     settings = _recipe(model, recipe, seed, overrides)
     expect_augmentable(settings, *pixels.shape[1:])
-    mean, std = (settings.mean, settings.std) if settings.mean else channel_statistics(pixels)
-    if isinstance(model, MaskedPatches):  # whose colours are those of images with its mean and std
-        if settings.mean:
-            raise UserError("mean and std are those of the model; leave them out of the recipe")
-        if len(model.mean) not in (1, pixels.shape[3]):
-            raise UserError(f"the model has {len(model.mean)} channels, and the images {pixels.shape[3]}")
-        mean, std = (tuple(np.broadcast_to(v, pixels.shape[3:]).tolist()) for v in (model.mean, model.std))
+    mean, std = _mean_and_std(model, settings, pixels)
     held_out = None
     if validation is not None:
-        if masked:
-            some = validation[0] if isinstance(validation, tuple | list) else validation
-            validation = some, np.zeros(len(some), np.int64)
-        pixels, labels, held_out = _with_validation(pixels, labels, validation)
-    count = 1 if masked else _number_of_outputs(model, pixels, mean, std)
+        if isinstance(model, MaskedModel):
+            validation = without_labels(validation)
+        pixels, labels, held_out = with_validation(pixels, labels, validation)
+    count = 1 if isinstance(model, MaskedModel) else _number_of_outputs(model, pixels, mean, std)
     names = tuple(map(str, range(count)))
     data = TrainingSet.of("fit", pixels, labels, names, mean, std, held_out)
     if isinstance(model, Model):
         settings = settings.resolved(model)
-    values = model.parameters.store.values
-    with on_device_of(values), _engine(model, settings, count, threads) as engine:
-        training = Training(engine, data, settings)
-        training.averaging.begin()
-        epochs, best = [], values.copy()
-        for epoch in range(1, settings.epochs + 1):
-            for samples in training.data_loader.batches(epoch - 1):
-                training.take_step(samples)
-                if training.train_step.metrics.full:
-                    list(training.read_steps())
-            list(training.read_steps())
-            epochs.append(EpochMetrics(**{"train_accuracy": None, **training.end_epoch(epoch)}))
-            if training.state.best_epoch == epoch:
-                with training.averaging.applied():
-                    best[...] = values
-            if verbose:
-                sys.stdout.write(f"{epochs[-1]}\n")
-        values[...] = best
-    return FitResult(model, settings, tuple(epochs), training.state.best_epoch, mean, std, count)
+    with on_device_of(model.parameters.store.values), _engine(model, settings, count, threads) as engine:
+        epochs, best_epoch = _train(Training(engine, data, settings), verbose)
+    return FitResult(model, settings, tuple(epochs), best_epoch, mean, std, count)
+
+
+def _train(training: Training, verbose: bool) -> tuple[list[EpochMetrics], int]:
+    """Train all epochs; return their metrics, and the epoch whose parameters the model has then."""
+    values = training.model.parameters.store.values
+    training.averaging.begin()
+    epochs, best = [], values.copy()
+    for epoch in range(1, training.recipe.epochs + 1):
+        for samples in training.data_loader.batches(epoch - 1):
+            training.take_step(samples)
+            if training.train_step.metrics.full:
+                list(training.read_steps())
+        list(training.read_steps())
+        epochs.append(EpochMetrics(**{"train_accuracy": None, **training.end_epoch(epoch)}))
+        if training.state.best_epoch == epoch:
+            with training.averaging.applied():
+                best[...] = values
+        if verbose:
+            sys.stdout.write(f"{epochs[-1]}\n")
+    values[...] = best
+    return epochs, training.state.best_epoch
+
+
+def _default_recipe(model: Layer, pixels: Array, overrides: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the recipe of a model that is given none, and the overrides with the crop of its images."""
+    if isinstance(model, MaskedModel):
+        return "pretrain", overrides
+    if not isinstance(model, ViT):
+        return "layer", overrides
+    crop = 0 if overrides.get("resized_crop") else folder_crop(*pixels.shape[1:3])
+    return folder_recipe(len(pixels)), {"crop_padding": crop, **overrides}
+
+
+def _mean_and_std(model: Layer, recipe: Recipe, pixels: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return those of the recipe, else those of the training images; a model that predicts colours has its own."""
+    if not isinstance(model, MaskedPatches):
+        return (recipe.mean, recipe.std) if recipe.mean else channel_statistics(pixels)
+    if recipe.mean:
+        raise UserError("mean and std are those of the model; leave them out of the recipe")
+    channels = pixels.shape[3]
+    if len(model.mean) not in (1, channels):
+        raise UserError(f"the model has {len(model.mean)} channels, and the images {channels}")
+    mean, std = (tuple(np.broadcast_to(values, channels).tolist()) for values in (model.mean, model.std))
+    return mean, std
 
 
 def _engine(model: Layer, recipe: Recipe, num_outputs: int, threads: int | None) -> AnyEngine:
@@ -254,49 +260,6 @@ def _recipe(model: Layer, recipe: Any, seed: int | None, overrides: Mapping[str,
     return Recipe.from_dict(
         {**fields, "dataset": "arrays", "model": type(model).__name__, "task": task, "dtype": dtype}
     )
-
-
-def _pixels(images: Any, name: str) -> NDArray[np.uint8]:
-    """Return images as uint8."""
-    images = np.asarray(images)
-    check_images(images, name)
-    if images.dtype == np.uint8:
-        return images
-    pixels = np.empty(images.shape, np.uint8)
-    for start in range(0, len(images), _PIECE):
-        some = images[start : start + _PIECE]
-        if not (some.min() >= 0 and some.max() <= 1):
-            raise UserError(
-                f"{name} have values from {images.min():g} to {images.max():g}; expected uint8, or floats from 0 to 1: "
-                "use (images - low) / (high - low)"
-            )
-        pixels[start : start + _PIECE] = np.rint(some.astype(np.float64) * 255.0)
-    return pixels
-
-
-def _whole_labels(labels: Any, name: str) -> NDArray[np.int64]:
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise UserError(
-            f"{name} are {labels.dtype} {labels.shape}; expected (n,) integers from 0: "
-            "classes, labels = np.unique(labels, return_inverse=True) makes them"
-        )
-    return labels.astype(np.int64)
-
-
-def _with_validation(pixels: Array, labels: Array, validation: Any) -> tuple[Array, Array, Array]:
-    """Return the images and labels of both parts, and the indices of those for validation."""
-    if not isinstance(validation, tuple | list) or len(validation) != 2:
-        raise UserError("validation is not a pair; expected (images, labels)")
-    held_pixels = _pixels(validation[0], "validation images")
-    held_labels = _whole_labels(validation[1], "validation labels")
-    if held_pixels.shape[1:] != pixels.shape[1:] or len(held_pixels) != len(held_labels):
-        raise UserError(
-            f"validation has images {held_pixels.shape} and {len(held_labels)} labels; expected images "
-            f"(n, {', '.join(map(str, pixels.shape[1:]))}) as for training, and a label for each"
-        )
-    index = np.arange(len(pixels), len(pixels) + len(held_pixels))
-    return np.concatenate([pixels, held_pixels]), np.concatenate([labels, held_labels]), index
 
 
 def _number_of_outputs(model: Layer, pixels: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> int:
