@@ -82,7 +82,7 @@ def work(source: str, folder: Path, model: str, size: int, batch_size: int, thre
 def _endless(training: Training) -> Iterator[Array]:
     epoch = 0
     while True:
-        yield from training.data_loader.batches(epoch)
+        yield from training.batches(epoch)
         epoch += 1
 
 

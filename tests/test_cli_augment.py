@@ -56,6 +56,12 @@ def test_a_recipe_of_a_data_set_that_is_not_on_disk_is_shown_on_digits(
     assert tiles_of(Path("augment.png"), 8, 11).shape[:2] == (8, 11)
 
 
+def test_a_folder_that_was_given_is_not_replaced_by_the_digits(cli: Minivit, tmp_path: Path) -> None:
+    assert_refused(cli("augment", "cifar10", "--data", tmp_path), 2, "cifar10 is not in")
+    (tmp_path / "cifar-10-python.tar.gz").write_text("no archive")
+    assert_refused(cli("augment", "cifar10", "--data", tmp_path), 2, "cannot be read as a tar archive of CIFAR")
+
+
 def test_a_recipe_in_a_file_is_shown(cli: Minivit, squares: Path) -> None:
     Path("mine.toml").write_text('model = "vit_micro_patch4_8"\nresized_crop = [0.3, 0.9]\ncutmix_alpha = 1.0\n')
     assert cli("augment", "mine.toml", "--dataset", squares, "--rows", 1).status == 0

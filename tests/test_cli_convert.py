@@ -80,7 +80,7 @@ def test_files_that_belong_to_another_model_or_to_a_run_are_not_replaced(cli: Mi
     other = "a/config.json belongs to vit.safetensors and would be replaced; choose an OUT in another folder"
     assert_refused(cli("convert", "a/vit.safetensors", "a"), 2, other)
     refused = "run is a run, whose files stay as they are; choose another OUT"
-    for target in ("run", "run/last", "run/best"):
+    for target in ("run", "run/last", "run/best", "run/nan", "run/steps/step-000100"):
         assert_refused(cli("convert", "a/vit.safetensors", target), 2, refused)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
 
@@ -134,6 +134,12 @@ def test_a_run_begins_with_a_file_of_another_program(cli: Minivit, tmp_path: Pat
     assert_refused(
         cli("train", folder, "--init", "other", "--run", "r", "--resume"), 2, "was started with other options: init is"
     )
+
+
+def test_a_run_says_that_the_head_is_of_other_classes(cli: Minivit, tmp_path: Path) -> None:
+    minivit.save_model(saved(tmp_path / "a", num_classes=2), "b", extra={**IMAGES, "class_names": ["cat", "dog"]})
+    said = cli("train", save_squares(tmp_path / "squares", 2), "--init", "b", "--epochs", 1, "--threads", 1)
+    assert "for images of 8 x 8; a head of zeros replaces that of other classes" in said.out
 
 
 def test_info_describes_a_model_with_another_head(cli: Minivit, tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_an_existing_run_is_kept(cli: Minivit, squares: Path, run_folder: Path) 
         (["--epochs", 7, "--seed", 1], ["seed is 0"]),
         (["--epochs", 1], ["a run of 2 epochs", "longer, not shorter"]),
         (["--set", "depth=2"], ["model_options"]),
+        (["--set", "epochs=ten"], ["epochs is 'ten'; expected a whole number"]),
     ],
     ids=lambda value: " ".join(map(str, value)),
 )
@@ -146,6 +147,22 @@ def test_another_dataset_on_resume(cli: Minivit, run_folder: Path) -> None:
 def test_the_same_options_on_resume(cli: Minivit, squares: Path, run_folder: Path) -> None:
     options = (squares, *TINY, "--epochs", 2, "--lr", 2e-3, "--run", run_folder, "--resume")
     assert cli("train", *options).status == 0
+
+
+def test_options_that_change_nothing_on_resume(cli: Minivit, squares: Path) -> None:
+    begun = ("train", squares, "--init", "a", "--epochs", 1, "--run", "here", "--threads", 1, "--micro-batch", 0)
+    save_model(create_model("vit_micro_patch4_8", num_classes=0, seed=0), "a")
+    options = ("--set", "num_heads=4", "--set", "img_size=8")
+    assert cli(*begun, *options).status == 0
+    assert cli(*begun, *options, "--resume").status == 0
+    assert_refused(cli(*begun, "--set", "num_heads=2", "--resume"), 2, "model_options is")
+
+
+def test_a_validation_part_of_the_images_own_is_used_whatever_is_asked_for(cli: Minivit, tmp_path: Path) -> None:
+    folder = save_squares(tmp_path / "squares", 2)
+    shutil.copytree(folder / "test", folder / "val")
+    said = cli("train", folder, *TINY, "--validation", 0, "--threads", 1)
+    assert "--validation has no effect: the images have a validation part of their own" in said.out
 
 
 @pytest.mark.parametrize("keep", [0, 100])

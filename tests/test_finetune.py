@@ -78,6 +78,35 @@ def test_a_head_of_as_many_classes_is_kept(tmp_path: Path) -> None:
     assert_array_equal(model.state_dict()["head.weight"], load_model(tmp_path).state_dict()["head.weight"])
 
 
+@pytest.mark.parametrize(
+    ("names", "is_kept"),
+    [
+        (["left", "right"], True),
+        (["right", "left"], False),
+        (["up", "down"], False),
+    ],
+)
+def test_a_head_of_as_many_other_classes_is_replaced(names: list[str], is_kept: bool, tmp_path: Path) -> None:
+    model = create_model("vit_micro_patch4_8", img_size=4, num_classes=2, seed=3, **BODY)
+    model.head.weight.value[...] = model.head.bias.value[...] = 1
+    save_model(model, tmp_path, extra={**IMAGES, "class_names": names})
+    begun, start = begun_with(recipe(), tmp_path)
+    begun_model = Trainer(run_at(tmp_path / "run", begun), make_dataset(), 1, start=start).model
+    after = begun_model.state_dict()
+    for name, value in after.items():
+        before = load_model(tmp_path).state_dict()[name]
+        assert_array_equal(value, before if is_kept or not name.startswith("head.") else np.zeros_like(before))
+
+
+def test_classes_that_are_named_by_wordnet_ids_are_not_compared(tmp_path: Path) -> None:
+    model = create_model("vit_micro_patch4_8", img_size=4, num_classes=2, seed=3, **BODY)
+    save_model(model, tmp_path, extra={**IMAGES, "class_names": ["tench", "goldfish"]})
+    begun, start = begun_with(recipe(), tmp_path)
+    dataset = replace(make_dataset(), class_names=("n01440764", "n01443537"))
+    model = Trainer(run_at(tmp_path / "run", begun), dataset, 1, start=start).model
+    assert_array_equal(model.state_dict()["head.weight"], load_model(tmp_path).state_dict()["head.weight"])
+
+
 def test_the_files_of_a_run_keep_the_preprocessing_of_the_weights(weights: Path, tmp_path: Path) -> None:
     begun, start = begun_with(recipe(), weights)
     train(run := run_at(tmp_path / "run", begun), make_dataset(), Listener(), start=start)

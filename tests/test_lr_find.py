@@ -160,6 +160,11 @@ def test_bad_options_are_refused(cli: Minivit, squares: Path, options: tuple[obj
     assert_refused(cli("lr-find", squares, *TINY, *options), 2, words)
 
 
+def test_a_field_of_the_schedule_has_no_effect(cli: Minivit, squares: Path) -> None:
+    said = cli("lr-find", squares, *TINY, "--steps", 10, "--set", "schedule=constant", "--set", "lr=0.5")
+    assert "schedule, lr have no effect on a search for a learning rate" in said.err
+
+
 def test_a_loss_that_grows_at_once_is_not_called_infinite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searched = trainer(tmp_path)
     losses = iter([2.0, 7.0, 17.0, 50.0])

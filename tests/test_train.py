@@ -1,6 +1,8 @@
 """Training runs and run folders: training images, evaluation, checkpoints, and how a run is resumed."""
 
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from small_run import (
 )
 
 from minivit import Engine, UserError, ViT, load_model
+from minivit.arrays import Array
 from minivit.data import normalize
 from minivit.train import training
 from minivit.train.evaluation import Score, evaluate, score
@@ -32,6 +35,7 @@ from minivit.train.recipe import model_config
 from minivit.train.run_folder import RunFolder
 from minivit.train.run_paths import claimed_run, latest_run_path
 from minivit.train.state import TrainState, best_line
+from minivit.train.step import DataLoader
 from minivit.train.trainer import Trainer
 
 
@@ -138,6 +142,26 @@ def test_a_run_can_be_stopped_after_every_step(tmp_path: Path, uninterrupted: tu
             train(run, make_dataset(), Listener(step, ask_to_stop), resume=step > 1, threads=1 + step % 2)
     train(run, make_dataset(), Listener(), resume=True)
     assert bits(run) == bits(uninterrupted[0])
+
+
+def test_the_time_of_a_step_includes_the_wait_for_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = DataLoader.batches
+
+    def slowly(loader: DataLoader, epoch: int, done: int = 0) -> Iterator[Array]:
+        for samples in read(loader, epoch, done):
+            time.sleep(0.02)
+            yield samples
+
+    monkeypatch.setattr(DataLoader, "batches", slowly)
+    result = train(run_at(tmp_path / "run", replace(RECIPE, epochs=1, warmup_epochs=0.5)), make_dataset(), Listener())
+    assert result["seconds"] >= 4 * 0.02
+
+
+def test_the_time_left_counts_images_and_not_full_batches(tmp_path: Path) -> None:
+    listener = Listener()
+    train(run_at(tmp_path / "run", replace(RECIPE, epochs=2, batch_size=500)), make_dataset(), listener)
+    first = listener.reports[0]
+    assert first.seconds_left == pytest.approx(28 / first.images_per_second)
 
 
 def test_resuming_a_finished_run_returns_its_result_again(tmp_path: Path) -> None:

@@ -351,6 +351,7 @@ def test_the_command_records_says_what_is_wrong_and_keeps_its_options_on_resume(
     options = (squares, *TINY, "--epochs", 2, "--batch-size", 8, "--run", "here", "--warmup-epochs", 0, "--lr", 0.5)
     said = cli("train", *options, "--watch", 2, "--keep-every", 2, "--json")
     assert said.json()["run"] == "here"
+    assert "the weights of 4 steps are kept in steps/" in said.err
     (warning,) = [line for line in said.err.splitlines() if line.startswith("minivit: warning: step")]
     assert "is likely too large; a smaller --lr" in warning
     assert list(RunFolder.open(Path("here")).kept_steps()) == [0, 2, 4, 6]

@@ -16,7 +16,7 @@ from minivit.cli.terminal import Terminal
 from minivit.cli.training import image_size, open_images
 from minivit.data import Dataset, load_dataset
 from minivit.data.dataset import split_validation
-from minivit.data.load import NAMES
+from minivit.data.load import NAMES, NotOnDiskError
 from minivit.errors import UserError, count_of, expect_whole
 from minivit.files import atomic_write
 from minivit.random import Key
@@ -120,7 +120,9 @@ def _opened(args: argparse.Namespace, recipe: Recipe, terminal: Terminal) -> tup
         try:
             size = image_size(recipe)
             return load_dataset(recipe.dataset, data_dir=args.data, download=False, image_size=size), recipe
-        except UserError:
+        except NotOnDiskError:
+            if args.data is not None:
+                raise
             terminal.say(f"{recipe.dataset} is not on disk; the images are the digits")
             recipe = replace(recipe, dataset="digits")
     return open_images(args, recipe, terminal), recipe

@@ -98,7 +98,9 @@ def _expect_free(written: Path, before: Path) -> None:
         raise UserError(f"{written} is read and cannot be written too; choose another OUT")
     if written.suffix != ".safetensors":
         return  # the others have no files beside them
-    run = folder.parent if folder.name in ("best", "last") else folder
+    run = folder.parent if folder.name in ("best", "last", "nan") else folder
+    if folder.parent.name == "steps":
+        run = folder.parent.parent
     if RunFolder.exists(run):
         raise UserError(f"{run} is a run, whose files stay as they are; choose another OUT")
     if written.name != FILE or written.exists() or not (folder / "config.json").exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -23,10 +22,9 @@ from minivit.data.on_demand import Resized, as_on_demand
 from minivit.errors import UserError, counted
 from minivit.nn.config import ViTConfig
 from minivit.train.run_folder import RunFolder
-from minivit.weights.preprocessing import Preprocessing
+from minivit.weights.preprocessing import Preprocessing, are_synsets
 
 # A class of ImageNet as its folder is called. Sorted, they are in the order of the heads of all models of ImageNet-1k.
-_SYNSET = re.compile(r"n\d{8}")
 
 
 class LabelledImages(NamedTuple):
@@ -183,7 +181,7 @@ def _class_order(run: str, opened: OpenedModel, dataset: Dataset) -> tuple[tuple
     """
     known = opened.class_names
     theirs = [unicodedata.normalize("NFC", name) for name in dataset.class_names]
-    if known is None or (len(known) == len(theirs) and all(map(_SYNSET.fullmatch, theirs))):
+    if known is None or (len(known) == len(theirs) and are_synsets(theirs)):
         if len(theirs) != opened.model.config.num_classes:
             raise UserError(
                 f"{run} has {opened.model.config.num_classes} classes without names, "

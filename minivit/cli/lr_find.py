@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from minivit.cli.recipe_options import (
     add_precision,
     add_recipe_options,
     asked_recipe,
+    recipe_fields,
 )
 from minivit.cli.terminal import Terminal
 from minivit.cli.training import command_of, open_images
@@ -47,11 +49,13 @@ examples:
   minivit lr-find cifar10 --out lr.png
   minivit lr-find cifar10 --optimizer sgd --max-lr 10 --steps 200"""
 
-# Fields of the schedule and of whole runs, which a search does not use.
+# Fields of the schedule and of whole runs, which have no effect on a search.
 _UNUSED = (
-    "epochs", "lr", "schedule", "warmup_epochs", "warmup_steps", "decay_epochs", "decay_shape", "ema_decay", "on_nan",
-    "swa_start", "swa_lr", "augment_ramp", "augment_off_epochs",
+    "lr", "schedule", "warmup_epochs", "warmup_steps", "decay_epochs", "decay_shape", "ema_decay", "on_nan",
+    "swa_start", "swa_lr",
 )  # fmt: skip
+# The recipe gives these: the strength of augmentation at each step depends on them.
+_GIVEN = ("epochs", "augment_ramp", "augment_off_epochs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-lr", type=float, default=LAST, metavar="LR", help=f"the last rate (default: {LAST:g})")
     parser.add_argument("--out", metavar="FILE", help="draw the losses into a file .png or .svg")
-    add_recipe_options(parser, [name for name in RECIPE_OPTIONS if name not in _UNUSED])
+    add_recipe_options(parser, [name for name in RECIPE_OPTIONS if name not in (*_UNUSED, *_GIVEN)])
     add_init(parser)
     add_set(parser, SET_WORDS)
     add_threads(parser)
@@ -77,6 +81,9 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
     check_backend(args.backend)
     check_figure(args.out)
     recipe, start = asked_recipe(args)
+    if unused := [name for name in recipe_fields(args.set) if name in _UNUSED]:
+        have = "has" if len(unused) == 1 else "have"
+        warnings.warn(f"{', '.join(unused)} {have} no effect on a search for a learning rate", stacklevel=2)
     dataset = open_images(args, recipe, terminal)
     micro_batch = device_micro_batch(args)
     with enough_memory(args.backend), terminal.progress() as progress:

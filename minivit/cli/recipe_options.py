@@ -96,7 +96,11 @@ RECIPE_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "augment_off_epochs": {"type": int, "help": "number of epochs at the end with nothing but crops and flips"},
     "label_smoothing": {"type": float, "help": "label smoothing of the loss"},
-    "validation": {"type": float, "help": "fraction of the training images held out for validation; 0: none"},
+    "validation": {
+        "type": float,
+        "help": "fraction of the training images held out for validation; 0: none. "
+        "It has no effect on images with a validation part of their own",
+    },
     "micro_batch": {
         "type": int,
         "help": "images per micro-batch of a worker; 0: chosen by the size of the model. On a GPU it is only needed if "

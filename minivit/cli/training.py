@@ -39,7 +39,7 @@ from minivit.errors import RunError, UserError, count_of, install, program
 from minivit.nn.masked import MaskedModel
 from minivit.nn.presets import get_config
 from minivit.train.curves import draw_curves
-from minivit.train.initial import begun_again
+from minivit.train.initial import begun_again, has_other_classes
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError
 from minivit.train.recipe import Recipe
@@ -195,8 +195,14 @@ def _about_run(args: argparse.Namespace, trainer: Trainer, start: OpenedFile | N
     yield f"{name}: {trainer.model.parameters.count:,} parameters, {epochs}, {_where(args, trainer)}"
     if start is not None:
         config, classes = trainer.model.config, start.config.num_classes
-        head = f"a head of zeros replaces that of {classes:,} classes" if classes else "a head of zeros is added"
-        head = "their head" if classes == config.num_classes else head
+        if not classes:
+            head = "a head of zeros is added"
+        elif classes != config.num_classes:
+            head = f"a head of zeros replaces that of {classes:,} classes"
+        elif has_other_classes(start, dataset.class_names):
+            head = "a head of zeros replaces that of other classes"
+        else:
+            head = "their head"
         yield f"begins with the weights of {args.init}, for images of {config.height} x {config.width}; {head}"
     if recipe.freeze:
         yield f"frozen: {', '.join(recipe.freeze)}; {trainer.optimizer.count:,} parameters are trained"
@@ -205,11 +211,13 @@ def _about_run(args: argparse.Namespace, trainer: Trainer, start: OpenedFile | N
         yield f"the averaged weights ({name}) are evaluated and saved"
     yield f"into {trainer.run.path}"
     if every := trainer.watch.options.keep_every:
-        kept = trainer.total_steps // every + 1
+        kept = -(-trainer.total_steps // every) + 1  # the first and the last too
         size = kept * trainer.model.parameters.store.values.nbytes / 1e6
         yield f"the weights of {kept:,} steps are kept in steps/, some {size:,.0f} MB"
     if recipe.batch_size >= 2 * images:
         yield f"a batch of {recipe.batch_size} holds all of them: one step an epoch; see --batch-size"
+    if args.validation is not None and dataset.validation_index is not None:
+        yield "--validation has no effect: the images have a validation part of their own"
     if recipe.flip and args.flip is None and recipe.dataset not in NAMES:
         yield "training images are mirrored at random: --no-flip where left and right differ"
 
@@ -280,24 +288,31 @@ def _resumed(args: argparse.Namespace, command: str) -> RunFolder:
     opened = RunFolder.open(
         latest_run_path(name, pretrains=command == "pretrain") if latest else Path(args.run).expanduser()
     )
-    _expect_command(str(opened.path), opened.recipe, command)
-    given = given_fields(args, opened.recipe)
+    run = opened.recipe
+    _expect_command(str(opened.path), run, command)
+    given = given_fields(args, run)
+    options = given.get("model_options")
+    if options and get_config(run.model, **options) == get_config(run.model, **run.model_options):
+        del given["model_options"]  # what differs is what the preset has too
+    if given.get("micro_batch") == 0:
+        del given["micro_batch"]  # 0 asks for the model's own, which the recipe of a run holds
     if args.init is not None:
         given["init"] = fingerprint(Path(args.init).expanduser())
-    epochs, on_nan = (given.pop(name, getattr(opened.recipe, name)) for name in ("epochs", "on_nan"))
+    epochs, on_nan = (given.pop(name, getattr(run, name)) for name in ("epochs", "on_nan"))
     if args.recipe is not None:
-        given = _begun_by(args.recipe, opened.recipe, given) | given
-    if differences := opened.recipe.differences(given):
+        given = _begun_by(args.recipe, run, given) | given
+    if differences := run.differences(given):
         raise UserError(
             f"{opened.path} was started with other options: {'; '.join(differences)}. Leave these options out to "
             "continue it, or leave --resume out to start a new run"
         )
-    if epochs < opened.recipe.epochs:
+    resumed = opened.replaced(dataset=name, epochs=epochs, on_nan=on_nan)
+    if epochs < run.epochs:
         raise UserError(
-            f"{opened.path} is a run of {opened.recipe.epochs} epochs; --resume can make it longer, not shorter: "
+            f"{opened.path} is a run of {count_of(run.epochs, 'epoch')}; --resume can make it longer, not shorter: "
             "leave --epochs out"
         )
-    return opened.replaced(dataset=name, epochs=epochs, on_nan=on_nan)
+    return resumed
 
 
 def _begun_by(name: str, run: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,10 @@ _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".tar.bz2", ".tar.xz")
 _MOST_ENTRIES = 200  # of a folder that is searched for CIFAR
 
 
+class NotOnDiskError(UserError):
+    """A data set is not on disk, and was not to be downloaded."""
+
+
 def load_dataset(
     name_or_path: str | Path,
     *,
@@ -149,7 +153,7 @@ def _find_or_download(
     if download:
         return load_cifar(download_archive(name, target, progress))
     places = " or ".join(str(folder) for folder in folders)
-    raise UserError(
+    raise NotOnDiskError(
         f"{name} is not in {places} and download is off; put {' or '.join(_ON_DISK[name][2:4])} there, "
         "or set MINIVIT_DATA to its folder; `minivit train digits` needs no download"
     )

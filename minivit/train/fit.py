@@ -193,7 +193,7 @@ def _train(training: Training, verbose: bool) -> tuple[list[EpochMetrics], int]:
     training.averaging.begin()
     epochs, best = [], values.copy()
     for epoch in range(1, training.recipe.epochs + 1):
-        for samples in training.data_loader.batches(epoch - 1):
+        for samples in training.batches(epoch - 1):
             training.take_step(samples)
             if training.train_step.metrics.full:
                 list(training.read_steps())

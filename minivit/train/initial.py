@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from minivit.weights import fingerprint, model_metadata
 from minivit.weights.adapt import adapted_config
 from minivit.weights.layout import TRAINING_FIELDS
 from minivit.weights.load import OpenedFile, open_model_file
-from minivit.weights.preprocessing import FITS, preprocessing_of
+from minivit.weights.preprocessing import FITS, are_same_classes, class_names_of, preprocessing_of
 
 # What the data set and the run determine, whatever the weights are.
 _FREE = {"num_classes", "img_size", "in_chans", "representation_size", "representation_act"} | TRAINING_FIELDS
@@ -104,16 +105,24 @@ def _opened(path: str | os.PathLike[str], options: dict[str, Any], model: str | 
 
 
 def options_with_head(recipe: Recipe, start: OpenedFile, classes: int) -> dict[str, Any]:
-    """Return the recipe's options of the model, without the hidden layer of a head that is replaced.
-
-    The head of `start` is replaced if it has another number of classes.
-    """
+    """Return the recipe's options of the model, without the hidden layer of a head for another number of classes."""
     replaced = start.config.representation_size and start.config.num_classes != classes
     return dict(recipe.model_options) | ({"representation_size": 0} if replaced else {})
 
 
-def begun_model(start: OpenedFile, config: ViTConfig, dtype: str, backend: str) -> ViT:
-    """Return a model of `config` with the weights of `start`, and a head of zeros for another number of classes.
+def has_other_classes(start: OpenedFile, class_names: Sequence[str]) -> bool:
+    """Return whether the head of `start` is for classes of other names, or in another order, than `class_names`.
+
+    Weights whose classes have no names have none to compare.
+    """
+    known = class_names_of(start.path, model_metadata(start.path), start.config)
+    return known is not None and not are_same_classes(known, class_names)
+
+
+def begun_model(start: OpenedFile, config: ViTConfig, class_names: Sequence[str], dtype: str, backend: str) -> ViT:
+    """Return a model of `config` with the weights of `start`, and a head of zeros for other classes.
+
+    Of a head for as many classes with other names, a hidden layer is kept.
 
     Raises
     ------
@@ -123,7 +132,11 @@ def begun_model(start: OpenedFile, config: ViTConfig, dtype: str, backend: str) 
     fitting = adapted_config(start.config, {"num_classes": config.num_classes, "img_size": config.img_size})
     if differ := _differences(config, fitting, TRAINING_FIELDS):
         raise UserError(f"the run's model differs from the weights in {start.path}: {', '.join(differ)}")
-    return start.load(config, dtype, backend)
+    model = start.load(config, dtype, backend)
+    if model.head is not None and has_other_classes(start, class_names):
+        for parameter in model.head.parameters.values():
+            parameter.value[...] = 0
+    return model
 
 
 def _differences(asked: ViTConfig, found: ViTConfig, free: set[str] = _FREE) -> list[str]:

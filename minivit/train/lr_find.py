@@ -136,7 +136,7 @@ def find_learning_rate(
 def _samples(trainer: Trainer) -> Iterator[Array]:
     """Yield the batches of one epoch after another."""
     for epoch in itertools.count():
-        yield from trainer.data_loader.batches(epoch)
+        yield from trainer.batches(epoch)
 
 
 def plot_learning_rates(found: LearningRateSearch, of_labels: bool = True) -> Figure:

@@ -1,4 +1,4 @@
-"""What is needed to study the first NaN of a run, in the folder ``nan/`` of the run.
+"""What is needed to study the last NaN of a run, in the folder ``nan/`` of the run.
 
     model.safetensors    the weights before the step; where parameters are what is not finite, those after it, which
                          `read_tensors` reads and `load_model` refuses

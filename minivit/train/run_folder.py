@@ -9,7 +9,7 @@
     steps/step-000100/      model.safetensors and config.json: the weights after a step, with --keep-every
     watch.jsonl             statistics by layer of some steps, with --watch
     tensorboard/            metrics and statistics for TensorBoard, with --tensorboard
-    nan/                    the batch, the weights and a trace of the first NaN; see `minivit.train.nan_dump`
+    nan/                    the batch, the weights and a trace of the last NaN; see `minivit.train.nan_dump`
     result.json             the result; it is written when the run is finished
     curves.png              loss and accuracy by epoch
     reconstructions.png     what a masked model predicts, after a run of pre-training

@@ -66,8 +66,10 @@ class TrainStep:
         self.metrics = MetricsBuffer(values, 1 if namespace(values) is np else _READ_EVERY)
 
     def run(self, step: int, samples: Array, lr: float) -> None:
-        """Take the step with the index `step`, from 0, on the images with the indices `samples` (B,)."""
-        self.metrics.start_clock()
+        """Take the step with the index `step`, from 0, on the images with the indices `samples` (B,).
+
+        Its time is measured from the last call of ``metrics.start_clock``.
+        """
         # A batch
         images, labels, key = self.data_loader.batch(samples, step, self.engine.dtype)
         # Its loss and gradients
@@ -274,7 +276,7 @@ class MetricsBuffer:
         return len(self._steps) == len(self._records)
 
     def start_clock(self) -> None:
-        """Call this when a step begins; the measured time begins with the first step that has not been read."""
+        """Call this before the images of a step are waited for; the time begins with the first step not yet read."""
         if not self._steps:
             self._started = time.perf_counter()
 

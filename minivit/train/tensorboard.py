@@ -49,11 +49,15 @@ class TensorBoard:
 
     def begin(self, epochs: Iterable[Mapping[str, Any]], steps: Iterable[Mapping[str, Any]]) -> None:
         """Write the metrics and statistics so far anew: event files of a run that was resumed may hold later ones."""
+        self.close()  # a run that was rolled back has an open file
         make_folder(self._folder)
-        for path in self._folder.glob("events.out.tfevents.*"):
-            path.unlink()
         now = time.time()
-        self._file = (self._folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}").open("wb")
+        try:
+            for path in self._folder.glob("events.out.tfevents.*"):
+                path.unlink()
+            self._file = (self._folder / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}").open("wb")
+        except OSError as error:
+            raise self._cannot_write(error) from error
         self._records = self._record_writer(self._file)
         self._write(self._event(wall_time=now, file_version="brain.Event:2"))
         for line in steps:
@@ -85,7 +89,10 @@ class TensorBoard:
             self._records.write(event.SerializeToString())
             self._records.flush()
         except OSError as error:
-            raise RunError(f"cannot write into {self._folder}: {error.strerror or error}") from error
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> RunError:
+        return RunError(f"cannot write into {self._folder}: {error.strerror or error}")
 
     def close(self) -> None:
         """Close the event file."""

@@ -120,14 +120,14 @@ class Trainer(Training):
         if on_host and micro_batch is not None:
             raise UserError("on the host the recipe sets the micro-batch; set micro_batch there")
         self.run, self.backend, self.precision = run, backend, precision
-        self._is_learning, self._has_start = False, start is not None
+        self._learning_is_decided, self._has_start = False, start is not None
         self.fingerprint = dataset.fingerprint()
         self.bytes_per_image = 0
         with self._explain_out_of_memory("before the first step"):
             if start is None:
                 model = initial_model(run.recipe, config, dataset, backend)
             else:
-                model = begun_model(start, config, run.recipe.dtype, backend)
+                model = begun_model(start, config, dataset.class_names, run.recipe.dtype, backend)
             recipe = run.recipe.resolved(model)
             self.run = run.replaced(micro_batch=recipe.micro_batch, reduction_groups=recipe.reduction_groups)
             self.micro_batch = recipe.micro_batch if on_host else micro_batch
@@ -262,7 +262,7 @@ class Trainer(Training):
         state = self.state
         saved = time.monotonic()
         epoch, done = divmod(state.step, self.steps_per_epoch)
-        for samples in self.data_loader.batches(epoch, done):
+        for samples in self.batches(epoch, done):
             with self.watch.step(state.step + 1, samples) as is_recorded:
                 self._step(samples)
                 if is_recorded or self.train_step.metrics.full:
@@ -299,7 +299,7 @@ class Trainer(Training):
             accuracy=None if self.gives_losses else state.epoch_correct / state.epoch_images,
             learning_rate=step.lr,
             images_per_second=rate,
-            seconds_left=(self.total_steps - step.number) * self.recipe.batch_size / rate,
+            seconds_left=(self.total_steps - step.number) / self.steps_per_epoch * len(self.train_index) / rate,
         )
 
     def _metrics(self, epoch: int) -> dict[str, Any]:
@@ -318,10 +318,10 @@ class Trainer(Training):
 
     def _expect_learning(self, lines: list[dict[str, Any]]) -> None:
         """Warn once, at the end of an epoch, if a classifier has learnt nothing."""
-        if not (self._is_learning or self.gives_losses):
+        if not (self._learning_is_decided or self.gives_losses):
             labels, classes = self.dataset.train_labels, len(self.dataset.class_names)
             parts = labels[self.train_index], labels[self.validation_index]
-            self._is_learning, words = nothing_learnt(self.recipe, self.steps_per_epoch, lines, *parts, classes)
+            self._learning_is_decided, words = nothing_learnt(self.recipe, self.steps_per_epoch, lines, *parts, classes)
             if words:
                 warnings.warn(words, stacklevel=2)
 

@@ -64,6 +64,19 @@ class Training:
         """Whether the model gives the losses of images in place of logits."""
         return isinstance(self.model, Model) and self.model.gives_losses
 
+    def batches(self, epoch: int, done: int = 0) -> Iterator[Array]:
+        """Yield the indices of the images of each batch of an epoch, from 0, after the first `done`, for `take_step`.
+
+        The time of a step includes the time spent waiting for its images.
+        """
+        batches = self.data_loader.batches(epoch, done)
+        while True:
+            self.train_step.metrics.start_clock()
+            samples = next(batches, None)
+            if samples is None:
+                return
+            yield samples
+
     def take_step(self, samples: Array) -> None:
         """Take a step on the images with the indices `samples`; `read_steps` reads its metrics."""
         step = self.state.step

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +20,7 @@ FITS = {"center": "crop", "squash": "squash"}  # timm's crop_mode
 _USUAL = {"mean": [0.5], "std": [0.5]}  # of Google's weights, and of most Vision Transformers of timm
 _CROP_PCT = 0.875  # timm's, where a configuration has none
 _STD = (1e-6, 1e6)
+_SYNSET = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,21 @@ def class_names_of(path: Path, about: Mapping[str, Any], config: ViTConfig) -> t
     if len(names) != config.num_classes:
         raise UserError(f"{path} has {counted(names, 'class name')}, but its head has {config.num_classes} classes")
     return tuple(names)
+
+
+def are_same_classes(known: Sequence[str], names: Sequence[str]) -> bool:
+    """Return whether a model's classes, which are `known` by these names, are those of a data set, in the same order.
+
+    Names are compared in one Unicode form: file systems differ in the form of an accent. A data set that is named by
+    WordNet IDs, as ImageNet's folders are, has no names to compare.
+    """
+    ours, theirs = ([unicodedata.normalize("NFC", name) for name in each] for each in (known, names))
+    return ours == theirs or (len(ours) == len(theirs) and are_synsets(theirs))
+
+
+def are_synsets(names: Sequence[str]) -> bool:
+    """Return whether classes are named by WordNet IDs."""
+    return all(map(_SYNSET.fullmatch, names))
 
 
 def timm_metadata(config_json: Mapping[str, Any], classes: int) -> dict[str, Any]:
