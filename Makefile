@@ -20,7 +20,8 @@ test:
 	$(PYTHON) -m pytest
 
 slow:
-	$(PYTHON) -m pytest -m slow -n 0
+	$(PYTHON) -m pytest -m slow --ignore tests/test_bars.py
+	$(PYTHON) -m pytest -m slow -n 0 tests/test_bars.py
 
 conformance:
 	$(PYTHON) -m pytest -m conformance tests/conformance

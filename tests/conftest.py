@@ -81,6 +81,17 @@ def no_figures() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_syncing() -> Iterator[None]:
+    """Let files be written to the disk when the system likes.
+
+    A killed process loses nothing by it, and a small run waits for the disk longer than it trains.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def pages_without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `minivit inspect` check no gradients and try no mistakes, which takes most of its time."""
