@@ -146,7 +146,11 @@ def test_another_dataset_on_resume(cli: Minivit, run_folder: Path) -> None:
 
 def test_the_same_options_on_resume(cli: Minivit, squares: Path, run_folder: Path) -> None:
     options = (squares, *TINY, "--epochs", 2, "--lr", 2e-3, "--run", run_folder, "--resume")
-    assert cli("train", *options).status == 0
+    before = weights(run_folder)
+    said = cli("train", *options)
+    assert said.status == 0
+    assert "is finished" in said.out + said.err
+    assert weights(run_folder) == before
 
 
 def test_options_that_change_nothing_on_resume(cli: Minivit, squares: Path) -> None:

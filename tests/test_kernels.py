@@ -74,6 +74,13 @@ def sized(case: Case, sizes: dict[str, int]) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if name in case.sizes}
 
 
+def test_kernels_run_in_these_dtypes() -> None:
+    both = {"float32", "float64"}
+    expected = dict.fromkeys(("layer_norm", "attention", "unfold", "EncoderBlock", "ConvStem"), both)
+    found = {case.op: {dtype for other, dtype in COVERED if other.op == case.op} for case, _ in COVERED}
+    assert found == expected | {"gelu": {"float32"}}
+
+
 @covered
 @pytest.mark.parametrize("sizes", [{}, {"B": 1, "N": 1, "D": 1}, {"B": 1}, {"N": 1}, {"B": 11, "N": 17}], ids=str)
 def test_kernel_equals_its_op(case: Case, dtype: str, sizes: dict[str, int]) -> None:

@@ -65,7 +65,6 @@ def test_the_top_level_has_at_most_twelve_packages_and_five_modules() -> None:
     assert {*packages, *modules} <= {*ORDER, *PUBLIC}
     assert len(packages) <= 12
     assert len(modules) <= 5
-    assert len(ORDER) <= 15
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
