@@ -1,6 +1,6 @@
 """The layers of a Vision Transformer, for users' imports; they are defined in `minivit.nn`."""
 
-from minivit.nn.activations import QuickGELU, ReLU, Tanh
+from minivit.nn.activations import GELU, QuickGELU, ReLU, Tanh
 from minivit.nn.attention import Attention
 from minivit.nn.attention_pool import AttentionPool
 from minivit.nn.bottleneck import Bottleneck, Downsample, PreActBottleneck
@@ -8,7 +8,6 @@ from minivit.nn.conv_stem import Convolution, ConvStem, ConvUnit
 from minivit.nn.corrupted import SimMIM
 from minivit.nn.dropout import Dropout, DropPath
 from minivit.nn.encoder_block import EncoderBlock
-from minivit.nn.gelu import GELU
 from minivit.nn.group_norm import GroupNorm
 from minivit.nn.hidden_head import HiddenHead
 from minivit.nn.hybrid_embed import HybridEmbed

@@ -54,7 +54,7 @@ class Key:
     place: str = ""
 
     def __post_init__(self) -> None:
-        if type(self.seed) is not int:
+        if type(self.seed) is not int or self.seed < 0:
             object.__setattr__(self, "seed", checked_seed(self.seed))
         if type(self.step) is not int:
             object.__setattr__(self, "step", operator.index(self.step))  # 1.0 would have other bits than 1

@@ -103,8 +103,8 @@ def test_classes_that_are_named_by_wordnet_ids_are_not_compared(tmp_path: Path) 
     save_model(model, tmp_path, extra={**IMAGES, "class_names": ["tench", "goldfish"]})
     begun, start = begun_with(recipe(), tmp_path)
     dataset = replace(make_dataset(), class_names=("n01440764", "n01443537"))
-    model = Trainer(run_at(tmp_path / "run", begun), dataset, 1, start=start).model
-    assert_array_equal(model.state_dict()["head.weight"], load_model(tmp_path).state_dict()["head.weight"])
+    begun_model = Trainer(run_at(tmp_path / "run", begun), dataset, 1, start=start).model
+    assert_array_equal(begun_model.state_dict()["head.weight"], load_model(tmp_path).state_dict()["head.weight"])
 
 
 def test_the_files_of_a_run_keep_the_preprocessing_of_the_weights(weights: Path, tmp_path: Path) -> None:

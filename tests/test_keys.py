@@ -218,6 +218,12 @@ def test_a_rate_of_a_mask_that_is_no_rate_is_refused(rate: float) -> None:
         Key(0, 0, np.arange(3)).keep_mask((3, 2), rate, "float64")
 
 
+@pytest.mark.parametrize("seed", [-1, np.int64(-1)])
+def test_a_seed_of_a_key_is_not_negative(seed: Any) -> None:
+    with pytest.raises(UserError, match=r"seed is .*-1.*; expected an integer of at least 0"):
+        Key(seed, 0, np.arange(2))
+
+
 def test_a_step_is_a_whole_number() -> None:
     one: Any = np.int64(1)
     assert (bits(Key(0, one, IDS)) == bits(Key(0, 1, IDS))).all()

@@ -50,7 +50,7 @@ def weights_of(vit: ViT, x: Array) -> list[Array]:
     for i, block in enumerate(vit.blocks):
         tokens, _ = vit._with_positions(tokens, i, False)
         qkv = block.attn.qkv(block.norm1(tokens))
-        qkv, _ = block.attn._normed(qkv, False)
+        qkv, _ = block.attn._normed(qkv, None, False)
         B, N, columns = qkv.shape
         H = vit.config.num_heads
         K = columns // (3 * H)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,8 @@ def test_a_model_has_the_parameters_that_its_sizes_say(name: str) -> None:
         ({"mlp_ratio": math.inf}, "mlp_ratio is inf; expected a number"),
         ({"drop_rate": "0.1"}, "drop_rate is '0.1'; expected a number"),
         ({"norm_eps": math.nan}, "norm_eps is nan; expected a number above 0"),
+        ({"init_values": math.nan}, "init_values is nan; expected a number"),
+        ({"resnet": False}, "resnet is False; expected a tuple of whole numbers above 0"),
         ({"global_pool": "max"}, "global_pool is 'max'; expected 'token' or 'avg'"),
         ({"act_layer": "swish"}, "act_layer is 'swish'; expected 'gelu' or 'gelu_tanh' or 'quick_gelu' or 'relu'"),
         ({"init": "zeros"}, "init is 'zeros'; expected 'timm' or 'jax'"),
@@ -306,6 +309,17 @@ def test_layers_refuse_sizes_that_do_not_fit() -> None:
         layers.Attention(7, 2)
     with pytest.raises(ValueError, match=r"a dropout rate is at least 0 and below 1, got 1\.0"):
         layers.Dropout(1.0)
+
+
+def test_layers_refuse_an_initialisation_that_does_not_exist() -> None:
+    makers: list[Callable[[], object]] = [
+        lambda: layers.PatchEmbed((2, 2), 3, 8, init="Jax"),
+        lambda: layers.Attention(8, 2, init="Jax"),
+        lambda: layers.MLP(8, 16, init="Jax"),
+    ]
+    for make in makers:
+        with pytest.raises(UserError, match="init is 'Jax'; expected 'timm' or 'jax'"):
+            make()
 
 
 def test_the_epsilon_is_that_of_published_weights() -> None:

@@ -295,6 +295,31 @@ def test_the_arguments_of_an_op_may_have_names_in_any_order() -> None:
         ops.gelu()  # type: ignore[call-arg]
 
 
+def test_a_wrong_argument_of_an_op_with_kernels_is_named_as_the_op_names_it() -> None:
+    x, ones = np.ones((2, 3)), np.ones(3)
+    with pytest.raises(TypeError, match=r"^gelu\(\) got an unexpected keyword argument 'approx'"):
+        ops.gelu(x, approx="tanh")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^layer_norm\(\) takes from 3 to 4 positional arguments but 5"):
+        ops.layer_norm(x, ones, ones, 1e-6, True)  # type: ignore[call-arg]
+
+
+def test_a_numpy_number_does_not_change_the_dtype() -> None:
+    x, ones, small = np.ones((2, 4), "f4"), np.ones(4, "f4"), np.float64(1e-6)
+    with ops.reference_only():
+        results = [
+            ops.layer_norm(x, ones, ones, small),
+            ops.group_norm(x[:, None, None], ones, ones, 2, small),
+            ops.standardize(x, small),
+            ops.cross_entropy(x, np.array([0, 3]), np.float64(0.1)),
+        ]
+    assert {y.dtype.name for y, _ in results} == {"float32"}
+
+
+def test_a_numpy_number_of_heads_is_checked_as_a_number() -> None:
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 1, 5, 5\); expected \(2, 3, 5, 5\)"):
+        ops.attention(np.ones((2, 5, 18)), np.int64(3), np.ones((2, 1, 5, 5)))  # type: ignore[arg-type]
+
+
 def test_references_alone_are_of_ops_that_exist() -> None:
     with pytest.raises(ValueError, match="there is no op called 'atention'"), ops.reference_only("atention"):
         pass

@@ -69,6 +69,28 @@ class Mix(Layer):
         return self.map.backward(dy, cache)
 
 
+class Louder(layers.Attention):
+    """Attention of a user's own that does not take queries."""
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override]
+        y, cache = super().forward(x, rng, keep)
+        return 2.0 * y, cache
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return super().backward(2.0 * dy, cache)
+
+
+class Doubled(layers.EncoderBlock):
+    """A block of a user's own that does not take queries."""
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override]
+        y, cache = super().forward(x, rng, keep)
+        return 2.0 * y, cache
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return super().backward(2.0 * dy, cache)
+
+
 class Slope(Layer):
     """An activation without parameters."""
 
@@ -89,6 +111,8 @@ CHANGES: dict[str, Callable[[ViT], object]] = {
     "an activation": lambda vit: setattr(vit.blocks[1].mlp, "act", Slope()),
     "an attribute": lambda vit: setattr(vit.blocks[1].norm2, "eps", 0.1),
     "attention in the last block": lambda vit: setattr(vit.blocks[-1], "attn", ready(Mix())),
+    "attention of a subclass": lambda vit: setattr(vit.blocks[-1], "attn", ready(Louder(D, 2))),
+    "a block of a subclass": lambda vit: vit.blocks.__setitem__(2, ready(Doubled(D, 2, 24))),
     "a block": lambda vit: vit.blocks.__setitem__(0, ready(Mix())),
     "the last block": lambda vit: vit.blocks.__setitem__(2, ready(Mix())),
     "one block more": lambda vit: vit.blocks.append(ready(layers.EncoderBlock(D, 2, 24))),
@@ -273,10 +297,16 @@ def test_a_generator_reaches_layers_of_a_user_in_every_place() -> None:
             seen.append(rng.place)
             return super().forward(x, rng, keep)
 
-    vit = model(depth=1)
+    class NotingNorm(layers.LayerNorm):
+        def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
+            seen.append(rng.place)
+            return super().forward(x, rng, keep)
+
+    vit = model(depth=1, qk_norm=True)
     vit.head, vit.blocks[0].mlp.fc1 = ready(Noting(D, CLASSES)), ready(Noting(D, 24))
+    vit.blocks[0].attn.k_norm = ready(NotingNorm(D // 2))
     vit.forward(X, rng=np.random.default_rng(0))
-    assert seen == ["blocks.0.mlp.fc1", "head"]
+    assert seen == ["blocks.0.attn.k_norm", "blocks.0.mlp.fc1", "head"]
 
 
 class Shift(Layer):

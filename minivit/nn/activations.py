@@ -11,9 +11,27 @@ from minivit import ops
 from minivit.arrays import Array
 from minivit.errors import UserError, did_you_mean
 from minivit.nn.cost import Cost
-from minivit.nn.gelu import GELU
 from minivit.nn.layer import Layer
 from minivit.random import Key
+
+
+class GELU(Layer):
+    """GELU, exact or with the tanh approximation."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
+        """Apply GELU to each element."""
+        return ops.gelu(x, self.approximate, keep=keep)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        """Return ``dx``."""
+        return ops.gelu_backward(dy, cache)
+
+    def cost(self, shape: tuple[int, ...]) -> Cost:
+        """Return the cost for one image's array of `shape`: the derivative is kept."""
+        return Cost(0, math.prod(shape))
 
 
 class QuickGELU(Layer):
@@ -64,6 +82,7 @@ class Tanh(Layer):
         return Cost(0, math.prod(shape))
 
 
+MLP_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
 ACTIVATION_LAYERS: dict[str, Callable[[], Layer]] = {
     "gelu": GELU,
     "gelu_tanh": partial(GELU, "tanh"),

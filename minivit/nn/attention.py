@@ -8,7 +8,7 @@ from minivit import ops
 from minivit.arrays import Array, namespace
 from minivit.nn.cost import Cost, total_cost
 from minivit.nn.dropout import Dropout
-from minivit.nn.initializers import SCHEMES
+from minivit.nn.initializers import scheme_named
 from minivit.nn.layer import Layer
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
@@ -56,10 +56,10 @@ class Attention(Layer):
         eps: float = 1e-6,
         num_tokens: int = 0,
     ) -> None:
-        if not head_dim and dim % num_heads:
+        if num_heads < 1 or (not head_dim and dim % num_heads):
             raise ValueError(f"a width of {dim} cannot be split evenly among {num_heads} heads")
         K = head_dim or dim // num_heads
-        scheme = SCHEMES[init]
+        scheme = scheme_named(init)
         self.num_heads = num_heads
         parts = ("q", "k", "v")
         self.qkv = Linear(dim, 3 * num_heads * K, scheme.qkv_weight, scheme.bias, parts, bias=qkv_bias)
@@ -88,7 +88,7 @@ class Attention(Layer):
             of them. It returns those of all tokens, and where the query tokens are among them.
         """
         qkv, cache1 = self.qkv.forward(x, fold(rng, "qkv"), keep)
-        qkv, norm_caches = self._normed(qkv, keep)
+        qkv, norm_caches = self._normed(qkv, rng, keep)
         if gather is not None:
             qkv, queries = gather(qkv, queries)
         B, N, _ = qkv.shape
@@ -126,14 +126,14 @@ class Attention(Layer):
             and self.rel_pos is None
         )
 
-    def _normed(self, qkv: Array, keep: bool) -> tuple[Array, Any]:
+    def _normed(self, qkv: Array, rng: Key | None, keep: bool) -> tuple[Array, Any]:
         """Return `qkv` (B, N, 3 H K) with queries and keys normalised in each head, and the caches of the norms."""
         if self.q_norm is None or self.k_norm is None:
             return qkv, None
         parts = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, *self.q_norm.weight.shape)
         normed = namespace(qkv).empty_like(parts)
-        normed[:, :, 0], cache1 = self.q_norm.forward(parts[:, :, 0], None, keep)
-        normed[:, :, 1], cache2 = self.k_norm.forward(parts[:, :, 1], None, keep)
+        normed[:, :, 0], cache1 = self.q_norm.forward(parts[:, :, 0], fold(rng, "q_norm"), keep)
+        normed[:, :, 1], cache2 = self.k_norm.forward(parts[:, :, 1], fold(rng, "k_norm"), keep)
         normed[:, :, 2] = parts[:, :, 2]
         return normed.reshape(qkv.shape), (cache1, cache2)
 

@@ -7,7 +7,7 @@ from typing import Any
 from minivit import ops
 from minivit.arrays import Array
 from minivit.nn.cost import Cost, total_cost
-from minivit.nn.initializers import SCHEMES
+from minivit.nn.initializers import scheme_named
 from minivit.nn.layer import Layer
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
@@ -38,7 +38,7 @@ class AttentionPool(Layer):
     ) -> None:
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"a width of {dim} cannot be split evenly among {num_heads} heads")
-        scheme = SCHEMES[init]
+        scheme = scheme_named(init)
         self.num_heads = num_heads
         self.latent = Parameter((1, 1, dim), scheme.latent)
         self.q = Linear(dim, dim, scheme.weight, scheme.bias)
@@ -67,7 +67,9 @@ class AttentionPool(Layer):
         dh = self.proj.backward(dh, cache4)
         dq, dkv = ops.cross_attention_backward(dh, cache3)
         dlatent = self.q.backward(dq, cache1)
-        self.latent.add_grad(dlatent.astype(self.latent.grad.dtype, copy=False))  # float32 where dlatent has 16 bits
+        self.latent.add_grad(
+            dlatent.astype(self.latent.grad.dtype, copy=False)
+        )  # the gradient is float32 where dlatent has 16 bits
         return self.kv.backward(dkv, cache2)
 
     def cost(self, shape: tuple[int, ...]) -> Cost:

@@ -151,7 +151,7 @@ class ViTConfig:
         stride = 0 if self.patch_stride in (0, (0, 0), [0, 0]) else pair("patch_stride", self.patch_stride)
         object.__setattr__(self, "patch_stride", 0 if stride == self.patch_size else stride)
         object.__setattr__(self, "conv_stem", counts("conv_stem", self.conv_stem))
-        stem_alone = self.resnet in (0, (0,), [0])
+        stem_alone = not isinstance(self.resnet, bool) and self.resnet in (0, (0,), [0])
         object.__setattr__(self, "resnet", (0,) if stem_alone else counts("resnet", self.resnet))
         check_values(vars(self))
         self._expect_consistent()

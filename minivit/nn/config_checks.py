@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from minivit.errors import UserError, did_you_mean
+from minivit.nn.activations import MLP_ACTIVATIONS
 from minivit.nn.hybrid_embed import feature_stride
 from minivit.nn.initializers import SCHEMES
 from minivit.nn.resnet import CHANNELS
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "act_layer": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
+    "act_layer": MLP_ACTIVATIONS,
     "embed_norm": ("none", "after", "both"),
     "pos_embed": ("learn", "none", "learn_2d", "learn_2d_concat", "relative", "sincos_2d", "sincos_2d_mae"),
     "pos_embed_layers": ("first", "each", "shared"),
@@ -76,7 +77,8 @@ def check_values(values: Mapping[str, Any]) -> None:
     for name in ("mlp_ratio", "norm_eps"):
         if not 0.0 < _number(name, values[name]) < math.inf:
             raise UserError(f"{name} is {values[name]!r}; expected a number above 0")
-    _number("init_values", values["init_values"])
+    if not math.isfinite(_number("init_values", values["init_values"])):
+        raise UserError(f"init_values is {values['init_values']!r}; expected a number")
     for name in _FLAGS:
         if not isinstance(values[name], bool):
             raise UserError(f"{name} is {values[name]!r}; expected True or False")

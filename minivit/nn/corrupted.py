@@ -10,7 +10,7 @@ from typing import Any
 
 from minivit import ops
 from minivit.arrays import Array, namespace
-from minivit.nn.initializers import SCHEMES, normal
+from minivit.nn.initializers import normal, scheme_named
 from minivit.nn.linear import Linear
 from minivit.nn.masked import MaskedModel
 from minivit.nn.parameters import Parameter
@@ -25,7 +25,7 @@ class Corrupted(MaskedModel):
     def __init__(self, encoder: ViT, ratio: float, outputs: int) -> None:
         super().__init__(encoder, ratio)
         config = encoder.config
-        scheme = SCHEMES[config.init]
+        scheme = scheme_named(config.init)
         self.mask_token = Parameter((1, 1, config.embed_dim), normal(0.02))
         self.head = Linear(config.embed_dim, outputs, scheme.weight, scheme.bias)
 

@@ -11,15 +11,14 @@ from minivit import ops
 from minivit.arrays import Array, namespace
 from minivit.nn.cost import Cost
 from minivit.nn.layer import Layer
-from minivit.random import RngLike, as_key
+from minivit.random import RngLike, as_key, expect_rate
 
 
 class Dropout(Layer):
     """Dropout of elements, or with ``per_sample`` of whole samples; nothing in evaluation or at rate 0."""
 
     def __init__(self, rate: float, per_sample: bool = False) -> None:
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"a dropout rate is at least 0 and below 1, got {rate}")
+        expect_rate(rate)
         self.rate = rate
         self.per_sample = per_sample
 

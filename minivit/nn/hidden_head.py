@@ -7,7 +7,7 @@ from typing import Any
 from minivit.arrays import Array
 from minivit.nn.activations import activation
 from minivit.nn.cost import Cost, total_cost
-from minivit.nn.initializers import SCHEMES
+from minivit.nn.initializers import scheme_named
 from minivit.nn.layer import Layer
 from minivit.nn.linear import Linear
 from minivit.random import Key, fold
@@ -20,7 +20,7 @@ class HiddenHead(Layer):
     """
 
     def __init__(self, dim: int, hidden_dim: int, act: str = "tanh", init: str = "jax") -> None:
-        scheme = SCHEMES[init]
+        scheme = scheme_named(init)
         self.fc = Linear(dim, hidden_dim, scheme.hidden_weight, scheme.bias)
         self.act = activation(act)
 

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from minivit.arrays import Array
 from minivit.nn.cost import Cost, total_cost
 from minivit.nn.layer import Layer
 from minivit.random import Key, fold
-
-
-@runtime_checkable
-class _Reshaping(Protocol):
-    """A layer whose result has another shape than its input."""
-
-    def result(self, shape: tuple[int, ...]) -> tuple[int, ...]: ...
 
 
 def forward_in_turn(layers: Sequence[Layer], x: Array, rng: Key | None, keep: bool) -> tuple[Array, Any]:
@@ -35,10 +28,9 @@ def backward_in_turn(layers: Sequence[Layer], dy: Array, caches: Sequence[Any]) 
 
 
 def result_in_turn(layers: Sequence[Layer], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of an image of `shape` after layers; the others keep it."""
+    """Return the shape of an image of `shape` after layers."""
     for layer in layers:
-        if isinstance(layer, _Reshaping):
-            shape = layer.result(shape)
+        shape = layer.result(shape)
     return shape
 
 
@@ -47,5 +39,5 @@ def cost_in_turn(layers: Sequence[Layer], shape: tuple[int, ...]) -> Cost:
     costs = [Cost()]
     for layer in layers:
         costs.append(layer.cost(shape))
-        shape = result_in_turn([layer], shape)
+        shape = layer.result(shape)
     return total_cost(costs)

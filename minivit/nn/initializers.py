@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivit.arrays import Array
+from minivit.errors import UserError
 from minivit.nn.parameters import Initializer
 
 
@@ -140,8 +141,15 @@ SCHEMES = {
 }
 
 
-def patch_initializers(scheme: str, fan_in: int) -> tuple[Initializer, Initializer]:
+def scheme_named(init: str) -> Scheme:
+    """Return the scheme of this name, one of `SCHEMES`; UserError if there is none."""
+    if init not in SCHEMES:
+        raise UserError(f"init is {init!r}; expected {' or '.join(map(repr, SCHEMES))}")
+    return SCHEMES[init]
+
+
+def patch_initializers(init: str, fan_in: int) -> tuple[Initializer, Initializer]:
     """Return the initialisers of the patch projection's weight and bias; `fan_in` is the number of values per patch."""
-    if scheme == "jax":
+    if scheme_named(init) is SCHEMES["jax"]:
         return lecun_normal, zeros
     return uniform(1.0 / math.sqrt(fan_in)), uniform(1.0 / math.sqrt(fan_in))

@@ -20,8 +20,10 @@ The layer keeps nothing between the two passes: the cache holds all that `backwa
 
 from __future__ import annotations
 
+import functools
+import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -134,6 +136,10 @@ class Layer:
     def cost(self, shape: tuple[int, ...]) -> Cost:
         """Return the cost of a forward pass for one image, which enters this layer as an array of `shape`."""
         return Cost()
+
+    def result(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the result for one image, which enters this layer as an array of `shape`."""
+        return shape
 
     @property
     def hooks(self) -> LayerHooks:
@@ -372,6 +378,13 @@ class Layer:
             for name, parameter in named.items():
                 value = parameter.value
                 value[...] = to_backend(np.asarray(to_host(state[name]), dtype=value.dtype), namespace(store))
+
+
+@functools.lru_cache(maxsize=64)  # asking takes as long as a small op
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Return whether a function takes an argument of this name: that of a user's own layer may not."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 _MEMBERS = (Parameter, Layer)

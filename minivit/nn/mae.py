@@ -14,7 +14,7 @@ from minivit import ops
 from minivit.arrays import Array, namespace
 from minivit.errors import expect_whole
 from minivit.nn.encoder_block import EncoderBlock
-from minivit.nn.initializers import SCHEMES, normal
+from minivit.nn.initializers import normal, scheme_named
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
 from minivit.nn.masked import MaskedModel
@@ -60,7 +60,7 @@ class MAE(MaskedModel):
     ) -> None:
         super().__init__(encoder, ratio)
         config = encoder.config
-        scheme, eps = SCHEMES[config.init], config.norm_eps if eps is None else eps
+        scheme, eps = scheme_named(config.init), config.norm_eps if eps is None else eps
         Dd = config.embed_dim // 2 if decoder_dim is None else decoder_dim
         heads = config.num_heads if decoder_heads is None else decoder_heads
         pixels = config.patch_height * config.patch_width * config.in_chans

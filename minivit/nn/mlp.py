@@ -6,11 +6,10 @@ from typing import Any, cast
 
 from minivit.arrays import Array
 from minivit.errors import UserError
-from minivit.nn.activations import activation
+from minivit.nn.activations import GELU, MLP_ACTIVATIONS, activation
 from minivit.nn.cost import Cost, total_cost
 from minivit.nn.dropout import Dropout
-from minivit.nn.gelu import GELU
-from minivit.nn.initializers import SCHEMES
+from minivit.nn.initializers import scheme_named
 from minivit.nn.layer import Layer
 from minivit.nn.linear import Linear
 from minivit.random import Key, fold
@@ -42,9 +41,9 @@ class MLP(Layer):
         init: str = "jax",
         bias: bool = True,
     ) -> None:
-        if act_layer in ("none", "tanh"):  # of GELU; tanh alone would be another function than is meant
+        if act_layer not in MLP_ACTIVATIONS:
             raise UserError(f"act_layer is {act_layer!r}; expected 'gelu', 'gelu_tanh', 'quick_gelu' or 'relu'")
-        scheme = SCHEMES[init]
+        scheme = scheme_named(init)
         self.fc1 = Linear(dim, hidden_dim, scheme.weight, scheme.mlp_bias, bias=bias)
         self.act = cast(GELU, activation(act_layer))  # or another; typed as what it nearly always is
         self.drop1 = Dropout(drop_rate)

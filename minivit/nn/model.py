@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
-
 from minivit.arrays import Array, namespace
 from minivit.nn.config import ViTConfig
 from minivit.nn.input_check import check_input
-from minivit.nn.layer import Layer
+from minivit.nn.layer import Layer, takes
 
 
 class Model(Layer):
@@ -46,21 +41,15 @@ class Model(Layer):
     @property
     def takes_release(self) -> bool:
         """Whether `backward` takes `release`, to free what it has read: that of a user's own class may not."""
-        return _takes(type(self).backward, "release")
+        return takes(type(self).backward, "release")
 
     @property
     def takes_first_block(self) -> bool:
         """Whether `backward` takes `first_block`, to end at that block: of a masked model it does not."""
-        return _takes(type(self).backward, "first_block")
+        return takes(type(self).backward, "first_block")
 
     def check_images(self, x: Array) -> None:
         """Raise ValueError or TypeError unless `x` are images that the model takes."""
         values = self.parameters.store.values  # the layers may have been replaced
         namespace(x, values)
         check_input(x, self.config, values.dtype)
-
-
-@lru_cache(maxsize=64)  # asking takes as long as a small op
-def _takes(function: Callable[..., Any], name: str) -> bool:
-    parameters = inspect.signature(function).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

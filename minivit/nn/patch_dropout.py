@@ -8,7 +8,7 @@ from minivit import ops
 from minivit.arrays import Array, namespace
 from minivit.nn.cost import Cost
 from minivit.nn.layer import Layer
-from minivit.random import Key, RngLike, as_key
+from minivit.random import Key, RngLike, as_key, expect_rate
 
 
 class PatchDropout(Layer):
@@ -26,8 +26,7 @@ class PatchDropout(Layer):
     """
 
     def __init__(self, rate: float, num_prefix_tokens: int = 0) -> None:
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"a dropout rate is at least 0 and below 1, got {rate}")
+        expect_rate(rate)
         if num_prefix_tokens < 0:
             raise ValueError(f"num_prefix_tokens is {num_prefix_tokens}; expected at least 0")
         self.rate = rate

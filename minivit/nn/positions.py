@@ -6,7 +6,7 @@ from typing import Any
 
 from minivit import ops
 from minivit.arrays import Array
-from minivit.nn.initializers import SCHEMES
+from minivit.nn.initializers import scheme_named
 from minivit.nn.layer import Layer
 from minivit.nn.parameters import Parameter
 from minivit.ops.sincos_positions import sincos_table
@@ -34,8 +34,8 @@ class GridPositions(Layer):
             raise ValueError(f"a width of {dim} cannot be halved for rows and columns; use concat=False")
         width = dim // 2 if concat else dim
         self.concat = concat
-        self.rows = Parameter((grid[0], width), SCHEMES[init].pos_embed)
-        self.columns = Parameter((grid[1], width), SCHEMES[init].pos_embed)
+        self.rows = Parameter((grid[0], width), scheme_named(init).pos_embed)
+        self.columns = Parameter((grid[1], width), scheme_named(init).pos_embed)
 
     def forward(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Add the positions to the patch tokens `x`."""

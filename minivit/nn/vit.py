@@ -11,7 +11,6 @@ from minivit import ops
 from minivit.arrays import Array, namespace
 from minivit.errors import UserError
 from minivit.nn import vit_parts as parts
-from minivit.nn.attention import Attention
 from minivit.nn.config import ViTConfig
 from minivit.nn.conv_stem import ConvStem
 from minivit.nn.dropout import Dropout
@@ -165,8 +164,9 @@ class ViT(Model):
         caches = []
         for i, block in enumerate(self.blocks):
             x, cache1 = self._with_positions(x, i, keep)
-            queries = (self.queries(i),) if isinstance(block, EncoderBlock) and not every else ()
-            x, cache2 = block.forward(x, fold(rng, f"blocks.{i}"), keep, *queries)
+            queries = ALL if every else self.queries(i)
+            only = () if queries == ALL else (queries,)  # a layer of a user's own may not take them
+            x, cache2 = block.forward(x, fold(rng, f"blocks.{i}"), keep, *only)
             caches.append((cache1, cache2))
         return x, caches if keep else None
 
@@ -263,7 +263,9 @@ class ViT(Model):
         Raises
         ------
         UserError
-            The images are not of the model's size, or there is no such block.
+            There is no such block.
+        ValueError, TypeError
+            The images have another shape or dtype than those of the model.
         """
         self.check_images(x)
         depth, prefix = len(self.blocks), self.config.num_prefix_tokens
@@ -322,12 +324,12 @@ class ViT(Model):
         """Return the tokens whose result block `i` computes.
 
         These are all tokens, except in the last block before a class-token head, which reads only the class token.
-        Under `ops.reference_only`, and in a block whose attention was replaced, every block computes all tokens.
+        Under `ops.reference_only`, and where a block or its attention takes no queries, all tokens are computed.
         """
         if i != len(self.blocks) - 1 or self.config.global_pool != "token" or runs_references_only():
             return ALL
         block = self.blocks[i]
-        return slice(0, 1) if isinstance(block, EncoderBlock) and isinstance(block.attn, Attention) else ALL
+        return slice(0, 1) if isinstance(block, EncoderBlock) and block.takes_queries else ALL
 
     def _adapt(self) -> None:
         """Let `config` follow the blocks and a linear head."""

@@ -15,7 +15,7 @@ from minivit.nn.encoder_block import EncoderBlock
 from minivit.nn.hidden_head import HiddenHead
 from minivit.nn.hybrid_embed import HybridEmbed
 from minivit.nn.identity import Identity
-from minivit.nn.initializers import SCHEMES, zeros
+from minivit.nn.initializers import scheme_named, zeros
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
 from minivit.nn.parameters import Parameter
@@ -37,13 +37,13 @@ def patch_embed(config: ViTConfig) -> PatchEmbed:
 
 def class_token(config: ViTConfig) -> Parameter | None:
     """Return the class token (1, 1, D)."""
-    return Parameter((1, 1, config.embed_dim), SCHEMES[config.init].cls_token) if config.class_token else None
+    return Parameter((1, 1, config.embed_dim), scheme_named(config.init).cls_token) if config.class_token else None
 
 
 def register_tokens(config: ViTConfig) -> Parameter | None:
     """Return the R register tokens (1, R, D)."""
     R = config.reg_tokens
-    return Parameter((1, R, config.embed_dim), SCHEMES[config.init].reg_token) if R else None
+    return Parameter((1, R, config.embed_dim), scheme_named(config.init).reg_token) if R else None
 
 
 def positions(config: ViTConfig) -> Parameter:
@@ -66,7 +66,7 @@ def later_positions(config: ViTConfig) -> list[Parameter]:
 
 
 def _learned(config: ViTConfig, count: int) -> Parameter:
-    return Parameter((1, count, config.embed_dim), SCHEMES[config.init].pos_embed)
+    return Parameter((1, count, config.embed_dim), scheme_named(config.init).pos_embed)
 
 
 def encoder_block(config: ViTConfig, i: int) -> EncoderBlock:
@@ -113,7 +113,7 @@ def hidden_head(config: ViTConfig) -> HiddenHead | Identity:
 
 def head(config: ViTConfig) -> Linear:
     """Return the map to the logits."""
-    scheme = SCHEMES[config.init]
+    scheme = scheme_named(config.init)
     if not config.num_classes:
         return cast(Linear, Identity())
     weight = zeros if config.zero_head else scheme.head_weight

@@ -121,7 +121,8 @@ def cross_entropy(
         valid = (labels[:, None] >= 0) & (labels[:, None] < C) if hard else (labels >= 0.0) & (labels < np.inf)
         targets = xp.where(valid, targets, xp.nan)
     if label_smoothing:
-        targets = targets * (1.0 - label_smoothing) + label_smoothing / C
+        smoothing = float(label_smoothing)  # a NumPy number would change the dtype
+        targets = targets * (1.0 - smoothing) + smoothing / C
     shifted = logits - logits.real.max(axis=-1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
     terms = targets * xp.where(targets != 0, log_p, 0)

@@ -25,6 +25,7 @@ class DropoutCache(NamedTuple):
 
     mask: Array  # the shape of x, or (B, 1, ...)
     shape: tuple[int, ...]  # of x
+    dtype: Any  # of x
 
 
 def check_dropout(x: Array, mask: Array) -> Any:
@@ -49,13 +50,13 @@ def dropout(x: Array, mask: Array, *, keep: bool = True) -> tuple[Array, Dropout
         The shape of `x`, or (B, 1, ...) to keep or drop whole samples; from `keep_mask`, for the dtype of `x`.
     """
     check_dropout(x, mask)
-    return x * mask, DropoutCache(mask, x.shape) if keep else None
+    return x * mask, DropoutCache(mask, x.shape, x.dtype) if keep else None
 
 
 @op_backward
 def dropout_backward(dy: Array, cache: DropoutCache) -> Array:
     """Return ``dx`` for the gradient `dy` of `dropout`'s result."""
-    expect_gradient("dropout", dy, cache.shape, cache.mask.dtype)
+    expect_gradient("dropout", dy, cache.shape, cache.dtype)
     return dy * cache.mask
 
 

@@ -74,7 +74,7 @@ def group_norm(
     xp = check_group_norm(x, weight, bias, num_groups)
     groups = _grouped(x, num_groups)
     x_hat = groups - groups.mean(axis=_OF_A_GROUP, keepdims=True)
-    inv_std = 1.0 / xp.sqrt((x_hat * x_hat).mean(axis=_OF_A_GROUP, keepdims=True) + eps)
+    inv_std = 1.0 / xp.sqrt((x_hat * x_hat).mean(axis=_OF_A_GROUP, keepdims=True) + float(eps))
     x_hat *= inv_std
     x_hat = x_hat.reshape(x.shape)
     y = x_hat * weight

@@ -66,7 +66,7 @@ def layer_norm(
     """
     xp = check_layer_norm(x, weight, bias)
     x_hat = x - x.mean(axis=-1, keepdims=True)
-    inv_std = 1.0 / xp.sqrt((x_hat * x_hat).mean(axis=-1, keepdims=True) + eps)
+    inv_std = 1.0 / xp.sqrt((x_hat * x_hat).mean(axis=-1, keepdims=True) + float(eps))
     x_hat *= inv_std
     y = x_hat * weight
     y += bias

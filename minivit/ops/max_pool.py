@@ -4,8 +4,8 @@
                     (S, T): the stride; p rows of padding above, q columns of padding at the left
     dx = the sum of dy over all windows whose largest value is the pixel
 
-Of several equal values the first in the window, row by row, is the largest. Pixels outside of the image are never
-chosen. The steps are in docs/derivations/convolutions.md.
+Of several equal values the first in the window, row by row, is the largest. Pixels outside of the image are chosen only
+where all others in the window are -infinity. The steps are in docs/derivations/convolutions.md.
 """
 
 from __future__ import annotations

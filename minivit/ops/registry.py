@@ -49,6 +49,8 @@ class Kernel:
         As the op's own; `backward` is left out where the op has none.
     cache : type, optional
         The class of the kernel's cache, which no other kernel and no op uses.
+    replaces : frozenset of str
+        The ops that a kernel of a layer computes in its own way; it does not run where one of their kernels may not.
     """
 
     library: str
@@ -56,6 +58,7 @@ class Kernel:
     forward: Callable[..., Any]
     backward: Callable[..., Any] = _no_backward
     cache: type | None = None
+    replaces: frozenset[str] = frozenset()
 
 
 _kernels: dict[str, list[Kernel]] = {}  # by the names that were declared
@@ -104,11 +107,12 @@ def kernels_of(name: str) -> tuple[Kernel, ...]:
 def find_kernel(name: str, *args: Any, **kwargs: Any) -> Kernel | None:
     """Return the kernel of `name` that covers the arguments, of which the op's first is an array, or None."""
     kernels = _kernels[name]
-    if not kernels or name in _here.get() or (_blocks and any(name in block for block in list(_blocks))):
+    disabled = disabled_kernels() if _blocks else _here.get()
+    if not kernels or name in disabled:
         return None
     library = library_name(namespace(args[0] if args else kwargs[_arguments[name][0]]))
     for kernel in kernels:
-        if kernel.library == library and kernel.covers(*args, **kwargs):
+        if kernel.library == library and disabled.isdisjoint(kernel.replaces) and kernel.covers(*args, **kwargs):
             return kernel
     return None
 
@@ -128,6 +132,7 @@ def op(reference: Callable[P, R]) -> Callable[P, R]:
     declare(name)
     _arguments[name] = reference.__code__.co_varnames[: reference.__code__.co_argcount]
     required = _arguments[name][: len(_arguments[name]) - len(reference.__defaults__ or ())]
+    known = frozenset((*_arguments[name], *(reference.__kwdefaults__ or {})))
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         given: Any = args
@@ -136,8 +141,12 @@ def op(reference: Callable[P, R]) -> Callable[P, R]:
             given, named = [native(x) for x in args], {key: native(value) for key, value in kwargs.items()}
         with np.errstate(under="ignore"):
             # Otherwise the reference raises the TypeError that names the argument.
-            is_complete = len(given) >= len(required) or all(argument in named for argument in required[len(given) :])
-            kernel = find_kernel(name, *given, **named) if is_complete else None
+            is_valid = (
+                len(given) <= len(_arguments[name])
+                and known.issuperset(named)
+                and (len(given) >= len(required) or all(argument in named for argument in required[len(given) :]))
+            )
+            kernel = find_kernel(name, *given, **named) if is_valid else None
             result: R = reference(*given, **named) if kernel is None else kernel.forward(*given, **named)
         for observation in _observations:
             observation.forward_ran(name, args, kwargs, result)
@@ -204,7 +213,7 @@ def reference_only(*names: str) -> Iterator[None]:
     """Run every op, or those of `names`, as its reference, in all threads, while the block lasts.
 
     `names` may also be "EncoderBlock" and "ConvStem", layers with kernels of their own: such a layer then calls its
-    inner layers.
+    inner layers, as it does where the kernel of an op that its own kernel replaces is disabled.
     Without names, the last block of a model computes all tokens too, and not the class token alone (`ViT.queries`).
 
     Raises

@@ -19,23 +19,17 @@ def same_dtype(op: str, **arrays: Any) -> None:
             raise TypeError(f"{op}: the arguments differ in dtype ({listed}); convert them to one with astype")
 
 
-def expect(op: str, name: str, array: Any, expected: tuple[int | str | None, ...]) -> None:
-    """Raise ValueError unless `array` has the shape `expected`, where a string or None stands for any size."""
+def expect(op: str, name: str, array: Any, expected: tuple[int | str, ...]) -> None:
+    """Raise ValueError unless `array` has the shape `expected`, where a string stands for any size."""
     shape = array.shape
     fits = len(shape) == len(expected)
     if fits:
         for size, want in zip(shape, expected, strict=True):
-            if isinstance(want, int) and want != size:
+            if not isinstance(want, str) and want != size:
                 fits = False
     if not fits:
-        wanted = ", ".join("..." if want is None else str(want) for want in expected) + "," * (len(expected) == 1)
+        wanted = ", ".join(map(str, expected)) + "," * (len(expected) == 1)
         raise ValueError(f"{op}: {name} has shape {shape}; expected ({wanted})")
-
-
-def expect_rows(op: str, name: str, array: Any) -> None:
-    """Raise ValueError unless `array` has a last axis with at least one number."""
-    if array.ndim == 0 or array.shape[-1] == 0:
-        raise ValueError(f"{op}: {name} has shape {array.shape}; expected (..., C), with C at least 1")
 
 
 def expect_last(op: str, name: str, array: Any, size: int, of: str) -> None:

@@ -41,7 +41,7 @@ def standardize(weight: Array, eps: float = 1e-6, *, keep: bool = True) -> tuple
     if weight.ndim < 2 or weight.shape[-2] == 0:
         raise ValueError(f"standardize: weight has shape {weight.shape}; expected (..., I, O), with I at least 1")
     y = weight - weight.mean(axis=-2, keepdims=True)
-    inv_std = 1.0 / xp.sqrt((y * y).mean(axis=-2, keepdims=True) + eps)
+    inv_std = 1.0 / xp.sqrt((y * y).mean(axis=-2, keepdims=True) + float(eps))
     y *= inv_std
     return y, StandardizeCache(y, inv_std) if keep else None
 

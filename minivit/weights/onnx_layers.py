@@ -13,14 +13,13 @@ import numpy as np
 
 from minivit import ops
 from minivit.arrays import Array
-from minivit.nn.activations import QuickGELU, ReLU, Tanh
+from minivit.nn.activations import GELU, QuickGELU, ReLU, Tanh
 from minivit.nn.attention import Attention
 from minivit.nn.attention_pool import AttentionPool
 from minivit.nn.bottleneck import Bottleneck, Downsample
 from minivit.nn.conv_stem import ConvStem, ConvUnit
 from minivit.nn.dropout import Dropout, DropPath
 from minivit.nn.encoder_block import EncoderBlock
-from minivit.nn.gelu import GELU
 from minivit.nn.group_norm import GroupNorm
 from minivit.nn.hidden_head import HiddenHead
 from minivit.nn.hybrid_embed import HybridEmbed

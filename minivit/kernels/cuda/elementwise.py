@@ -5,7 +5,7 @@ For 16-bit arrays dpos_embed and dcls_token, which are sums over the batch, are 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.columns import column_sums
@@ -43,6 +43,7 @@ class CudaDropoutCache(NamedTuple):
 
     mask: Array
     shape: tuple[int, ...]
+    dtype: Any
 
 
 def _covers_dropout(x: Array, mask: Array, *, keep: bool = True) -> bool:
@@ -52,11 +53,11 @@ def _covers_dropout(x: Array, mask: Array, *, keep: bool = True) -> bool:
 
 def _dropout(x: Array, mask: Array, *, keep: bool = True) -> tuple[Array, CudaDropoutCache | None]:
     check_dropout(x, mask)
-    return multiply(x, mask), CudaDropoutCache(mask, x.shape) if keep else None
+    return multiply(x, mask), CudaDropoutCache(mask, x.shape, x.dtype) if keep else None
 
 
 def _dropout_backward(dy: Array, cache: CudaDropoutCache) -> Array:
-    expect_gradient("dropout", dy, cache.shape, cache.mask.dtype)
+    expect_gradient("dropout", dy, cache.shape, cache.dtype)
     return multiply(dy, cache.mask)
 
 

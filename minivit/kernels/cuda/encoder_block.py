@@ -32,6 +32,9 @@ class _Normed(NamedTuple):
     y: Array  # (rows, D)
 
 
+_REPLACES = frozenset({"layer_norm", "linear", "gelu"})
+
+
 class CudaBlockCache(NamedTuple):
     """What the backward pass reads."""
 
@@ -128,4 +131,4 @@ def _norm_backward(dy: Array, normed: _Normed, norm: NormLike, residual: Array |
 
 def register(library: str) -> None:
     """Register the kernels for the array library called `library`."""
-    register_kernel("EncoderBlock", Kernel(library, _covers, _forward, _backward, CudaBlockCache))
+    register_kernel("EncoderBlock", Kernel(library, _covers, _forward, _backward, CudaBlockCache, replaces=_REPLACES))

@@ -8,7 +8,7 @@ attention. In GELU, y = x Phi(x), the function g of Phi(x) = (1 + tanh(x g(x²))
 
 a quotient of polynomials of degrees 3 and 2 as a continued fraction, which takes 4 array operations less than the
 polynomial of `minivit.kernels.numpy.gelu`, and makes the error of Phi 1.6e-7 instead of 1.0e-7, of which the fit is
-5.4e-8. The half is left to the result of the linear map that follows, which has fewer columns.
+5.4e-8. The factor 1/2 is applied to the result of the next linear map, which has fewer columns.
 
 GELU's form saves 3 % of a prediction, at 197 tokens, width 192 and two workers. This file, with what the engine
 does for one image, saves 22 % (docs/performance.md).

@@ -229,4 +229,7 @@ def _overlap(shift: int, count: int) -> tuple[slice, slice]:
     return slice(max(0, shift), count + min(0, shift)), slice(max(0, -shift), count - max(0, shift))
 
 
-register_kernel("ConvStem", Kernel("numpy", _covers, _forward, _backward, FastStemCache))
+register_kernel(
+    "ConvStem",
+    Kernel("numpy", _covers, _forward, _backward, FastStemCache, replaces=frozenset({"layer_norm", "unfold"})),
+)

@@ -157,4 +157,7 @@ def _norm_linear_backward(
     return dx
 
 
-register_kernel("EncoderBlock", Kernel("numpy", _covers, _forward, _backward, FastBlockCache))
+register_kernel(
+    "EncoderBlock",
+    Kernel("numpy", _covers, _forward, _backward, FastBlockCache, replaces=frozenset({"layer_norm", "gelu"})),
+)

@@ -45,20 +45,21 @@ def normalize(x: Array, mean_of: Array, eps: float, x_hat: Array, inv_std: Array
     x_hat *= inv_std
 
 
-def normalize_backward(d: Array, through_mean: Array, x_hat: Array, inv_std: Array, whole: Array) -> None:
+def normalize_backward(d: Array, through_mean: Array, x_hat: Array, inv_std: Array, scratch_rows: Array) -> None:
     """Replace the gradient `d` (rows, D) of `x_hat` by the gradient of ``x``; `through_mean` (rows, 2) is its mean.
 
-    `whole` (rows, D) is overwritten. The columns are made whole in it: 1.5 % of a step is saved at width 96.
+    `scratch_rows` (rows, D) is overwritten: each column is broadcast into it first, which saves 1.5 % of a step at
+    width 96.
     """
     column = np.zeros_like(through_mean)
     through_variance = np.vecdot(d, x_hat, out=column[:, 0])
     through_variance *= 1 / d.shape[1]
-    columns(column, whole)
-    whole *= x_hat
-    d -= whole
-    d -= columns(through_mean, whole)
+    columns(column, scratch_rows)
+    scratch_rows *= x_hat
+    d -= scratch_rows
+    d -= columns(through_mean, scratch_rows)
     column[:, :1] = inv_std
-    d *= columns(column, whole)
+    d *= columns(column, scratch_rows)
 
 
 class FastLayerNormCache(NamedTuple):
