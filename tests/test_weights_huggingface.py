@@ -273,6 +273,24 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(tmp_p
 
 
 @pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"qk_norm": True}, r"no 8 parameters \(blocks\.0\.attn\.q_norm\.weight, .*\)"),
+        ({"reg_tokens": 1}, r"no 1 parameter \(reg_token\)"),
+        ({"init_values": 1e-5}, r"no 4 parameters \(blocks\.0\.ls1\.gamma, .*\)"),
+        ({"global_pool": "map"}, r"no \d+ parameters \(attn_pool\.latent, .*\)"),
+    ],
+    ids=str,
+)
+def test_a_field_that_the_layout_cannot_store_is_named_by_its_parameters(
+    tmp_path: Path, field: dict[str, Any], words: str
+) -> None:
+    folder_of(tmp_path, CLASSIFIER)
+    with pytest.raises(UserError, match=rf"its layout has {words}, which these fields of the model require$"):
+        load_model(tmp_path, **field)
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"global_pool": "avg"}, "global_pool='avg'"),

@@ -142,6 +142,16 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(tmp_p
             load_model(tmp_path, **GIVEN)
 
 
+def test_a_field_that_the_layout_cannot_store_is_named_by_its_parameters(tmp_path: Path) -> None:
+    file_of(tmp_path)
+    words = r"its layout has no 4 parameters \(blocks\.0\.ls1\.gamma, .*\), which these fields of the model require$"
+    with pytest.raises(UserError, match=words):
+        load_model(tmp_path, **GIVEN, init_values=1e-5)
+    words = r"its layout has no pos_embed of shape \(1, 14, 12\), which these fields of the model require$"
+    with pytest.raises(UserError, match=words):
+        load_model(tmp_path, **GIVEN, no_embed_class=True)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

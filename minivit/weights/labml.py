@@ -101,7 +101,7 @@ class Labml(Layout):
             ours |= linear(f"{block}mlp.fc2", f"{theirs}feed_forward.layer2")
         ours |= norm("norm", "ln") | linear("pre_logits.fc", "classification.linear1")
         ours |= linear("head", "classification.linear2")
-        return [ours[name] for name in model.declared()]
+        return [ours[name] for name in model.declared() if name in ours]
 
     def unused(self, tensors: Tensors, config: ViTConfig) -> dict[str, Array]:
         """Return the positions after those of the model's tokens."""
