@@ -141,6 +141,20 @@ def make_folder(path: str | os.PathLike[str]) -> bool:
     raise AssertionError("unreachable")
 
 
+def delete(path: str | os.PathLike[str]) -> None:
+    """Delete a file, if there is one.
+
+    Raises
+    ------
+    RunError
+        The system refuses.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise refused(path, error) from error
+
+
 def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
     """Write `value` as JSON, atomically; floats are stored with all digits.
 

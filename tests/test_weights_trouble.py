@@ -239,6 +239,12 @@ def test_a_model_in_the_place_of_another_has_no_files_of_that_beside_it(
     assert_same(load_model(tmp_path / "used"), model)
 
 
+def test_a_file_of_the_model_before_that_cannot_be_deleted_is_named(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*preprocessor_config\.json: "):
+        save_model(model_of(), tmp_path)
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", '{"lr": NaN}', '{"hidden_size": 3}'])
 def test_a_config_json_of_another_program_does_not_matter_beside_a_file_of_ours(tmp_path: Path, content: str) -> None:
     save_model(model_of(), tmp_path / "mine.safetensors")

@@ -13,7 +13,7 @@ import numpy as np
 
 from minivit.arrays import Array
 from minivit.errors import UserError, install
-from minivit.files import atomic_write, refused, write_json
+from minivit.files import atomic_write, delete, write_json
 from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
 from minivit.weights.entries import exported
@@ -103,10 +103,7 @@ def save_model(
         repeated = {KEY: own} if name == "config.json" and format == "timm" else {}
         write_json(path.with_name(name), content | repeated)
     for name in _SIDE_FILES - files.keys():  # of the model that was here before
-        try:
-            path.with_name(name).unlink(missing_ok=True)
-        except OSError as error:
-            raise refused(path.with_name(name), error) from error
+        delete(path.with_name(name))
 
 
 def file_at(path: Path, suffix: str, chosen: str) -> Path:
