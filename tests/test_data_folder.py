@@ -431,3 +431,7 @@ def test_a_folder_of_images_can_replace_cifar10(folder: Path, tmp_path: Path) ->
     dataset = load_dataset("cifar10", data_dir=tmp_path, download=False)
     assert dataset.name == "cifar10-jpeg"
     assert len(dataset.train_images) == 3
+    (tmp_path / "cifar10-jpeg").rename(tmp_path / "unpacked")
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "unpacked").rename(tmp_path / "cifar10" / "unpacked")
+    assert load_dataset("cifar10", data_dir=tmp_path, download=False).fingerprint() == dataset.fingerprint()
