@@ -15,7 +15,7 @@ from photo_folder import DECODING, make_photos, save
 
 from minivit.data import load_dataset
 from minivit.data.images import Decoding
-from minivit.data.on_demand import LostImagesError
+from minivit.data.on_demand import LostImagesError, Stored
 from minivit.data.prepared import _ImageFile, load_prepared, prepare_dataset, prepare_folder
 from minivit.errors import RunError, UserError
 from minivit.files import read_json, with_checksum, write_json
@@ -115,6 +115,31 @@ def test_images_that_were_copied_are_read_and_those_that_were_changed_are_refuse
     np.save(tmp_path / "copy" / "images.npy", 255 - images)
     with pytest.raises(UserError, match=r"images\.npy of .*copy was changed since it was prepared: put the original"):
         load_dataset(tmp_path / "copy")
+
+
+def test_images_that_were_copied_are_checked_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_folder(photos, tmp_path / "out", DECODING)
+    before = load_dataset(tmp_path / "out").fingerprint()
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "out", copy, copy_function=shutil.copyfile)
+    os.utime(copy / "images.npy", ns=(0, 0))
+    about = (copy / "prepared.json").read_bytes()
+
+    def refuse(path: Path, value: object) -> None:
+        raise RunError(f"cannot write {path}")
+
+    with monkeypatch.context() as patched:  # root may write to any folder
+        patched.setattr("minivit.data.prepared.write_json", refuse)
+        assert load_dataset(copy).fingerprint() == before
+    assert (copy / "prepared.json").read_bytes() == about
+    assert load_dataset(copy).fingerprint() == before
+    monkeypatch.setattr(Stored, "read", lambda *index: pytest.fail("the images were read again"))
+    assert load_dataset(copy, stream=True).fingerprint() == before
+    assert {**read_json(copy / "prepared.json"), "images": 0, "checksum": ""} == {
+        **read_json(tmp_path / "out" / "prepared.json"), "images": 0, "checksum": ""
+    }  # fmt: skip
 
 
 def test_greyscale_images_are_read_as_rgb_where_the_model_takes_rgb(tmp_path: Path) -> None:
