@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,26 @@ def test_images_that_were_prepared_in_another_way_are_warned_of(photos: Path, tm
     dataset.fingerprint()
 
 
+def of_shape(text: str) -> bytes:
+    """Return the header of an int64 array of this shape."""
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {text}}}\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+
+
+HEADERS: dict[str, bytes] = {
+    "a shape larger than the memory": of_shape(f"({2**36},)"),
+    "a shape larger than any memory": of_shape(f"({2**70},)"),
+    "an archive": b"PK\x03\x04",
+    "open brackets": of_shape("(((("),
+    "very deep brackets": of_shape("(" * 9000),
+    "a long header": of_shape(f"({' ' * 20_000}1,)"),
+}
 DAMAGES: dict[str, Any] = {
+    **{
+        f"{name} with {what}": (name, lambda data, content=content: content)
+        for name in ("images.npy", "labels.npy", "parts.npy")
+        for what, content in HEADERS.items()
+    },
     "a cut of the images": ("images.npy", lambda data: data[:-1]),
     "no header": ("images.npy", lambda data: data[:20]),
     "no images": ("images.npy", lambda data: b""),

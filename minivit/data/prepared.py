@@ -224,7 +224,7 @@ def _integers(path: Path, count: int) -> NDArray[np.int64]:
     array = load_array(path)
     if array.dtype != np.int64 or array.shape != (count,):
         raise UserError(f"{path} does not hold an int64 number for each of the {count:,} images")
-    return array
+    return np.array(array)
 
 
 @contextmanager
