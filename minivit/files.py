@@ -30,7 +30,7 @@ _locks: set[int] = set()  # file descriptors of the locks that this process hold
 
 _LARGEST_JSON = 1 << 22  # bytes; a longer text of small lists would take hundreds of megabytes
 
-_TEMPORARY = ".minivit-{token}.tmp"  # without the name of the file, which may have the greatest length
+TEMPORARY = ".minivit-{token}.tmp"  # without the name of the file, which may have the greatest length
 
 _ADVICE = {
     errno.ENOSPC: "free some space on this disk, or write to another one",
@@ -67,7 +67,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
     path = _regular(Path(path))
     if not path.name:  # "/" or "."
         raise refused(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
-    temporary = path.with_name(_TEMPORARY.format(token=secrets.token_hex(8)))
+    temporary = path.with_name(TEMPORARY.format(token=secrets.token_hex(8)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -139,6 +139,20 @@ def make_folder(path: str | os.PathLike[str]) -> bool:
         except OSError as error:
             raise refused(path, error, "") from error
     raise AssertionError("unreachable")
+
+
+def delete(path: str | os.PathLike[str]) -> None:
+    """Delete a file, if there is one.
+
+    Raises
+    ------
+    RunError
+        The system refuses.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise refused(path, error) from error
 
 
 def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
@@ -297,7 +311,7 @@ if hasattr(os, "register_at_fork"):
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Delete the temporary files of killed processes in `folder`; the caller must be its only writer."""
-    for leftover in Path(folder).glob(_TEMPORARY.format(token="*")):
+    for leftover in Path(folder).glob(TEMPORARY.format(token="*")):
         with contextlib.suppress(OSError):
             leftover.unlink()
 

@@ -146,6 +146,49 @@ def test_the_files_used_longest_ago_make_room(
     assert len(list(kept_in.iterdir())) == 2
 
 
+def test_the_files_of_killed_processes_make_room(kept_in: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LARGEST", 12 * 4 * 5 * 3 + 600)
+    kept_in.mkdir()
+    (kept_in / ".minivit-0123456789abcdef.tmp").write_bytes(bytes(700))
+    load_dataset(images)
+    assert [path.name[:7] for path in kept_in.iterdir()] == ["images-"]
+
+
+def test_what_another_process_has_deleted_is_no_obstacle(
+    kept_in: Path, images: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "LARGEST", 12 * 4 * 5 * 3 + 600)
+    kept_in.mkdir()
+    (kept_in / "images-gone.npy").symlink_to(kept_in / "nothing")
+    (kept_in / "images-old.npy").write_bytes(bytes(700))
+    unlink = Path.unlink
+
+    def too_late(path: Path, missing_ok: bool = False) -> None:
+        unlink(path)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", too_late)
+        load_dataset(images)
+    load_dataset(images)
+    assert decoded == [12]
+
+
+def test_a_cache_that_is_only_readable_is_used(
+    kept_in: Path, images: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(path)
+
+    survey = cache.Survey((4, 5), 3, (), (0.5,), (0.5,), "x")
+    cache.store_survey("k", survey)
+    first = load_dataset(images)
+    monkeypatch.setattr(os, "utime", refuse)
+    assert_equal(load_dataset(images), first)
+    assert decoded == [12]
+    assert cache.load_survey("k") == survey
+
+
 @pytest.mark.parametrize("setting", ["off", "", "0"])
 def test_the_cache_can_be_switched_off(
     kept_in: Path, images: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch, setting: str

@@ -221,6 +221,17 @@ def test_a_data_set_is_found_whatever_it_is_called(tmp_path: Path, name: str, fo
     assert_is(load_dataset(name, data_dir=folder, download=False), name)
 
 
+@BOTH
+@pytest.mark.parametrize("form", ["archive", "folder"])
+def test_a_data_set_is_found_in_a_folder_of_its_own_name(tmp_path: Path, name: str, form: str) -> None:
+    folder = tmp_path / "data" / name
+    if form == "archive":
+        write_archive(folder / f"cifar-{name.removeprefix('cifar')}-python.tar.gz", name, "python")
+    else:
+        write_folder(folder / "unpacked", name, "binary")
+    assert_is(load_dataset(name, data_dir=tmp_path / "data", download=False), name)
+
+
 @pytest.mark.parametrize("below", [".", "pictures", "a/b"])
 def test_a_folder_of_images_of_the_ten_classes_is_found(tmp_path: Path, below: str) -> None:
     for part in ("train", "test"):

@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from minivit.data import Dataset, channel_statistics, load_dataset, read, read_images, split_validation
 from minivit.data.images import decode_file
+from minivit.data.search import images_in
 from minivit.errors import UserError
 
 SIZE = (5, 7)  # height, width
@@ -129,6 +131,19 @@ def test_a_folder_in_a_folder_of_its_name_and_images_in_subfolders_are_found(fol
     (photos / "dogs" / "loop").symlink_to(photos / "dogs")
     with pytest.warns(UserWarning, match="14 training and 3 test images"):
         load_dataset(photos)
+
+
+def test_a_folder_with_many_links_to_it_is_read_once(tmp_path: Path) -> None:
+    levels = [tmp_path / f"level{i}" for i in range(25)]  # 2**24 ways to the last
+    for folder in levels:
+        folder.mkdir()
+        Image.new("RGB", (4, 4)).save(folder / f"{folder.name}.png")
+    for folder, inner in pairwise(levels):
+        (folder / "b").symlink_to(inner)
+        (folder / "a").symlink_to(inner)
+    (levels[-1] / "c").symlink_to(levels[0])
+    names = [file.name for file in images_in(levels[0], [])]
+    assert names == sorted("a/" * i + f"level{i}.png" for i in range(25))
 
 
 def test_a_class_of_vehicles_called_train_is_a_class(photos: Path) -> None:
@@ -431,3 +446,7 @@ def test_a_folder_of_images_can_replace_cifar10(folder: Path, tmp_path: Path) ->
     dataset = load_dataset("cifar10", data_dir=tmp_path, download=False)
     assert dataset.name == "cifar10-jpeg"
     assert len(dataset.train_images) == 3
+    (tmp_path / "cifar10-jpeg").rename(tmp_path / "unpacked")
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "unpacked").rename(tmp_path / "cifar10" / "unpacked")
+    assert load_dataset("cifar10", data_dir=tmp_path, download=False).fingerprint() == dataset.fingerprint()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from photo_folder import DECODING, make_photos, save
 
 from minivit.data import load_dataset
 from minivit.data.images import Decoding
-from minivit.data.on_demand import LostImagesError
+from minivit.data.on_demand import LostImagesError, Stored
 from minivit.data.prepared import _ImageFile, load_prepared, prepare_dataset, prepare_folder
 from minivit.errors import RunError, UserError
 from minivit.files import read_json, with_checksum, write_json
@@ -117,6 +118,31 @@ def test_images_that_were_copied_are_read_and_those_that_were_changed_are_refuse
         load_dataset(tmp_path / "copy")
 
 
+def test_images_that_were_copied_are_checked_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_folder(photos, tmp_path / "out", DECODING)
+    before = load_dataset(tmp_path / "out").fingerprint()
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "out", copy, copy_function=shutil.copyfile)
+    os.utime(copy / "images.npy", ns=(0, 0))
+    about = (copy / "prepared.json").read_bytes()
+
+    def refuse(path: Path, value: object) -> None:
+        raise RunError(f"cannot write {path}")
+
+    with monkeypatch.context() as patched:  # root may write to any folder
+        patched.setattr("minivit.data.prepared.write_json", refuse)
+        assert load_dataset(copy).fingerprint() == before
+    assert (copy / "prepared.json").read_bytes() == about
+    assert load_dataset(copy).fingerprint() == before
+    monkeypatch.setattr(Stored, "read", lambda *index: pytest.fail("the images were read again"))
+    assert load_dataset(copy, stream=True).fingerprint() == before
+    assert {**read_json(copy / "prepared.json"), "images": 0, "checksum": ""} == {
+        **read_json(tmp_path / "out" / "prepared.json"), "images": 0, "checksum": ""
+    }  # fmt: skip
+
+
 def test_greyscale_images_are_read_as_rgb_where_the_model_takes_rgb(tmp_path: Path) -> None:
     for i in range(12):
         for part in ("train", "test"):
@@ -155,7 +181,26 @@ def test_images_that_were_prepared_in_another_way_are_warned_of(photos: Path, tm
     dataset.fingerprint()
 
 
+def of_shape(text: str) -> bytes:
+    """Return the header of an int64 array of this shape."""
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {text}}}\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+
+
+HEADERS: dict[str, bytes] = {
+    "a shape larger than the memory": of_shape(f"({2**36},)"),
+    "a shape larger than any memory": of_shape(f"({2**70},)"),
+    "an archive": b"PK\x03\x04",
+    "open brackets": of_shape("(((("),
+    "very deep brackets": of_shape("(" * 9000),
+    "a long header": of_shape(f"({' ' * 20_000}1,)"),
+}
 DAMAGES: dict[str, Any] = {
+    **{
+        f"{name} with {what}": (name, lambda data, content=content: content)
+        for name in ("images.npy", "labels.npy", "parts.npy")
+        for what, content in HEADERS.items()
+    },
     "a cut of the images": ("images.npy", lambda data: data[:-1]),
     "no header": ("images.npy", lambda data: data[:20]),
     "no images": ("images.npy", lambda data: b""),

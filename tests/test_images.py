@@ -222,6 +222,15 @@ def an_image_in(format_name: str) -> Callable[[Path], None]:
     return lambda path: random_image().save(path, format=format_name)
 
 
+def test_an_avif_that_is_called_a_heif_first_is_an_avif(tmp_path: Path) -> None:
+    """Its first brand is the general one, mif1, and avif is among those after it, as some encoders write."""
+    path = saved(tmp_path / "x.avif", random_image())
+    expected, data = pixels_of(path), path.read_bytes()
+    assert data[8:12] == b"avif" == data[16:20]
+    path.write_bytes(data[:8] + b"mif1" + data[12:])
+    np.testing.assert_array_equal(pixels_of(path), expected)
+
+
 def too_many_scans(path: Path) -> None:
     file = io.BytesIO()
     Image.new("RGB", (1000, 1000)).save(file, "JPEG", progressive=True, quality=1)
@@ -238,6 +247,7 @@ def too_many_scans(path: Path) -> None:
         (content(b""), "its content is none of JPEG, PNG"),
         (content(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "its content is none of JPEG, PNG"),
         (content(b"\0\0\0\x18ftypheic\0\0\0\0"), r"HEIC image; install its decoder \(.*pillow-heif.*\)"),
+        (content(b"\0\0\0\x14ftypmif1\0\0\0\0heicavif"), "it is a HEIC image"),
         (content(b"\0\0\0\x18ftypavif\0\0\0\0"), "none of JPEG|AVIF"),
         (an_image_in("EPS"), "its content is none of JPEG, PNG"),
         (an_image_in("ICO"), "its content is none of JPEG, PNG"),

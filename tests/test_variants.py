@@ -162,6 +162,11 @@ def test_a_stack_of_blocks_without_end_is_refused_at_once() -> None:
         create_model("vit_tiny_patch16_224", depth=10**9)
 
 
+def test_a_stack_of_convolutions_without_end_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"conv_stem has 1,000,000 convolutions: this model would be too large"):
+        ViTConfig(**SMALL | {"conv_stem": (1,) * 1_000_000, "patch_size": 4, "img_size": 8})
+
+
 def test_a_name_that_is_no_text_is_no_model() -> None:
     for name in (None, 3, ["vit"]):
         with pytest.raises(UserError, match="there is no model called"):

@@ -275,6 +275,30 @@ def test_headers_that_lie_are_refused_in_one_line(tmp_path: Path, content: bytes
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*assumed")
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"qkv_bias": False}, r"6 tensors unknown \(.*query/bias, "),
+        ({"proj_bias": False}, r"2 tensors unknown \(.*out/bias, "),
+        ({"head_dim": 7}, r"its layout has no blocks\.0\.attn\.qkv\.weight of shape \(12, 63\), which these fields"),
+    ],
+    ids=str,
+)
+def test_a_field_that_contradicts_the_tensors_is_refused(tmp_path: Path, field: dict[str, Any], words: str) -> None:
+    write(tmp_path / "x.npz", tensors_of("original"))
+    with pytest.raises(UserError, match=words):
+        load_model(tmp_path / "x.npz", img_size=(15, 9), **field)
+
+
+@pytest.mark.filterwarnings("ignore:.*assumed")
+def test_a_field_that_the_layout_cannot_store_is_named_by_its_parameters(tmp_path: Path) -> None:
+    square = tensors_of("original") | {"embedding/kernel": np.zeros((4, 4, 2, D), np.float32)}
+    write(tmp_path / "x.npz", square)
+    with pytest.raises(UserError, match=r"its layout has no 6 parameters \(patch_embed\.convs\.0\.conv\.weight, "):
+        load_model(tmp_path / "x.npz", conv_stem=(8, 8))
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("names", "compression", "words"),

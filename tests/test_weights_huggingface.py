@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from model_files import assert_file_holds, assert_same, both, model_of, tensors_of
+from PIL import Image
 
 from minivit.arrays import Array
+from minivit.data.images import Decoding, fitted
 from minivit.errors import UserError
 from minivit.weights import load_model, model_metadata, save_model, write_tensors
+from minivit.weights.preprocessing import FITS
 
 D, F = 12, 18
 VIT: dict[str, tuple[int, ...]] = {
@@ -186,6 +189,21 @@ def test_the_preprocessing_comes_along(tmp_path: Path, said: Any, found: dict[st
     assert model_metadata(tmp_path) == {key: pytest.approx(value) for key, value in (usual | found).items()}
 
 
+@pytest.mark.parametrize(("side", "edge"), [(224, 400), (224, 354), (384, 450), (224, 256), (32, 40)])
+@pytest.mark.parametrize("size", ["shortest_edge", "height and width"])
+def test_an_image_of_the_size_before_the_crop_is_not_resized(tmp_path: Path, side: int, edge: int, size: str) -> None:
+    folder_of(tmp_path, CLASSIFIER)
+    before = {"shortest_edge": edge} if size == "shortest_edge" else {"height": edge, "width": edge}
+    said = {"size": before, "do_center_crop": True, "crop_size": side}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    about = model_metadata(tmp_path)
+    image = Image.fromarray(np.random.default_rng(side).integers(0, 256, (edge, edge), np.uint8))
+    decoding = Decoding((side, side), crop_fraction=about["crop_pct"], fit=FITS[about["crop_mode"]])
+    first = round((edge - side) / 2)
+    expected = image.crop((first, first, first + side, first + side))
+    np.testing.assert_array_equal(np.asarray(fitted(image, (side, side), decoding)), np.asarray(expected))
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [
@@ -270,6 +288,24 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(tmp_p
     folder_of(tmp_path, less)
     with pytest.raises(UserError, match=r"1 tensor missing \(vit\.layernorm\.bias\)"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"qk_norm": True}, r"no 8 parameters \(blocks\.0\.attn\.q_norm\.weight, .*\)"),
+        ({"reg_tokens": 1}, r"no 1 parameter \(reg_token\)"),
+        ({"init_values": 1e-5}, r"no 4 parameters \(blocks\.0\.ls1\.gamma, .*\)"),
+        ({"global_pool": "map"}, r"no \d+ parameters \(attn_pool\.latent, .*\)"),
+    ],
+    ids=str,
+)
+def test_a_field_that_the_layout_cannot_store_is_named_by_its_parameters(
+    tmp_path: Path, field: dict[str, Any], words: str
+) -> None:
+    folder_of(tmp_path, CLASSIFIER)
+    with pytest.raises(UserError, match=rf"its layout has {words}, which these fields of the model require$"):
+        load_model(tmp_path, **field)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from model_files import assert_file_holds, assert_same, both, model_of, tensors_
 
 from minivit.arrays import Array
 from minivit.errors import UserError
-from minivit.weights import load_model, model_metadata, save_model, write_tensors
+from minivit.weights import load_model, model_metadata, read_tensors, save_model, write_tensors
 
 D, F = 12, 18
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -72,6 +73,33 @@ def test_larger_images_use_more_of_the_positions(tmp_path: Path) -> None:
     assert len(model.unused["pos_emb.positional_encodings"]) == 5000 - 29
 
 
+@pytest.mark.parametrize("img_size", [(20, 21), (5, 21)])
+def test_a_model_for_images_of_another_size_is_written_with_as_many_positions(
+    tmp_path: Path, img_size: tuple[int, int]
+) -> None:
+    tensors = file_of(tmp_path)
+    save_model(load_model(tmp_path, **GIVEN), tmp_path / "written", format="labml")
+    model = load_model(tmp_path / "written", img_size=img_size)
+    N = model.config.num_tokens
+    save_model(model, tmp_path / "resized", format="labml")
+    written, _ = read_tensors(tmp_path / "resized/model.safetensors")
+    positions = written["pos_emb.positional_encodings"]
+    assert positions.shape == (5000, 1, D)
+    np.testing.assert_array_equal(positions[:N, 0], model.parameters["pos_embed"].value[0])
+    np.testing.assert_array_equal(positions[N:], tensors["pos_emb.positional_encodings"][N:])
+    assert_same(load_model(tmp_path / "resized"), model)
+
+
+def test_a_small_file_with_a_size_of_very_large_images_is_refused_without_their_positions(tmp_path: Path) -> None:
+    sizes = {name: shape for name, shape in SHAPES.items() if not name.startswith("pos_emb")}
+    tensors = tensors_of(sizes | {"pos_emb.positional_encodings": (15, 1, D)})
+    large = model_of(**FIELDS).config.to_dict() | {"img_size": (5 << 17, 3 << 16)}
+    own = {"config": large, "extra": {}, "format": "labml"}
+    write_tensors(tmp_path / "model.safetensors", tensors, {"format": "pt", "minivit": json.dumps(own)})
+    with pytest.raises(UserError, match=r"has shape \(15, 1, 12\); its configuration requires \(8589934593, 1, 12\)"):
+        load_model(tmp_path)
+
+
 def test_a_model_of_ours_is_written_with_5000_positions(tmp_path: Path) -> None:
     model = model_of(**FIELDS)
     save_model(model, tmp_path, format="labml")
@@ -112,6 +140,16 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(tmp_p
         file_of(tmp_path, **change)
         with pytest.raises(UserError, match=words):
             load_model(tmp_path, **GIVEN)
+
+
+def test_a_field_that_the_layout_cannot_store_is_named_by_its_parameters(tmp_path: Path) -> None:
+    file_of(tmp_path)
+    words = r"its layout has no 4 parameters \(blocks\.0\.ls1\.gamma, .*\), which these fields of the model require$"
+    with pytest.raises(UserError, match=words):
+        load_model(tmp_path, **GIVEN, init_values=1e-5)
+    words = r"its layout has no pos_embed of shape \(1, 14, 12\), which these fields of the model require$"
+    with pytest.raises(UserError, match=words):
+        load_model(tmp_path, **GIVEN, no_embed_class=True)
 
 
 @pytest.mark.parametrize(

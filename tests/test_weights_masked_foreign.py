@@ -152,6 +152,13 @@ BAD: dict[str, tuple[str, Change, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+def test_a_field_that_the_layout_cannot_store_is_named_by_its_parameters(tmp_path: Path) -> None:
+    foreign_folder(tmp_path, "mae")
+    words = r"its layout has no \d+ parameters \(encoder\.blocks\.0\.attn\.q_norm\.weight, "
+    with pytest.raises(UserError, match=words):
+        load_masked_model(tmp_path, qk_norm=True)
+
+
 @pytest.mark.parametrize("bad", BAD)
 def test_what_is_no_masked_model_of_transformers_is_named(tmp_path: Path, bad: str) -> None:
     task, change, said, words = BAD[bad]

@@ -221,6 +221,30 @@ def test_a_file_of_another_name_leaves_the_config_json_of_the_folder_alone(tmp_p
     assert not (tmp_path / "preprocessor_config.json").exists()
 
 
+@pytest.mark.parametrize("before", ["timm", "huggingface"])
+@pytest.mark.parametrize("after", ["timm", "huggingface", "vit_pytorch", "labml"])
+def test_a_model_in_the_place_of_another_has_no_files_of_that_beside_it(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    of_format: dict[str, dict[str, Any]] = {
+        "vit_pytorch": {"qkv_bias": False, "embed_norm": "both", "fc_norm": False},
+        "labml": {"act_layer": "relu", "representation_size": 11, "representation_act": "relu"},
+    }
+    model = model_of(norm_eps=1e-5, **of_format.get(after, {}))
+    save_model(model_of(num_heads=4, num_classes=3), tmp_path / "used", format=before)
+    for folder in ("used", "new"):
+        save_model(model, tmp_path / folder, format=after)
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("used", "new")]
+    assert contents[0] == contents[1]
+    assert_same(load_model(tmp_path / "used"), model)
+
+
+def test_a_file_of_the_model_before_that_cannot_be_deleted_is_named(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*preprocessor_config\.json: "):
+        save_model(model_of(), tmp_path)
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", '{"lr": NaN}', '{"hidden_size": 3}'])
 def test_a_config_json_of_another_program_does_not_matter_beside_a_file_of_ours(tmp_path: Path, content: str) -> None:
     save_model(model_of(), tmp_path / "mine.safetensors")

@@ -214,6 +214,14 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_listed(tmp_p
         load_model(tmp_path, **given)
 
 
+def test_a_field_that_the_layout_cannot_store_is_named_by_its_parameters(tmp_path: Path) -> None:
+    file_of(tmp_path, SHAPES["ViT"])
+    given = {**GIVEN, "global_pool": "token", "act_layer": "gelu", "norm_eps": 1e-5}
+    words = r"its layout has no 2 parameters \(pre_logits\.fc\.weight, pre_logits\.fc\.bias\), which these fields"
+    with pytest.raises(UserError, match=words):
+        load_model(tmp_path, **given, representation_size=8)
+
+
 def test_a_thousand_classes_are_those_of_imagenet(tmp_path: Path) -> None:
     file_of(tmp_path, SHAPES["ViT"] | both("mlp_head", 1000, D))
     assert model_metadata(tmp_path)["class_names"][281] == "tabby"

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.errors import RunError, UserError
-from minivit.files import atomic_write, expect_checksum, read_json, with_checksum, write_json
+from minivit.files import TEMPORARY, atomic_write, expect_checksum, read_json, with_checksum, write_json
 
 LARGEST = 8_000_000_000  # bytes of all files
 WORTH_SECONDS = 0.5  # images that are decoded in less time are not kept
@@ -96,7 +96,7 @@ def load(key: str) -> Kept | None:
         about = json.loads(text)
         if images.dtype != np.uint8 or list(images.shape) != about["shape"] or checksum != _checksum(images, text):
             return None
-        os.utime(path)  # the files that were used longest ago are deleted
+        _mark_as_used(path)
         return Kept(images, tuple(about["bad"]), tuple(about["mean"]), tuple(about["std"]))
     except Exception:  # whatever a damaged file causes
         return None
@@ -125,7 +125,7 @@ def load_survey(key: str) -> Survey | None:
     try:
         path = _path(key).with_suffix(".json")
         values = expect_checksum(read_json(path), path)
-        os.utime(path)
+        _mark_as_used(path)
         height, width = values["size"]
         bad, mean, std = (tuple(values[name]) for name in ("bad", "mean", "std"))
         return Survey((height, width), values["channels"], bad, mean, std, values["fingerprint"])
@@ -150,10 +150,19 @@ def _path(key: str) -> Path:
     return chosen / f"images-{key}.npy"
 
 
+def _mark_as_used(path: Path) -> None:
+    with contextlib.suppress(OSError):  # of another user, or on a disk that is only readable
+        os.utime(path)
+
+
 def _make_room(chosen: Path, room: int) -> None:
-    """Delete the files that were used longest ago, until the others fit into `room`."""
-    by_age = sorted(((path, path.stat()) for path in chosen.glob("images-*")), key=lambda it: -it[1].st_mtime_ns)
-    for path, status in by_age:
-        room -= status.st_size
+    """Delete the files that were used longest ago, also those of killed processes, until the others fit into `room`."""
+    files = []
+    for path in (*chosen.glob("images-*"), *chosen.glob(TEMPORARY.format(token="*"))):
+        with contextlib.suppress(OSError):  # another process has deleted it
+            status = path.stat()
+            files.append((status.st_mtime_ns, status.st_size, path))
+    for _, size, path in sorted(files, reverse=True):
+        room -= size
         if room < 0:
-            path.unlink()
+            path.unlink(missing_ok=True)

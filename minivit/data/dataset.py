@@ -81,7 +81,7 @@ class Dataset:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the images have classes. Without, all have the label 0, whose class name is `UNLABELLED`."""
+        """Whether the images have classes. Without classes, all have the label 0, whose class name is `UNLABELLED`."""
         return self.class_names != (UNLABELLED,)
 
     def fingerprint(self) -> str:

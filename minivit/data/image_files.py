@@ -31,7 +31,9 @@ _LARGEST_SCANS = 2_000_000_000  # pixels of a progressive JPEG, times its scans
 _MOST_CHUNKS = 50_000  # of a PNG
 _LARGEST_TEXT = 1_000_000  # bytes of a PPM, PGM or PBM whose pixels are text
 _LONGEST_HEADER = 10_000  # bytes of the others' headers
+_LONGEST_BRANDS = 256  # bytes of the box that begins a HEIC or AVIF
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_AVIF_BRANDS = {b"avif", b"avis"}
 
 
 def check_file(path: Path) -> None:
@@ -57,14 +59,15 @@ def opened(file: BinaryIO) -> Image:
     """
     from PIL import Image
 
-    head = file.read(16)
+    head = file.read(_LONGEST_BRANDS)
     file.seek(0)
     if head.startswith(b"\x89PNG"):
         _check_chunks(file)
     elif head[:1] == b"P" and head[1:2].isdigit():
         _check_netpbm(file)
     formats = [name for name in FORMATS if name not in ("AVIF", "HEIF")]  # each needs what may not be installed
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+    brands = _brands(head)
+    if brands and brands[0] in _HEIF_BRANDS and not _AVIF_BRANDS & set(brands):
         try:
             from pillow_heif import register_heif_opener
         except ImportError as error:
@@ -73,12 +76,20 @@ def opened(file: BinaryIO) -> Image:
             ) from error
         register_heif_opener()
         formats = ["HEIF"]
-    elif head[4:8] == b"ftyp":
+    elif brands:
         Image.init()
         if "AVIF" not in Image.OPEN:
             raise ValueError("it is an AVIF image, which needs Pillow 11.3; upgrade it, or save the image as JPEG")
         formats = ["AVIF"]
     return Image.open(file, formats=formats)
+
+
+def _brands(head: bytes) -> list[bytes]:
+    """Return the brands in the first box of a HEIC or AVIF, the main one first; none of another file."""
+    if head[4:8] != b"ftyp":
+        return []
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    return [head[8:12], *(head[start : start + 4] for start in range(16, end, 4))]
 
 
 def _check_chunks(file: BinaryIO) -> None:

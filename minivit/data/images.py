@@ -7,7 +7,7 @@
 - Of an animation or a document of several pages, the first is read. Colour profiles are not applied.
 - An image is resized, with its proportions kept, to the smallest size that covers the model's, then cropped around its
   centre: the rule of torchvision and timm. The pixels of an upright, opaque image of 8 bits are theirs; a JPEG is
-  decoded at a smaller size, which changes sharp edges, only if it has more pixels than are decoded.
+  decoded at a smaller size, which changes sharp edges, only if it has more than 40 million pixels.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ def mute_pillow() -> None:
 
 
 def decode_file(path: Path, decoding: Decoding) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Do what `decode` does; for threads, whose caller has called `quiet_pillow`, which is no matter of one thread."""
+    """Do what `decode` does, on any thread.
+
+    The caller has called `quiet_pillow`, because filters of warnings belong to the whole process.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -163,12 +163,17 @@ def _candidates(folder: Path, name: str) -> Iterator[Path]:
     """Yield where the data set may be: `folder` itself, its entries of known names, then those of the right content."""
     if batches_in(folder) == name:
         yield folder
-    yield from (folder / entry for entry in _ON_DISK[name] if (folder / entry).exists())
+    yield from (path for entry in _ON_DISK[name] if _is_dataset(path := folder / entry))
     entries = [path for entry in _entries(folder) for path in (entry, *_entries(entry))]
     yield from (entry for entry in entries if batches_in(entry) == name)
     archives = (entry for entry in entries if entry.name.lower().endswith(_ARCHIVES) and entry.is_file())
     yield from (archive for archive in archives if archive_of(archive) == name)
     yield from (entry for entry in (folder, *entries) if class_names(entry) == CLASS_NAMES[name])
+
+
+def _is_dataset(path: Path) -> bool:
+    """Return whether `path` is a file, which may be an archive, or a folder of batch files, prepared or of classes."""
+    return path.is_file() or batches_in(path) is not None or is_prepared(path) or len(class_names(path)) > 1
 
 
 def _entries(folder: Path) -> list[Path]:

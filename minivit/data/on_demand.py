@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,13 +214,13 @@ class Stored:
 
     def whole(self) -> Pixels:
         """Return all images, in memory."""
-        return self._expanded(self._load(mode=None))
+        return self._expanded(np.array(self._load()))
 
     def _expanded(self, images: Pixels) -> Pixels:
         return images if images.shape[3] == self._channels else images.repeat(self._channels, axis=3)
 
-    def _load(self, mode: Literal["r"] | None = "r") -> Pixels:
-        images = load_array(self.path, mode)
+    def _load(self) -> Pixels:
+        images = load_array(self.path)
         if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
             raise UserError(f"{self.path} holds no uint8 images (n, height, width, C)")
         return images
@@ -232,12 +232,10 @@ def stamp_of(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def load_array(path: Path, mode: Literal["r"] | None = None) -> NDArray[Any]:
-    """Return the array in a file .npy, mapped into memory with the mode "r"; UserError if there is none."""
+def load_array(path: Path) -> NDArray[Any]:
+    """Return the array in a file .npy, mapped into memory, so that it is no larger than its file; UserError if none."""
     try:
-        array: Any = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as an array: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} holds no array, but an archive of some")
-    return array
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # whatever a damaged header causes
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} cannot be read as an array: {reason}") from error

@@ -16,7 +16,7 @@ import shutil
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
@@ -30,7 +30,7 @@ from minivit.data.folder import find_images, streams, survey
 from minivit.data.images import Decoding
 from minivit.data.on_demand import OnDemandImages, Pixels, Stored, blocks, load_array, stamp_of
 from minivit.data.read import Block
-from minivit.errors import UserError
+from minivit.errors import RunError, UserError
 from minivit.files import (
     checksum,
     expect_checksum,
@@ -133,6 +133,7 @@ def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None, la
     if decoding.size is not None:
         _warn_of_another_way(path, about.decoding, decoding)
     source = Stored(path / "images.npy", decoding.channels)
+    stamp = stamp_of(path / "images.npy")  # before the images are read
     classes, part_of = (_integers(path / f"{name}.npy", source.shape[0]) for name in ("labels", "parts"))
     if about.checksum != _checksum(classes, part_of):
         raise UserError(f"labels.npy or parts.npy of {path} was changed since it was prepared: put the original back")
@@ -141,11 +142,12 @@ def load_prepared(path: Path, decoding: Decoding, stream: bool | None = None, la
     images = cast("Array", OnDemandImages(source)) if streamed else source.whole()
     mean, std = (values * (channels // len(values)) for values in (about.mean, about.std))  # of grey read as RGB
     dataset = dataset_of_parts(about.name, about.class_names, images, classes, part_of, mean, std)
-    if about.stamp != stamp_of(path / "images.npy"):  # copied or changed: only its content shows which
+    if about.stamp != stamp:  # copied or changed: only the content shows which
         stored = cast("Array", OnDemandImages(Stored(path / "images.npy")))
         as_stored = dataset_of_parts(about.name, about.class_names, stored, classes, part_of, about.mean, about.std)
         if as_stored.fingerprint() != about.fingerprint:
             raise UserError(f"images.npy of {path} was changed since it was prepared: put the original back")
+        _keep_stamp(path / ABOUT, stamp)
     is_known = channels == about.decoding.channels
     return replace(dataset, known_fingerprint=about.fingerprint if is_known else None)
 
@@ -185,6 +187,13 @@ def _about(path: Path) -> _About:
         raise UserError(f"{path / ABOUT} is damaged: prepare the images again") from error
 
 
+def _keep_stamp(path: Path, stamp: list[int]) -> None:
+    """Write the stamp of images that were checked into prepared.json, so that the next command does not read them."""
+    values = expect_checksum(read_json(path), path)
+    with suppress(RunError):  # a folder that is only readable is checked each time
+        write_json(path, with_checksum({**values, "images": stamp}))
+
+
 def _warn_of_another_way(path: Path, done: Decoding, asked: Decoding) -> None:
     """Warn where images were not resized as they would be without `minivit prepare`."""
     ways = [
@@ -215,7 +224,7 @@ def _integers(path: Path, count: int) -> NDArray[np.int64]:
     array = load_array(path)
     if array.dtype != np.int64 or array.shape != (count,):
         raise UserError(f"{path} does not hold an int64 number for each of the {count:,} images")
-    return array
+    return np.array(array)
 
 
 @contextmanager

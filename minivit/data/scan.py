@@ -83,10 +83,8 @@ def scan_folder(path: Path, labels: bool = True) -> Scan:
 
 
 def _scan_classes(path: Path, others: list[str]) -> Scan:
+    path = _unpacked(path)
     folders, files = entries_of(path)
-    if len(folders) == 1 and not _parts(path, folders) and _parts(path / folders[0], entries_of(path / folders[0])[0]):
-        path = path / folders[0]  # an archive that was unpacked into a folder of its own name
-        folders, files = entries_of(path)
     parts = _parts(path, folders)
     if not parts:
         classes = _classes(path, folders, others)
@@ -100,6 +98,14 @@ def _scan_classes(path: Path, others: list[str]) -> Scan:
             found.notes.append(f"folders of {path} that are not read {some(unread)}")
     others += [str(path / name) for name in files]
     return found
+
+
+def _unpacked(path: Path) -> Path:
+    """Return the folder in `path` if it alone has the parts: an archive was unpacked into a folder of its own name."""
+    folders, _ = entries_of(path)
+    if len(folders) == 1 and not _parts(path, folders) and _parts(path / folders[0], entries_of(path / folders[0])[0]):
+        return path / folders[0]
+    return path
 
 
 def _scan_parts(path: Path, parts: dict[str, str], others: list[str]) -> Scan:
@@ -223,7 +229,8 @@ def _check_one_class(folder: Path, classes: Classes) -> None:
 def class_names(path: Path) -> tuple[str, ...]:
     """Return the names of the classes under `path`, without a search for their images; () if there are none."""
     try:
-        folders = entries_of(path)[0] if path.is_dir() else []
+        path = _unpacked(path)
+        folders, _ = entries_of(path)
         parts = _parts(path, folders)
         names = entries_of(path / parts["train"])[0] if parts else folders
     except (UserError, KeyError):

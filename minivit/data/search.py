@@ -77,8 +77,8 @@ def images_in(
 ) -> list[ImageFile]:
     """Return the image files in `folder` and its subfolders, sorted by their names below it.
 
-    Hidden files and folders are left out, and folders that systems make beside images; links to files and folders are
-    followed, except to a folder above.
+    Hidden files and folders are left out, and folders that systems make beside images. Links to files and folders are
+    followed; a folder is read once, under the first of its names in their order.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def images_in(
     """
     found: list[ImageFile] = []
     skipped: list[str] = []
-    _search(os.fspath(folder), "", found, skipped, unreadable, ())
+    _search(os.fspath(folder), "", found, skipped, unreadable, set())
     others += sorted(skipped, key=sortable)
     return sorted(found, key=lambda file: sortable(file.name))
 
@@ -107,15 +107,16 @@ def _search(
     found: list[ImageFile],
     others: list[str],
     unreadable: list[tuple[str, str]] | None,
-    above: tuple[object, ...],
+    seen: set[tuple[int, int]],
 ) -> None:
-    """Add the images in `folder` and its subfolders to `found`, and other files to `others`."""
+    """Add the images in `folder` and its subfolders to `found`, and other files to `others`; not of folders `seen`."""
     subfolders = []
     try:
         status = os.stat(folder)  # noqa: PTH116 - a Path for each of many files is slow
         this = status.st_dev, status.st_ino
-        if this in above or len(above) > _DEEPEST:  # a link to a folder above
+        if this in seen or below.count("/") > _DEEPEST:
             return
+        seen.add(this)
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
@@ -132,9 +133,9 @@ def _search(
             raise UserError(message) from error
         unreadable.append((folder, message))
         return
-    for name in subfolders:
+    for name in sorted(subfolders, key=sortable):
         inner = os.path.join(folder, name)  # noqa: PTH118 - as above
-        _search(inner, f"{below}{name}/", found, others, unreadable, (*above, this))
+        _search(inner, f"{below}{name}/", found, others, unreadable, seen)
 
 
 def _image_file(entry: os.DirEntry[str], name: str) -> ImageFile:

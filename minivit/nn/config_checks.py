@@ -27,7 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 _AT_LEAST = {"in_chans": 1, "embed_dim": 1, "depth": 1, "num_heads": 1} | dict.fromkeys(
     ("num_classes", "head_dim", "reg_tokens", "representation_size"), 0
 )
-_LARGEST, _DEEPEST = 1 << 40, 10_000  # numbers in one parameter, blocks
+_LARGEST, _DEEPEST = 1 << 40, 10_000  # numbers in one parameter, blocks or convolutions
 _FLAGS = (
     *("qkv_bias", "proj_bias", "mlp_bias", "qk_norm", "class_token", "no_embed_class", "pre_norm", "final_norm"),
     *("pool_include_prefix", "zero_head"),
@@ -107,6 +107,8 @@ def check_patches(image: tuple[int, int], patch: tuple[int, int], stride: tuple[
 
 def check_conv_stem(channels: tuple[int, ...], patch: tuple[int, int]) -> None:
     """Check that convolutions lead to tokens, each of a patch of (P, Q) pixels; `channels` are those of each."""
+    if len(channels) > _DEEPEST:
+        raise UserError(f"conv_stem has {len(channels):,} convolutions: this model would be too large")
     halvings = patch[0].bit_length() - 1
     if patch[0] != patch[1] or patch[0] != 1 << halvings:
         raise UserError(f"the convolutions of conv_stem halve the image; patch_size {patch} must be (2**n, 2**n)")

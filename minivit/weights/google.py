@@ -179,7 +179,8 @@ class Google(Layout):
             entries += _heads("attn_pool.q", attention, ("query",), config)
             entries += _heads("attn_pool.kv", attention, ("key", "value"), config)
             entries += _heads("attn_pool.proj", attention, ("out",), config)
-        return entries + [same(name, theirs) for name, theirs in names.items() if name in declared]
+        entries += [same(name, theirs) for name, theirs in names.items()]
+        return [entry for entry in entries if entry.name in declared]
 
     def refusals(self, config: ViTConfig) -> list[str]:
         """Return what Google's programs cannot express."""

@@ -151,7 +151,7 @@ class HuggingFace(Layout):
         for i in range(config.depth):
             ours |= block_entries(f"blocks.{i}.", prefix + _BLOCK.format(i))
         ours |= norm("norm", f"{prefix}layernorm") | linear("pre_logits.fc", _POOLER) | linear("head", "classifier")
-        return [ours[name] for name in model.declared()]
+        return [ours[name] for name in model.declared() if name in ours]
 
     def unused(self, tensors: Tensors, config: ViTConfig) -> dict[str, Array]:
         """Return the mask token, and a pooler that the classifier does not read."""

@@ -6,6 +6,7 @@ the centre. ``size`` and ``crop_size`` say how large, ``resample`` is Pillow's n
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,8 +151,14 @@ def _crop(said: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, An
     before = _pair(shortest) or _pair(resized)
     mode = "center" if _pair(shortest) else "squash"
     cut = said.get("do_center_crop") or mode == "center"
-    fraction = min(cropped[0] / before[0], cropped[1] / before[1]) if cut and cropped and before else 1.0
+    fraction = min(map(_fraction, cropped, before)) if cut and cropped and before else 1.0
     return {"crop_mode": mode, "crop_pct": min(1.0, fraction)}
+
+
+def _fraction(side: int, edge: int) -> float:
+    """Return `side` / `edge`, rounded so that `edge` is ``floor(side / fraction)``, as images are resized."""
+    fraction = side / edge
+    return fraction if math.floor(side / fraction) == edge else math.nextafter(fraction, 0.0)
 
 
 def _pair(size: Any) -> tuple[int, int] | None:

@@ -112,7 +112,7 @@ def entries(model: MaskedModel) -> list[Entry]:
         ours |= norm("decoder_norm", "decoder.decoder_norm")
         for i in range(model.options["decoder_depth"]):
             ours |= block_entries(f"decoder_blocks.{i}.", _LAYER.format(i))
-    return [ours[name] for name in model.declared()]
+    return [ours[name] for name in model.declared() if name in ours]
 
 
 def fixed(file: WeightsFile, task: str, config: ViTConfig, options: Mapping[str, Any]) -> dict[str, Array]:

@@ -101,7 +101,7 @@ class Labml(Layout):
             ours |= linear(f"{block}mlp.fc2", f"{theirs}feed_forward.layer2")
         ours |= norm("norm", "ln") | linear("pre_logits.fc", "classification.linear1")
         ours |= linear("head", "classification.linear2")
-        return [ours[name] for name in model.declared()]
+        return [ours[name] for name in model.declared() if name in ours]
 
     def unused(self, tensors: Tensors, config: ViTConfig) -> dict[str, Array]:
         """Return the positions after those of the model's tokens."""
@@ -127,6 +127,7 @@ def _positions(config: ViTConfig, unused: Tensors) -> Entry:
         rest = np.zeros((max(0, _ROWS - N), 1, D), np.float32)  # as labml initialises them
 
     def split(value: Array) -> list[Array]:
-        return [np.concatenate([value.reshape(N, 1, D), rest.astype(value.dtype)])]
+        rows = value.reshape(N, 1, D)  # of a hollow array, hollow too
+        return [np.concatenate([rows, rest.astype(value.dtype)]) if len(rest) else rows]
 
     return Entry("pos_embed", (_POSITIONS,), lambda values: values[0][:N].reshape(1, N, D), split)

@@ -109,7 +109,10 @@ class Layout(ABC):
 
     @abstractmethod
     def entries(self, model: ViT) -> list[Entry]:
-        """Return an entry for each parameter of `model`, which may have no values."""
+        """Return an entry for each parameter of `model`, which may have no values.
+
+        A parameter that the layout cannot store has no entry: `check_shapes` refuses it.
+        """
 
     def unused(self, tensors: Tensors, config: ViTConfig) -> dict[str, Array]:
         """Return what the model does not use of the file's tensors, for ``model.unused``; they may be `hollow`."""
@@ -153,14 +156,24 @@ def check_sizes(layout: Layout, file: WeightsFile, config: ViTConfig) -> None:
 
 
 def check_shapes(file: WeightsFile, entries: Sequence[Entry], model: Layer) -> None:
-    """Raise UserError if a tensor of the model is missing or has another shape, or there is another tensor."""
+    """Raise UserError if a parameter has no entry, a tensor is missing or of another shape, or there is another one."""
     declared, shapes = model.declared(), file.shapes
+    named = {entry.name for entry in entries}
+    if lacking := [name for name in declared if name not in named]:
+        raise UserError(
+            f"{file.path}: its layout has no {counted(lacking, 'parameter')}, which these fields of the model require"
+        )
     expected: dict[str, tuple[int, ...]] = {}
     for entry in entries:
         ours = declared[entry.name].shape
         if math.prod(ours) >= 1 << 48:
             raise UserError(f"{file.path}: its configuration requires {entry.name} of shape {ours}, which is too large")
-        theirs = entry.split(hollow(ours))
+        try:
+            theirs = entry.split(hollow(ours))
+        except ValueError as error:
+            raise UserError(
+                f"{file.path}: its layout has no {entry.name} of shape {ours}, which these fields of the model require"
+            ) from error
         expected |= {name: value.shape for name, value in zip(entry.theirs, theirs, strict=True)}
     missing = [name for name in expected if name not in shapes]
     unknown = [name for name in shapes if name not in expected]

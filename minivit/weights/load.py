@@ -105,7 +105,7 @@ class OpenedFile(NamedTuple):
         target = model if config == self.config else (build or ViT.without_values)(config)
         target.initialize(None, dtype, backend)
         tensors = file.read()
-        model.unused = target.unused = layout.unused(tensors, self.config)
+        target.unused = layout.unused(tensors, config)
         state = imported(path, tensors, layout.entries(model), target.parameters.store.values.dtype)
         target.load_state_dict(adapted(state, self.config, target, resample))
         return target

@@ -170,7 +170,8 @@ def _(layer: Attention, graph: Graph, x: str, name: str) -> str:
     relative = None
     if layer.rel_pos is not None:
         i = np.arange((layer.rel_pos.shape[0] + 1) // 2)
-        vectors = graph.constant(layer.rel_pos.value[i[:, None] - i + i[-1]], f"{name}.rel_pos")  # (N, N, K)
+        places = graph.constant(i[:, None] - i + i[-1], "relative_places")  # the same in all blocks
+        vectors = graph.node("Gather", graph.constant(layer.rel_pos.value, f"{name}.rel_pos"), places)  # (N, N, K)
         relative = graph.node("Einsum", q, vectors, equation="bhik,ijk->bhij")
     return nodes_of_layer(layer.proj, graph, _attended(graph, q, k, v, H, width // H, relative), f"{name}.proj")
 

@@ -170,7 +170,7 @@ _RELATIVES: tuple[tuple[str, str], ...] = (
     (r"(^|\.)self_attn\.(query|key|value)\.linear\.", "a model of labml, of which only VisionTransformer is read"),
 )
 
-# The parts of timm's Vision Transformers that minivit's has not, by the names of tensors.
+# The parts of timm's Vision Transformers that minivit's does not have, by the names of tensors.
 _PARTS: tuple[tuple[str, str], ...] = (
     (r"^(dist_token|head_dist\.)", "a distillation token"),
     (r"\.attn\.norm\.|\.mlp\.norm\.", "norms inside attention or MLP (scale_attn_norm, scale_mlp_norm)"),

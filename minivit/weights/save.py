@@ -13,7 +13,7 @@ import numpy as np
 
 from minivit.arrays import Array
 from minivit.errors import UserError, install
-from minivit.files import atomic_write, write_json
+from minivit.files import atomic_write, delete, write_json
 from minivit.nn.layer import Layer
 from minivit.nn.vit import ViT
 from minivit.weights.entries import exported
@@ -22,6 +22,7 @@ from minivit.weights.own_layers import own_layers
 from minivit.weights.source import FILE, KEY
 from minivit.weights.tensors import write_tensors
 
+_SIDE_FILES = {"config.json", "preprocessor_config.json"}  # beside `FILE`
 _LARGEST_ONNX = (1 << 31) - (1 << 24)  # bytes of float32 parameters: the whole file has less than 2 GiB
 
 
@@ -40,7 +41,8 @@ def save_model(
     path : path
         A file ``*.safetensors`` (``*.npz`` for Google's layout, ``*.onnx`` for ONNX), or a folder, in which the file is
         ``model.safetensors``. Missing folders are created. timm and transformers open a folder, not a file of another
-        name, so that there is no ``config.json`` beside such a file.
+        name, so that there is no ``config.json`` beside such a file. Beside ``model.safetensors``, a ``config.json`` or
+        ``preprocessor_config.json`` that does not belong to this model is deleted.
     format : str
         Whose names and shapes: "timm", in which every model can be stored, or another layout of docs/model_files.md; or
         "onnx" for a graph that ONNX Runtime computes, in float32. It cannot be read again.
@@ -94,10 +96,14 @@ def save_model(
     # Other programs could not build the layers of a user's own.
     files = {"config.json": {}} if layers else layout.side_files(model.config, own["extra"])
     write_tensors(path, tensors, {"format": "pt", KEY: text})
-    for name, content in files.items() if path.name == FILE else ():
+    if path.name != FILE:
+        return
+    for name, content in files.items():
         # In transformers' file it would outlive a change that transformers makes to the model.
         repeated = {KEY: own} if name == "config.json" and format == "timm" else {}
         write_json(path.with_name(name), content | repeated)
+    for name in _SIDE_FILES - files.keys():  # of the model that was here before
+        delete(path.with_name(name))
 
 
 def file_at(path: Path, suffix: str, chosen: str) -> Path:

@@ -4,8 +4,8 @@
     weights of convolutions   minivit (P P C, D)    timm (D, C, P, P); also patch_embed.proj.weight
     everything else           the same
 
-A patch is flattened in the order row, column, channel. Parameters that timm's Vision Transformer has not are stored
-under our names. Without a configuration, the shapes determine the sizes.
+A patch is flattened in the order row, column, channel. Parameters that timm's Vision Transformer does not have are
+stored under our names. Without a configuration, the shapes determine the sizes.
 """
 
 from __future__ import annotations

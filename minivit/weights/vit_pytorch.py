@@ -138,7 +138,7 @@ class VitPytorch(Layout):
             if not simple and not config.proj_bias:
                 ours[f"{block}attn.proj.weight"] = _no_projection(f"{block}attn.proj.weight", D)
         ours |= norm("norm", "transformer.norm") | norm("fc_norm", f"{names.base}.0") | linear("head", names.head)
-        return [ours[name] for name in model.declared()]
+        return [ours[name] for name in model.declared() if name in ours]
 
     def refusals(self, config: ViTConfig) -> list[str]:
         """Return what no version of vit_pytorch can express."""

@@ -77,6 +77,19 @@ def test_onnx_runtime_computes_the_logits_of_any_number_of_images(tmp_path: Path
         np.testing.assert_allclose(computed(path, images), model(images), rtol=1e-5, atol=1e-5)
 
 
+def test_relative_positions_are_stored_as_in_the_model(tmp_path: Path) -> None:
+    import onnx
+
+    model = model_of(pos_embed="relative")
+    save_model(model, tmp_path / "model.onnx", format="onnx")
+    shapes = {it.name: tuple(it.dims) for it in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    N, K = model.config.num_tokens, model.config.head_width
+    assert {name: shape for name, shape in shapes.items() if name.endswith("rel_pos")} == {
+        f"blocks.{i}.attn.rel_pos": (2 * N - 1, K) for i in range(2)
+    }
+    assert [name for name, shape in shapes.items() if shape[:2] == (N, N)] == ["relative_places"]
+
+
 @pytest.mark.parametrize("name", ["vit_mini_convstem4_32", "vit_tiny_patch4_32"])
 def test_named_models_have_the_same_logits(tmp_path: Path, name: str) -> None:
     model = ViT(get_config(name), seed=1)
