@@ -240,9 +240,17 @@ def test_a_model_in_the_place_of_another_has_no_files_of_that_beside_it(
 
 
 def test_a_file_of_the_model_before_that_cannot_be_deleted_is_named(tmp_path: Path) -> None:
+    save_model(model_of(), tmp_path)
     (tmp_path / "preprocessor_config.json").mkdir()
     with pytest.raises(RunError, match=r"cannot write .*preprocessor_config\.json: "):
         save_model(model_of(), tmp_path)
+
+
+def test_a_folder_without_a_model_keeps_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    fields = {"act_layer": "relu", "representation_size": 11, "representation_act": "relu", "norm_eps": 1e-5}
+    save_model(model_of(**fields), tmp_path, format="labml")
+    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", '{"lr": NaN}', '{"hidden_size": 3}'])

@@ -41,8 +41,8 @@ def save_model(
     path : path
         A file ``*.safetensors`` (``*.npz`` for Google's layout, ``*.onnx`` for ONNX), or a folder, in which the file is
         ``model.safetensors``. Missing folders are created. timm and transformers open a folder, not a file of another
-        name, so that there is no ``config.json`` beside such a file. Beside ``model.safetensors``, a ``config.json`` or
-        ``preprocessor_config.json`` that does not belong to this model is deleted.
+        name, so that there is no ``config.json`` beside such a file. Where a ``model.safetensors`` is replaced, the
+        ``config.json`` and ``preprocessor_config.json`` beside it are replaced or deleted with it.
     format : str
         Whose names and shapes: "timm", in which every model can be stored, or another layout of docs/model_files.md; or
         "onnx" for a graph that ONNX Runtime computes, in float32. It cannot be read again.
@@ -95,6 +95,7 @@ def save_model(
         return
     # Other programs could not build the layers of a user's own.
     files = {"config.json": {}} if layers else layout.side_files(model.config, own["extra"])
+    has_replaced = path.exists()
     write_tensors(path, tensors, {"format": "pt", KEY: text})
     if path.name != FILE:
         return
@@ -102,7 +103,7 @@ def save_model(
         # In transformers' file it would outlive a change that transformers makes to the model.
         repeated = {KEY: own} if name == "config.json" and format == "timm" else {}
         write_json(path.with_name(name), content | repeated)
-    for name in _SIDE_FILES - files.keys():  # of the model that was here before
+    for name in _SIDE_FILES - files.keys() if has_replaced else ():  # of the model that was here before
         delete(path.with_name(name))
 
 
