@@ -20,6 +20,10 @@ from minivit.nn.structure import CONTAINERS, OWN, leaves, with_items
 
 OVERWRITTEN = "backward returns the same array in each call, so the next call overwrites it: return a copy"
 
+RESULT_OVERWRITTEN = "forward returns the same array in each call, so the next call overwrites it: return a copy"
+
+READS_STATE = "backward differs after another forward pass: it reads state outside its cache"
+
 CHANGED_BY_CALLS = "forward returns another result after a call with other arguments: it keeps state"
 
 
@@ -69,15 +73,15 @@ def _resized(a: Array) -> Array:
     return a[:1] if len(a) > 1 else np.concatenate([a, a])
 
 
-def depends_on_other_calls(calls: Iterator[Callable[[], Any]], unchanged: Callable[[], bool]) -> str:
-    """Return how a backward pass depends on other forward passes, or an empty string.
+def first_finding(calls: Iterator[Callable[[], Any]], find: Callable[[], str]) -> str:
+    """Return what other forward passes change, or an empty string.
 
     Parameters
     ----------
     calls
         The other forward passes; a call may raise.
-    unchanged
-        Runs the backward pass, and returns whether the gradients are those before.
+    find
+        Is called after each of them, runs the backward pass, and returns a finding or an empty string.
     """
     for call in calls:
         # Forward may refuse these arguments; until then it may have stored some of them.
@@ -85,8 +89,8 @@ def depends_on_other_calls(calls: Iterator[Callable[[], Any]], unchanged: Callab
             warnings.simplefilter("ignore")
             call()
         try:
-            if not unchanged():
-                return "backward differs after another forward pass: it reads state outside its cache"
+            if words := find():
+                return words
         except Exception as error:
             return (
                 f"backward raises {type(error).__name__} after another forward pass, {error}: it reads state outside "

@@ -12,7 +12,7 @@ import numpy as np
 from minivit import ops
 from minivit.arrays import Array, to_host
 from minivit.checking import Report, gradcheck, gradcheck_layer
-from minivit.checking.function import random_upstream
+from minivit.checking.backward_passes import random_upstream
 from minivit.nn.attention import Attention
 from minivit.nn.corrupted import SimMIM
 from minivit.nn.encoder_block import EncoderBlock
