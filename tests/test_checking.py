@@ -329,6 +329,24 @@ def test_a_check_whose_gradients_are_all_zero_advises_another_point() -> None:
     assert "verifies little" in str(report)
 
 
+def test_arguments_whose_elements_are_equal_are_advised_against() -> None:
+    def affine(x: Array, w: Array, b: Array) -> Any:
+        return x * w + b, (x, w)
+
+    def without_factor(dy: Array, cache: Any) -> Any:
+        return dy * 1.0, (dy * cache[0]).sum(0), dy.sum(0)
+
+    report = gradcheck(affine, without_factor, X, np.ones(5), np.zeros(5))
+    assert report
+    assert report.advice == (
+        "w is 1 everywhere: a missing factor w would pass; b is 0 everywhere: a missing term b would pass; check at "
+        "random values"
+    )
+    assert "another order of the elements of x" in gradcheck(tanh, tanh_backward, np.full((3, 2), 0.5)).advice
+    assert not gradcheck(tanh, tanh_backward, X).advice
+    assert not gradcheck(tanh, tanh_backward, np.ones((1, 1)) / 2).advice
+
+
 def test_integer_arrays_have_no_row_and_their_gradients_may_be_left_out() -> None:
     index = np.array([0, 2, 2])
 

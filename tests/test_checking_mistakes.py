@@ -486,3 +486,20 @@ def test_an_element_is_called_the_worst_only_if_all_were_measured(rows: int, wor
     assert report.rows[0].note.startswith(f"{word} at [")
     worst = abs(error[report.rows[0].worst_index or (0, 0)]) == np.max(np.abs(error))
     assert worst or word == "wrong"
+
+
+@pytest.mark.parametrize("result", ["float64", "float32"])
+def test_a_forward_pass_in_float32_is_named(result: str) -> None:
+    def forward(x: Array) -> Any:
+        return np.tanh(x.astype(np.float32)).astype(result), x
+
+    report = gradcheck(forward, lambda dy, x: dy * (1 - np.tanh(x) ** 2), normal(3, 5))
+    assert not report
+    assert "forward computes in float32: every number of its result is one of float32" in report.rows[0].note
+    assert "kinks" not in report.rows[0].note
+
+
+def test_whole_numbers_are_no_rounding() -> None:
+    report = gradcheck(lambda x: (np.floor(x.real) * 1.0, x), lambda dy, x: dy * 1.0, normal(3, 5))
+    assert not report
+    assert "float32" not in report.rows[0].note

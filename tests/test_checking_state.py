@@ -399,3 +399,30 @@ def test_a_result_that_forward_returns_in_each_call_is_found_and_measured_right(
         "forward returns the same array in each call, so the next call overwrites it: return a copy",
     )
     assert [row.verdict for row in report.rows] == ["ok"], str(report)
+
+
+class Changing(minivit.Layer):
+    """A layer one of whose passes changes a parameter."""
+
+    def __init__(self, what: str) -> None:
+        self.bias, self.what = minivit.Parameter((3,), lambda generator, shape: generator.normal(size=shape)), what
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        if self.what == "forward":
+            self.bias.value[...] = self.bias.value / 2
+        return x + self.bias.value, None
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        self.bias.add_grad(dy.sum(axis=0))
+        if self.what == "backward":
+            self.bias.value[...] = self.bias.value - 0.1 * dy.sum(axis=0)
+        return dy
+
+
+@pytest.mark.parametrize("what", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_pass_that_changes_the_values_of_a_parameter_is_found(what: str, dtype: str) -> None:
+    report = gradcheck_layer(Changing(what).initialize(seed=0, dtype=dtype), normal(5, 3))
+    words = f"{what} changes bias: only an optimiser changes the values of parameters"
+    assert words in report.findings, str(report)
+    assert gradcheck_layer(Changing("nothing").initialize(seed=0, dtype=dtype), normal(5, 3))

@@ -88,6 +88,12 @@ class CheckedFunction:
         self._writes = False  # whether the functions write to their arguments
         self._shape: tuple[int, ...] = ()  # of the result
         self.num_inputs = len(arrays)  # the arrays after them are parameters
+        self.order: dict[str, int] = {}  # places of the inner layers in the forward pass, if they are known
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The violated contracts that `run` does not return."""
+        return ()
 
     def evaluate(self, k: int, value: Array, points: Sequence[Array] | None = None) -> Array:
         """Return forward's result with array `k` replaced by `value`; if complex, all float arrays become complex.

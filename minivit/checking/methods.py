@@ -73,6 +73,17 @@ class Probe:
         spread, rms = float(np.std(self.x[self.where])), self.rms
         return spread if _LEAST_SPREAD * rms < spread < _LARGEST_SPREAD * rms else None
 
+    @property
+    def rounds_to_float32(self) -> bool:
+        """Whether f computes in float32: every number of `y` is one of float32, and those of `x` are not.
+
+        If all of `y` are numbers of float16 too, such as whole numbers, f need not round.
+        """
+        with np.errstate(over="ignore"):
+            low, lower = self.y.astype(np.float32), self.y.astype(np.float16)
+            is_low = np.array_equal(low, self.y) and not np.array_equal(lower, self.y)
+            return is_low and not np.array_equal(self.x.astype(np.float32), self.x)
+
     def shifted(self, step: Array) -> Array:
         """Return x + step."""
         moved = np.array(self.x, dtype=np.result_type(self.x, step))

@@ -36,6 +36,16 @@ def recognise(e: Evidence) -> str:
     return ""
 
 
+def float32_forward(e: Evidence) -> str:
+    """Forward computes in float32, so that small steps change nothing."""
+    if not e.probe.rounds_to_float32:
+        return ""
+    return (
+        f"forward computes in float32: every number of its result is one of float32, so its derivative cannot be "
+        f"measured. Keep the dtype of {e.name}"
+    )
+
+
 def no_dependence(e: Evidence) -> str:
     """Forward does not use the array."""
     if e.top > 0 or any(np.any(rate) for rate in e.rates):
@@ -216,6 +226,7 @@ def few_digits(e: Evidence) -> str:
 
 
 MISTAKES: tuple[Callable[[Evidence], str], ...] = (
+    float32_forward,
     no_dependence,
     zeros,
     changed_in_place,

@@ -103,7 +103,7 @@ class Report:
     tolerance
         Largest error that a row measured by the complex step may have.
     advice
-        Which gradient to look at first, or an empty string.
+        What to look at first, or which other point to check at, or an empty string.
     """
 
     title: str

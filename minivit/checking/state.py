@@ -1,13 +1,15 @@
 """Look for state outside the cache.
 
 State shows in three ways: a gradient changes after a forward pass at other arguments; a call overwrites an array that
-was returned before; a forward pass changes an array in an attribute.
+was returned before; a forward pass changes an array in an attribute. The order in which a forward pass calls its layers
+is found here too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -172,3 +174,26 @@ def changed_arrays(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     if not names:
         return ""
     return f"forward changes {', '.join(names)}: a layer keeps no state between its passes"
+
+
+def order_of_calls(layer: Any, forward: Callable[[], Any]) -> dict[str, int]:
+    """Call `forward`, which runs `layer`, and return the places of the inner layers in the order in which they end.
+
+    Of a layer that is called several times it is the last place. The dict is empty where hooks cannot run, as beside a
+    layer whose result is no array.
+    """
+    names: list[str] = []
+
+    def note(name: str, *_: Any) -> None:
+        names.append(name)
+
+    with contextlib.ExitStack() as hooks:
+        for name, part in layer.named_layers():
+            hooks.enter_context(part.register_forward_hook(functools.partial(note, name)))
+        try:
+            forward()
+        except Exception:  # an inner layer returns no array
+            names.clear()
+    if not names:
+        forward()
+    return {name: place for place, name in enumerate(names) if name}
