@@ -502,6 +502,32 @@ def test_a_point_at_the_end_of_the_domain_is_no_state_outside_of_the_cache() -> 
     assert gradcheck(log_of_probability, lambda dy, p: dy / p, probabilities, method="complex").passed
 
 
+def test_a_right_gradient_passes_at_an_element_far_smaller_than_the_others() -> None:
+    def log(p: Array) -> Any:
+        return np.log(p), p
+
+    for tiny in (1e-17, 1e-22, 1e-60):
+        report = gradcheck(log, lambda dy, p: dy / p, np.array([0.9, 0.1, tiny, 3e-4]))
+        assert report, str(report)
+        assert not gradcheck(log, lambda dy, p: (1 + 1e-9) * dy / p, np.array([0.9, 0.1, tiny, 3e-4]))
+
+    def direction(x: Array) -> Any:
+        n = np.sqrt((x * x).sum(-1, keepdims=True))
+        return x / n, (x / n, n)
+
+    assert gradcheck(direction, unit_backward, 1e-16 * normal(5, 7))
+
+
+def test_a_remainder_that_falls_fast_is_explained_by_the_second_derivative() -> None:
+    steep = gradcheck(
+        lambda x: (np.tanh(1e5 * x), x),
+        lambda dy, x: 1e5 * dy * (1 - np.tanh(1e5 * x) ** 2),
+        np.array([0.0, 0.5, -2.0]),
+    )
+    assert steep
+    assert steep.rows[0].note.endswith("the second derivative of forward along the direction is zero here")
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("offset", [1e5, 1e6, 1e7])
 def test_an_offset_far_larger_than_the_spread_is_no_kink_and_no_error(offset: float, seed: int) -> None:

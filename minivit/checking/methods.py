@@ -3,7 +3,7 @@
 Let phi(x) = <u, f(x)> for a random upstream gradient u. A gradient g is right if <g, d> = phi'(x)[d] for every
 direction d.
 
-    complex step         phi(x + ihd).imag / h             h = 1e-20; no subtraction, hence accurate to rounding
+    complex step         phi(x + ihd).imag / h             h = 1e-100; no subtraction, hence accurate to rounding
     Taylor remainder     |phi(x + hd) - phi(x) - h<g, d>|  falls as h^2 if g is right, as h if g is wrong
     central differences  (phi(x + hd) - phi(x - hd)) / 2h  accurate to about 1e-9, for any f
 
@@ -27,7 +27,7 @@ EPS = float(np.finfo(np.float64).eps)
 SLOPE_MARGIN = 0.05
 _KINK_SLOPE = 8  # no smooth function has a larger slope here: below a kink the remainder is only rounding
 _SMALLEST = 43  # largest number of halvings of the unit step; beyond it almost only rounding is left
-_STEP = 1e-20
+_STEP = 1e-100  # small beside any element of an array; its square, 1e-200, does not underflow
 _LARGEST_SPREAD = 1e-2  # of an array, relative to its root mean square: its offset is then much larger
 _LEAST_SPREAD = 2.0**10 * EPS
 _CENTRAL_STEPS = (2.0**-18, 2.0**-14, 2.0**-21, 2.0**-24)

@@ -26,7 +26,7 @@ from minivit.checking.settings import Settings
 
 SCALE_FLOOR = 1e-3  # errors are relative to at least this fraction of the norm of all gradients
 _ZERO_ULPS = 64  # a gradient is zero up to this many units in the last place of the norm of all gradients
-_NEGLIGIBLE = 1e-36  # the complex step neglects terms of order h^2 = 1e-40
+_NEGLIGIBLE = 1e-36  # smaller differences are zero; the complex step neglects terms of order h^2 = 1e-200
 ROUNDING = 128  # in a saturated function, an error of up to this many ulps of the norm of dy may be rounding
 SATURATED = 1e-3  # a function is saturated if the norm of the gradient is at most this fraction of that of dy
 _NOT_ANALYTIC = 1e-7  # a larger error by the complex step may mean that forward is not analytic
@@ -103,7 +103,8 @@ def verify(
     verdict, notes = verdict_of(norm, max(map(abs, values)), total, agrees, detectable), [note]
     if agrees and test and settings.method == "auto" and test.slope != "linear" and abs(test.slope - 2) > SLOPE_MARGIN:
         if test.passed:
-            notes.append("the remainder falls faster than h^2, which excludes an error: forward hardly curves here")
+            why = "the second derivative of forward along the direction is zero here"
+            notes.append(f"the remainder falls faster than h^2, which excludes an error: {why}")
         elif error_of(_central(probe, directions, claims)) <= settings.central_tolerance:
             notes.append("the remainder has no clear order here; central differences agree with the gradient")
         else:
