@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from minivit.checking.evidence import digits_beside
 from minivit.checking.report import escaped, plain
 
 SameOrNot = Literal["same", "DIFFERS", "not compared"]
@@ -43,7 +43,7 @@ class Quantity:
         """Return where the quantity differs and why."""
         if self.mine is None or self.ours is None:
             return f"{self.name}: {self.note}"
-        digits = _digits(self.mine, self.ours)
+        digits = digits_beside(self.mine, self.ours)
         place = f"at {list(self.index)} " if self.index else ""
         words = f"{self.name}: {place}yours is {self.mine:.{digits}g}, ours {self.ours:.{digits}g}"
         return f"{words}. {self.note[:1].upper()}{self.note[1:]}".removesuffix(". ")
@@ -54,12 +54,6 @@ class Quantity:
         shape = " x ".join(map(str, self.shape)) if self.shape else "scalar"
         where = str(list(self.index)) if self.index and self.verdict == "DIFFERS" else ""
         return self.name, shape, f"{self.error:.1e}" if compared else "-", self.verdict, where
-
-
-def _digits(a: float, b: float) -> int:
-    """Return how many digits show the difference."""
-    gap = abs(a - b) / max(abs(a), abs(b), 1e-300)
-    return int(min(max(3 - math.log10(max(gap, 1e-16)), 6), 17)) if math.isfinite(gap) else 6
 
 
 _HEADERS = ("quantity", "shape", "error", "verdict", "worst at")
