@@ -248,6 +248,13 @@ def test_a_report_is_true_if_and_only_if_it_passed() -> None:
     assert not gradcheck(tanh, lambda dy, y: None, X)  # a forgotten return
 
 
+def test_a_report_without_a_verified_gradient_says_so() -> None:
+    skipped = Row("", "w", (3,), 0.0, 0.0, None, None, "skipped", "complex", "backward returns None")
+    vacuous = Row("", "x", (3,), 1e-12, 0.0, None, None, "vacuous", "complex", "verifies nothing")
+    assert Report("nothing", (vacuous, skipped)).summary() == "passed, but nothing was verified; 2 notes above"
+    assert Report("x", (*gradcheck(tanh, tanh_backward, X).rows, skipped)).summary().startswith("passed: 1 gradient,")
+
+
 def test_a_notebook_shows_the_table_and_escapes_names() -> None:
     report = gradcheck(tanh, lambda dy, y: -tanh_backward(dy, y), X, names=["<b>x\x1b"])
     html = report._repr_html_()

@@ -23,6 +23,7 @@ from minivit.checking.arguments import (
     check_takes_key,
     fixed_first,
     fixed_key,
+    taken_by_layer,
 )
 from minivit.checking.constants import without_constants
 from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward
@@ -133,15 +134,16 @@ def gradcheck_layer(
     names, options
         As for `gradcheck`.
     """
-    settings = settings_of(options)
     check_layer(layer)
     check_takes_key(layer)
+    given = argument_names(layer.forward, len(inputs))
+    settings = settings_of(options, taken_by_layer(layer, options, given[-1] if given else ""))
     known = list(layer.parameters)
     parameters = [parameters] if isinstance(parameters, str) else parameters
     unknown = [name for name in parameters or () if name not in known]
     if unknown:
         raise ValueError(f"the layer has no parameter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    names = argument_names(layer.forward, len(inputs)) if names is None else names
+    names = given if names is None else names
     if len(names) != len(inputs):
         raise ValueError(f"got {len(names)} names for {len(inputs)} inputs; give one name for each")
     key = fixed_key(rng, inputs)
@@ -191,9 +193,9 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
     options
         As for `gradcheck`.
     """
-    settings = settings_of(options)
     check_layer(model)
     check_takes_key(model)
+    settings = settings_of(options, taken_by_layer(model, options))
     key = fixed_key(rng, (images,))
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     model, filled = without_constants(model)

@@ -144,6 +144,8 @@ class Report:
         warnings = f"; {count_of(warned, 'note')} above" if warned else ""
         if self.passed:
             verified = [row for row in self.rows if row.verdict in ("ok", "zero") and row.method != "float32"]
+            if not verified:
+                return f"passed, but nothing was verified{warnings}"
             zero = sum(row.verdict == "zero" for row in verified)
             zeros = f" ({zero} of them zero)" if zero else ""
             bar = f" (tolerance {self.tolerance:.0e})" if all(row.method == "complex" for row in verified) else ""
