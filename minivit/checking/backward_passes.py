@@ -81,7 +81,8 @@ def differs(changed: Sequence[str]) -> str:
     """Return the finding that a second pass differs; `changed` are the arrays in the cache that the first changed."""
     cause = "backward writes to its cache, is random, or keeps state"
     if changed:
-        cause = f"backward writes to its cache: it changes {', '.join(changed)}"
+        parts = ", ".join(name for name in changed if name != "the cache")
+        cause = f"backward writes to its cache{f': it changes {parts}' if parts else ''}"
     return f"a second backward pass on the same cache differs: {cause}"
 
 

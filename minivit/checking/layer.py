@@ -191,11 +191,10 @@ def _resized_key(key: Key, samples: int) -> Key:
 def places_of(name: str, array: int, parameter: Any) -> list[Place]:
     """Return the place of a parameter, or one place for each of its named parts along the last axis."""
     layer, _, last = name.rpartition(".")
-    parts = tuple(getattr(parameter, "parts", ()))
+    place, parts = Place(layer, last, array), tuple(getattr(parameter, "parts", ()))
     if not parts:
-        return [Place(layer, last, array)]
-    width, rest = divmod(parameter.value.shape[-1], len(parts))
-    if rest:
+        return [place]
+    *_, length = parameter.value.shape
+    if length % len(parts):
         raise ValueError(f"{name} has the parts {parts}, which do not divide its last axis in {parameter.value.shape}")
-    slices = [slice(k * width, (k + 1) * width) for k in range(len(parts))]
-    return [Place(layer, f"{last}[{part}]", array, (..., where)) for part, where in zip(parts, slices, strict=True)]
+    return place.split(parts, length)

@@ -98,12 +98,7 @@ class Probe:
         NotAnalyticError
             `evaluate` does not propagate the imaginary part of its argument.
         """
-        return float(np.sum(self.complex_terms(d)))
-
-    def complex_terms(self, d: Array) -> Array:
-        """Return the terms, in the shape of `y`, whose sum is the derivative of phi along `d`."""
-        terms: Array = self.upstream * self.complex_rates(d)
-        return terms
+        return float(np.sum(self.upstream * self.complex_rates(d)))
 
     def rates(self, d: Array, analytic: bool) -> Array:
         """Return the derivative of f along `d`, of the shape of `y`, by the complex step or by central differences."""

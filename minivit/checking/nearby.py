@@ -21,7 +21,7 @@ Measured: TypeAlias = tuple[Probe, Array]  # the function of an array, and the g
 
 @dataclass(frozen=True)
 class Nearby:
-    """The functions under check at other points; each method returns None where these are refused or not finite."""
+    """The functions under check at other points. None stands for points that they refuse or where they are infinite."""
 
     checked: CheckedFunction
     place: Place

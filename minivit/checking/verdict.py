@@ -21,7 +21,7 @@ from minivit.checking.methods import (
     differs_from_complex_step,
     taylor,
 )
-from minivit.checking.report import Row, Verdict
+from minivit.checking.report import Row, Verdict, dotted
 from minivit.checking.settings import Settings
 
 SCALE_FLOOR = 1e-3  # errors are relative to at least this fraction of the norm of all gradients
@@ -46,7 +46,16 @@ class Place:
     @property
     def full_name(self) -> str:
         """The names of the layer and of the array, joined by a dot."""
-        return f"{self.layer}.{self.name}" if self.layer else self.name
+        return dotted(self.layer, self.name)
+
+    def split(self, parts: Sequence[str], length: int) -> list[Place]:
+        """Return a place for each of the named parts of the last axis, of `length` elements."""
+        width = length // len(parts)
+        slices = [slice(k * width, (k + 1) * width) for k in range(len(parts))]
+        return [
+            replace(self, name=f"{self.name}[{part}]", where=(..., where))
+            for part, where in zip(parts, slices, strict=True)
+        ]
 
     def generator(self, settings: Settings) -> np.random.Generator:
         """Return the generator of the random directions of this gradient."""
