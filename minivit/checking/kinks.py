@@ -9,6 +9,7 @@ wrong gradient is never taken for one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +22,7 @@ _SMOOTH = 1e-4  # the two terms differ less than this, relatively, where the fun
 _NODES = 1500  # largest number of parts of an array that are examined
 _TESTED = 512  # largest number of elements whose one-sided derivatives are compared with the gradient
 _TOLERANCE = 1e-5
-_TINY = 2.0**-28
-_FINE = 2.0**-5  # of a step that does not reach the kink beside it
+TINY = 2.0**-28
 
 
 def one_sided(probe: Probe, step: Array, size: float) -> tuple[Array, Array, float]:
@@ -92,22 +92,36 @@ def neighbours(probe: Probe, kinks: Array) -> Iterator[Array]:
     order[kinks] = np.arange(1, np.sum(kinks) + 1)
     for steps in (order, order.max() + 1 - order):
         for sign in (1.0, -1.0):
-            yield probe.shifted(np.where(kinks, sign * _TINY * probe.rms * steps, 0.0))
+            yield probe.shifted(np.where(kinks, sign * TINY * probe.rms * steps, 0.0))
+
+
+class Judgement(NamedTuple):
+    """Whether a gradient is accepted at the kinks.
+
+    Attributes
+    ----------
+    accepted, each
+        Whether it is accepted, and whether each element of the mask was tested.
+    note
+        The same in words.
+    bent
+        Whether the one-sided derivatives differ where it is refused.
+    """
+
+    accepted: bool
+    each: bool
+    note: str
+    bent: bool = False
 
 
 def judge(
-    probe: Probe, gradient: Array, kinks: Array, rng: np.random.Generator, fine: bool = False
-) -> tuple[bool, bool, str]:
-    """Return whether the gradient is accepted at the kinks.
+    probe: Probe, gradient: Array, kinks: Array, rng: np.random.Generator, size: float | None = None
+) -> Judgement:
+    """Judge the gradient at the kinks.
 
-    It is if it lies between the one-sided derivatives at each of them, and along the direction in which all of them
-    move together. If there are too many, a random sample is tested one by one. With `fine`, the steps are shorter than
-    the distance of `neighbours` from the kinks.
-
-    Returns
-    -------
-    accepted, each, note
-        Whether the gradient is accepted, whether each element of the mask was tested, and a note that says so.
+    It is accepted if it lies between the one-sided derivatives at each of them, and along the direction in which all of
+    them move together. If there are too many, a random sample is tested one by one. The steps have the length `size`;
+    by default it follows the array and each element.
     """
     points = [tuple(int(k) for k in point) for point in np.argwhere(kinks)]
     each = len(points) <= _TESTED
@@ -116,7 +130,7 @@ def judge(
     for index in tested:
         only = np.zeros(kinks.shape, bool)
         only[index] = True
-        left, right, margin, least, largest = _sides(probe, only, abs(float(probe.x[probe.where][index])), fine)
+        left, right, margin, least, largest = _sides(probe, only, abs(float(probe.x[probe.where][index])), size)
         bent = largest - least > 2 * margin
         bends += bent
         claim = float(gradient[index])
@@ -124,17 +138,18 @@ def judge(
         words = f"{_place(index)}: {sides}, backward gives {claim + 0.0:.6g}"
         shown = shown or (words if bent else "")
         if not least - margin <= claim <= largest + margin:
-            return False, each, f"kink at {words}, which is not between them" if bent else f"at {words}, beside a kink"
-    _, _, margin, least, largest = _sides(probe, kinks, 0.0, fine)
+            note = f"kink at {words}, which is not between them" if bent else f"at {words}, beside a kink"
+            return Judgement(False, each, note, bent)
+    _, _, margin, least, largest = _sides(probe, kinks, 0.0, size)
     if not least - margin <= float(np.sum(gradient[kinks])) <= largest + margin:
         together = "wrong if all of these move together: is a tie counted twice?"
-        return False, each, f"kink at {named(kinks)}: {together}"
+        return Judgement(False, each, f"kink at {named(kinks)}: {together}", largest - least > 2 * margin)
     more = f"; {bends - 1} more like it" if bends > 1 else ""
     note = f"kink at {shown}, which is accepted{more}" if shown else ""
     if not each:
         sample = f"kinks among {len(points)} elements: {len(tested)} of these were tested, the others were not"
         note = f"{sample}; {note}" if note else sample
-    return True, each, note
+    return Judgement(True, each, note)
 
 
 def named(kinks: Array) -> str:
@@ -143,9 +158,9 @@ def named(kinks: Array) -> str:
     return f"{_place(first)} and {count - 1} more" if count > 1 else _place(first)
 
 
-def _sides(probe: Probe, moving: Array, value: float, fine: bool) -> tuple[float, float, float, float, float]:
+def _sides(probe: Probe, moving: Array, value: float, size: float | None) -> tuple[float, float, float, float, float]:
     """Return the one-sided derivatives as `moving` elements move, a margin, and the least and largest subgradient."""
-    size = _FINE * _TINY * probe.rms if fine else _TINY * max(2.0**8 * value, probe.rms)
+    size = TINY * max(2.0**8 * value, probe.rms) if size is None else size
     right, left, rounding = one_sided(probe, np.where(moving, size, 0.0), size)
     margin = _TOLERANCE * float(np.sum(np.maximum(np.abs(right), np.abs(left)))) + rounding * max(1, right.size) ** 0.5
     least, largest = float(np.sum(np.minimum(right, left))), float(np.sum(np.maximum(right, left)))

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.checking.kinks import beside, find_kinks, judge, named, neighbours
+from minivit.checking.kinks import TINY, beside, find_kinks, judge, named, neighbours
 from minivit.checking.methods import EPS, NotAnalyticError, Probe, taylor
 from minivit.checking.nearby import Measured, Nearby
 from minivit.checking.report import Row
 from minivit.checking.verdict import ROUNDING, SATURATED, SCALE_FLOOR, vacuous, verify
 
+_PARTS = (2.0**-5, 2.0**-9, 2.0**-13)  # of the distance from a kink, for steps beside it
 _LARGEST_ROUNDING = 1e-8  # a larger error is not excused by the rounding of the arrays
 
 
@@ -33,7 +34,7 @@ def recheck_at_kinks(row: Row, probe: Probe, gradient: Array, total: float, near
     if not kinks.any():
         return row, probe, gradient
     smooth = verify(probe, gradient, total, place, settings, kinks)
-    accepted, each, note = judge(probe, gradient, kinks, rng)
+    accepted, each, note, _ = judge(probe, gradient, kinks, rng)
     moved = nearby.at(beside(probe, kinks, rng))
     moved = (replace(moved[0], unit=probe.unit), moved[1]) if moved else None
     aside = verify(*moved, total, place, settings) if moved else smooth
@@ -57,17 +58,20 @@ def _limit(probe: Probe, gradient: Array, kinks: Array, total: float, nearby: Ne
     near_zero = 1e-5 * float(np.max(np.abs(gradient), initial=0))
 
     def is_right(near: Measured | None) -> bool:
-        """Return whether the gradient beside the kinks is this one, and right by steps that do not reach a kink."""
-        return (
-            near is not None
-            and np.allclose(near[1], gradient, rtol=1e-5, atol=near_zero)
-            and judge(replace(near[0], unit=probe.rms), near[1], kinks, rng, fine=True)[0]
-        )
+        """Return whether the gradient beside the kinks is this one, and right by steps that do not reach a kink.
+
+        The distance of a kink depends on the sizes of all arrays: steps that reach it are followed by shorter ones.
+        """
+        if near is None or not np.allclose(near[1], gradient, rtol=1e-5, atol=near_zero):
+            return False
+        near_probe = replace(near[0], unit=probe.rms)
+        judgements = (judge(near_probe, near[1], kinks, rng, part * TINY * probe.rms) for part in _PARTS)
+        return next((each.accepted for each in judgements if each.accepted or not each.bent), False)
 
     if any(is_right(nearby.at(x)) for x in neighbours(probe, kinks)):
         return "at a neighbouring point"
     for sign in (1.0, -1.0):
-        near, far = nearby.others_moved(sign * 2.0**-28), nearby.others_moved(sign * 2.0**-7)
+        near, far = nearby.others_moved(sign * TINY), nearby.others_moved(sign * 2.0**-7)
         if far is None or not is_right(near):
             continue
         if verify(*far, total, nearby.place, nearby.settings).verdict in ("ok", "zero"):
