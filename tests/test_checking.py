@@ -329,6 +329,24 @@ def test_a_check_whose_gradients_are_all_zero_advises_another_point() -> None:
     assert "verifies little" in str(report)
 
 
+def test_arguments_whose_elements_are_equal_are_advised_against() -> None:
+    def affine(x: Array, w: Array, b: Array) -> Any:
+        return x * w + b, (x, w)
+
+    def without_factor(dy: Array, cache: Any) -> Any:
+        return dy * 1.0, (dy * cache[0]).sum(0), dy.sum(0)
+
+    report = gradcheck(affine, without_factor, X, np.ones(5), np.zeros(5))
+    assert report
+    assert report.advice == (
+        "w is 1 everywhere: a missing factor w would pass; b is 0 everywhere: a missing term b would pass; check at "
+        "random values"
+    )
+    assert "another order of the elements of x" in gradcheck(tanh, tanh_backward, np.full((3, 2), 0.5)).advice
+    assert not gradcheck(tanh, tanh_backward, X).advice
+    assert not gradcheck(tanh, tanh_backward, np.ones((1, 1)) / 2).advice
+
+
 def test_integer_arrays_have_no_row_and_their_gradients_may_be_left_out() -> None:
     index = np.array([0, 2, 2])
 
@@ -482,6 +500,32 @@ def test_a_point_at_the_end_of_the_domain_is_no_state_outside_of_the_cache() -> 
 
     probabilities = np.array([0.2, 0.5, 1.0])
     assert gradcheck(log_of_probability, lambda dy, p: dy / p, probabilities, method="complex").passed
+
+
+def test_a_right_gradient_passes_at_an_element_far_smaller_than_the_others() -> None:
+    def log(p: Array) -> Any:
+        return np.log(p), p
+
+    for tiny in (1e-17, 1e-22, 1e-60):
+        report = gradcheck(log, lambda dy, p: dy / p, np.array([0.9, 0.1, tiny, 3e-4]))
+        assert report, str(report)
+        assert not gradcheck(log, lambda dy, p: (1 + 1e-9) * dy / p, np.array([0.9, 0.1, tiny, 3e-4]))
+
+    def direction(x: Array) -> Any:
+        n = np.sqrt((x * x).sum(-1, keepdims=True))
+        return x / n, (x / n, n)
+
+    assert gradcheck(direction, unit_backward, 1e-16 * normal(5, 7))
+
+
+def test_a_remainder_that_falls_fast_is_explained_by_the_second_derivative() -> None:
+    steep = gradcheck(
+        lambda x: (np.tanh(1e5 * x), x),
+        lambda dy, x: 1e5 * dy * (1 - np.tanh(1e5 * x) ** 2),
+        np.array([0.0, 0.5, -2.0]),
+    )
+    assert steep
+    assert steep.rows[0].note.endswith("the second derivative of forward along the direction is zero here")
 
 
 @pytest.mark.parametrize("seed", range(3))

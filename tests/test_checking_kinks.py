@@ -89,7 +89,7 @@ def test_the_report_names_the_kink_and_its_one_sided_derivatives() -> None:
 def test_only_the_elements_at_kinks_are_found() -> None:
     def kinks(f: Any, x: Array) -> list[int]:
         probe = Probe(f, x, f(x), np.ones(f(x).shape))
-        return np.flatnonzero(find_kinks(probe, x.shape, np.random.default_rng(0)).mask).tolist()
+        return np.flatnonzero(find_kinks(probe, x.shape, np.random.default_rng(0))).tolist()
 
     x = normal(300)
     x[[3, 250]] = 0
@@ -160,5 +160,56 @@ def test_where_kinks_of_several_units_meet_a_limit_of_right_gradients_is_right()
     assert "with the other arrays moved very little" in report.rows[0].note
     wrong = gradcheck(two_units, lambda dy, mask: two_units_backward(dy, mask, 1.01), x, bias)
     assert [row.verdict for row in wrong.rows] == ["FAILED", "FAILED"]
+    assert "which is not between them" not in report.rows[0].note
     added = gradcheck(two_units, lambda dy, mask: (two_units_backward(dy, mask)[0] + 0.1, dy @ V.T * mask), x, bias)
     assert added.rows[0].verdict == "FAILED"
+
+
+def mask_of(h: Array) -> Array:
+    return h > 0
+
+
+def two_near_0(h: Array) -> Array:
+    return np.where(np.abs(h) < 1e-4 * np.abs(h).max(), 2.0, h > 0)
+
+
+def with_ties(mask: Any) -> Any:
+    def backward(dy: Array, x: Array) -> Array:
+        m = mask(x)
+        return dy[:, None] * m / m.sum(-1, keepdims=True)
+
+    return backward
+
+
+def test_a_gradient_at_a_kink_is_not_excused_by_a_wrong_one_beside_it() -> None:
+    x = normal(5, 7)
+    x[1, 2] = x[1, 4] = 3.0
+    near = gradcheck(largest, lambda dy, x: dy[:, None] * np.isclose(x, x.max(-1, keepdims=True)), x)
+    assert not near
+    assert "is a tie counted twice?" in str(near)
+    assert gradcheck(largest, first_largest, x)
+    assert gradcheck(largest, with_ties(lambda x: x == x.max(-1, keepdims=True)), x)
+    five = gradcheck(relu, lambda dy, x: dy * np.where(np.abs(x) < 1e-3, 5.0, x > 0), ZEROS)
+    assert not five
+    assert "accepted" not in str(five)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_a_gradient_at_kinks_of_all_units_is_not_excused_by_a_wrong_one_beside_them(scale: float) -> None:
+    def forward(x: Array, w: Array, b: Array, v: Array) -> Any:
+        h = x @ w + b
+        return (h * (h.real > 0)) @ v, (x, w, h, v)
+
+    def backward(dy: Array, cache: Any, slope: Any) -> Any:
+        x, w, h, v = cache
+        dh = (dy @ v.T) * slope(h)
+        return dh @ w.T, x.T @ dh, dh.sum(0), (h * (h > 0)).T @ dy
+
+    x = scale * normal(5, 3)
+    x[2] = 0
+    arrays = x, normal(3, 7), np.zeros(7), normal(7, 2)
+    for seed in range(3):
+        right = gradcheck(forward, lambda dy, c: backward(dy, c, mask_of), *arrays, seed=seed)
+        assert right, str(right)
+        wrong = gradcheck(forward, lambda dy, c: backward(dy, c, two_near_0), *arrays, seed=seed)
+        assert [row.verdict for row in wrong.rows] == ["FAILED", "ok", "FAILED", "ok"], str(wrong)

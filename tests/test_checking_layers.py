@@ -260,3 +260,159 @@ def test_a_block_whose_branch_is_the_identity_leaves_dy_as_it_is() -> None:
     layer.norm2, layer.mlp = layers.Identity(), layers.Identity()
     report = gradcheck_layer(layer.initialize(seed=0, dtype="float64"), normal(2, 5, 6))
     assert report.passed, str(report)
+
+
+class RMSNorm(minivit.Layer):
+    def __init__(self, factor: bool = True) -> None:
+        self.weight, self.factor = minivit.Parameter((6,), minivit.initializers.ones), factor
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        r = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+        return x * r * self.weight.value, (x, r)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        x, r = cache
+        self.weight.add_grad((dy * x * r).sum((0, 1)))
+        d = dy * self.weight.value if self.factor else dy
+        dx: Array = r * (d - x * r * (d * x * r).mean(-1, keepdims=True))
+        return dx
+
+
+class Hidden(minivit.Layer):
+    """tanh(x @ weight + bias), whose cache may lack the bias."""
+
+    def __init__(self, whole: bool = True) -> None:
+        self.weight = minivit.Parameter((6, 7), lambda generator, shape: generator.standard_normal(shape))
+        self.bias, self.whole = minivit.Parameter((7,), minivit.initializers.zeros), whole
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        h = x @ self.weight.value
+        whole = h + self.bias.value
+        return np.tanh(whole), (x, whole if self.whole else h)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        x, h = cache
+        dh = dy * (1 - np.tanh(h) ** 2)
+        self.bias.add_grad(dh.sum((0, 1)))
+        self.weight.add_grad(x.reshape(-1, 6).T @ dh.reshape(-1, 7))
+        return dh @ self.weight.value.T
+
+
+class Gated(minivit.Layer):
+    """A linear map, the sigmoid of another one, and a scale whose factor may be forgotten."""
+
+    def __init__(self, factor: bool = True) -> None:
+        self.up, self.gate, self.factor = layers.Linear(6, 7), layers.Linear(6, 7), factor
+        self.scale = minivit.Parameter((7,), minivit.initializers.ones)
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        u, up = self.up.forward(x)
+        g, gate = self.gate.forward(x)
+        s = 1 / (1 + np.exp(-g))
+        return u * s * self.scale.value, (u, s, up, gate)
+
+    def backward(self, dz: Array, cache: Any) -> Array:
+        u, s, up, gate = cache
+        self.scale.add_grad((dz * u * s).sum((0, 1)))
+        dy = dz * self.scale.value if self.factor else dz
+        return self.up.backward(dy * s, up) + self.gate.backward(dy * u * s * (1 - s), gate)
+
+
+@pytest.mark.parametrize(
+    ("kind", "title", "words"),
+    [
+        (RMSNorm, "the ones of weight", "the factor weight is missing"),
+        (Hidden, "the zeros of bias", "the derivative of forward is"),
+        (Gated, "the ones of scale and 2 more", "the factor scale is missing"),
+    ],
+)
+def test_scales_of_1_and_biases_of_0_hide_no_mistake(kind: Any, title: str, words: str) -> None:
+    wrong = kind(False).initialize(seed=0, dtype="float64")
+    report = gradcheck_layer(wrong, normal(2, 5, 6))
+    assert not report
+    assert report.title == f"gradient check of {kind.__name__}, with random values for {title}"
+    assert words in str(report)
+    assert gradcheck_layer(kind().initialize(seed=0, dtype="float64"), normal(2, 5, 6))
+    assert gradcheck_layer(kind().initialize(seed=0), normal(2, 5, 6))
+    for parameter in wrong.parameters.values():
+        assert parameter.value.ndim == 2 or np.ptp(parameter.value) == 0
+    assert gradcheck_layer(wrong, normal(2, 5, 6), keep_constants=True)
+
+
+def test_scales_of_1_hide_no_mistake_in_a_model() -> None:
+    model = tiny_model()
+    blocks: Any = model.blocks
+    for block in blocks:
+        block.norm1 = RMSNorm(False).initialize(dtype="float64")
+    report = gradcheck_model(model, normal(2, 6, 4, 3), LABELS, directions=1)
+    assert not report
+    assert "with random values for the ones of blocks.0.norm1.weight and 1 more" in report.title
+    assert "Begin with blocks.0.mlp.fc2, or with blocks.1.norm1, which forward calls next" in report.advice
+
+
+class Declared(minivit.Layer):
+    """Two linear maps, the one that forward calls last declared first."""
+
+    def __init__(self, factor: float) -> None:
+        self.head, self.body, self.factor = layers.Linear(7, 3), layers.Linear(6, 7), factor
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        h, body = self.body.forward(x)
+        y, head = self.head.forward(np.tanh(h))
+        return y, (body, np.tanh(h), head)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        body, t, head = cache
+        return self.body.backward(self.head.backward(self.factor * dy, head) * (1 - t * t), body)
+
+
+def test_the_layer_to_begin_with_is_the_last_one_that_forward_calls() -> None:
+    report = gradcheck_layer(Declared(2.0).initialize(seed=0, dtype="float64"), normal(2, 5, 6))
+    assert report.advice.startswith("Begin with head: it is nearest to the output")
+    notes = {row.full_name: row.note for row in report.rows}
+    assert "everywhere 2 times the derivative" in notes["head.weight"]
+    assert not notes["body.weight"]
+
+
+def test_the_layer_after_the_wrong_ones_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = layers.Linear.backward
+
+    def wrong(self: layers.Linear, dy: Array, cache: Any) -> Array:
+        return right(self, dy, cache) * (2.0 if self.weight.shape == (7, 3) else 1.0)
+
+    monkeypatch.setattr(layers.Linear, "backward", wrong)
+    report = gradcheck_layer(Declared(1.0).initialize(seed=0, dtype="float64"), normal(2, 5, 6))
+    assert report.advice == (
+        "Begin with body, or with head, which forward calls next: its own gradients are right, the one that it passes "
+        "back may not be."
+    )
+
+
+class Pair(minivit.Layer):
+    """A layer whose result is no array."""
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        return (2 * x, 3 * x), None
+
+    def backward(self, dy: Any, cache: Any) -> Array:
+        dx: Array = 2 * dy[0] + 3 * dy[1]
+        return dx
+
+
+class WithPair(minivit.Layer):
+    def __init__(self) -> None:
+        self.pair, self.map = Pair(), layers.Linear(6, 7)
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        (a, b), pair = self.pair.forward(x)
+        y, cache = self.map.forward(a * b)
+        return y, (a, b, pair, cache)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        a, b, pair, inner = cache
+        d = self.map.backward(dy, inner)
+        return self.pair.backward((d * b, d * a), pair)
+
+
+def test_an_inner_layer_may_return_two_arrays() -> None:
+    assert gradcheck_layer(WithPair().initialize(seed=0, dtype="float64"), normal(5, 6))

@@ -486,3 +486,45 @@ def test_an_element_is_called_the_worst_only_if_all_were_measured(rows: int, wor
     assert report.rows[0].note.startswith(f"{word} at [")
     worst = abs(error[report.rows[0].worst_index or (0, 0)]) == np.max(np.abs(error))
     assert worst or word == "wrong"
+
+
+@pytest.mark.parametrize("result", ["float64", "float32"])
+def test_a_forward_pass_in_float32_is_named(result: str) -> None:
+    def forward(x: Array) -> Any:
+        return np.tanh(x.astype(np.float32)).astype(result), x
+
+    report = gradcheck(forward, lambda dy, x: dy * (1 - np.tanh(x) ** 2), normal(3, 5))
+    assert not report
+    assert "forward computes in float32: every number of its result is one of float32" in report.rows[0].note
+    assert "kinks" not in report.rows[0].note
+
+
+def test_whole_numbers_are_no_rounding() -> None:
+    report = gradcheck(lambda x: (np.floor(x.real) * 1.0, x), lambda dy, x: dy * 1.0, normal(3, 5))
+    assert not report
+    assert "float32" not in report.rows[0].note
+
+
+def times(factor: Any) -> Callable[[Array, Array], Array]:
+    return lambda dy, y: dy * (1 - y * y) * factor
+
+
+@pytest.mark.parametrize(
+    ("backward", "words"),
+    [
+        (lambda dy, y: dy * (1 - y * y) + 1e-10 * np.eye(5, 7), "5 of 35 elements are wrong, the others right"),
+        (
+            times(1 + 5e-11 * (np.arange(5) == 1)[:, None]),
+            "index 1 of axis 0: 1.00000000005 times the derivative there",
+        ),
+        (times(1 + 1e-8 * (np.arange(5) == 1)[:, None]), "index 1 of axis 0: 1.00000001 times the derivative there"),
+        (times(1 + 5e-11), "everywhere 1.00000000005 times the derivative"),
+        (times(1 - 3e-9), "right to about 8 digits only: float32 rounding or a truncated constant"),
+        (lambda dy, y: dy * (1 + 5e-11 - y * y), "the difference from the derivative is 5e-11 times dy"),
+    ],
+)
+def test_an_explanation_fits_the_error_and_not_only_the_gradient(backward: Any, words: str) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 7))
+    report = gradcheck(lambda x: (np.tanh(x), np.tanh(x)), backward, x)
+    assert not report
+    assert words in report.rows[0].note

@@ -49,6 +49,19 @@ class TestContracts:
 
         assert "backward writes to its cache" in self.finding(tanh, backward, X)
 
+    def test_the_arrays_in_the_cache_that_backward_changes_are_named(self) -> None:
+        def forward(x: Array) -> Any:
+            return np.tanh(x), {"x": x.copy(), "parts": (x.copy(), np.tanh(x))}
+
+        def backward(dy: Array, cache: Any) -> Any:
+            y = cache["parts"][1]
+            y *= -y
+            y += 1
+            return dy * y
+
+        finding = self.finding(forward, backward, X)
+        assert "backward writes to its cache: it changes cache['parts'][1]" in finding
+
     def test_backward_is_random(self) -> None:
         generator = np.random.default_rng(0)
         finding = self.finding(tanh, lambda dy, y: tanh_backward(dy, y) * generator.random(y.shape), X)
@@ -68,6 +81,25 @@ class TestContracts:
         x = X.copy()
         assert "writes to its arguments" in self.finding(forward, tanh_backward, x)
         np.testing.assert_array_equal(x, X)
+
+    def test_the_pass_that_writes_to_an_argument_is_named_and_no_other_contract_is(self) -> None:
+        def centred(x: Array) -> Any:
+            x -= x.mean()
+            return x**2, x
+
+        def backward(dy: Array, x: Array) -> Any:
+            return 2 * dy * x - (2 * dy * x).mean()
+
+        advice = "compute `x = x - ...` instead of `x -= ...`"
+        assert gradcheck(centred, backward, X).findings == (f"forward writes to its arguments (x): {advice}",)
+
+        def wrong(dy: Array, x: Array) -> Any:
+            x *= 2
+            return dy * x
+
+        report = gradcheck(lambda x: (x**2, x), wrong, X)
+        assert report.findings == (f"backward writes to its arguments (x): {advice}",)
+        assert [row.verdict for row in report.rows] == ["ok"]
 
     def test_backward_reads_state_outside_its_cache(self) -> None:
         class Stateful:
@@ -214,6 +246,13 @@ def test_a_report_is_true_if_and_only_if_it_passed() -> None:
     assert not wrong
     assert "FAILED: 1 of 1 gradient wrong (x)" in repr(wrong)
     assert not gradcheck(tanh, lambda dy, y: None, X)  # a forgotten return
+
+
+def test_a_report_without_a_verified_gradient_says_so() -> None:
+    skipped = Row("", "w", (3,), 0.0, 0.0, None, None, "skipped", "complex", "backward returns None")
+    vacuous = Row("", "x", (3,), 1e-12, 0.0, None, None, "vacuous", "complex", "verifies nothing")
+    assert Report("nothing", (vacuous, skipped)).summary() == "passed, but nothing was verified; 2 notes above"
+    assert Report("x", (*gradcheck(tanh, tanh_backward, X).rows, skipped)).summary().startswith("passed: 1 gradient,")
 
 
 def test_a_notebook_shows_the_table_and_escapes_names() -> None:

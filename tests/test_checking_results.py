@@ -107,6 +107,13 @@ def test_a_result_that_is_not_an_array_is_named(y: Any) -> None:
         gradcheck(lambda x: (y, x), tanh_backward, X)
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_several_results_are_told_to_be_checked_one_at_a_time(kind: Any) -> None:
+    words = f"got a {kind.__name__} as y: check one result at a time, or return np.concatenate of them"
+    with pytest.raises(TypeError, match=re.escape(words)):
+        gradcheck(lambda x: (kind([x, 2 * x]), x), tanh_backward, X)
+
+
 def test_a_dict_of_gradients_is_a_wrong_gradient() -> None:
     report = gradcheck_layer(Twice(lambda dx: {"dx": dx}).initialize(dtype="float64"), X)
     assert not report
@@ -127,6 +134,41 @@ class NoKey(minivit.Layer):
 def test_a_layer_whose_forward_pass_takes_no_rng_is_told_so() -> None:
     with pytest.raises(TypeError, match=re.escape("forward of NoKey takes (x) and no rng; a layer has forward(x, rng")):
         gradcheck_layer(NoKey().initialize(dtype="float64"), X)
+
+
+class Masked(minivit.Layer):
+    """A layer whose forward pass takes more than its input."""
+
+    def forward(self, x: Array, mask: Any = None, rng: Any = None, keep: bool = True, *, scale: float = 1.0) -> Any:  # type: ignore[override] # more arguments
+        factor = scale if mask is None else scale * mask
+        return x * factor, factor
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return dy * cache
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("mask", np.ones(5, bool), "mask: it is an argument of forward; pass it after x, by position"),
+        ("mask", None, "mask: leave it out: this is the default of forward"),
+        ("mask", "causal", "mask: it is an argument of forward; check two functions, or a subclass"),
+        ("scale", 2.0, "scale: it is an argument of forward; check two functions, or a subclass whose forward sets it"),
+        ("keep", True, "keep: leave it out: both passes are checked"),
+        ("frobnicate", 1, "frobnicate; the options are"),
+    ],
+)
+def test_an_argument_of_the_forward_pass_of_a_layer_is_told_how_to_be_given(
+    option: str, value: Any, words: str
+) -> None:
+    layer = Masked().initialize(dtype="float64")
+    options: Any = {option: value}
+    with pytest.raises(TypeError, match=re.escape(words)):
+        gradcheck_layer(layer, X, **options)
+    if option != "frobnicate":
+        with pytest.raises(TypeError, match=re.escape("set" if option == "scale" else option)):
+            gradcheck_model(layer, X, np.zeros(len(X), int), **options)
+    assert gradcheck_layer(layer, X, np.ones(5, bool))
 
 
 def test_a_setting_of_forward_is_told_to_be_fixed_first() -> None:

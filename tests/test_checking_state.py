@@ -346,3 +346,83 @@ class Popping(minivit.Layer):
 def test_a_layer_that_uses_up_its_cache_is_named() -> None:
     report = gradcheck_layer(Popping().initialize(dtype="float64"), normal(2, 3))
     assert "a second backward pass on the same cache raises IndexError" in str(report)
+
+
+def kept_gradient(dy: Array, cache: dict[str, Array]) -> Array:
+    if "dx" not in cache:
+        cache["dx"] = dy * (1 - cache["y"] ** 2)
+    return cache["dx"]
+
+
+@pytest.mark.parametrize(
+    "backward",
+    [kept_gradient, lambda dy, c: np.clip(dy, -5, 5) * (1 - c["y"] ** 2), lambda dy, c: np.abs(dy) * (1 - c["y"] ** 2)],
+    ids=["a gradient in the cache", "clipped", "without its sign"],
+)
+def test_a_backward_pass_that_is_not_linear_in_dy_is_found(backward: Any) -> None:
+    def forward(x: Array) -> Any:
+        return np.tanh(x), {"y": np.tanh(x)}
+
+    report = gradcheck(forward, backward, normal(5, 7))
+    assert [words.startswith("backward of -4 * dy is not -4 times that of dy") for words in report.findings] == [True]
+    for dtype in ("float64", "float32"):
+        assert gradcheck(forward, lambda dy, c: dy * (1 - c["y"] ** 2), normal(5, 7).astype(dtype)).passed
+
+
+class KeptGradient(minivit.Layer):
+    def __init__(self) -> None:
+        self.weight = minivit.Parameter((3,), lambda generator, shape: generator.normal(size=shape))
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        return np.tanh(x) * self.weight.value, {"y": np.tanh(x)}
+
+    def backward(self, dy: Array, cache: dict[str, Array]) -> Array:
+        self.weight.add_grad((dy * cache["y"]).sum(axis=0))
+        return kept_gradient(dy * self.weight.value, cache)
+
+
+def test_a_layer_that_keeps_a_gradient_in_its_cache_is_found() -> None:
+    report = gradcheck_layer(KeptGradient().initialize(seed=0, dtype="float64"), normal(5, 3))
+    assert "its cache keeps a gradient" in " ".join(report.findings)
+
+
+def test_a_result_that_forward_returns_in_each_call_is_found_and_measured_right() -> None:
+    buffers: dict[Any, Array] = {}
+
+    def forward(x: Array) -> Any:
+        y = buffers.setdefault((x.shape, x.dtype), np.empty_like(x))
+        np.multiply(x, x, out=y)
+        return y, x
+
+    report = gradcheck(forward, lambda dy, x: 2 * dy * x, normal(3, 5))
+    assert report.findings == (
+        "forward returns the same array in each call, so the next call overwrites it: return a copy",
+    )
+    assert [row.verdict for row in report.rows] == ["ok"], str(report)
+
+
+class Changing(minivit.Layer):
+    """A layer one of whose passes changes a parameter."""
+
+    def __init__(self, what: str) -> None:
+        self.bias, self.what = minivit.Parameter((3,), lambda generator, shape: generator.normal(size=shape)), what
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        if self.what == "forward":
+            self.bias.value[...] = self.bias.value / 2
+        return x + self.bias.value, None
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        self.bias.add_grad(dy.sum(axis=0))
+        if self.what == "backward":
+            self.bias.value[...] = self.bias.value - 0.1 * dy.sum(axis=0)
+        return dy
+
+
+@pytest.mark.parametrize("what", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_pass_that_changes_the_values_of_a_parameter_is_found(what: str, dtype: str) -> None:
+    report = gradcheck_layer(Changing(what).initialize(seed=0, dtype=dtype), normal(5, 3))
+    words = f"{what} changes bias: only an optimiser changes the values of parameters"
+    assert words in report.findings, str(report)
+    assert gradcheck_layer(Changing("nothing").initialize(seed=0, dtype=dtype), normal(5, 3))

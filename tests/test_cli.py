@@ -327,6 +327,8 @@ def test_gradcheck_of_a_model_has_no_zero_gradients_except_that_of_the_key_bias(
 def test_gradcheck_of_a_model_file_or_its_folder_uses_its_own_weights(cli: Minivit, tmp_path: Path) -> None:
     model = minivit.create_model("vit_micro_patch4_8", seed=3)
     model.parameters["head.weight"].value[...] = np.random.default_rng(0).standard_normal((model.config.embed_dim, 10))
+    bias = model.parameters["blocks.0.attn.qkv.bias"].value
+    bias[...] = np.random.default_rng(1).standard_normal(bias.shape)  # one of zeros would get random values
     for name in ("weight", "bias"):  # without queries the scores are 0, and the keys have no gradient
         model.parameters[f"blocks.0.attn.qkv.{name}"].value[..., : model.config.embed_dim] = 0
     minivit.save_model(model, tmp_path / "model.safetensors")

@@ -138,6 +138,35 @@ def fixed_first(forward: Callable[..., Any], count: int, options: Mapping[str, A
     }
 
 
+def taken_by_layer(layer: Any, options: Mapping[str, Any], last: str = "") -> dict[str, str]:
+    """Return advice on those of `options` that are arguments of the forward pass of a layer.
+
+    Parameters
+    ----------
+    last
+        The name of the last input, after which others can be passed; "" if none can.
+    """
+    try:
+        takes = inspect.signature(layer.forward).parameters
+    except (TypeError, ValueError):
+        return {}
+    advice = {}
+    for key, value in options.items():
+        if key == "keep" and key in takes:
+            advice[key] = "leave it out: both passes are checked"
+        elif key in takes and value is takes[key].default:
+            advice[key] = "leave it out: this is the default of forward"
+        elif key in takes and last and takes[key].kind == inspect.Parameter.POSITIONAL_OR_KEYWORD and _is_array(value):
+            advice[key] = f"it is an argument of forward; pass it after {last}, by position"
+        elif key in takes:
+            advice[key] = "it is an argument of forward; check two functions, or a subclass whose forward sets it"
+    return advice
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, list) or (hasattr(value, "dtype") and hasattr(value, "shape"))
+
+
 def argument_names(function: Callable[..., Any], count: int) -> list[str]:
     """Return the names of the first `count` arguments of a function; "argument 2" for one without a known name."""
     try:

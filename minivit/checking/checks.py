@@ -23,15 +23,18 @@ from minivit.checking.arguments import (
     check_takes_key,
     fixed_first,
     fixed_key,
+    taken_by_layer,
 )
+from minivit.checking.constants import without_constants
 from minivit.checking.function import RANDOM, Backward, CheckedFunction, Forward
 from minivit.checking.gradients import result_of
-from minivit.checking.layer import CheckedLayer, without_zeros
+from minivit.checking.layer import CheckedLayer
 from minivit.checking.report import Report, Row
 from minivit.checking.settings import Options, settings_of
 from minivit.checking.verdict import Place
 from minivit.checking.verification import checked_report
 from minivit.engine.machine import single_threaded_blas
+from minivit.errors import count_of
 from minivit.random import Key, RngLike
 
 __all__ = ["Options", "Report", "Row", "gradcheck", "gradcheck_layer", "gradcheck_model"]
@@ -106,11 +109,14 @@ def gradcheck_layer(
     rng: RngLike = None,
     names: Sequence[str] | None = None,
     parameters: Sequence[str] | str | None = None,
+    keep_constants: bool = False,
     **options: Unpack[Options],
 ) -> Report:
     """Check one layer: the gradients of its inputs and of each of its parameters.
 
     The check runs copies of the layer and does not change it. A parameter with named parts has one row for each part.
+    Parameters whose elements are all equal, such as scales of 1 and biases of 0, get random values near them in the
+    copy, because a missing factor of 1 or term of 0 would pass; the title of the report says so.
 
     Parameters
     ----------
@@ -123,22 +129,26 @@ def gradcheck_layer(
         None for evaluation; for training mode a Key, a seed or a NumPy generator. All passes have the same masks.
     parameters
         Names of the parameters whose gradients are checked, or one name; all by default.
+    keep_constants
+        True: check at the layer's own values, also where all elements of a parameter are equal.
     names, options
         As for `gradcheck`.
     """
-    settings = settings_of(options)
     check_layer(layer)
     check_takes_key(layer)
+    given = argument_names(layer.forward, len(inputs))
+    settings = settings_of(options, taken_by_layer(layer, options, given[-1] if given else ""))
     known = list(layer.parameters)
     parameters = [parameters] if isinstance(parameters, str) else parameters
     unknown = [name for name in parameters or () if name not in known]
     if unknown:
         raise ValueError(f"the layer has no parameter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    names = argument_names(layer.forward, len(inputs)) if names is None else names
+    names = given if names is None else names
     if len(names) != len(inputs):
         raise ValueError(f"got {len(names)} names for {len(inputs)} inputs; give one name for each")
     key = fixed_key(rng, inputs)
-    title = f"gradient check of {type(layer).__name__}"
+    layer, filled = (layer, "") if keep_constants else without_constants(layer)
+    title = f"gradient check of {type(layer).__name__}{filled}"
 
     def forward(copy: Any, *arrays: Any, rng: Key | None = None) -> tuple[Any, Any]:
         result: tuple[Any, Any] = copy.forward(*arrays, rng=rng)
@@ -172,8 +182,8 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
     ----------
     model
         As for `gradcheck_layer`. A float32 model is checked on a float64 copy, and its float32 gradients are then
-        compared with the float64 ones. A weight matrix of zeros, as a new head is, would make all gradients before it
-        zero: a copy with small random values in its place is checked, and the title of the report says so.
+        compared with the float64 ones. Parameters whose elements are all equal get random values in a copy, as in
+        `gradcheck_layer`: a weight matrix of zeros, as a new head is, would make all gradients before it zero.
     images
         (B, height, width, C), converted to the model's dtype.
     labels
@@ -183,12 +193,12 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
     options
         As for `gradcheck`.
     """
-    settings = settings_of(options)
     check_layer(model)
     check_takes_key(model)
+    settings = settings_of(options, taken_by_layer(model, options))
     key = fixed_key(rng, (images,))
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
-    model, filled = without_zeros(model)
+    model, filled = without_constants(model)
 
     def forward(copy: Any, images: Any, rng: Key | None = None) -> tuple[Any, Any]:
         logits, cache = result_of(copy.forward(images, rng=rng), f"forward of {type(copy).__name__}")
@@ -200,7 +210,7 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
         cache, loss_cache = caches
         return copy.backward(ops.cross_entropy_backward(dloss, loss_cache), cache)
 
-    title = f"gradient check of {type(model).__name__} with cross-entropy, {len(images)} images{filled}"
+    title = f"gradient check of {type(model).__name__} with cross-entropy, {count_of(len(images), 'image')}{filled}"
     with single_threaded_blas():  # the products are small, and the report is the same for any number of cores
         checked = CheckedLayer(model, (images,), ("images",), forward, backward, key)
         return checked_report(title, checked, checked.places, settings)

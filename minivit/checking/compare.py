@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from minivit.arrays import Array, to_host
 from minivit.checking.comparison import Comparison, Quantity, SameOrNot
-from minivit.checking.evidence import Context, Evidence, Other, arrays_in, named_arrays
+from minivit.checking.evidence import Context, Evidence, Other, accuracy_for, arrays_in, named_arrays
 from minivit.checking.forward_mistakes import recognise_result
 from minivit.checking.function import Passes
 from minivit.checking.gradients import NOTHING_RETURNED, flaw
@@ -23,7 +24,7 @@ from minivit.checking.verdict import SCALE_FLOOR, Place
 from minivit.engine.machine import single_threaded_blas
 from minivit.ops.registry import reference_only_here
 
-_DIGITS = 1e-9  # relative accuracy to which the numbers must fit a mistake
+_DIGITS, _LEAST_DIGITS = 1e-9, 1e-13  # relative accuracy to which the numbers must fit a mistake
 _LARGEST = 65536  # elements of an array whose mistake is looked for
 
 
@@ -101,7 +102,7 @@ def _compare(sides: Sides, seed: int, tolerance: float) -> Comparison:
                 findings.append(f"in float32: d{sides.mine.names[k]} is {gradient.dtype}")
     cached: tuple[Quantity, ...] = ()
     if y.verdict == "DIFFERS":
-        y = _noted(y, _why_result(sides, mine, ours))
+        y = replace(y, note=_why_result(sides, mine, ours))
         cached = tuple(_cached(sides, y.note, tolerance))
     gradients = tuple(_gradients(sides, mine, ours, tolerance, explained=y.verdict == "same"))
     advice = ""
@@ -129,10 +130,6 @@ def _quantity(name: str, mine: Any, ours: Array, scale: float, tolerance: float,
     return Quantity(name, ours.shape, error, index, float(mine[index]), float(ours[index]), verdict)
 
 
-def _noted(quantity: Quantity, note: str) -> Quantity:
-    return Quantity(**{**vars(quantity), "note": note})
-
-
 def _cached(sides: Sides, note: str, tolerance: float) -> Iterator[Quantity]:
     """Yield the arrays in the cache of mine that have the name and the shape of one in ours; `note` is about y."""
     mine, ours = (
@@ -147,7 +144,8 @@ def _cached(sides: Sides, note: str, tolerance: float) -> Iterator[Quantity]:
     for name, value in ours.items():
         if name in mine and name not in arguments and mine[name].shape == value.shape and value.dtype.kind == "f":
             quantity = _quantity(name, mine[name], value, float(np.linalg.norm(value)), tolerance)
-            yield _noted(quantity, f"of y: {note}" if note else "") if quantity.verdict == "DIFFERS" else quantity
+            why = f"of y: {note}" if note and quantity.verdict == "DIFFERS" else ""
+            yield replace(quantity, note=why) if why else quantity
 
 
 def _last(name: str) -> str:
@@ -177,7 +175,7 @@ def _gradients(sides: Sides, mine: Passes, ours: Passes, tolerance: float, expla
             continue
         quantity = _quantity(_gradient_name(place.full_name), whole[place.where], part, scale, tolerance)
         if quantity.verdict == "DIFFERS" and explained:
-            quantity = _noted(quantity, _why_gradient(sides, mine, ours, place))
+            quantity = replace(quantity, note=_why_gradient(sides, mine, ours, place))
         yield quantity
 
 
@@ -244,8 +242,8 @@ def _why_gradient(sides: Sides, mine: Passes, ours: Passes, place: Place) -> str
     assert claimed is not None
 
     def mistake(probe: Probe, claimed: Array, right: Array, context: Context) -> str:
-        indices = np.arange(right.size)
-        return recognise(Evidence(place.name, probe, claimed, indices, right.ravel(), _DIGITS, analytic, rng, context))
+        indices, digits = np.arange(right.size), accuracy_for(claimed, right, largest=_DIGITS, least=_LEAST_DIGITS)
+        return recognise(Evidence(place.name, probe, claimed, indices, right.ravel(), digits, analytic, rng, context))
 
     words = mistake(this, claimed, right, context)
     heads = sides.settings.get("num_heads")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from minivit.checking.report import escaped, plain
+from minivit.checking.evidence import digits_beside
+from minivit.checking.tables import dimensions, escaped, html_table, plain, text_table
 
 SameOrNot = Literal["same", "DIFFERS", "not compared"]
 
@@ -43,7 +43,7 @@ class Quantity:
         """Return where the quantity differs and why."""
         if self.mine is None or self.ours is None:
             return f"{self.name}: {self.note}"
-        digits = _digits(self.mine, self.ours)
+        digits = digits_beside(self.mine, self.ours)
         place = f"at {list(self.index)} " if self.index else ""
         words = f"{self.name}: {place}yours is {self.mine:.{digits}g}, ours {self.ours:.{digits}g}"
         return f"{words}. {self.note[:1].upper()}{self.note[1:]}".removesuffix(". ")
@@ -51,15 +51,8 @@ class Quantity:
     def cells(self) -> tuple[str, ...]:
         """Return the printed cells, in the order of the table's columns."""
         compared = self.verdict != "not compared"
-        shape = " x ".join(map(str, self.shape)) if self.shape else "scalar"
         where = str(list(self.index)) if self.index and self.verdict == "DIFFERS" else ""
-        return self.name, shape, f"{self.error:.1e}" if compared else "-", self.verdict, where
-
-
-def _digits(a: float, b: float) -> int:
-    """Return how many digits show the difference."""
-    gap = abs(a - b) / max(abs(a), abs(b), 1e-300)
-    return int(min(max(3 - math.log10(max(gap, 1e-16)), 6), 17)) if math.isfinite(gap) else 6
+        return self.name, dimensions(self.shape), f"{self.error:.1e}" if compared else "-", self.verdict, where
 
 
 _HEADERS = ("quantity", "shape", "error", "verdict", "worst at")
@@ -145,10 +138,7 @@ class Comparison:
         return [*contracts, self.summary(), *filter(None, [self.advice])]
 
     def __str__(self) -> str:
-        table = [_HEADERS, *(quantity.cells() for quantity in self.quantities)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in table]
-        lines.insert(1, "  ".join("-" * n for n in widths))
+        lines = text_table(_HEADERS, [quantity.cells() for quantity in self.quantities])
         return "\n".join([self.title, "", *lines, "", *self._ends()])
 
     def __repr__(self) -> str:
@@ -156,12 +146,6 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
-
-        def row(tag: str, cells: tuple[str, ...]) -> str:
-            inside = "".join(f'<{tag} style="text-align:left">{escaped(cell)}</{tag}>' for cell in cells)
-            return f"<tr>{inside}</tr>"
-
-        body = "".join(row("td", quantity.cells()) for quantity in self.quantities)
+        table = html_table(_HEADERS, [quantity.cells() for quantity in self.quantities])
         below = "".join(f"<p>{escaped(words)}</p>" for words in self._ends())
-        table = f"<table><thead>{row('th', _HEADERS)}</thead><tbody>{body}</tbody></table>"
         return f"<div><p>{escaped(self.title)}</p>{table}{below}</div>"

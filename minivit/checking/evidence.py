@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array, to_host
-from minivit.checking.methods import NotAnalyticError, Probe
+from minivit.checking.methods import EPS, NotAnalyticError, Probe
 
 _LARGEST_CACHE = 40  # arrays
 _LARGEST_ARRAY = 4096  # elements of an array that is compared with the gradient
@@ -91,6 +91,11 @@ class Evidence:
         return float(np.max(np.abs(self.true), initial=0))
 
     @cached_property
+    def error(self) -> float:
+        """The largest error of an element that was measured, relative to the largest derivative."""
+        return float(np.max(np.abs(self.claimed - self.true), initial=0)) / self.top
+
+    @cached_property
     def truth(self) -> Array | None:
         """The right gradient, if every element was measured."""
         return self.true.reshape(self.gradient.shape) if self.indices.size == self.gradient.size else None
@@ -156,6 +161,22 @@ class Evidence:
             if not abs(float(np.sum(term)) - claim) <= self.digits * scale:
                 return False
         return True
+
+
+def accuracy_for(claimed: Array, true: Array, largest: float, least: float) -> float:
+    """Return how closely a mistake must fit the numbers, relative to the largest derivative.
+
+    It is 1 percent of the error of the gradient, between `least` and `largest`. A looser fit would explain any error.
+    """
+    top = float(np.max(np.abs(true), initial=0))
+    error = float(np.max(np.abs(claimed - true), initial=0))
+    return float(np.clip(0.01 * error / top, least, largest)) if 0 < top < np.inf else largest
+
+
+def digits_beside(a: float, b: float) -> int:
+    """Return the number of digits that shows the difference between two numbers, at least 6."""
+    gap = abs(a - b) / max(abs(a), abs(b), np.finfo(np.float64).tiny)
+    return int(np.clip(3 - np.log10(max(gap, EPS)), 6, 17)) if np.isfinite(gap) else 6
 
 
 def arrays_in(value: Any, name: str = "the cache", depth: int = 0) -> Iterator[tuple[str, Any]]:

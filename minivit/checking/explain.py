@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.checking.evidence import Context, Evidence
-from minivit.checking.methods import EPS, Probe
+from minivit.checking.evidence import Context, Evidence, accuracy_for, digits_beside
+from minivit.checking.methods import Probe
 from minivit.checking.mistakes import recognise
 
 ELEMENTWISE = 512  # arrays up to this size are checked element by element; larger ones are bisected and sampled
@@ -59,9 +59,10 @@ def explain(
     place = f"{'worst' if indices.size == flat.size else 'wrong'} at {list(index)}: " if index else ""
     if not np.all(np.isfinite(numeric)):
         return index, f"{place}the derivative of forward is {numeric[worst]}"
-    top = max(abs(claimed[worst]), abs(numeric[worst]), np.finfo(np.float64).tiny)
-    shown = int(np.clip(3 - np.log10(max(abs(claimed[worst] - numeric[worst]) / top, EPS)), 6, 17))
-    note = f"{place}backward gives {claimed[worst]:.{shown}g}, the derivative of forward is {numeric[worst]:.{shown}g}"
+    mine, true = float(claimed[worst]), float(numeric[worst])
+    shown = digits_beside(mine, true)
+    note = f"{place}backward gives {mine:.{shown}g}, the derivative of forward is {true:.{shown}g}"
+    digits = accuracy_for(claimed, numeric, digits, least=1e-13 if analytic else 1e-7)
     evidence = Evidence(name, probe, gradient, indices, numeric, digits, analytic, rng, context)
     hint = recognise(evidence)
     return index, f"{note}; {hint}" if hint else note

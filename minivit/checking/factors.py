@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from minivit.checking.evidence import Evidence
+from minivit.checking.evidence import Evidence, digits_beside
 
 _LARGEST_WIDTH = 4096  # of a head
 _ROOT_DIGITS = 1e-7  # a number fits the root of some width to this accuracy by chance once in 600 times, or less often
@@ -24,8 +24,13 @@ def constant_factor(e: Evidence) -> str:
     if np.count_nonzero(e.true) < 2 and not meaning and not math.isclose(abs(ratio), 1, rel_tol=e.digits):
         return ""  # one number is always a multiple of another one
     sign = "a sign is flipped" if ratio < 0 else ""
-    factor = "" if abs(abs(ratio) - 1) < e.digits else f"everywhere {abs(ratio):.6g} times the derivative{meaning}"
+    factor = "" if abs(abs(ratio) - 1) < e.digits else f"everywhere {shown(abs(ratio))} times the derivative{meaning}"
     return " and ".join(filter(None, (sign, factor)))
+
+
+def shown(ratio: float) -> str:
+    """Return a factor with as many digits as show its difference from 1."""
+    return f"{ratio:.{digits_beside(abs(ratio), 1.0)}g}"
 
 
 def factor_meaning(e: Evidence, ratio: float) -> str:
@@ -167,6 +172,6 @@ def varying_factor(e: Evidence) -> str:
         if e.close(e.gradient, factors * e.truth) and (length <= 8 or np.unique(factors.round(6)).size < length / 2):
             if right >= length - 1 or np.all(np.isin(factors.round(9), (0, 1))):
                 return ""  # one index is wrong, or slices are missing
-            shown = ", ".join([*(f"{value:.6g}" for value in factors.ravel()[:8]), *["..."][: length > 8]])
-            return f"the derivative times a factor that depends on axis {axis} alone ({shown})"
+            words = ", ".join([*(shown(float(value)) for value in factors.ravel()[:8]), *["..."][: length > 8]])
+            return f"the derivative times a factor that depends on axis {axis} alone ({words})"
     return ""

@@ -1,9 +1,9 @@
 """A pair of functions under check: one forward and backward pass, with checks of the contracts between them.
 
 The contracts: forward and backward write neither to their arguments nor to dy; a second backward pass on the same cache
-returns the same gradients, also after forward passes at other points; each call returns its first gradient in a new
-array (later ones may be the gradients of a layer's parameters); every float array gets a finite gradient of its own
-shape and dtype.
+returns the same gradients, also after forward passes at other points; backward is linear in dy; each call returns its
+result, or its first gradient, in a new array (later gradients may be those of a layer's parameters); every float array
+gets a finite gradient of its own shape and dtype.
 """
 
 from __future__ import annotations
@@ -17,12 +17,24 @@ import numpy as np
 
 from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted
+from minivit.checking.backward_passes import (
+    FACTOR,
+    NOT_LINEAR,
+    BackwardPasses,
+    are_multiples,
+    differs,
+    given_upstream,
+    random_upstream,
+    written,
+)
 from minivit.checking.evidence import arrays_in
 from minivit.checking.gradients import NOTHING_RETURNED, align, as_tuple, host_copy, miscounted, result_of, same
 from minivit.checking.state import (
     CHANGED_BY_CALLS,
     OVERWRITTEN,
-    depends_on_other_calls,
+    READS_STATE,
+    RESULT_OVERWRITTEN,
+    first_finding,
     other_arguments,
     overwrites_results,
 )
@@ -76,6 +88,12 @@ class CheckedFunction:
         self._writes = False  # whether the functions write to their arguments
         self._shape: tuple[int, ...] = ()  # of the result
         self.num_inputs = len(arrays)  # the arrays after them are parameters
+        self.order: dict[str, int] = {}  # places of the inner layers in the forward pass, if they are known
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The violated contracts that `run` does not return."""
+        return ()
 
     def evaluate(self, k: int, value: Array, points: Sequence[Array] | None = None) -> Array:
         """Return forward's result with array `k` replaced by `value`; if complex, all float arrays become complex.
@@ -145,64 +163,83 @@ class CheckedFunction:
         """Run forward, and backward with `upstream` or a random gradient, and check the `contracts` if True."""
         dtype = np.result_type(*(points[k].dtype for k in self.floats))
         points, before, findings = list(points), [np.array(point) for point in points], list[str]()
-        result, cache = self._call(points)
-        if result.dtype.kind != "f":
-            raise TypeError(f"forward must return an array of floats for arrays of {dtype}, got {result.dtype}")
-        if not np.all(np.isfinite(result)):
+        result, cache = self._forward_pass(points)
+        y = np.array(to_host(result))
+        if y.dtype.kind != "f":
+            raise TypeError(f"forward must return an array of floats for arrays of {dtype}, got {y.dtype}")
+        if not np.all(np.isfinite(y)):
             raise ValueError("forward returns NaN or infinity here; gradients are checked where it is finite")
-        if result.dtype != dtype:
-            findings.append(f"forward returns {result.dtype} for {dtype} arguments")
-        y = np.array(result)
+        if y.dtype != dtype:
+            findings.append(f"forward returns {y.dtype} for {dtype} arguments")
         self._shape = y.shape
-        upstream = random_upstream(seed, y.shape) if upstream is None else _given(upstream, y)
-        dy = np.asarray(upstream, y.dtype)
-
-        returned: list[Any] = []
-
-        def backward() -> tuple[Any, ...]:
-            passed = to_backend(np.array(dy), self.library)
-            returned.append(self.backward(passed, cache))
-            gradients = tuple(map(host_copy, as_tuple(returned[-1])))
-            if not np.array_equal(to_host(passed), dy) and "backward writes to dy" not in findings:
-                findings.append("backward writes to dy")
-            return gradients
-
+        writes = written("forward", self.names, before, points)
+        upstream = random_upstream(seed, y.shape) if upstream is None else given_upstream(upstream, y)
+        backward = BackwardPasses(self.backward, cache, np.asarray(upstream, y.dtype), self.library)
         gradients = backward()
         if not contracts:
             return Passes(y, upstream, self._align(gradients, findings), ())
-        if returned[0] is None:
+        writes = writes or written("backward", self.names, before, points)
+        if backward.returned[0] is None:
             findings.append(NOTHING_RETURNED)
-        if not all(map(np.array_equal, points, before)):
-            findings.append("forward or backward writes to its arguments")
+        if writes:  # the cache may hold an argument, so that restored values change it
+            findings.append(writes)
             self._writes = True
             for point, value in zip(points, before, strict=True):
                 point[...] = value
-        if not np.array_equal(self._call(points)[0], y):
-            findings.append(RANDOM)
-            return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
+        else:
+            findings += self._violations(points, result, y, backward, gradients)
+        if backward.writes_to_dy:
+            findings.append("backward writes to dy")
+        return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
 
-        def unchanged() -> bool:
-            return all(map(same, gradients, backward()))
+    def _violations(
+        self, points: Sequence[Array], result: Any, y: Array, backward: BackwardPasses, gradients: tuple[Any, ...]
+    ) -> Iterator[str]:
+        """Yield the contracts that further passes violate; the first one of backward may cause the others.
+
+        Parameters
+        ----------
+        result, y
+            What forward returned for `points`, and a copy of it.
+        backward, gradients
+            The backward passes on the same cache, and what the first one returned.
+        """
+        if not np.array_equal(self._call(points)[0], y):
+            yield RANDOM
+            return
+        kept = np.array(to_host(result))
+
+        def after_another() -> str:
+            if not np.array_equal(to_host(result), kept):
+                return RESULT_OVERWRITTEN
+            return "" if all(map(same, gradients, backward())) else READS_STATE
 
         try:
-            if not unchanged():
-                words = "backward writes to its cache, is random, or keeps state"
-                findings.append(f"a second backward pass on the same cache differs: {words}")
+            if not all(map(same, gradients, backward())):
+                yield differs(self._changed_in_cache(points, backward.dy))
             elif overwrites_results(
                 # The later ones may be the gradients of a layer's parameters, which each call sets anew.
-                as_tuple(returned[0])[:1],
-                as_tuple(returned[1])[:1],
+                as_tuple(backward.returned[0])[:1],
+                as_tuple(backward.returned[1])[:1],
                 gradients[:1],
-                lambda: self.backward(to_backend(-dy, self.library), cache),
+                lambda: backward(-1.0),
             ):
-                findings.append(OVERWRITTEN)
+                yield OVERWRITTEN
+            elif not are_multiples(gradients, backward(FACTOR), backward.dy.dtype):
+                yield NOT_LINEAR
             else:
-                findings += filter(None, [depends_on_other_calls(self._other_calls(points), unchanged)])
+                yield from filter(None, [first_finding(self._other_calls(points), after_another)])
                 if not np.array_equal(self._call(points)[0], y):
-                    findings.append(CHANGED_BY_CALLS)
+                    yield CHANGED_BY_CALLS
         except Exception as error:
-            findings.append(f"a second backward pass on the same cache raises {type(error).__name__}: {error}")
-        return Passes(y, upstream, self._align(gradients, findings), tuple(findings))
+            yield f"a second backward pass on the same cache raises {type(error).__name__}: {error}"
+
+    def _changed_in_cache(self, points: Sequence[Array], dy: Array) -> list[str]:
+        """Return the names of the arrays in a new cache that a backward pass changes."""
+        cache = self._call(points)[1]
+        named = [(name, array, host_copy(array)) for name, array in arrays_in(self.user_cache(cache))]
+        BackwardPasses(self.backward, cache, dy, self.library)()
+        return [name for name, array, before in named if not np.array_equal(to_host(array), before)]
 
     def _other_calls(self, points: Sequence[Array]) -> Iterator[Callable[[], Any]]:
         """Yield forward passes at other arguments, which may be refused."""
@@ -213,30 +250,16 @@ class CheckedFunction:
         return [np.asarray(a, dtype) if a.dtype.kind == "f" else a for a in self.given]
 
     def _call(self, points: Sequence[Array]) -> tuple[Array, Any]:
+        y, cache = self._forward_pass(points)
+        return np.array(to_host(y)), cache  # a copy: forward may return the same array in each call
+
+    def _forward_pass(self, points: Sequence[Array]) -> tuple[Any, Any]:
+        """Return what forward returns, on its device."""
         own = [np.array(point) for point in points] if self._writes else points
-        y, cache = result_of(self.forward(*(to_backend(point, self.library) for point in own)))
-        return to_host(y), cache
+        return result_of(self.forward(*(to_backend(point, self.library) for point in own)))
 
     def _align(self, gradients: tuple[Any, ...], findings: list[str]) -> dict[int, Any]:
         dtypes = [a.dtype for a in self.given]
         if NOTHING_RETURNED not in findings:
             findings += filter(None, [miscounted(gradients, dtypes, "array")])
         return align(gradients, dtypes)
-
-
-def random_upstream(seed: int, shape: tuple[int, ...]) -> Array:
-    """Return a random gradient of a result of `shape`: other numbers than those that users draw with the same seed.
-
-    With their numbers, `dy` could equal an argument, and a gradient that exchanges the two would pass.
-    """
-    return np.random.default_rng([seed, *b"upstream"]).standard_normal(shape)
-
-
-def _given(upstream: Any, y: Array) -> Array:
-    """Return an upstream gradient of the caller's as float64, or raise if it cannot be that of `y`."""
-    given = np.asarray(to_host(upstream), np.float64)
-    if given.shape != y.shape:
-        raise ValueError(f"upstream has shape {given.shape}; expected that of the result of forward, {y.shape}")
-    if not np.all(np.isfinite(given)):
-        raise ValueError("upstream holds NaN or infinity; gradients are checked at finite values")
-    return given

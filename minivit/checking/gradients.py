@@ -24,8 +24,13 @@ def result_of(returned: Any, what: str = "forward") -> tuple[Any, Any]:
         raise TypeError(f"{what} must return (y, cache), got {got}")
     y, cache = returned
     if not (hasattr(y, "dtype") and hasattr(y, "shape")):
-        raise TypeError(f"{what} must return (y, cache) with an array y, got a {type(y).__name__} as y")
+        advice = ": check one result at a time, or return np.concatenate of them" if _holds_arrays(y) else ""
+        raise TypeError(f"{what} must return (y, cache) with an array y, got a {type(y).__name__} as y{advice}")
     return y, cache
+
+
+def _holds_arrays(value: Any) -> bool:
+    return isinstance(value, tuple | list) and any(hasattr(part, "dtype") for part in value)
 
 
 def miscounted(returned: Any, dtypes: Sequence[np.dtype[Any]], what: str) -> str:

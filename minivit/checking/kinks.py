@@ -9,7 +9,7 @@ wrong gradient is never taken for one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,23 +22,7 @@ _SMOOTH = 1e-4  # the two terms differ less than this, relatively, where the fun
 _NODES = 1500  # largest number of parts of an array that are examined
 _TESTED = 512  # largest number of elements whose one-sided derivatives are compared with the gradient
 _TOLERANCE = 1e-5
-_TINY = 2.0**-28
-
-
-@dataclass(frozen=True)
-class Kinks:
-    """The elements of an array at which the function is not differentiable, or may not be.
-
-    Attributes
-    ----------
-    mask
-        Bool, of the shape of the array: True at these elements, and in parts that were not searched to the end.
-    """
-
-    mask: Array
-
-    def __bool__(self) -> bool:
-        return bool(self.mask.any())
+TINY = 2.0**-28
 
 
 def one_sided(probe: Probe, step: Array, size: float) -> tuple[Array, Array, float]:
@@ -57,10 +41,11 @@ def one_sided(probe: Probe, step: Array, size: float) -> tuple[Array, Array, flo
         return right, left, rounding
 
 
-def find_kinks(probe: Probe, shape: tuple[int, ...], rng: np.random.Generator) -> Kinks:
-    """Return the kinks of the function at ``probe.x``, found by bisection.
+def find_kinks(probe: Probe, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Return a mask of the kinks of the function at ``probe.x``, found by bisection.
 
-    Along a smooth direction, T+ - T- falls as the step; at a kink it does not.
+    Along a smooth direction, T+ - T- falls as the step; at a kink it does not. Parts that were not searched to the end
+    are in the mask too.
     """
     count = int(np.prod(shape))
     signs = rng.choice([-1.0, 1.0], count) * rng.uniform(0.5, 1.5, count)
@@ -92,43 +77,60 @@ def find_kinks(probe: Probe, shape: tuple[int, ...], rng: np.random.Generator) -
             found[part] = True
         else:
             parts.extend(np.array_split(part, 2))
-    return Kinks(found.reshape(shape))
+    return found.reshape(shape)
 
 
-def beside(probe: Probe, kinks: Kinks, rng: np.random.Generator) -> Array:
+def beside(probe: Probe, kinks: Array, rng: np.random.Generator) -> Array:
     """Return the array with its kinks moved aside by about 1 percent of its root mean square."""
-    moves = rng.choice([-1.0, 1.0], kinks.mask.shape) * rng.uniform(1, 2, kinks.mask.shape) * 2.0**-7 * probe.rms
-    return probe.shifted(np.where(kinks.mask, moves, 0.0))
+    moves = rng.choice([-1.0, 1.0], kinks.shape) * rng.uniform(1, 2, kinks.shape) * 2.0**-7 * probe.rms
+    return probe.shifted(np.where(kinks, moves, 0.0))
 
 
-def neighbours(probe: Probe, kinks: Kinks) -> Iterator[Array]:
+def neighbours(probe: Probe, kinks: Array) -> Iterator[Array]:
     """Yield the array with its kinks moved very little, by steps that rise or fall with the index."""
-    order = np.zeros(kinks.mask.shape)
-    order[kinks.mask] = np.arange(1, np.sum(kinks.mask) + 1)
+    order = np.zeros(kinks.shape)
+    order[kinks] = np.arange(1, np.sum(kinks) + 1)
     for steps in (order, order.max() + 1 - order):
         for sign in (1.0, -1.0):
-            yield probe.shifted(np.where(kinks.mask, sign * _TINY * probe.rms * steps, 0.0))
+            yield probe.shifted(np.where(kinks, sign * TINY * probe.rms * steps, 0.0))
 
 
-def judge(probe: Probe, gradient: Array, kinks: Kinks, rng: np.random.Generator) -> tuple[bool, bool, str]:
-    """Return whether the gradient is accepted at the kinks.
+class Judgement(NamedTuple):
+    """Whether a gradient is accepted at the kinks.
 
-    It is if it lies between the one-sided derivatives at each of them, and along the direction in which all of them
-    move together. If there are too many, a random sample is tested one by one.
-
-    Returns
-    -------
-    accepted, each, note
-        Whether the gradient is accepted, whether each element of the mask was tested, and a note that says so.
+    Attributes
+    ----------
+    accepted, each
+        Whether it is accepted, and whether each element of the mask was tested.
+    note
+        The same in words.
+    bent
+        Whether the one-sided derivatives differ where it is refused.
     """
-    points = [tuple(int(k) for k in point) for point in np.argwhere(kinks.mask)]
+
+    accepted: bool
+    each: bool
+    note: str
+    bent: bool = False
+
+
+def judge(
+    probe: Probe, gradient: Array, kinks: Array, rng: np.random.Generator, size: float | None = None
+) -> Judgement:
+    """Judge the gradient at the kinks.
+
+    It is accepted if it lies between the one-sided derivatives at each of them, and along the direction in which all of
+    them move together. If there are too many, a random sample is tested one by one. The steps have the length `size`;
+    by default it follows the array and each element.
+    """
+    points = [tuple(int(k) for k in point) for point in np.argwhere(kinks)]
     each = len(points) <= _TESTED
     tested = points if each else [points[k] for k in np.sort(rng.choice(len(points), _TESTED, replace=False))]
     shown, bends = "", 0
     for index in tested:
-        only = np.zeros(kinks.mask.shape, bool)
+        only = np.zeros(kinks.shape, bool)
         only[index] = True
-        left, right, margin, least, largest = _sides(probe, only, abs(float(probe.x[probe.where][index])))
+        left, right, margin, least, largest = _sides(probe, only, abs(float(probe.x[probe.where][index])), size)
         bent = largest - least > 2 * margin
         bends += bent
         claim = float(gradient[index])
@@ -136,26 +138,29 @@ def judge(probe: Probe, gradient: Array, kinks: Kinks, rng: np.random.Generator)
         words = f"{_place(index)}: {sides}, backward gives {claim + 0.0:.6g}"
         shown = shown or (words if bent else "")
         if not least - margin <= claim <= largest + margin:
-            return False, each, f"kink at {words}, which is not between them" if bent else f"at {words}, beside a kink"
-    _, _, margin, least, largest = _sides(probe, kinks.mask, 0.0)
-    if not least - margin <= float(np.sum(gradient[kinks.mask])) <= largest + margin:
-        others = f" and {len(points) - 1} more" if len(points) > 1 else ""
-        return (
-            False,
-            each,
-            f"kink at {_place(points[0])}{others}: wrong if all of these move together: is a tie counted twice?",
-        )
+            note = f"kink at {words}, which is not between them" if bent else f"at {words}, beside a kink"
+            return Judgement(False, each, note, bent)
+    _, _, margin, least, largest = _sides(probe, kinks, 0.0, size)
+    if not least - margin <= float(np.sum(gradient[kinks])) <= largest + margin:
+        together = "wrong if all of these move together: is a tie counted twice?"
+        return Judgement(False, each, f"kink at {named(kinks)}: {together}", largest - least > 2 * margin)
     more = f"; {bends - 1} more like it" if bends > 1 else ""
     note = f"kink at {shown}, which is accepted{more}" if shown else ""
     if not each:
         sample = f"kinks among {len(points)} elements: {len(tested)} of these were tested, the others were not"
         note = f"{sample}; {note}" if note else sample
-    return True, each, note
+    return Judgement(True, each, note)
 
 
-def _sides(probe: Probe, moving: Array, value: float) -> tuple[float, float, float, float, float]:
+def named(kinks: Array) -> str:
+    """Return the place of the first kink, and the number of the others."""
+    first, count = tuple(map(int, np.argwhere(kinks)[0])), int(np.sum(kinks))
+    return f"{_place(first)} and {count - 1} more" if count > 1 else _place(first)
+
+
+def _sides(probe: Probe, moving: Array, value: float, size: float | None) -> tuple[float, float, float, float, float]:
     """Return the one-sided derivatives as `moving` elements move, a margin, and the least and largest subgradient."""
-    size = _TINY * max(2.0**8 * value, probe.rms)
+    size = TINY * max(2.0**8 * value, probe.rms) if size is None else size
     right, left, rounding = one_sided(probe, np.where(moving, size, 0.0), size)
     margin = _TOLERANCE * float(np.sum(np.maximum(np.abs(right), np.abs(left)))) + rounding * max(1, right.size) ** 0.5
     least, largest = float(np.sum(np.minimum(right, left))), float(np.sum(np.maximum(right, left)))

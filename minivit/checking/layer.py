@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.arrays import Array, namespace, to_backend, to_host
+from minivit.arrays import Array, to_backend, to_host
 from minivit.checking.arguments import accepted, layer_dtype
 from minivit.checking.function import CheckedFunction
 from minivit.checking.gradients import align, as_tuple, host_copy, miscounted, result_of, same
@@ -18,6 +18,7 @@ from minivit.checking.state import (
     OVERWRITTEN,
     attribute_arrays,
     changed_arrays,
+    order_of_calls,
     other_arguments,
     overwrites_results,
     with_own_arrays,
@@ -59,7 +60,7 @@ class CheckedLayer(CheckedFunction):
         self.inputs = [x.dtype for x in inputs]
         self.key = key
         self.by_dtype: dict[np.dtype[Any], Any] = {}
-        self._changed = ""  # the attributes that forward changes, in words
+        self._changed: list[str] = []  # what the passes change of the layer, in words
         self._findings: dict[np.dtype[Any], list[str]] = {}  # of the first backward pass
         parameters = layer.parameters
         self.places = [Place("", name, k) for k, name in enumerate(names)]
@@ -79,18 +80,36 @@ class CheckedLayer(CheckedFunction):
             own = isinstance(converted, Layer)
             self.by_dtype[dtype] = with_own_arrays(converted, self._arrays) if own else converted
         copy = self.by_dtype[dtype]
-        for parameter, value in zip(copy.parameters.values(), arrays[len(self.inputs) :], strict=True):
+        values = arrays[len(self.inputs) :]
+        for parameter, value in zip(copy.parameters.values(), values, strict=True):
             parameter.value[...] = value
         options = {} if self.key is None else {"rng": self.key}
         inputs = arrays[: len(self.inputs)]
         returned = self.layer_forward(copy, *inputs, **options)
         y, cache = result_of(returned, f"forward of {type(copy).__name__}")
-        if first and dtype.kind == "f" and isinstance(copy, Layer):
-            # Results that are only kept to be looked at, and tables, are the same after a second call.
-            before = {name: a.copy() for name, a in attribute_arrays(copy, self._arrays).items()}
-            self.layer_forward(copy, *inputs, **options)
-            self._changed = self._changed or changed_arrays(before, attribute_arrays(copy, self._arrays))
+        if first and dtype.kind == "f":
+            self._note_changed_values("forward", copy, values)
+            if isinstance(copy, Layer):
+                self._note_state(copy, functools.partial(self.layer_forward, copy, *inputs, **options))
         return y, (copy, cache)
+
+    def _note_changed_values(self, what: str, copy: Any, values: Sequence[Any]) -> None:
+        """Note which parameters of the copy the pass `what` set to others than `values`."""
+        named = zip(copy.parameters.items(), values, strict=True)
+        names = [name for (name, p), value in named if not np.array_equal(to_host(p.value), to_host(value))]
+        if names:
+            words = "only an optimiser changes the values of parameters"
+            self._changed.append(f"{what} changes {', '.join(names)}: {words}")
+
+    def _note_state(self, copy: Layer, forward: Callable[[], Any]) -> None:
+        """Note which arrays in attributes of the copy a second call of `forward` changes, and the order of its layers.
+
+        Results that are only kept to be looked at, and tables, are the same after a second call.
+        """
+        before = {name: a.copy() for name, a in attribute_arrays(copy, self._arrays).items()}
+        self.order = order_of_calls(copy, forward)
+        if words := changed_arrays(before, attribute_arrays(copy, self._arrays)):
+            self._changed.append(words)
 
     def _other_calls(self, points: Sequence[Array]) -> Iterator[Callable[[], Any]]:
         key, samples = self.key, len(points[0]) if self.inputs and points[0].ndim else 0
@@ -122,7 +141,9 @@ class CheckedLayer(CheckedFunction):
     def _backward(self, dy: Any, state: Any) -> tuple[Any, ...]:
         copy, cache = state
         copy.zero_grad()
+        values = [np.array(to_host(parameter.value)) for parameter in copy.parameters.values()]
         first = self.layer_backward(copy, dy, cache)
+        self._note_changed_values("backward", copy, values)
         copies = tuple(map(host_copy, as_tuple(first)))
         returned = align(copies, self.inputs)
         dinputs = [returned.get(k) for k in range(len(self.inputs))]
@@ -159,7 +180,7 @@ class CheckedLayer(CheckedFunction):
     @property
     def findings(self) -> tuple[str, ...]:
         """The violated contracts that apply to layers only, such as adding to the gradients of parameters."""
-        words = [self._changed, *itertools.chain.from_iterable(self._findings.values())]
+        words = [*self._changed, *itertools.chain.from_iterable(self._findings.values())]
         return tuple(dict.fromkeys(filter(None, words)))
 
 
@@ -167,31 +188,13 @@ def _resized_key(key: Key, samples: int) -> Key:
     return replace(key, sample_ids=key.sample_ids[np.arange(samples) % len(key.sample_ids)])
 
 
-def without_zeros(model: Any) -> tuple[Any, str]:
-    """Return a copy with random values in place of weight matrices of zeros, and words about them; or the model.
-
-    No gradient passes through a matrix of zeros, so nothing before it would be verified.
-    """
-    zero = [name for name, p in model.parameters.items() if p.value.ndim == 2 and not to_host(p.value).any()]
-    if not zero:
-        return model, ""
-    model = model.astype(layer_dtype(model))
-    for k, name in enumerate(zero):
-        value = model.parameters[name].value
-        random = np.random.default_rng([k, *b"zeros"]).standard_normal(value.shape) / value.shape[0] ** 0.5
-        value[...] = to_backend(random.astype(value.dtype), namespace(value))
-    more = f" and {len(zero) - 1} more" if len(zero) > 1 else ""
-    return model, f", with random values for the zeros of {zero[0]}{more}"
-
-
 def places_of(name: str, array: int, parameter: Any) -> list[Place]:
     """Return the place of a parameter, or one place for each of its named parts along the last axis."""
     layer, _, last = name.rpartition(".")
-    parts = tuple(getattr(parameter, "parts", ()))
+    place, parts = Place(layer, last, array), tuple(getattr(parameter, "parts", ()))
     if not parts:
-        return [Place(layer, last, array)]
-    width, rest = divmod(parameter.value.shape[-1], len(parts))
-    if rest:
+        return [place]
+    *_, length = parameter.value.shape
+    if length % len(parts):
         raise ValueError(f"{name} has the parts {parts}, which do not divide its last axis in {parameter.value.shape}")
-    slices = [slice(k * width, (k + 1) * width) for k in range(len(parts))]
-    return [Place(layer, f"{last}[{part}]", array, (..., where)) for part, where in zip(parts, slices, strict=True)]
+    return place.split(parts, length)

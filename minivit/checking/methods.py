@@ -3,7 +3,7 @@
 Let phi(x) = <u, f(x)> for a random upstream gradient u. A gradient g is right if <g, d> = phi'(x)[d] for every
 direction d.
 
-    complex step         phi(x + ihd).imag / h             h = 1e-20; no subtraction, hence accurate to rounding
+    complex step         phi(x + ihd).imag / h             h = 1e-100; no subtraction, hence accurate to rounding
     Taylor remainder     |phi(x + hd) - phi(x) - h<g, d>|  falls as h^2 if g is right, as h if g is wrong
     central differences  (phi(x + hd) - phi(x - hd)) / 2h  accurate to about 1e-9, for any f
 
@@ -27,7 +27,7 @@ EPS = float(np.finfo(np.float64).eps)
 SLOPE_MARGIN = 0.05
 _KINK_SLOPE = 8  # no smooth function has a larger slope here: below a kink the remainder is only rounding
 _SMALLEST = 43  # largest number of halvings of the unit step; beyond it almost only rounding is left
-_STEP = 1e-20
+_STEP = 1e-100  # small beside any element of an array; its square, 1e-200, does not underflow
 _LARGEST_SPREAD = 1e-2  # of an array, relative to its root mean square: its offset is then much larger
 _LEAST_SPREAD = 2.0**10 * EPS
 _CENTRAL_STEPS = (2.0**-18, 2.0**-14, 2.0**-21, 2.0**-24)
@@ -73,6 +73,17 @@ class Probe:
         spread, rms = float(np.std(self.x[self.where])), self.rms
         return spread if _LEAST_SPREAD * rms < spread < _LARGEST_SPREAD * rms else None
 
+    @property
+    def rounds_to_float32(self) -> bool:
+        """Whether f computes in float32: every number of `y` is one of float32, and those of `x` are not.
+
+        If all of `y` are numbers of float16 too, such as whole numbers, f need not round.
+        """
+        with np.errstate(over="ignore"):
+            low, lower = self.y.astype(np.float32), self.y.astype(np.float16)
+            is_low = np.array_equal(low, self.y) and not np.array_equal(lower, self.y)
+            return is_low and not np.array_equal(self.x.astype(np.float32), self.x)
+
     def shifted(self, step: Array) -> Array:
         """Return x + step."""
         moved = np.array(self.x, dtype=np.result_type(self.x, step))
@@ -87,12 +98,7 @@ class Probe:
         NotAnalyticError
             `evaluate` does not propagate the imaginary part of its argument.
         """
-        return float(np.sum(self.complex_terms(d)))
-
-    def complex_terms(self, d: Array) -> Array:
-        """Return the terms, in the shape of `y`, whose sum is the derivative of phi along `d`."""
-        terms: Array = self.upstream * self.complex_rates(d)
-        return terms
+        return float(np.sum(self.upstream * self.complex_rates(d)))
 
     def rates(self, d: Array, analytic: bool) -> Array:
         """Return the derivative of f along `d`, of the shape of `y`, by the complex step or by central differences."""

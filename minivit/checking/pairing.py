@@ -119,13 +119,8 @@ def sides_of(mine: Any, ours: Any, args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 def _places(name: str, array: int, shape: tuple[int, ...]) -> list[Place]:
-    parts = THIRDS.get(name, ())
-    if not parts or shape[-1] % len(parts):
-        return [Place("", name, array)]
-    width = shape[-1] // len(parts)
-    return [
-        Place("", f"{name}[{part}]", array, (..., slice(k * width, (k + 1) * width))) for k, part in enumerate(parts)
-    ]
+    place, parts = Place("", name, array), THIRDS.get(name, ())
+    return [place] if not parts or shape[-1] % len(parts) else place.split(parts, shape[-1])
 
 
 def _float64(value: Any) -> Any:

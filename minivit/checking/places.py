@@ -8,7 +8,7 @@ import numpy as np
 
 from minivit.arrays import Array
 from minivit.checking.evidence import Evidence
-from minivit.checking.factors import factor_meaning
+from minivit.checking.factors import factor_meaning, shown
 
 
 def reordered(e: Evidence) -> str:
@@ -119,5 +119,5 @@ def _what(e: Evidence, claimed: Array, true: Array) -> str:
     return (
         ": a sign is flipped there"
         if abs(ratio + 1) < e.digits
-        else f": {ratio:.6g} times the derivative there{factor_meaning(e, abs(ratio))}"
+        else f": {shown(ratio)} times the derivative there{factor_meaning(e, abs(ratio))}"
     )

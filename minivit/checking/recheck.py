@@ -2,66 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.checking.kinks import beside, find_kinks, judge, neighbours
+from minivit.checking.kinks import TINY, beside, find_kinks, judge, named, neighbours
 from minivit.checking.methods import EPS, NotAnalyticError, Probe, taylor
+from minivit.checking.nearby import Measured, Nearby
 from minivit.checking.report import Row
-from minivit.checking.settings import Settings
-from minivit.checking.verdict import ROUNDING, SATURATED, SCALE_FLOOR, Place, vacuous, verify
+from minivit.checking.verdict import ROUNDING, SATURATED, SCALE_FLOOR, vacuous, verify
 
+_PARTS = (2.0**-5, 2.0**-9, 2.0**-13)  # of the distance from a kink, for steps beside it
 _LARGEST_ROUNDING = 1e-8  # a larger error is not excused by the rounding of the arrays
 
 
-def recheck_at_kinks(
-    row: Row,
-    probe: Probe,
-    gradient: Array,
-    total: float,
-    place: Place,
-    settings: Settings,
-    elsewhere: Callable[[Array], tuple[Probe, Array] | None],
-    others_moved: Callable[[float], tuple[Probe, Array] | None],
-) -> tuple[Row, Probe, Array]:
+def recheck_at_kinks(row: Row, probe: Probe, gradient: Array, total: float, nearby: Nearby) -> tuple[Row, Probe, Array]:
     """Return a failed row, or the row that replaces it where the function is not differentiable at some elements.
 
     The other elements are verified as usual, these elements by their one-sided derivatives, and the whole gradient
     once more at a point where these elements are moved aside.
-
-    Parameters
-    ----------
-    elsewhere
-        Returns the function and its gradient at another value of the array, or None if they are not finite there.
-    others_moved
-        Returns the function and its gradient with the other arrays moved by a number of root mean squares, or None.
 
     Returns
     -------
     row, probe, gradient
         The row, and what is to be explained if it failed.
     """
+    place, settings = nearby.place, nearby.settings
     rng = place.generator(settings)
     kinks = find_kinks(probe, gradient.shape, rng)
-    if not kinks:
+    if not kinks.any():
         return row, probe, gradient
-    smooth = verify(probe, gradient, total, place, settings, kinks.mask)
-    accepted, each, note = judge(probe, gradient, kinks, rng)
-    moved = elsewhere(beside(probe, kinks, rng))
+    smooth = verify(probe, gradient, total, place, settings, kinks)
+    accepted, each, note, _ = judge(probe, gradient, kinks, rng)
+    moved = nearby.at(beside(probe, kinks, rng))
     moved = (replace(moved[0], unit=probe.unit), moved[1]) if moved else None
     aside = verify(*moved, total, place, settings) if moved else smooth
     if moved and aside.verdict == "FAILED":
         return replace(aside, note=_joined(aside.note, "found with the kinks of forward moved aside")), *moved
-    if not accepted and any(
-        near is not None and np.allclose(near[1], gradient, rtol=1e-5, atol=1e-5 * np.max(np.abs(gradient)))
-        for near in map(elsewhere, neighbours(probe, kinks))
-    ):
-        accepted, note = True, f"{note}; it is the gradient at a neighbouring point, which is accepted"
-    if not accepted and any(_is_limit(gradient, others_moved, sign, total, place, settings) for sign in (1.0, -1.0)):
-        accepted, note = True, f"{note}; it is the gradient with the other arrays moved very little, which is accepted"
+    if not accepted and (where := _limit(probe, gradient, kinks, total, nearby, rng)):
+        accepted, note = True, f"kink at {named(kinks)}: backward gives the gradient {where}, which is accepted"
     if not accepted:
         return replace(smooth, verdict="FAILED", error=max(row.error, smooth.error), note=note), probe, gradient
     verdict = smooth.verdict if each or smooth.verdict == "FAILED" else "vacuous"
@@ -69,53 +49,55 @@ def recheck_at_kinks(
     return replace(smooth, verdict=verdict, error=max(smooth.error, aside.error), note=note), probe, gradient
 
 
-def _is_limit(
-    gradient: Array,
-    others_moved: Callable[[float], tuple[Probe, Array] | None],
-    sign: float,
-    total: float,
-    place: Place,
-    settings: Settings,
-) -> bool:
-    """Return whether the gradient is the limit of right ones as the other arrays move back to where they are.
+def _limit(probe: Probe, gradient: Array, kinks: Array, total: float, nearby: Nearby, rng: np.random.Generator) -> str:
+    """Return beside which point the gradient is the limit of right ones, in words, or an empty string.
 
     Several kinks may meet in one element, as those of all units of a ReLU layer whose biases are zero do at a row of
     zeros. The gradient need not lie between the one-sided derivatives there.
     """
-    near, far = others_moved(sign * 2.0**-28), others_moved(sign * 2.0**-7)
-    if near is None or far is None:
-        return False
-    largest = float(np.max(np.abs(gradient), initial=0))
-    return np.allclose(near[1], gradient, rtol=1e-5, atol=1e-5 * largest) and (
-        verify(*far, total, place, settings).verdict in ("ok", "zero")
-    )
+    near_zero = 1e-5 * float(np.max(np.abs(gradient), initial=0))
+
+    def is_right(near: Measured | None) -> bool:
+        """Return whether the gradient beside the kinks is this one, and right by steps that do not reach a kink.
+
+        The distance of a kink depends on the sizes of all arrays: steps that reach it are followed by shorter ones.
+        """
+        if near is None or not np.allclose(near[1], gradient, rtol=1e-5, atol=near_zero):
+            return False
+        near_probe = replace(near[0], unit=probe.rms)
+        judgements = (judge(near_probe, near[1], kinks, rng, part * TINY * probe.rms) for part in _PARTS)
+        return next((each.accepted for each in judgements if each.accepted or not each.bent), False)
+
+    if any(is_right(nearby.at(x)) for x in neighbours(probe, kinks)):
+        return "at a neighbouring point"
+    for sign in (1.0, -1.0):
+        near, far = nearby.others_moved(sign * TINY), nearby.others_moved(sign * 2.0**-7)
+        if far is None or not is_right(near):
+            continue
+        if verify(*far, total, nearby.place, nearby.settings).verdict in ("ok", "zero"):
+            return "with the other arrays moved very little"
+    return ""
 
 
-def recheck_saturated(
-    row: Row,
-    probe: Probe,
-    total: float,
-    place: Place,
-    settings: Settings,
-    elsewhere: Callable[[Array], tuple[Probe, Array] | None],
-) -> Row:
+def recheck_saturated(row: Row, probe: Probe, total: float, nearby: Nearby) -> Row:
     """Return a failed row, or another verdict where the gradient is only rounding.
 
     In a saturated function, such as softmax of large numbers, the digits of 1 - y are lost in any right backward pass:
     such a row is vacuous if the gradient is right at another point. It is zero if it is rounding at every point, as
     for a sum of softmax.
     """
+    place, settings = nearby.place, nearby.settings
     dy = float(np.linalg.norm(probe.upstream))
     scale = max(row.norm, SCALE_FLOOR * total)
-    difference = row.error * scale if scale else _largest_derivative(probe, place, settings)
+    difference = row.error * scale if scale else _largest_derivative(probe, nearby)
     if not (row.norm <= SATURATED * dy and 0 < difference <= ROUNDING * EPS * dy):
         return row
     rounding = ROUNDING * EPS * float(np.sum(np.abs(probe.upstream * probe.y)))
     others = [probe.x / 8, probe.x / 64, probe.x / 512]
     others.append(probe.x + probe.rms * place.generator(settings).standard_normal(probe.x.shape))
-    for moved in filter(None, map(elsewhere, others)):
+    for moved in filter(None, map(nearby.at, others)):
         norm = float(np.linalg.norm(moved[1]))
-        if norm == 0 and _largest_derivative(moved[0], place, settings) * moved[0].rms > rounding:
+        if norm == 0 and _largest_derivative(moved[0], nearby) * moved[0].rms > rounding:
             return row
         if norm >= 100 * row.norm and norm * moved[0].rms > rounding:
             if verify(*moved, norm, place, settings).verdict != "ok":
@@ -125,31 +107,19 @@ def recheck_saturated(
     return replace(row, verdict="zero", error=0.0) if max(row.norm, difference) * probe.rms <= rounding else row
 
 
-def recheck_rounding(
-    row: Row,
-    probe: Probe,
-    gradient: Array,
-    total: float,
-    place: Place,
-    settings: Settings,
-    beside_by_rounding: Callable[[np.random.Generator], Probe],
-) -> tuple[Row, Probe]:
+def recheck_rounding(row: Row, probe: Probe, gradient: Array, total: float, nearby: Nearby) -> tuple[Row, Probe]:
     """Return a failed row, or the row that replaces it.
 
     Beside an offset far larger than the spread of the array, it is verified with steps of the size of the spread. Up to
     an error of 1e-8 it is accepted if a change of all arrays by one unit in the last place changes the derivative as
     much; this depends on forward alone.
 
-    Parameters
-    ----------
-    beside_by_rounding
-        Returns the function of the array with the other arrays, and its own values, changed so.
-
     Returns
     -------
     row, probe
         The row, and the function with the steps that fit.
     """
+    place, settings = nearby.place, nearby.settings
     if settings.method == "taylor":
         return row, probe
     if probe.spread is not None:
@@ -161,7 +131,8 @@ def recheck_rounding(
     directions = [rng.standard_normal(gradient.shape) for _ in range(settings.directions)]
     try:
         values = [probe.complex_step(d) for d in directions]
-        others = [[near.complex_step(d) for d in directions] for near in (beside_by_rounding(rng) for _ in range(4))]
+        changed = (nearby.by_rounding(probe, rng) for _ in range(4))
+        others = [[near.complex_step(d) for d in directions] for near in changed]
     except NotAnalyticError:
         return row, probe
     changes = np.max(np.abs(np.array(others) - values), axis=1)
@@ -173,11 +144,11 @@ def recheck_rounding(
     return replace(row, verdict="ok", note=f"right to {row.error:.1e} only: {words}"), probe
 
 
-def _largest_derivative(probe: Probe, place: Place, settings: Settings) -> float:
+def _largest_derivative(probe: Probe, nearby: Nearby) -> float:
     """Return the largest derivative along the random directions, infinity where the complex step is impossible."""
-    rng, shape = place.generator(settings), probe.x[probe.where].shape
+    rng, shape = nearby.place.generator(nearby.settings), probe.x[probe.where].shape
     try:
-        return max(abs(probe.complex_step(rng.standard_normal(shape))) for _ in range(settings.directions))
+        return max(abs(probe.complex_step(rng.standard_normal(shape))) for _ in range(nearby.settings.directions))
     except NotAnalyticError:
         return np.inf
 

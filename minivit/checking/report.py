@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from minivit.errors import count_of, printable
+from minivit.checking.tables import dimensions, escaped, html_table, plain, text_table
+from minivit.errors import count_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,8 +16,13 @@ Verdict = Literal["ok", "zero", "vacuous", "skipped", "FAILED"]
 Slope = float | Literal["linear"] | None
 
 _HEADERS = ("layer", "gradient of", "shape", "norm", "error", "slope", "method", "verdict", "worst index")
-_RIGHT_ALIGNED = {"norm", "error", "slope"}
+_RIGHT_ALIGNED = ("norm", "error", "slope")
 _STYLES = {"ok": "green", "zero": "cyan", "vacuous": "yellow", "skipped": "yellow", "FAILED": "bold red"}
+
+
+def dotted(layer: str, name: str) -> str:
+    """Return the name of an array in a layer; that of an argument alone has the layer ""."""
+    return f"{layer}.{name}" if layer else name
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Row:
     @property
     def full_name(self) -> str:
         """The names of the layer and of the array, joined by a dot."""
-        return f"{self.layer}.{self.name}" if self.layer else self.name
+        return dotted(self.layer, self.name)
 
     def cells(self) -> tuple[str, ...]:
         """Return the printed cells, in the order of the table's columns."""
@@ -76,7 +80,7 @@ class Row:
         return (
             self.layer,
             self.name,
-            _dimensions(self.shape),
+            dimensions(self.shape),
             f"{self.norm:.2e}" if measured else "-",
             f"{self.error:.1e}" if measured else "-",
             slope,
@@ -103,7 +107,7 @@ class Report:
     tolerance
         Largest error that a row measured by the complex step may have.
     advice
-        Which gradient to look at first, or an empty string.
+        What to look at first, or which other point to check at, or an empty string.
     """
 
     title: str
@@ -144,6 +148,8 @@ class Report:
         warnings = f"; {count_of(warned, 'note')} above" if warned else ""
         if self.passed:
             verified = [row for row in self.rows if row.verdict in ("ok", "zero") and row.method != "float32"]
+            if not verified:
+                return f"passed, but nothing was verified{warnings}"
             zero = sum(row.verdict == "zero" for row in verified)
             zeros = f" ({zero} of them zero)" if zero else ""
             bar = f" (tolerance {self.tolerance:.0e})" if all(row.method == "complex" for row in verified) else ""
@@ -172,23 +178,10 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook: the same rows, notes and last lines as the printed one."""
-        headers, shown = self._columns()
-        align = ["right" if header in _RIGHT_ALIGNED else "left" for header in headers]
-
-        def line(tag: str, cells: tuple[str, ...]) -> str:
-            pairs = zip(cells, align, strict=True)
-            inside = "".join(f'<{tag} style="text-align:{side}">{escaped(cell)}</{tag}>' for cell, side in pairs)
-            return f"<tr>{inside}</tr>"
-
-        rows = []
-        for row, cells in shown:
-            rows.append(line("td", cells))
-            if row.note:
-                note = "<br>".join(map(escaped, row.note.split("; ")))
-                rows.append(f'<tr><td></td><td colspan="{len(headers) - 1}" style="text-align:left">{note}</td></tr>')
+        headers, rows = self._columns()
         ends = [*(f"contract: {finding}" for finding in self.findings), self.advice]
         below = "".join(f"<p>{escaped(words)}</p>" for words in ends if words)
-        table = f"<table><thead>{line('th', headers)}</thead><tbody>{''.join(rows)}</tbody></table>"
+        table = html_table(headers, rows, _RIGHT_ALIGNED, [row.note for row in self.rows])
         return f"<div><p>{escaped(self.title)}</p>{table}{below}<p><b>{escaped(self.summary())}</b></p></div>"
 
     def __str__(self) -> str:
@@ -196,21 +189,14 @@ class Report:
 
     def _lines(self) -> Iterator[tuple[str, str, str]]:
         """Yield each line of the table, its style, and the word that the style applies to; "" is the whole line."""
-        headers, shown = self._columns()
-        widths = [max(map(len, column)) for column in zip(headers, *(cells for _, cells in shown), strict=True)]
-
-        def line(cells: tuple[str, ...]) -> str:
-            columns = zip(headers, cells, widths, strict=True)
-            aligned = (cell.rjust(n) if header in _RIGHT_ALIGNED else cell.ljust(n) for header, cell, n in columns)
-            return "  ".join(aligned).rstrip()
-
+        headers, rule, *lines = text_table(*self._columns(), _RIGHT_ALIGNED)
         yield self.title, "bold", ""
         yield "", "", ""
-        yield line(headers), "dim", ""
-        yield "  ".join("-" * width for width in widths), "dim", ""
-        for row, cells in shown:
+        yield headers, "dim", ""
+        yield rule, "dim", ""
+        for row, line in zip(self.rows, lines, strict=True):
             style = _STYLES[row.verdict]
-            yield line(cells), style, row.verdict
+            yield line, style, row.verdict
             yield from ((f"    {part}", style, "") for part in row.note.split("; ") if part)
         yield "", "", ""
         yield from ((f"contract: {finding}", "bold red", "") for finding in self.findings)
@@ -218,32 +204,12 @@ class Report:
             yield self.advice, "", ""
         yield self.summary(), "bold green" if self.passed else "bold red", ""
 
-    def _columns(self) -> tuple[tuple[str, ...], list[tuple[Row, tuple[str, ...]]]]:
+    def _columns(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Return headers and cells without empty columns; only the first row of a layer has the layer's name."""
-        table = [_HEADERS, *(cells for _, cells in self._rows())]
-        filled = [any(line[k] for line in table[1:]) for k in range(len(_HEADERS))]
-        kept = [tuple(cell for cell, keep in zip(line, filled, strict=True) if keep) for line in table]
-        return kept[0], list(zip(self.rows, kept[1:], strict=True))
-
-    def _rows(self) -> Iterator[tuple[Row, tuple[str, ...]]]:
-        previous = None
-        for row in self.rows:
-            layer, *rest = row.cells()
-            yield row, ("" if layer == previous else layer, *rest)
-            previous = layer
-
-
-def escaped(text: str) -> str:
-    """Return a text for HTML, without control characters."""
-    return html.escape(printable(text))
-
-
-def _dimensions(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) if shape else "scalar"
-
-
-def plain(value: Any) -> Any:
-    """Return a field of a report for JSON: a number that is not finite becomes None, a tuple a list."""
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return list(value) if isinstance(value, tuple) else value
+        cells = [row.cells() for row in self.rows]
+        previous = [None, *(layer for layer, *_ in cells)]
+        shown = [
+            ("" if layer == before else layer, *rest) for (layer, *rest), before in zip(cells, previous, strict=False)
+        ]
+        kept = [k for k in range(len(_HEADERS)) if any(row[k] for row in shown)]
+        return tuple(_HEADERS[k] for k in kept), [tuple(row[k] for k in kept) for row in shown]

@@ -1,13 +1,15 @@
 """Look for state outside the cache.
 
 State shows in three ways: a gradient changes after a forward pass at other arguments; a call overwrites an array that
-was returned before; a forward pass changes an array in an attribute.
+was returned before; a forward pass changes an array in an attribute. The order in which a forward pass calls its layers
+is found here too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +21,10 @@ from minivit.checking.gradients import as_tuple, host_copy, same
 from minivit.nn.structure import CONTAINERS, OWN, leaves, with_items
 
 OVERWRITTEN = "backward returns the same array in each call, so the next call overwrites it: return a copy"
+
+RESULT_OVERWRITTEN = "forward returns the same array in each call, so the next call overwrites it: return a copy"
+
+READS_STATE = "backward differs after another forward pass: it reads state outside its cache"
 
 CHANGED_BY_CALLS = "forward returns another result after a call with other arguments: it keeps state"
 
@@ -69,15 +75,15 @@ def _resized(a: Array) -> Array:
     return a[:1] if len(a) > 1 else np.concatenate([a, a])
 
 
-def depends_on_other_calls(calls: Iterator[Callable[[], Any]], unchanged: Callable[[], bool]) -> str:
-    """Return how a backward pass depends on other forward passes, or an empty string.
+def first_finding(calls: Iterator[Callable[[], Any]], find: Callable[[], str]) -> str:
+    """Return what other forward passes change, or an empty string.
 
     Parameters
     ----------
     calls
         The other forward passes; a call may raise.
-    unchanged
-        Runs the backward pass, and returns whether the gradients are those before.
+    find
+        Is called after each of them, runs the backward pass, and returns a finding or an empty string.
     """
     for call in calls:
         # Forward may refuse these arguments; until then it may have stored some of them.
@@ -85,8 +91,8 @@ def depends_on_other_calls(calls: Iterator[Callable[[], Any]], unchanged: Callab
             warnings.simplefilter("ignore")
             call()
         try:
-            if not unchanged():
-                return "backward differs after another forward pass: it reads state outside its cache"
+            if words := find():
+                return words
         except Exception as error:
             return (
                 f"backward raises {type(error).__name__} after another forward pass, {error}: it reads state outside "
@@ -168,3 +174,26 @@ def changed_arrays(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     if not names:
         return ""
     return f"forward changes {', '.join(names)}: a layer keeps no state between its passes"
+
+
+def order_of_calls(layer: Any, forward: Callable[[], Any]) -> dict[str, int]:
+    """Call `forward`, which runs `layer`, and return the places of the inner layers in the order in which they end.
+
+    Of a layer that is called several times it is the last place. The dict is empty where hooks cannot run, as beside a
+    layer whose result is no array.
+    """
+    names: list[str] = []
+
+    def note(name: str, *_: Any) -> None:
+        names.append(name)
+
+    with contextlib.ExitStack() as hooks:
+        for name, part in layer.named_layers():
+            hooks.enter_context(part.register_forward_hook(functools.partial(note, name)))
+        try:
+            forward()
+        except Exception:  # an inner layer returns no array
+            names.clear()
+    if not names:
+        forward()
+    return {name: place for place, name in enumerate(names) if name}

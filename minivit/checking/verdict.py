@@ -21,12 +21,12 @@ from minivit.checking.methods import (
     differs_from_complex_step,
     taylor,
 )
-from minivit.checking.report import Row, Verdict
+from minivit.checking.report import Row, Verdict, dotted
 from minivit.checking.settings import Settings
 
 SCALE_FLOOR = 1e-3  # errors are relative to at least this fraction of the norm of all gradients
 _ZERO_ULPS = 64  # a gradient is zero up to this many units in the last place of the norm of all gradients
-_NEGLIGIBLE = 1e-36  # the complex step neglects terms of order h^2 = 1e-40
+_NEGLIGIBLE = 1e-36  # smaller differences are zero; the complex step neglects terms of order h^2 = 1e-200
 ROUNDING = 128  # in a saturated function, an error of up to this many ulps of the norm of dy may be rounding
 SATURATED = 1e-3  # a function is saturated if the norm of the gradient is at most this fraction of that of dy
 _NOT_ANALYTIC = 1e-7  # a larger error by the complex step may mean that forward is not analytic
@@ -46,7 +46,16 @@ class Place:
     @property
     def full_name(self) -> str:
         """The names of the layer and of the array, joined by a dot."""
-        return f"{self.layer}.{self.name}" if self.layer else self.name
+        return dotted(self.layer, self.name)
+
+    def split(self, parts: Sequence[str], length: int) -> list[Place]:
+        """Return a place for each of the named parts of the last axis, of `length` elements."""
+        width = length // len(parts)
+        slices = [slice(k * width, (k + 1) * width) for k in range(len(parts))]
+        return [
+            replace(self, name=f"{self.name}[{part}]", where=(..., where))
+            for part, where in zip(parts, slices, strict=True)
+        ]
 
     def generator(self, settings: Settings) -> np.random.Generator:
         """Return the generator of the random directions of this gradient."""
@@ -103,7 +112,8 @@ def verify(
     verdict, notes = verdict_of(norm, max(map(abs, values)), total, agrees, detectable), [note]
     if agrees and test and settings.method == "auto" and test.slope != "linear" and abs(test.slope - 2) > SLOPE_MARGIN:
         if test.passed:
-            notes.append("the remainder falls faster than h^2, which excludes an error: forward hardly curves here")
+            why = "the second derivative of forward along the direction is zero here"
+            notes.append(f"the remainder falls faster than h^2, which excludes an error: {why}")
         elif error_of(_central(probe, directions, claims)) <= settings.central_tolerance:
             notes.append("the remainder has no clear order here; central differences agree with the gradient")
         else:

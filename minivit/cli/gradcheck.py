@@ -16,7 +16,7 @@ from minivit.checking.cases import CASES, LAYERS, OPS, Case
 from minivit.cli.common import CommandResult, add_backend, check_backend, is_path
 from minivit.cli.terminal import Terminal
 from minivit.data import ProgressCallback
-from minivit.errors import UserError, count_of
+from minivit.errors import UserError
 from minivit.nn.config import ViTConfig
 from minivit.nn.presets import PRESETS, create_model, get_config
 from minivit.nn.summary import summarize
@@ -31,10 +31,11 @@ error is at most the tolerance. TARGET is the name of a model, a run folder, a
 model file, `ops`, `layers`, or one of their cases, such as `attention`. Without
 TARGET, all ops, all layers and vit_tiny_patch4_32 are checked. Images are
 random. A named model is checked near its initial parameters, a run or a file
-with its own weights in float64. All blocks run the same code, so two blocks of
-a named model are checked, and of a run or a file as many as take about a
-minute; --depth changes the number. --backend cupy checks the ops, the layers
-and their kernels on the GPU, and no model."""
+with its own weights in float64; parameters whose elements are all equal get
+random values, because they hide mistakes. All blocks run the same code, so two
+blocks of a named model are checked, and of a run or a file as many as take
+about a minute; --depth changes the number. --backend cupy checks the ops, the
+layers and their kernels on the GPU, and no model."""
 EXAMPLES = """\
 examples:
   minivit gradcheck
@@ -144,8 +145,6 @@ def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Rep
         whole = get_config(name)
         depth = min(whole.depth, DEFAULT_DEPTH) if args.depth is None else args.depth
         model = create_model(name, seed=args.seed, dtype="float64", depth=depth)
-        for parameter in model.parameters.values():  # a head of zeros would make all gradients before it zero
-            parameter.value[...] += 0.02 * generator.standard_normal(parameter.shape)
     else:
         loaded = load_model(Path(name).expanduser(), dtype="float64")
         whole = loaded.config
@@ -163,8 +162,7 @@ def _check_model(name: str, args: argparse.Namespace, terminal: Terminal) -> Rep
         labels = generator.integers(config.num_classes, size=args.batch)
         on_row = _Rows(f"checking {what}", progress)
         report = gradcheck_model(model, images, labels, seed=args.seed, tolerance=args.tolerance, on_row=on_row)
-    shown = count_of(args.batch, "image")
-    report = replace(report, title=f"gradient check of {what} with cross-entropy, {shown}")
+    report = replace(report, title=report.title.replace(type(model).__name__, what, 1))
     _show(report, terminal)
     return report
 

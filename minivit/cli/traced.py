@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit.arrays import Array, namespace, on_device_of, to_backend, to_host
-from minivit.checking.layer import without_zeros
+from minivit.checking.constants import without_zeros
 from minivit.cli.common import OpenedModel, check_backend, is_folder_of_images, model_path, open_model
 from minivit.cli.images import image_files
 from minivit.cli.model_fields import model_fields

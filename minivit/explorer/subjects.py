@@ -11,8 +11,8 @@ import numpy as np
 
 from minivit import ops
 from minivit.arrays import Array, to_host
-from minivit.checking import Report, gradcheck, gradcheck_layer
-from minivit.checking.function import random_upstream
+from minivit.checking import Options, Report, gradcheck, gradcheck_layer
+from minivit.checking.backward_passes import random_upstream
 from minivit.nn.attention import Attention
 from minivit.nn.corrupted import SimMIM
 from minivit.nn.encoder_block import EncoderBlock
@@ -123,9 +123,8 @@ class Subject:
         if self.record.is_op:
             functions = self._functions()
             return gradcheck(*functions, *arrays, names=names, upstream=self.upstream, directions=1, seed=seed)
-        return gradcheck_layer(
-            self._copy(), *arrays, parameters=parameters, upstream=self.upstream, directions=1, seed=seed
-        )
+        options: Options = {"upstream": self.upstream, "directions": 1, "seed": seed}
+        return gradcheck_layer(self._copy(), *arrays, parameters=parameters, keep_constants=True, **options)
 
     def gradients(self) -> dict[str, Array]:
         """Return dx, and the gradients of all parameters, or those of an op's arguments: "dx", "qkv.dweight"."""
