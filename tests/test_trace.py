@@ -638,3 +638,38 @@ def test_a_parameter_that_is_called_like_a_quantity_does_not_take_its_place() ->
     x = np.ones((2, 5))
     record = trace(layer, x, np.full((2, 5), 3.0))["model"]
     assert_same_bits([record.y, record.dy], [layer(x), np.full((2, 5), 3.0)])
+    assert_same_bits([record.parameters["y_parameter"].value], [layer.y.value])
+
+
+class OwnQueries(Layer):
+    """Attention with a parameter that is called like its queries."""
+
+    def __init__(self) -> None:
+        self.q = Parameter((4, 12), lambda generator, shape: generator.normal(size=shape))
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
+        y, cache = ops.attention(x @ self.q.value, 2, keep=keep)
+        return y, (x, cache)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        x, inner = cache
+        dqkv = ops.attention_backward(dy, inner)
+        self.q.add_grad(np.einsum("bnd,bnf->df", x, dqkv))
+        return dqkv @ self.q.value.T
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_a_parameter_that_is_called_like_an_activation_has_its_own_value_and_gradient(statistics: bool) -> None:
+    layer = OwnQueries().initialize(dtype="float64")
+    x = np.random.default_rng(0).normal(size=(2, 5, 4))
+    with ops.reference_only():
+        y, cache = layer.forward(x)
+        layer.backward(normal(y), cache)
+    found = trace(layer, x, normal(y), statistics=statistics)
+    record = found["model"]
+    assert record.shapes["q"] == record.shapes["dq"] == (2, 2, 5, 2)
+    assert record.statistics["q_parameter"] == Statistics.of(layer.q.value)
+    assert found.rows()[0].gradient == pytest.approx(np.linalg.norm(layer.q.grad))
+    if not statistics:
+        (parameter,) = record.parameters.values()
+        assert_same_bits([parameter.value, parameter.grad], [layer.q.value, layer.q.grad])

@@ -345,13 +345,13 @@ def _around(name: str, called: Collection[str], root: str) -> tuple[str, str]:
 
 
 def _add_parameters(record: Record, layer: Layer, with_gradients: bool, prefix: str = "") -> None:
-    """Add the layer's own parameters, whose names get the `prefix`."""
+    """Add the layer's own parameters, whose names get the `prefix`, and "_parameter" where the pass has this name."""
     for own, parameter in layer._members():
         if isinstance(parameter, Parameter):
             name = prefix + own
+            if record.quantities.keys() & {name, f"d{name}"}:
+                name = f"{name}_parameter"
             record.argument_names.append(name)
             arrays = {name: parameter.value} | ({f"d{name}": parameter.grad} if with_gradients else {})
             for quantity, array in arrays.items():
-                if quantity in record.quantities:  # of the pass: a parameter of the user's own is called like it
-                    continue
                 record.put(quantity, Statistics.of(array) if record.holds_statistics else array, array)
