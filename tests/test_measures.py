@@ -291,6 +291,29 @@ def test_a_model_that_diverged_is_refused_with_the_first_block_that_is_not_finit
         position_similarity(vit)
 
 
+def test_attention_pooling_without_attention_or_that_diverged_is_refused() -> None:
+    class Mean(minivit.Layer):
+        def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
+            return x.mean(axis=1), None
+
+    vit = shaken(model(global_pool="map"))
+    distance = attention_distance(vit, images())
+    assert vit.attn_pool is not None
+    vit.attn_pool.q.weight.value[0, 0] = np.nan
+    with pytest.raises(UserError, match="attention weights of attn_pool are not finite"):
+        attention_rollout(vit, images())
+    vit.attn_pool = Mean()  # type: ignore[assignment]
+    with pytest.raises(UserError, match="attn_pool has no attention weights: it does not call an op of attention"):
+        attention_rollout(vit, images())
+    np.testing.assert_array_equal(attention_distance(vit, images()), distance)
+
+
+def test_a_model_of_16_bits_is_measured_in_32_bits() -> None:
+    vit, x = shaken(model("float16")), images(dtype="float16")
+    for measure in (attention_distance, attention_rollout):
+        np.testing.assert_array_equal(measure(vit, x), measure(vit.astype("float32"), x.astype("float32")))
+
+
 def test_a_measure_leaves_the_kernels_of_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
