@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bare_vit import images, model, shaken
+from bare_vit import SMALL, images, model, shaken
+from with_model import WithModel
 
 import minivit
 from minivit import UserError, ViT, layers, ops
@@ -269,6 +270,16 @@ def test_gradient_flow_is_the_norms_by_depth(statistics: bool) -> None:
         if name in seen:
             assert activation == pytest.approx(np.linalg.norm(seen[name][0]), rel=1e-12)
             assert gradient == pytest.approx(np.linalg.norm(seen[name][1]), rel=1e-12)
+
+
+def test_gradient_flow_has_a_layer_that_is_called_model() -> None:
+    vit, x = shaken(WithModel(SMALL, "float64")), images()
+    found = minivit.trace(vit, x, [1, 4])
+    flow = gradient_flow(found)
+    assert flow.names == ["patch_embed", "blocks.0", "blocks.1", "blocks.2", "norm", "head", "model"]
+    assert flow.activations[-1] == pytest.approx(np.linalg.norm(found["model"].y))
+    grads = [found["model"].dweight, found["model"].dbias]
+    assert flow.parameters[-1] == pytest.approx(math.sqrt(sum(float((grad**2).sum()) for grad in grads)))
 
 
 def test_gradient_flow_needs_labels_and_blocks() -> None:

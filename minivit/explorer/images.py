@@ -18,7 +18,6 @@ from minivit.explorer.layers import layers_of, shown
 from minivit.explorer.masks import Masks, encoder_of, masks_of, weights_of
 from minivit.explorer.tokens import path, stages
 from minivit.nn.model import Model
-from minivit.tracing.names import ROOT
 from minivit.tracing.trace import Trace, trace
 
 
@@ -150,13 +149,13 @@ def _traced(model: Model, image: Array, label: int | None, most: int | None) -> 
         return Traces(traced, traced, names)
     small = [name for name in names if sum(map(math.prod, traced.records[name].shapes.values())) <= most]
     kept = {name for name, kind in stages(traced, model).items() if kind not in ("attention", "mlp")}
-    return Traces(traced, trace(model, image, labels, [ROOT, *kept, *small]), small)
+    return Traces(traced, trace(model, image, labels, ["", *kept, *small]), small)
 
 
 def _image(model: Model, traces: Traces, image: Array, maps: HeatMaps, full: bool) -> dict[str, Any]:
     traced, arrays, _ = traces
     masks = masks_of(model, image)
-    dimage = arrays.records[ROOT].dx
+    dimage = arrays[""].dx
     gradient = None if dimage is None else np.linalg.norm(in_floats(dimage)[0], axis=-1)
     height, width, channels = image.shape[1:]
     over = f"norm over {count_of(channels, 'channel')}"

@@ -18,7 +18,6 @@ _ENCODER = "encoder."
 _ROLES = {"x": "in", "y": "out", "dy": "back", "dx": "passed"}
 
 _TITLES = {
-    "model": "the whole model",
     "patch_embed": "patch embedding",
     "patch_embed.patches": "cut into patches",
     "patch_embed.proj": "patch embedding: projection",
@@ -153,6 +152,8 @@ def shown(records: Mapping[str, Record]) -> list[str]:
 
 def title(name: str, model: Model) -> str:
     """Return what a layer or op of a model is, in words."""
+    if name == next(iter(layers_by_name(model))):
+        return "the whole model"
     block = block_of(name)
     if name == "embed":
         return _added(model)
