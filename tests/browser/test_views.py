@@ -196,3 +196,35 @@ def test_a_run_without_kept_steps_says_how_to_keep_them(open_page: Open, made: M
     page = open_page("no_steps", "#depth").page
     assert "--keep-every" in made.data["no_steps"]["depth"]["note"]
     assert made.data["no_steps"]["depth"]["note"] in page.inner_text("#view-depth")
+
+
+def test_the_last_block_of_16_bits_has_the_query_of_the_class_token(open_page: Open, made: Made) -> None:
+    block = made.data["sixteen_bits"]["images"][0]["attention"][-1]
+    assert (block["layer"], block["queries"]) == ("blocks.1.attn", 1)
+    opened = open_page("sixteen_bits", "#attention/1")
+    opened.page.get_by_role("radio", name="patch row 2, column 1").click()
+    opened.settle()
+    assert "Attention of class token in blocks.1.attn" in opened.page.inner_text("#view-attention")
+
+
+def test_a_block_that_stands_in_two_places_and_a_layer_called_model_are_shown(open_page: Open, made: Made) -> None:
+    assert made.data["own"]["depth"]["layers"] == ["patch_embed", "blocks.0", "blocks.2", "norm", "head", "model"]
+    opened = open_page("own", "#depth")
+    opened.open_details()
+    page = opened.page
+    distance = page.locator(".chart", has=page.get_by_text("Attention distance", exact=True)).first
+    assert [row[0] for row in rows_of_chart(distance)] == ["0", "1", "2"]
+    gradients = page.locator(".chart", has=page.get_by_text("Gradients", exact=True)).first
+    assert {text for row in rows_of_chart(gradients) for text in row[1:]} == {"–"}, "without a label there is no loss"
+    for view in VIEWS:
+        opened.show(f"#{view}")
+        assert page.locator(f"#view-{view}").inner_text().strip()
+    opened.show("#layer/root")
+    assert "the whole model" in page.inner_text("#view-layer")
+
+
+def rows_of_chart(chart: Any) -> list[list[str]]:
+    rows: list[list[str]] = chart.locator("tbody tr").evaluate_all(
+        "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    return rows
