@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import threading
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from bare_vit import shaken
 from contract import assert_close, assert_same_bits, normal
 from devices import nothing_crosses
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from small_vit import batch, model
 
 import minivit
@@ -482,6 +485,8 @@ def test_a_trace_is_saved_and_read_back(statistics: bool, tmp_path: Path) -> Non
     for record in found:
         assert again[record.name].argument_names == record.argument_names
         assert dict(again[record.name].statistics) == dict(record.statistics)
+        assert list(again[record.name].quantities) == list(record.quantities)
+        assert repr(again[record.name]) == repr(record)
     if not statistics:
         from safetensors.numpy import load_file
 
@@ -577,6 +582,21 @@ def test_a_damaged_trace_is_refused(tmp_path: Path) -> None:
     content[-9] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"trace\.safetensors was changed or damaged since minivit wrote it"):
+        load_trace(path)
+
+
+@pytest.mark.parametrize("field", ["shapes", "dtypes", "head/y"])
+def test_a_trace_without_a_part_is_damaged(field: str, tmp_path: Path) -> None:
+    images, labels, _ = batch(2)
+    trace(model(), images, labels, at="head").save(path := tmp_path / "trace.safetensors")
+    with safe_open(path, framework="numpy") as file:
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != field}  # noqa: SIM118 - no mapping
+    records = [
+        {name: value for name, value in record.items() if name != field} for record in json.loads(about["trace"])
+    ]
+    save_file({**tensors, "of another": images}, path, {"trace": json.dumps(records)})
+    with pytest.raises(UserError, match=rf"trace\.safetensors is a damaged trace: KeyError\('{field}'\)"):
         load_trace(path)
 
 

@@ -154,10 +154,13 @@ class Trace:
         Raises
         ------
         UserError
-            The trace has no interventions.
+            The trace has no interventions, or it was read from a file.
         """
         if self.baseline is None:
-            raise UserError("this trace has no interventions: pass zero, scale or replace to minivit.trace")
+            raise UserError(
+                "this trace has no baseline: pass zero, scale or replace to minivit.trace; a file does not hold the "
+                "baseline"
+            )
         return table.effects(self, self.baseline)
 
 
