@@ -182,7 +182,7 @@ def _applied(edit: Edit, place: _Place, maps: HeatMaps | None) -> Mistake | None
         with intercepted(edited):
             wrong = place.subject.gradients()
             report = place.checked.check(place.parameters)
-    except ValueError:  # NumPy itself refuses the shapes: such a mistake does not stay unseen
+    except ValueError:  # NumPy itself refuses the shapes: such a mistake raises an error by itself
         return None
     if not edited.ran:
         return None
