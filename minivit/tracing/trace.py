@@ -31,7 +31,7 @@ from minivit.ops.registry import reference_only_here
 from minivit.random import Key, RngLike, as_key
 from minivit.tracing import html, storage, table
 from minivit.tracing.interventions import Interventions
-from minivit.tracing.names import ROOT, as_names, is_pattern, matches, root_of, unknown
+from minivit.tracing.names import ROOT, as_names, matches, root_of, unknown
 from minivit.tracing.record import Record, Records
 from minivit.tracing.snapshots import Snapshots
 from minivit.tracing.statistics import Statistics
@@ -109,7 +109,7 @@ class Trace:
         found = Records(record for key, record in self.records.items() if matches(key, name))
         if not found:
             raise unknown(name, self.records)
-        return found if is_pattern(name) else found[0]
+        return found
 
     def __contains__(self, name: str) -> bool:
         return (name or self.root) in self.records
@@ -294,7 +294,7 @@ class _Run:
                 )
         # Arrays of 16 bits have no references of ops.
         names = ("EncoderBlock",) if self._x.dtype.itemsize == 2 else ()
-        # Overflow and NaN are in the trace; in NumPy's words they would be said once for each op.
+        # Overflow and NaN are in the trace; NumPy would warn of them once for each op.
         quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
         with reference_only_here(*names), intercepted(tracer), quiet:
             y, cache = replica.forward(self._x, self._rng)
@@ -328,7 +328,10 @@ class _Run:
 
 
 def _expect_gradient(dy: Any, y: Any, what: str) -> None:
-    """Raise UserError if `dy` cannot be the gradient of `y`: it would be broadcast, or converted, somewhere behind."""
+    """Raise UserError if `dy` cannot be the gradient of `y`.
+
+    A later layer of the backward pass would broadcast or convert it.
+    """
     if not hasattr(y, "dtype"):  # a layer of a user's own may return something else
         return
     if not hasattr(dy, "dtype"):
