@@ -1,4 +1,7 @@
-"""Measures of a model's attention in evaluation: how far it reaches, and its rollout over the image."""
+"""Measures of a model's attention in evaluation: how far it reaches, and its rollout over the image.
+
+A model of 16 bits is measured in float32.
+"""
 
 from __future__ import annotations
 
