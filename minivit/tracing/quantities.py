@@ -45,7 +45,7 @@ def _head(i: int, num_heads: int) -> Part:
 
 
 def inside(op: str, y: Array, cache: Any) -> Mapping[str, Array]:
-    """Return what an op computed on the way to its result, from its cache; that of a kernel has other things."""
+    """Return what an op computed on the way to its result, from its cache, unless a kernel made it."""
     if cache is None:
         return {}
     if isinstance(cache, LayerNormCache):

@@ -234,8 +234,8 @@ def trace(
     -----
     The bits are those of `ops.reference_only`: no kernels run, and the last block computes all tokens. Hooks of the
     model are called. The gradients of the pass are in the trace and not in the model. Arrays of 16 bits have no
-    references: the kernels of single ops run, that of a device keeps no attention weights, and where the head reads the
-    class token, the last block computes that token alone.
+    references: the kernels of single ops run. That of attention on a device keeps no weights to record. Where the head
+    reads the class token, the last block computes that token alone.
     """
     if not isinstance(model, Layer):
         raise UserError(f"trace was given a {type(model).__name__}; expected a model or a layer of minivit")
