@@ -221,8 +221,8 @@ def test_pixels_on_a_device_are_drawn() -> None:
         tracing.plot_attention_rollout(vit, x, pixels),
         tracing.plot_attention_rollout(vit.to("strict"), *there),
     ]
-    above = [figure.axes[0].get_images()[0].get_array() for figure in figures]
-    np.testing.assert_array_equal(*above)
+    host, device = (figure.axes[0].get_images()[0].get_array() for figure in figures)
+    np.testing.assert_array_equal(device, host)
 
 
 def test_what_is_no_vit_and_images_that_do_not_match_are_refused() -> None:

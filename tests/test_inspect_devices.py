@@ -19,9 +19,9 @@ from minivit.tracing import attention_rollout
 def test_pixels_on_a_device_are_shown() -> None:
     images, _, _ = small_vit.batch(1)
     pixels = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
-    model, given = small_vit.model(depth=1), {"checks": False, "names": ["image"]}
-    host = explore(model, images, pixels=pixels, **given)
-    data = explore(model.to("strict"), to_backend(images, strict), pixels=to_backend(pixels, strict), **given)
+    model, there = small_vit.model(depth=1), to_backend(images, strict)
+    host = explore(model, images, pixels=pixels, checks=False)
+    data = explore(model.to("strict"), there, pixels=to_backend(pixels, strict), checks=False)
     assert data["images"][0]["png"] == host["images"][0]["png"]
 
 
