@@ -10,6 +10,7 @@ import pytest
 from .conftest import Open
 from .made import FROM_RIGHT_TO_LEFT, MARKUP, Made
 from .opened import VIEWS, script
+from .shown import rows_of
 
 pytestmark = pytest.mark.browser
 
@@ -212,19 +213,12 @@ def test_a_block_that_stands_in_two_places_and_a_layer_called_model_are_shown(op
     opened = open_page("own", "#depth")
     opened.open_details()
     page = opened.page
-    distance = page.locator(".chart", has=page.get_by_text("Attention distance", exact=True)).first
-    assert [row[0] for row in rows_of_chart(distance)] == ["0", "1", "2"]
-    gradients = page.locator(".chart", has=page.get_by_text("Gradients", exact=True)).first
-    assert {text for row in rows_of_chart(gradients) for text in row[1:]} == {"–"}, "without a label there is no loss"
+    chart = '.chart:has(figcaption:text-is("{}"))'
+    assert [row[0] for row in rows_of(page, chart.format("Attention distance"))] == ["0", "1", "2"]
+    gradients = [row[1:] for row in rows_of(page, chart.format("Gradients"))]
+    assert gradients == [["–", "–"]] * 6, "without a label there is no loss"
     for view in VIEWS:
         opened.show(f"#{view}")
         assert page.locator(f"#view-{view}").inner_text().strip()
     opened.show("#layer/root")
     assert "the whole model" in page.inner_text("#view-layer")
-
-
-def rows_of_chart(chart: Any) -> list[list[str]]:
-    rows: list[list[str]] = chart.locator("tbody tr").evaluate_all(
-        "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
-    )
-    return rows
