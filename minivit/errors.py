@@ -40,7 +40,7 @@ def expect_number(name: str, value: Any, least: float = 0.0, below: float = floa
     """Raise UserError unless `value` is a number of at least `least` and below `below`."""
     try:
         fits = not isinstance(value, str | bytes | bool) and least <= float(value) < below
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
         limit = f" and below {below:g}" if below < float("inf") else ""

@@ -88,7 +88,14 @@ def test_an_exploding_activation_and_a_gradient_of_zero_are_found(cli: Minivit) 
     assert (found[0]["layer"], found[0]["kind"], found[0]["quantity"]) == ("blocks.1", "explodes", "y")
     found = cli(*MICRO, "--zero", "blocks.2.dx", "--json").json()["findings"]
     assert [(f["layer"], f["kind"]) for f in found] == [("blocks.1", "is zero")]
-    assert "blocks.2 hands nothing on" in found[0]["words"]
+    assert found[0]["words"] == (
+        "The gradient is exactly 0 from blocks.1 on; the layer before it in this pass is blocks.2: its weights may be "
+        "zero, or its units dead."
+    )
+    found = cli(*MICRO, "--zero", "blocks.1", "--json").json()["findings"]
+    assert found[0]["words"] == (
+        "Activations are exactly 0 from blocks.1 on: its weights may be zero, or its units dead."
+    )
 
 
 def rows_of(ys: list[float], dys: list[float]) -> list[Row]:

@@ -134,6 +134,26 @@ def test_a_hook_changes_what_an_engine_computes(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+def test_a_hook_may_close_the_engine(threads: int) -> None:
+    images, labels, key = batch()
+    vit = model()
+    with Engine(vit, threads, 2) as engine:
+        expected = engine.loss_and_gradients(images, labels, key)
+        with ops.reference_only():
+            loss = engine.loss_and_gradients(images, labels, key)
+            gradients = vit.parameters.store.gradients.copy()
+
+        def close(layer: Layer, x: Array, y: Array) -> None:
+            engine.close()
+
+        for _ in range(2):
+            with vit.register_forward_hook(close):
+                assert_same_bits([engine.loss_and_gradients(images, labels, key)], [loss])
+            assert_same_bits([vit.parameters.store.gradients], [gradients])
+        assert_same_bits([engine.loss_and_gradients(images, labels, key)], [expected])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
 def test_an_engine_does_not_compute_two_things_at_once(threads: int) -> None:
     """A hook or a signal handler may call the engine during a call, whose arrays must not be overwritten."""
     images, _, _ = batch()

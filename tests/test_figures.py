@@ -17,7 +17,7 @@ from PIL import Image
 from small_run import RECIPE, run_at
 
 from minivit import RunError, UserError, create_model, explorer, load_model, save_model, trace, tracing
-from minivit.arrays import Array
+from minivit.arrays import Array, to_backend
 from minivit.cli.figures import FIGURES, folder_names
 from minivit.tracing.figures import save_figure
 from minivit.train.run_folder import RunFolder
@@ -211,6 +211,18 @@ def test_the_rollout_covers_pixels_of_any_size() -> None:
         figure = tracing.plot_attention_rollout(vit, np.ones((1, 8, 8, 1), np.float32), pixels)
         drawn = [image for axes in figure.axes for image in axes.get_images()]
         assert [tuple(image.get_extent()) for image in drawn] == [(-0.5, 7.5, 7.5, -0.5)] * 3
+
+
+def test_pixels_on_a_device_are_drawn() -> None:
+    vit, x = create_model("vit_micro_patch4_8", depth=2), np.ones((1, 8, 8, 1), np.float32)
+    pixels = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
+    there = to_backend(x, "strict"), to_backend(pixels, "strict")
+    figures = [
+        tracing.plot_attention_rollout(vit, x, pixels),
+        tracing.plot_attention_rollout(vit.to("strict"), *there),
+    ]
+    host, device = (figure.axes[0].get_images()[0].get_array() for figure in figures)
+    np.testing.assert_array_equal(device, host)
 
 
 def test_what_is_no_vit_and_images_that_do_not_match_are_refused() -> None:

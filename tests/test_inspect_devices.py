@@ -7,11 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import small_vit
+from devices import SIXTEEN_BITS
 from explored import assert_valid, quantities, small_page
 from strict import strict
 
-from minivit.arrays import to_backend
+from minivit.arrays import dtype_named, to_backend, to_host
 from minivit.explorer import explore
+from minivit.tracing import attention_rollout
+
+
+def test_pixels_on_a_device_are_shown() -> None:
+    images, _, _ = small_vit.batch(1)
+    pixels = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+    model, there = small_vit.model(depth=1), to_backend(images, strict)
+    host = explore(model, images, pixels=pixels, checks=False)
+    data = explore(model.to("strict"), there, pixels=to_backend(pixels, strict), checks=False)
+    assert data["images"][0]["png"] == host["images"][0]["png"]
 
 
 def page_on_the_device() -> dict[str, Any]:
@@ -33,3 +44,18 @@ def test_a_model_on_a_device_has_the_page_of_one_on_the_host() -> None:
     assert np.allclose(data["depth"]["steps"][0]["distance"], expected["depth"]["steps"][0]["distance"], rtol=1e-5)
     assert [m["title"] for m in data["mistakes"]] == [m["title"] for m in expected["mistakes"]]
     assert all(check["passed"] for check in data["checks"].values())
+
+
+@pytest.mark.parametrize("name", SIXTEEN_BITS)
+def test_a_model_of_16_bits_on_a_device_has_a_page(name: str) -> None:
+    dtype = dtype_named(name)
+    model = small_vit.model(depth=2).astype(dtype)
+    images, labels, _ = small_vit.batch(1)
+    there = to_backend(images.astype(dtype), strict)
+    data = explore(model.to("strict"), there, to_backend(labels, strict), checks=False)
+    assert_valid(data)
+    image = data["images"][0]
+    assert image["attention"] == []  # the kernel of attention does not keep the weights of each head
+    found = data["maps"][image["rollout"]]
+    expected = attention_rollout(model.astype("float32"), to_host(there).astype("float32"))[0]
+    assert found["high"] == pytest.approx(expected.max(), rel=1e-5)

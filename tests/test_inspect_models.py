@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import Any
 
 import numpy as np
 import pytest
 import small_vit
+from bare_vit import shaken
 from explored import assert_valid, layer, quantities, small_page
+from with_model import WithModel
 
 import minivit
 from minivit.arrays import Array
@@ -287,6 +290,22 @@ def test_a_layer_of_a_users_own_is_shown_with_its_code() -> None:
     assert layer(data, "blocks.0.attn.proj")["kind"] == "Doubled"
     assert any("2 * super().forward" in each["text"] or "2 * y" in each["text"] for each in data["sources"]["Doubled"])
     assert data["checks"]["blocks.0.attn.proj"]["passed"]
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(maps=100)], ids=["arrays", "statistics"])
+def test_a_layer_that_is_called_model_is_no_whole_model(limits: Limits) -> None:
+    model = shaken(WithModel(dataclasses.replace(small_vit.CONFIG, depth=1)), 0.2)
+    data = small_page(model, checks=True, limits=limits)
+    whole, own = layer(data, "root"), layer(data, "model")
+    assert (whole["title"], whole["kind"]) == ("the whole model", "WithModel")
+    assert (own["title"], own["kind"]) == ("model", "Linear")
+    assert data["depth"]["layers"][-1] == "model"
+    images, labels, _ = small_vit.batch(1)
+    dimage = np.linalg.norm(minivit.trace(model, images, labels)[""].dx[0], axis=-1)
+    assert data["maps"][data["images"][0]["dimage"]]["high"] == pytest.approx(dimage.max())
+    assert {"root", "model", "embed", "pool"} <= set(data["checks"])
+    assert all(check["passed"] for check in data["checks"].values())
+    assert "embed" in {mistake["layer"] for mistake in data["mistakes"]} or not data["full"]
 
 
 def test_the_model_stays_as_it_is() -> None:

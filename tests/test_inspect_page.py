@@ -1,4 +1,4 @@
-"""The explorer's page as a file: how modules, styles and data are joined, and that it asks nothing of the network."""
+"""The explorer's page as a file: how modules, styles and data are joined; it loads nothing from the network."""
 
 from __future__ import annotations
 

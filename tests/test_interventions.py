@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from small_vit import batch, model
 
 from minivit import Layer, UserError, ViT
 from minivit.arrays import Array
-from minivit.tracing import Trace, trace
+from minivit.tracing import Trace, load_trace, trace
 
 IMAGES, LABELS, KEY = batch(3, "float64")
 B, N, H, K, D = 3, 7, 3, 4, 12
@@ -137,7 +138,7 @@ def test_an_activation_of_another_image_is_patched_in() -> None:
     assert not found["blocks.1"].dx.any()
 
 
-def test_what_changed_is_compared_layer_by_layer() -> None:
+def test_what_changed_is_compared_layer_by_layer(tmp_path: Path) -> None:
     found = traced(scale={"blocks.1.mlp": 0.5})
     effects = {effect.name: effect for effect in found.compare()}
     assert effects["blocks.0"].y == 0
@@ -147,8 +148,14 @@ def test_what_changed_is_compared_layer_by_layer() -> None:
     first, second, *_ = repr(found).splitlines()
     assert second.startswith("with blocks.1.mlp * 0.5; without: ")
     assert f"loss {float(found.loss):.4g}" in first  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="no interventions"):
+    with pytest.raises(UserError, match="no baseline: pass zero, scale or replace"):
         traced().compare()
+    found.save(tmp_path / "trace.safetensors")
+    again = load_trace(tmp_path / "trace.safetensors")
+    assert again.interventions == found.interventions
+    assert repr(again).splitlines()[:2] == [first, "with blocks.1.mlp * 0.5"]
+    with pytest.raises(UserError, match="a file does not hold the baseline"):
+        again.compare()
     light = {effect.name: effect for effect in traced(scale={"blocks.1.mlp": 0.5}, statistics=True).compare()}
     assert light["blocks.1.mlp"].y == pytest.approx(0.5)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bare_vit import images, model, shaken
+from bare_vit import SMALL, images, model, shaken
+from with_model import WithModel
 
 import minivit
 from minivit import UserError, ViT, layers, ops
@@ -271,6 +272,16 @@ def test_gradient_flow_is_the_norms_by_depth(statistics: bool) -> None:
             assert gradient == pytest.approx(np.linalg.norm(seen[name][1]), rel=1e-12)
 
 
+def test_gradient_flow_has_a_layer_that_is_called_model() -> None:
+    vit, x = shaken(WithModel(SMALL, "float64")), images()
+    found = minivit.trace(vit, x, [1, 4])
+    flow = gradient_flow(found)
+    assert flow.names == ["patch_embed", "blocks.0", "blocks.1", "blocks.2", "norm", "head", "model"]
+    assert flow.activations[-1] == pytest.approx(np.linalg.norm(found["model"].y))
+    grads = [found["model"].dweight, found["model"].dbias]
+    assert flow.parameters[-1] == pytest.approx(math.sqrt(sum(float((grad**2).sum()) for grad in grads)))
+
+
 def test_gradient_flow_needs_labels_and_blocks() -> None:
     vit, x = model(), images()
     with pytest.raises(UserError, match=r"no gradients: give minivit\.trace the labels"):
@@ -289,6 +300,29 @@ def test_a_model_that_diverged_is_refused_with_the_first_block_that_is_not_finit
         filter_components(vit)
     with pytest.raises(UserError, match="the positions are not finite"):
         position_similarity(vit)
+
+
+def test_attention_pooling_without_attention_or_that_diverged_is_refused() -> None:
+    class Mean(minivit.Layer):
+        def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
+            return x.mean(axis=1), None
+
+    vit = shaken(model(global_pool="map"))
+    distance = attention_distance(vit, images())
+    assert vit.attn_pool is not None
+    vit.attn_pool.q.weight.value[0, 0] = np.nan
+    with pytest.raises(UserError, match="attention weights of attn_pool are not finite"):
+        attention_rollout(vit, images())
+    vit.attn_pool = Mean()  # type: ignore[assignment]
+    with pytest.raises(UserError, match="attn_pool has no attention weights: it does not call an op of attention"):
+        attention_rollout(vit, images())
+    np.testing.assert_array_equal(attention_distance(vit, images()), distance)
+
+
+def test_a_model_of_16_bits_is_measured_in_32_bits() -> None:
+    vit, x = shaken(model("float16")), images(dtype="float16")
+    for measure in (attention_distance, attention_rollout):
+        np.testing.assert_array_equal(measure(vit, x), measure(vit.astype("float32"), x.astype("float32")))
 
 
 def test_a_measure_leaves_the_kernels_of_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -378,6 +378,7 @@ def test_what_an_optimiser_cannot_train_is_named(given: Callable[[Layer], Any], 
     ("kind", "options", "message"),
     [
         (AdamW, {"lr": -1.0}, "lr is -1.0; expected a number of at least 0"),
+        (AdamW, {"lr": 10**400}, "lr is 1000000000000000000000000000000000000000; expected a number of at least 0"),
         (AdamW, {"lr": "1"}, "lr is '1'; expected a number of at least 0"),
         (SGD, {"lr": float("nan")}, "lr is nan; expected a number of at least 0"),
         (SGD, {"weight_decay": -0.1}, "weight_decay is -0.1; expected a number of at least 0"),

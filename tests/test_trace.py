@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import threading
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from bare_vit import shaken
 from contract import assert_close, assert_same_bits, normal
 from devices import nothing_crosses
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from small_vit import batch, model
 
 import minivit
@@ -482,6 +485,8 @@ def test_a_trace_is_saved_and_read_back(statistics: bool, tmp_path: Path) -> Non
     for record in found:
         assert again[record.name].argument_names == record.argument_names
         assert dict(again[record.name].statistics) == dict(record.statistics)
+        assert list(again[record.name].quantities) == list(record.quantities)
+        assert repr(again[record.name]) == repr(record)
     if not statistics:
         from safetensors.numpy import load_file
 
@@ -580,6 +585,21 @@ def test_a_damaged_trace_is_refused(tmp_path: Path) -> None:
         load_trace(path)
 
 
+@pytest.mark.parametrize("field", ["shapes", "dtypes", "head/y"])
+def test_a_trace_without_a_part_is_damaged(field: str, tmp_path: Path) -> None:
+    images, labels, _ = batch(2)
+    trace(model(), images, labels, at="head").save(path := tmp_path / "trace.safetensors")
+    with safe_open(path, framework="numpy") as file:
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != field}  # noqa: SIM118 - no mapping
+    records = [
+        {name: value for name, value in record.items() if name != field} for record in json.loads(about["trace"])
+    ]
+    save_file({**tensors, "of another": images}, path, {"trace": json.dumps(records)})
+    with pytest.raises(UserError, match=rf"trace\.safetensors is a damaged trace: KeyError\('{field}'\)"):
+        load_trace(path)
+
+
 def test_a_layer_may_take_and_return_what_is_no_array() -> None:
     class Pair(Layer):
         def forward(self, x: Any, rng: Key | None = None, keep: bool = True) -> tuple[Any, Any]:
@@ -638,3 +658,38 @@ def test_a_parameter_that_is_called_like_a_quantity_does_not_take_its_place() ->
     x = np.ones((2, 5))
     record = trace(layer, x, np.full((2, 5), 3.0))["model"]
     assert_same_bits([record.y, record.dy], [layer(x), np.full((2, 5), 3.0)])
+    assert_same_bits([record.parameters["y_parameter"].value], [layer.y.value])
+
+
+class OwnQueries(Layer):
+    """Attention with a parameter that is called like its queries."""
+
+    def __init__(self) -> None:
+        self.q = Parameter((4, 12), lambda generator, shape: generator.normal(size=shape))
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
+        y, cache = ops.attention(x @ self.q.value, 2, keep=keep)
+        return y, (x, cache)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        x, inner = cache
+        dqkv = ops.attention_backward(dy, inner)
+        self.q.add_grad(np.einsum("bnd,bnf->df", x, dqkv))
+        return dqkv @ self.q.value.T
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_a_parameter_that_is_called_like_an_activation_has_its_own_value_and_gradient(statistics: bool) -> None:
+    layer = OwnQueries().initialize(dtype="float64")
+    x = np.random.default_rng(0).normal(size=(2, 5, 4))
+    with ops.reference_only():
+        y, cache = layer.forward(x)
+        layer.backward(normal(y), cache)
+    found = trace(layer, x, normal(y), statistics=statistics)
+    record = found["model"]
+    assert record.shapes["q"] == record.shapes["dq"] == (2, 2, 5, 2)
+    assert record.statistics["q_parameter"] == Statistics.of(layer.q.value)
+    assert found.rows()[0].gradient == pytest.approx(np.linalg.norm(layer.q.grad))
+    if not statistics:
+        (parameter,) = record.parameters.values()
+        assert_same_bits([parameter.value, parameter.grad], [layer.q.value, layer.q.grad])

@@ -59,6 +59,21 @@ def test_workers_ignore_sigterm() -> None:
         assert [child.pid for child in multiprocessing.active_children()] == [worker.pid]
 
 
+@needs_fork
+def test_an_interrupt_waits_for_all_busy_workers_together() -> None:
+    def work(number: int, job: object, barrier: worker_pool.Barrier) -> None:
+        if number == 0:
+            raise KeyboardInterrupt
+        time.sleep(60)
+
+    pool = worker_pool.WorkerPool(12, work)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        pool.run(None)
+    assert time.monotonic() - start < 1.5  # 11 times 0.2 seconds would be more
+    assert multiprocessing.active_children() == []
+
+
 def test_workers_end_with_their_engine() -> None:
     images, labels, key = batch()
     engine = Engine(model(), 3, 2)

@@ -192,7 +192,7 @@ class Engine:
         if self._parallel is not None:
             self._parallel.close()
             self._parallel = None
-        del self._replicas[1:]
+        self._replicas = self._replicas[:1]  # a step that runs keeps its own list
 
     @contextmanager
     def _computing(self) -> Iterator[bool]:

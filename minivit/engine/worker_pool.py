@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 import warnings
 import weakref
@@ -190,10 +191,11 @@ class WorkerPool:
 
 
 def _end(barrier: Barrier, workers: list[Any]) -> None:
-    """Close the caller's connections, which ends the workers; kill a process that does not end."""
+    """Close the caller's connections, which ends the workers; kill processes that do not end in 0.2 seconds."""
     barrier.close()
+    until = time.monotonic() + 0.2
     for worker in workers:
-        worker.join(timeout=0.2)
+        worker.join(timeout=max(0.0, until - time.monotonic()))
         if worker.is_alive() and hasattr(worker, "kill"):
             worker.kill()
             worker.join()

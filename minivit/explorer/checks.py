@@ -24,7 +24,6 @@ from minivit.explorer.subjects import Subject, layers_by_name, subject_of
 from minivit.nn.layer import Layer
 from minivit.nn.positions import GridPositions, SinCosPositions
 from minivit.ops.registry import reference_only_here
-from minivit.tracing.names import ROOT
 from minivit.tracing.trace import Trace
 
 MOST_WORK = 2.5e11  # of all checks together, in floating-point operations
@@ -207,7 +206,7 @@ def _flops(layer: Layer, name: str, trace: Trace) -> int:
     """Return the FLOPs of one forward pass, those of the parts where the layer itself does not know."""
     record = trace.records.get(name)
     own = 0 if record is None else layer.cost(record.x.shape[1:]).flops * len(record.x)
-    prefix = "" if name == ROOT else f"{name}."
+    prefix = "" if name == trace.root else f"{name}."
     parts = ((f"{prefix}{part}", member) for part, member in layer._members() if isinstance(member, Layer))
     return own or sum(_flops(member, part, trace) for part, member in parts)
 

@@ -12,13 +12,12 @@ import numpy as np
 
 from minivit.arrays import Array, library_name, namespace
 from minivit.errors import UserError
-from minivit.explorer.heat_maps import in_floats
 from minivit.explorer.measures import update_ratios
 from minivit.nn.model import Model
 from minivit.nn.vit import ViT
 from minivit.tracing.attention import attention_distance
 from minivit.tracing.figures import spaced
-from minivit.tracing.measures import part_of
+from minivit.tracing.measures import host, part_of
 from minivit.tracing.table import norm_of
 from minivit.tracing.trace import Trace, trace
 from minivit.train.run_folder import RunFolder
@@ -138,7 +137,7 @@ def _step(
     return {
         "step": step,
         "label": label,
-        "loss": None if traced.loss is None else float(in_floats(traced.loss)),
+        "loss": None if traced.loss is None else float(host(traced.loss)),
         "y": [norm_of(row.y) for row in rows],
         "dy": [None if row.dy is None else norm_of(row.dy) for row in rows],
         "dparameters": [row.gradient for row in rows],
@@ -152,7 +151,7 @@ def _weights(model: Model, layers: list[str]) -> list[float]:
     norms: dict[str, list[float]] = {layer: [] for layer in layers}
     for name, parameter in model.parameters.items():
         if (part := part_of(name)) in norms:
-            norms[part].append(float(np.linalg.norm(in_floats(parameter.value))))
+            norms[part].append(float(np.linalg.norm(host(parameter.value))))
     return [math.hypot(*norms[layer]) for layer in layers]
 
 

@@ -182,7 +182,7 @@ class Edited(Interception):
     Raises
     ------
     OSError
-        The source of the function is not at hand.
+        The source of the function cannot be read.
     ValueError
         The line is not in the function, or is there twice.
     """

@@ -66,7 +66,7 @@ def explore(
     pixels : Array, optional
         uint8 (B, height, width, C): the images before they were normalised, as they are shown.
     predicted : bool
-        Whether `labels` are the model's own predictions, for want of known ones; the page says so.
+        Whether `labels` are the model's own predictions, because the labels are not known; the page says so.
     run : RunFolder, optional
         The run of the model, whose kept steps are shown.
     checkpoint : str, optional
@@ -96,7 +96,7 @@ def explore(
     expect_shown(model).check_images(images)
     source, called = subject or ("model", type(model).__name__)
     numbers = _checked(model, images, labels, class_names, names, pixels, limits)
-    # Numbers that are not finite are in the page; in NumPy's words they would be said once for each op.
+    # Numbers that are not finite are in the page; NumPy would warn of them once for each op.
     quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
     with quiet, on_device_of(model.parameters.store.values):
         singles = [images[i : i + 1] for i in range(len(images))]

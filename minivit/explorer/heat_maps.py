@@ -7,14 +7,12 @@ import re
 from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
-from minivit.arrays import Array, to_host
+from minivit.arrays import Array
 from minivit.errors import count_of
+from minivit.tracing.measures import Floats, host
 
 MOST_CELLS = 64  # rows, and columns, of a map
-
-Floats = NDArray[np.float64]
 
 
 class HeatMap(TypedDict):
@@ -87,7 +85,7 @@ class HeatMaps:
         Each row has its own scale, for rows may differ by much: of the gradient of attention weights, that of the class
         token is often a hundred times larger than those of patches.
         """
-        cells = in_floats(values)
+        cells = host(values)
         if not np.isfinite(cells).all():
             return None
         row_high = np.abs(cells).max(axis=1)
@@ -124,11 +122,6 @@ class HeatMaps:
         return self._index[key]
 
 
-def in_floats(array: Array) -> Floats:
-    """Return an array on the host in float64."""
-    return to_host(array).astype(np.float64)
-
-
 def scale(cells: Floats) -> tuple[float, float]:
     """Return the ends of the scale: from 0 if no cell is negative, else symmetric so that zero is the middle."""
     largest = float(np.abs(cells).max())
@@ -157,7 +150,7 @@ def plane_of(array: Array, quantity: str = "", kind: str = "", layer: str = "") 
     layer : str
         Its name.
     """
-    values = in_floats(array)
+    values = host(array)
     is_parameter = values.ndim < 3 and not (values.ndim == 2 and len(values) == 1)
     if values.ndim > 1 and len(values) == 1:
         values = values[0]

@@ -13,12 +13,12 @@ from minivit import ops
 from minivit.arrays import Array
 from minivit.errors import count_of
 from minivit.explorer.attention import attention_of
-from minivit.explorer.heat_maps import HeatMaps, NoRoomError, Plane, in_floats
+from minivit.explorer.heat_maps import HeatMaps, NoRoomError, Plane
 from minivit.explorer.layers import layers_of, shown
 from minivit.explorer.masks import Masks, encoder_of, masks_of, weights_of
 from minivit.explorer.tokens import path, stages
 from minivit.nn.model import Model
-from minivit.tracing.names import ROOT
+from minivit.tracing.measures import host
 from minivit.tracing.trace import Trace, trace
 
 
@@ -150,18 +150,18 @@ def _traced(model: Model, image: Array, label: int | None, most: int | None) -> 
         return Traces(traced, traced, names)
     small = [name for name in names if sum(map(math.prod, traced.records[name].shapes.values())) <= most]
     kept = {name for name, kind in stages(traced, model).items() if kind not in ("attention", "mlp")}
-    return Traces(traced, trace(model, image, labels, [ROOT, *kept, *small]), small)
+    return Traces(traced, trace(model, image, labels, ["", *kept, *small]), small)
 
 
 def _image(model: Model, traces: Traces, image: Array, maps: HeatMaps, full: bool) -> dict[str, Any]:
     traced, arrays, _ = traces
     masks = masks_of(model, image)
-    dimage = arrays.records[ROOT].dx
-    gradient = None if dimage is None else np.linalg.norm(in_floats(dimage)[0], axis=-1)
+    dimage = arrays[""].dx
+    gradient = None if dimage is None else np.linalg.norm(host(dimage)[0], axis=-1)
     height, width, channels = image.shape[1:]
     over = f"norm over {count_of(channels, 'channel')}"
     return {
-        "loss": None if traced.loss is None else float(in_floats(traced.loss)),
+        "loss": None if traced.loss is None else float(host(traced.loss)),
         **_result(traced, masks),
         "width": width,
         "height": height,
@@ -177,6 +177,6 @@ def _result(traced: Trace, masks: Masks | None) -> dict[str, Any]:
     assert traced.y is not None
     if masks is not None:
         return {"logits": None, "probabilities": None, "predicted": None}
-    logits = in_floats(traced.y)[0]
+    logits = host(traced.y)[0]
     probabilities, _ = ops.softmax(logits[None], keep=False)
     return {"logits": logits.tolist(), "probabilities": probabilities[0].tolist(), "predicted": int(logits.argmax())}

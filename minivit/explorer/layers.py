@@ -18,7 +18,6 @@ _ENCODER = "encoder."
 _ROLES = {"x": "in", "y": "out", "dy": "back", "dx": "passed"}
 
 _TITLES = {
-    "model": "the whole model",
     "patch_embed": "patch embedding",
     "patch_embed.patches": "cut into patches",
     "patch_embed.proj": "patch embedding: projection",
@@ -99,7 +98,6 @@ class Layer(TypedDict):
     kind: str
     title: str
     block: int | None
-    parent: str | None
     quantities: list[Quantity]
 
 
@@ -115,14 +113,12 @@ def layers_of(records: Mapping[str, Record], model: Model, maps: HeatMaps | None
     maps : HeatMaps or None
         Where the heat maps go; None: statistics alone.
     """
-    names = shown(records)
     return [
         {
             "name": name,
             "kind": kind if isinstance(kind, str) else kind_of(kind),
             "title": title(name, model),
             "block": block_of(name),
-            "parent": _parent(name, names),
             "quantities": _quantities(records[name], maps),
         }
         for name, kind in kinds_of(records, model).items()
@@ -153,6 +149,8 @@ def shown(records: Mapping[str, Record]) -> list[str]:
 
 def title(name: str, model: Model) -> str:
     """Return what a layer or op of a model is, in words."""
+    if name == next(iter(layers_by_name(model))):
+        return "the whole model"
     block = block_of(name)
     if name == "embed":
         return _added(model)
@@ -182,14 +180,6 @@ def block_of(name: str) -> int | None:
     """Return the number of the block that a layer or op is in, or None."""
     first, *rest = name.removeprefix(_ENCODER).split(".")
     return int(rest[0]) if first in ("blocks", "decoder_blocks") and rest and rest[0].isdecimal() else None
-
-
-def _parent(name: str, names: list[str]) -> str | None:
-    while "." in name:
-        name = name.rpartition(".")[0]
-        if name in names:
-            return name
-    return None
 
 
 def _quantities(record: Record, maps: HeatMaps | None) -> list[Quantity]:

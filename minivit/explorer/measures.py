@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from minivit import ops
 from minivit.arrays import Array, to_host
 from minivit.errors import UserError, expect_whole
+from minivit.tracing.measures import Floats
 from minivit.train.run_folder import RunFolder
 from minivit.weights import read_tensors
-
-Floats = NDArray[np.float64]
 
 
 def confusion(logits: Array, labels: Array) -> NDArray[np.int64]:

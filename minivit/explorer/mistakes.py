@@ -24,7 +24,7 @@ from minivit.explorer.subjects import Subject, layers_by_name, subject_of
 from minivit.nn.layer import Layer
 from minivit.ops.interception import intercepted
 from minivit.ops.registry import reference_only_here
-from minivit.tracing.names import ROOT, matches
+from minivit.tracing.names import matches
 from minivit.tracing.record import Record
 from minivit.tracing.trace import Trace, trace
 
@@ -168,7 +168,7 @@ def _few(subject: Subject) -> Subject:
 
 def _with_mirror_image(model: Layer, traced: Trace, name: str) -> Record:
     """Return the record of a pass of two images, the traced one and its mirror image."""
-    image = traced[ROOT].x[:1]
+    image = traced[""].x[:1]
     xp = namespace(image)
     labels = None if traced.labels is None else xp.concatenate([traced.labels[:1]] * 2)
     record: Record = trace(model, xp.concatenate([image, image[:, :, ::-1]]), labels, at=name)[name]
@@ -182,7 +182,7 @@ def _applied(edit: Edit, place: _Place, maps: HeatMaps | None) -> Mistake | None
         with intercepted(edited):
             wrong = place.subject.gradients()
             report = place.checked.check(place.parameters)
-    except ValueError:  # NumPy itself refuses the shapes: such a mistake does not stay unseen
+    except ValueError:  # NumPy itself refuses the shapes: such a mistake raises an error by itself
         return None
     if not edited.ran:
         return None

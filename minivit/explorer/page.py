@@ -1,4 +1,4 @@
-"""Write the explorer's page: one HTML file with its style, its script and its data, which asks nothing of the network.
+"""Write the explorer's page: one HTML file with its style, script and data, which loads nothing from the network.
 
 The sources are in the folder page/: a template, style sheets, and plain ES modules. The modules are joined in the order
 of their imports into one script, each in a function of its own; so a name may be exported once in all of them.

@@ -50,7 +50,7 @@ def function_lines(function: AnyFunction, name: str) -> Function:
         source = textwrap.dedent("".join(lines))
         node = ast.parse(source).body[0]
     except (OSError, TypeError, SyntaxError):
-        return Function(name, "", 0, 0, "# the source is not at hand")
+        return Function(name, "", 0, 0, "# the source cannot be read")
     shown = source.splitlines()
     if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
         del shown[node.body[0].lineno - 1 : node.body[0].end_lineno]

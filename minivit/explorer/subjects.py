@@ -20,7 +20,7 @@ from minivit.nn.layer import Layer
 from minivit.nn.model import Model
 from minivit.nn.parameters import Parameter
 from minivit.nn.vit import ViT
-from minivit.tracing.names import ROOT
+from minivit.tracing.names import root_of
 from minivit.tracing.record import Record
 
 _TINY = 1e-30  # an upstream gradient of a smaller norm is as good as zero
@@ -181,7 +181,7 @@ def subject_of(record: Record, layers: Mapping[str, Layer]) -> Subject | str:
     if record.is_op:
         if record.kind not in OPS:
             return f"not checked alone: {record.kind} is checked in the layer that calls it"
-        name = name.rpartition(".")[0] or ROOT
+        name = name.rpartition(".")[0] or next(iter(layers))
     layer = layer_of(name, layers)
     return Subject(record, layer) if layer is not None else "not checked: the model has no such layer"
 
@@ -192,5 +192,6 @@ def layer_of(name: str, layers: Mapping[str, Layer]) -> Layer | None:
 
 
 def layers_by_name(model: Layer) -> dict[str, Layer]:
-    """Return the layers of a model by their names in a trace."""
-    return {name or ROOT: layer for name, layer in model.named_layers()}
+    """Return the layers of a model by their names in a trace; the first is the model itself."""
+    named = dict(model.named_layers())
+    return {name or root_of(named): layer for name, layer in named.items()}

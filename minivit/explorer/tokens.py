@@ -10,13 +10,13 @@ from typing import TypedDict
 import numpy as np
 
 from minivit.arrays import Array
-from minivit.explorer.heat_maps import in_floats
 from minivit.explorer.layers import title
 from minivit.explorer.masks import Masks, encoder_of, places_of, seen_pixels
 from minivit.nn.mae import MAE
 from minivit.nn.masked import MaskedModel
 from minivit.nn.model import Model
 from minivit.tracing.figures import shown as as_picture
+from minivit.tracing.measures import host
 from minivit.tracing.snapshots import Snapshot
 from minivit.tracing.statistics import Statistics
 from minivit.tracing.table import norm_of
@@ -117,7 +117,7 @@ def _by_token(array: Snapshot | None, name: str, model: Model, masks: Masks | No
     if places is None:
         return None
     norms = np.full(model.config.num_tokens, math.nan)
-    norms[places] = np.linalg.norm(in_floats(array)[0], axis=-1)
+    norms[places] = np.linalg.norm(host(array)[0], axis=-1)
     return [float(norm) for norm in norms]
 
 
@@ -137,8 +137,8 @@ def picture(image: Array, pixels: Array | None, masks: Masks | None = None, grid
     """
     from PIL import Image
 
-    values = np.nan_to_num(in_floats(image), posinf=0, neginf=0) if pixels is None else pixels
-    shown = np.rint(255 * as_picture(np.asarray(values))).astype(np.uint8)
+    values = np.nan_to_num(host(image), posinf=0, neginf=0) if pixels is None else pixels
+    shown = np.rint(255 * as_picture(values)).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(shown if masks is None else seen_pixels(shown, masks, grid)).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,4 +1,7 @@
-"""Measures of a model's attention in evaluation: how far it reaches, and its rollout over the image."""
+"""Measures of a model's attention in evaluation: how far it reaches, and its rollout over the image.
+
+A model of 16 bits is measured in float32.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,7 @@ def attention_rollout(model: ViT, images: Array) -> Floats:
     Raises
     ------
     UserError
-        A block does not call an op of attention, or its weights are not finite.
+        A block, or attention pooling, does not call an op of attention, or its weights are not finite.
     """
     config = expect_vit(model).config
     found = []
@@ -101,8 +104,11 @@ def attention_rollout(model: ViT, images: Array) -> Floats:
         first = config.first_pooled
         if config.global_pool == "token":
             read = rollout[:, 0]
-        elif weights.pool is not None:
-            read = (weights.pool.mean(axis=1) @ rollout[:, first:])[:, 0]
+        elif config.global_pool == "map":
+            if weights.pool is None:
+                raise UserError("attn_pool has no attention weights: it does not call an op of attention")
+            pool = expect_finite(weights.pool, "the attention weights of attn_pool")
+            read = (pool.mean(axis=1) @ rollout[:, first:])[:, 0]
         else:
             read = rollout[:, first:].mean(axis=1)
         found.append(read[:, config.num_prefix_tokens :].reshape(B, *config.grid))
@@ -120,6 +126,8 @@ def _attention(model: ViT, images: Array) -> Iterator[_Weights]:
     """Yield the attention weights of the images, some images at a time; nothing else of the pass is kept."""
     config = expect_vit(model).config
     model.check_images(images)
+    if images.dtype.itemsize == 2:  # some ops have no references for it
+        model, images = model.astype("float32"), images.astype("float32")
     piece = max(1, _MOST_NUMBERS // (config.depth * config.num_heads * config.num_tokens**2))
     names = [f"blocks.{i}" for i in range(len(model.blocks))]
     for start in range(0, len(images), piece):

@@ -100,8 +100,15 @@ def _along(rows: Sequence[Row], deep: Sequence[Row], quantity: str) -> Iterator[
     sizes = [row.y.rms if quantity == "y" else row.dy.norm if row.dy is not None else 0.0 for row in deep]
     if 0.0 in sizes:
         k = sizes.index(0.0)
-        after = f"; {deep[k - 1].name} hands nothing on" if k else ""
-        text = f"{words.subject} {words.be} exactly 0 from {deep[k].name} on{after}: weights of zeros, or dead units."
+        before, whose = "", "its weights"
+        if quantity == "dy" and k:  # a layer's own weights act on dx
+            before = f"; the layer before it in this pass is {deep[k - 1].name}"
+        elif quantity == "dy":
+            whose = "the weights of a layer between it and the loss"
+        text = (
+            f"{words.subject} {words.be} exactly 0 from {deep[k].name} on{before}: {whose} may be zero, or its units "
+            "dead."
+        )
         yield Finding(deep[k].name, "is zero", quantity, text)
         return
     for k in range(1, len(deep)):

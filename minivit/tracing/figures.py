@@ -193,7 +193,7 @@ def plot_attention_rollout(
     for axes in grid.flat:
         axes.set_axis_off()
     for b in range(count):
-        image = shown(to_host(images[b]) if pixels is None else pixels[b])
+        image = shown(images[b] if pixels is None else pixels[b])
         above, below = (grid[2 * (b // columns) + i, b % columns] for i in (0, 1))
         extent = (-0.5, config.width - 0.5, config.height - 0.5, -0.5)
         above.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent)
@@ -216,7 +216,7 @@ def plot_gradient_flow(trace: Trace) -> Figure:
         (flow.parameters, "^--", "gradient of the parameters"),
     )
     for i, (values, style, text) in enumerate(series):
-        seen = np.where(np.isfinite(values) & (values > 0), values, np.nan)  # a zero has no place on a logarithmic axis
+        seen = np.where(np.isfinite(values) & (values > 0), values, np.nan)  # a logarithmic axis cannot show zero
         axes.plot(depth, seen, style, ms=4, lw=1.4, color=COLOURS[i], label=text)
     if any((values > 0).any() for values, _, _ in series):
         axes.set_yscale("log")
@@ -234,7 +234,7 @@ def in_words(text: str) -> str:
 
 def shown(image: Array) -> Any:
     """Return an image (height, width, C) for imshow: from 0 to 1, in colour if C is 3, else (height, width)."""
-    values = np.asarray(image, np.float64)
+    values = to_host(image).astype(np.float64)
     values = values / 255 if image.dtype == np.uint8 else (values - values.min()) / (float(np.ptp(values)) or 1.0)
     return values if values.shape[2] == 3 else values.mean(axis=2)
 

@@ -20,7 +20,6 @@ from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.positions import GridPositions, SinCosPositions
 from minivit.nn.vit import ViT
 from minivit.ops.sincos_positions import sincos_table
-from minivit.tracing.names import ROOT
 from minivit.tracing.record import Record
 from minivit.tracing.table import norm_of
 from minivit.tracing.trace import Trace
@@ -29,7 +28,7 @@ Floats = NDArray[np.float64]
 
 _ENCODER = "encoder."
 _BLOCKS = ("blocks", "decoder_blocks")
-_LEFT_OUT = (ROOT, "pos_drop", "patch_drop", "head_drop")  # of the gradient flow: without effect, or the whole
+_LEFT_OUT = ("pos_drop", "patch_drop", "head_drop")  # of the gradient flow: without effect
 
 
 class FilterComponents(NamedTuple):
@@ -164,7 +163,9 @@ def gradient_flow(trace: Trace) -> GradientFlow:
     norms: dict[str, tuple[float, float, list[float]]] = {}
     for record in trace:
         part = part_of(record.name)
-        if record.is_op or part.removeprefix(_ENCODER) in _LEFT_OUT or record.kind == "Identity":
+        if record.is_op or record.name == trace.root or record.kind == "Identity":
+            continue
+        if part.removeprefix(_ENCODER) in _LEFT_OUT:
             continue
         if record.name == part:
             if "dy" not in record.quantities:

@@ -13,6 +13,9 @@ from typing import Any, TypeAlias
 
 from minivit.arrays import Array
 from minivit.ops.attention import heads
+from minivit.ops.gelu import GELUCache
+from minivit.ops.layer_norm import LayerNormCache
+from minivit.ops.quick_gelu import QuickGELUCache
 
 ATTENTION = ("attention", "relative_attention", "cross_attention")
 
@@ -42,12 +45,12 @@ def _head(i: int, num_heads: int) -> Part:
 
 
 def inside(op: str, y: Array, cache: Any) -> Mapping[str, Array]:
-    """Return what an op computed on the way to its result, from the cache of its reference."""
+    """Return what an op computed on the way to its result, from its cache, unless a kernel made it."""
     if cache is None:
         return {}
-    if op == "layer_norm":
+    if isinstance(cache, LayerNormCache):
         return {"x_hat": cache.x_hat, "inv_std": cache.inv_std}
-    if op in ("gelu", "quick_gelu"):
+    if isinstance(cache, GELUCache | QuickGELUCache):
         return {"slope": cache.slope}
     if op == "relu":
         return {"slope": (y.real > 0).astype(y.dtype)}

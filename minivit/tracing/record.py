@@ -63,7 +63,7 @@ class Record:
         calls of a layer that returns no cache, so that their gradients cannot be told apart.
     parameters : dict
         Of a layer: its own parameters by name, each with `value` and `grad`. They are attributes too: `weight` and
-        `dweight`.
+        `dweight`. A parameter with the name of a quantity of the pass, such as `q`, is called `q_parameter`.
     arguments, gradients : dict
         Of an op: its arguments by name, and their gradients.
     statistics : mapping

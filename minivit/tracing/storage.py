@@ -73,15 +73,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Arr
             statistics = given.get("statistics")
             record = Record(given["name"], given["kind"], given["is_op"], statistics is not None)
             record.argument_names = list(given["own"])
-            record.shapes = {quantity: tuple(shape) for quantity, shape in given.get("shapes", {}).items()}
-            record.dtypes = dict(given.get("dtypes", {}))
-            for quantity, values in (statistics or {}).items():
-                record.quantities[quantity] = Statistics.from_dict(_numbers(values))
+            record.shapes = {quantity: tuple(shape) for quantity, shape in given["shapes"].items()}
+            record.dtypes = dict(given["dtypes"])
+            if statistics is None:
+                record.quantities.update({each: tensors[f"{record.name}/{each}"] for each in record.shapes})
+            else:
+                record.quantities.update({k: Statistics.from_dict(_numbers(v)) for k, v in statistics.items()})
             records[record.name] = record
-        for name, array in tensors.items():
-            owner, _, quantity = name.rpartition("/")
-            if owner:
-                records[owner].quantities[quantity] = array
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{os.fspath(path)} is a damaged trace: {error!r}") from error
     own = {name: tensors[f"/{name}"] for name in _NAMES if f"/{name}" in tensors}

@@ -157,8 +157,9 @@ def summary(trace: TraceLike) -> str:
     if (p := true_probability(trace)) is not None:
         words.append(f"probability of the true class {p:.4g}")
     lines = ["trace: " + ", ".join(words)]
-    if trace.baseline is not None:
-        lines.append(f"with {trace.interventions}; without: {summary(trace.baseline).removeprefix('trace: ')}")
+    if trace.interventions:
+        before = "" if trace.baseline is None else f"; without: {summary(trace.baseline).removeprefix('trace: ')}"
+        lines.append(f"with {trace.interventions}{before}")
     return "\n".join(lines)
 
 

@@ -31,7 +31,7 @@ from minivit.ops.registry import reference_only_here
 from minivit.random import Key, RngLike, as_key
 from minivit.tracing import html, storage, table
 from minivit.tracing.interventions import Interventions
-from minivit.tracing.names import ROOT, as_names, is_pattern, matches, root_of, unknown
+from minivit.tracing.names import ROOT, as_names, matches, root_of, unknown
 from minivit.tracing.record import Record, Records
 from minivit.tracing.snapshots import Snapshots
 from minivit.tracing.statistics import Statistics
@@ -109,7 +109,7 @@ class Trace:
         found = Records(record for key, record in self.records.items() if matches(key, name))
         if not found:
             raise unknown(name, self.records)
-        return found if is_pattern(name) else found[0]
+        return found
 
     def __contains__(self, name: str) -> bool:
         return (name or self.root) in self.records
@@ -154,10 +154,13 @@ class Trace:
         Raises
         ------
         UserError
-            The trace has no interventions.
+            The trace has no interventions, or it was read from a file.
         """
         if self.baseline is None:
-            raise UserError("this trace has no interventions: pass zero, scale or replace to minivit.trace")
+            raise UserError(
+                "this trace has no baseline: pass zero, scale or replace to minivit.trace; a file does not hold the "
+                "baseline"
+            )
         return table.effects(self, self.baseline)
 
 
@@ -230,7 +233,9 @@ def trace(
     Notes
     -----
     The bits are those of `ops.reference_only`: no kernels run, and the last block computes all tokens. Hooks of the
-    model are called. The gradients of the pass are in the trace and not in the model.
+    model are called. The gradients of the pass are in the trace and not in the model. Arrays of 16 bits have no
+    references: the kernels of single ops run. That of attention on a device keeps no weights to record. Where the head
+    reads the class token, the last block computes that token alone.
     """
     if not isinstance(model, Layer):
         raise UserError(f"trace was given a {type(model).__name__}; expected a model or a layer of minivit")
@@ -291,7 +296,7 @@ class _Run:
                 )
         # Arrays of 16 bits have no references of ops.
         names = ("EncoderBlock",) if self._x.dtype.itemsize == 2 else ()
-        # Overflow and NaN are in the trace; in NumPy's words they would be said once for each op.
+        # Overflow and NaN are in the trace; NumPy would warn of them once for each op.
         quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
         with reference_only_here(*names), intercepted(tracer), quiet:
             y, cache = replica.forward(self._x, self._rng)
@@ -325,7 +330,10 @@ class _Run:
 
 
 def _expect_gradient(dy: Any, y: Any, what: str) -> None:
-    """Raise UserError if `dy` cannot be the gradient of `y`: it would be broadcast, or converted, somewhere behind."""
+    """Raise UserError if `dy` cannot be the gradient of `y`.
+
+    A later layer of the backward pass would broadcast or convert it.
+    """
     if not hasattr(y, "dtype"):  # a layer of a user's own may return something else
         return
     if not hasattr(dy, "dtype"):
@@ -345,13 +353,13 @@ def _around(name: str, called: Collection[str], root: str) -> tuple[str, str]:
 
 
 def _add_parameters(record: Record, layer: Layer, with_gradients: bool, prefix: str = "") -> None:
-    """Add the layer's own parameters, whose names get the `prefix`."""
+    """Add the layer's own parameters, whose names get the `prefix`, and "_parameter" where the pass has this name."""
     for own, parameter in layer._members():
         if isinstance(parameter, Parameter):
             name = prefix + own
+            if record.quantities.keys() & {name, f"d{name}"}:
+                name = f"{name}_parameter"
             record.argument_names.append(name)
             arrays = {name: parameter.value} | ({f"d{name}": parameter.grad} if with_gradients else {})
             for quantity, array in arrays.items():
-                if quantity in record.quantities:  # of the pass: a parameter of the user's own is called like it
-                    continue
                 record.put(quantity, Statistics.of(array) if record.holds_statistics else array, array)

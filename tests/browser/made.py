@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from with_model import WithModel
 
 from minivit import create_model, layers
 from minivit.cli import main
@@ -47,7 +49,7 @@ def digit(path: Path) -> str:
 
 def make_pages(folder: Path) -> Made:
     """Write all pages into a folder."""
-    names = ("vit_tiny", "digits", "no_steps", "statistics", "markup", "not_finite", "masked")
+    names = ("vit_tiny", "digits", "no_steps", "statistics", "markup", "not_finite", "masked", "sixteen_bits", "own")
     paths = {name: folder / f"{name}.html" for name in names}
     image = digit(folder / "digit.png")
 
@@ -73,6 +75,12 @@ def make_pages(folder: Path) -> Made:
     encoder = create_model("vit_micro_patch4_8", patch_size=2, depth=2, embed_dim=8, num_heads=2, num_classes=0)
     masked = layers.MAE(encoder, decoder_dim=8).initialize(seed=0)
     write_page(explore(masked, images.astype("float32"), checks=False), paths["masked"])
+    micro: dict[str, Any] = {"patch_size": 2, "depth": 2, "embed_dim": 8, "num_heads": 2, "num_classes": 3}
+    light = create_model("vit_micro_patch4_8", dtype="float16", act_layer="relu", **micro)
+    write_page(explore(light, images.astype("float16"), [1], checks=False), paths["sixteen_bits"])
+    own = WithModel(dataclasses.replace(model.config, depth=3), dtype="float64")
+    own.blocks[1] = own.blocks[0]
+    write_page(explore(own, images, checks=False), paths["own"])
     return Made(paths, {name: data_of(path) for name, path in paths.items()})
 
 

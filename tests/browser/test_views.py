@@ -10,6 +10,7 @@ import pytest
 from .conftest import Open
 from .made import FROM_RIGHT_TO_LEFT, MARKUP, Made
 from .opened import VIEWS, script
+from .shown import rows_of
 
 pytestmark = pytest.mark.browser
 
@@ -196,3 +197,28 @@ def test_a_run_without_kept_steps_says_how_to_keep_them(open_page: Open, made: M
     page = open_page("no_steps", "#depth").page
     assert "--keep-every" in made.data["no_steps"]["depth"]["note"]
     assert made.data["no_steps"]["depth"]["note"] in page.inner_text("#view-depth")
+
+
+def test_the_last_block_of_16_bits_has_the_query_of_the_class_token(open_page: Open, made: Made) -> None:
+    block = made.data["sixteen_bits"]["images"][0]["attention"][-1]
+    assert (block["layer"], block["queries"]) == ("blocks.1.attn", 1)
+    opened = open_page("sixteen_bits", "#attention/1")
+    opened.page.get_by_role("radio", name="patch row 2, column 1").click()
+    opened.settle()
+    assert "Attention of class token in blocks.1.attn" in opened.page.inner_text("#view-attention")
+
+
+def test_a_block_that_stands_in_two_places_and_a_layer_called_model_are_shown(open_page: Open, made: Made) -> None:
+    assert made.data["own"]["depth"]["layers"] == ["patch_embed", "blocks.0", "blocks.2", "norm", "head", "model"]
+    opened = open_page("own", "#depth")
+    opened.open_details()
+    page = opened.page
+    chart = '.chart:has(figcaption:text-is("{}"))'
+    assert [row[0] for row in rows_of(page, chart.format("Attention distance"))] == ["0", "1", "2"]
+    gradients = [row[1:] for row in rows_of(page, chart.format("Gradients"))]
+    assert gradients == [["–", "–"]] * 6, "without a label there is no loss"
+    for view in VIEWS:
+        opened.show(f"#{view}")
+        assert page.locator(f"#view-{view}").inner_text().strip()
+    opened.show("#layer/root")
+    assert "the whole model" in page.inner_text("#view-layer")

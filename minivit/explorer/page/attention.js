@@ -32,9 +32,9 @@ function build(root) {
     matrix.element.hidden = !block;
     if (block && absent(block, token)) return showAbsent(heads, matrix, block, token);
     if (!block) return heads.replaceChildren(h("h2", {}, "Attention"), h("p", { class: "note" }, `This image has none. ${NOT_FINITE}`));
-    const pooling = isPooling(block); // its query is not a token, so that it has one direction
-    controls.querySelector("fieldset").disabled = pooling;
-    const to = options.to && !pooling;
+    const single = hasOneQuery(block); // the column of a token is then one number
+    controls.querySelector("fieldset").disabled = single;
+    const to = options.to && !single;
     drawHeads(heads, block, token, { ...options, to });
     return matrix.update(block, token, to);
   };
@@ -105,8 +105,8 @@ function choices(options, draw) {
   ];
 }
 
-/** Whether the only query is learned; that is no token. */
-function isPooling({ queries, places }) {
+/** Whether there is one query: the learned one of the pooling, or the class token where the last block computes no other. */
+function hasOneQuery({ queries, places }) {
   return places === null && queries !== data.model.tokens;
 }
 
@@ -123,7 +123,8 @@ function showAbsent(root, matrix, { layer }, token) {
 
 function drawHeads(root, block, token, options) {
   const image = data.images[state.image];
-  const name = isPooling(block) ? "the query of the pooling" : tokenName(token);
+  const query = block.layer === "attn_pool" ? "the query of the pooling" : tokenName(0);
+  const name = hasOneQuery(block) ? query : tokenName(token);
   const looks = options.to ? `Attention to ${name}` : `Attention of ${name}`;
   const { cards, flat } = attentionHeads(image, block, token, options);
   const about = !block.dweights

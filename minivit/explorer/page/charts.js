@@ -153,7 +153,8 @@ function seriesNumbers({ x, series }) {
     x.kind === "labels" ? x.labels[px] : number(px),
     ...series.map(({ points }) => {
       const found = points.filter((point) => point[0] === px);
-      return found.length ? found.map((point) => number(point[1])).join(", ") : "–";
+      const texts = found.map(([, value]) => (value === null ? "–" : number(value))); // null also where there is none
+      return texts.join(", ") || "–";
     }),
   ]);
   return { head: [x.label, ...series.map((each) => each.name)], rows };

@@ -61,7 +61,6 @@ function depthName(layer) {
 function depthCharts(at) {
   const { layers, steps } = data.depth;
   const step = steps[at];
-  const blocks = layers.filter((name) => name.startsWith("blocks."));
   const x = { kind: "labels", label: "layer; numbers are blocks", labels: layers.map(depthName) };
   const all = (name) => steps.flatMap((each) => each[name]?.flat() ?? []);
   const series = (name, key, mark) => ({ name, mark, points: (step[key] ?? []).map((value, i) => [i, value]) });
@@ -83,7 +82,7 @@ function depthCharts(at) {
     },
   ];
   if (steps.some((each) => each.update_ratio)) charts.push(ratioChart(at, x, layers, all("update_ratio")));
-  if (steps.some((each) => each.distance)) charts.push(distanceChart(step, blocks, all("distance")));
+  if (steps.some((each) => each.distance)) charts.push(distanceChart(step, all("distance")));
   const known = steps.filter((each) => each.loss !== null);
   if (known.length > 1) charts.push(lossChart(steps, at));
   return charts;
@@ -107,7 +106,8 @@ function ratioChart(at, x, layers, values) {
   };
 }
 
-function distanceChart(step, blocks, values) {
+function distanceChart(step, values) {
+  const blocks = Array.from({ length: data.model.depth }, (_, i) => String(i)); // one layer may be several of them
   const distance = step.distance ?? [];
   const heads = distance.flatMap((each, block) =>
     each.map((value, head) => [block, value, `block ${block}, head ${head}: ${number(value)} pixels`]),
@@ -117,21 +117,19 @@ function distanceChart(step, blocks, values) {
   return {
     title: "Attention distance",
     description: "The mean distance between query and key of each head, weighted by the attention, in pixels.",
-    x: { kind: "labels", label: "block", labels: blocks.map(depthName) },
+    x: { kind: "labels", label: "block", labels: blocks },
     y: { kind: "linear", label: "pixels", include: [0, ...values] },
     series: [{ name: "a head", mark: 0, line: false, points: heads }, { name: "mean of the heads", mark: 3, points: mean }],
     numbers: {
       head: ["block", "mean", ...Array.from({ length: count }, (_, head) => `head ${head}`)],
-      rows: distance.map((each, i) => [depthName(blocks[i]), number(mean[i][1]), ...each.map((value) => number(value))]),
+      rows: distance.map((each, i) => [blocks[i], number(mean[i][1]), ...each.map((value) => number(value))]),
     },
   };
 }
 
 function lossChart(steps, at) {
-  const named = steps.every((each) => each.step !== null);
-  const place = (each, i) => (named ? each.step : i);
-  const x = named ? { kind: "linear", label: "step" } : { kind: "labels", label: "kept step", labels: steps.map((each) => each.label) };
-  const points = steps.map((each, i) => [place(each, i), each.loss]);
+  const x = { kind: "labels", label: "kept step", labels: steps.map((each) => each.label) };
+  const points = steps.map((each, i) => [i, each.loss]);
   return {
     title: "Loss at the kept steps",
     description: `The loss of the first image. The step that is shown (${steps[at].label}) is marked.`,

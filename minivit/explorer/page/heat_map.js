@@ -16,7 +16,7 @@ export function paint(canvas, bytes, rows, cols, signed) {
 }
 
 /** Gives a canvas its largest size: square cells, but rows and columns of single cells wide enough to be seen. */
-export function sizeCanvas(canvas, rows, cols) {
+function sizeCanvas(canvas, rows, cols) {
   const cell = Math.min(24, 480 / cols, 360 / rows);
   const [width, height] = [Math.max(24, cell * cols), Math.max(16, cell * rows)];
   canvas.style.setProperty("aspect-ratio", `${width} / ${height}`);

@@ -21,7 +21,7 @@ const NARROW = { label: [0, 44], forward: 62, nodes: [98, 176], backward: 212 };
  */
 
 /** Whether a path fits from left to right. */
-export function fitsAcross(stages, width) {
+function fitsAcross(stages, width) {
   const { bars, blocks, wide, between } = counted(grouped(stages));
   return bars * BAR + blocks * BLOCK.least + wide * GAP.least + between * BETWEEN_BLOCKS <= width;
 }

@@ -95,7 +95,7 @@ class CudaEmbedCache(EmbedCache):
     """The fields of the op's cache."""
 
 
-def _covers_tokens(x: Array, *_: object, keep: bool = True) -> bool:
+def _covers_tokens(x: Array, *_: object, **__: object) -> bool:
     return covers_count(x)
 
 
