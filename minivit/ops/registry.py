@@ -130,9 +130,10 @@ def op(reference: Callable[P, R]) -> Callable[P, R]:
     name = reference.__name__
     in_place = reference.__annotations__["return"] in (None, "None")  # it would change the converted copies
     declare(name)
-    _arguments[name] = reference.__code__.co_varnames[: reference.__code__.co_argcount]
+    code = reference.__code__
+    _arguments[name] = code.co_varnames[: code.co_argcount]
     required = _arguments[name][: len(_arguments[name]) - len(reference.__defaults__ or ())]
-    known = frozenset((*_arguments[name], *(reference.__kwdefaults__ or {})))
+    known = frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         given: Any = args

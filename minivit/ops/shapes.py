@@ -32,6 +32,12 @@ def expect(op: str, name: str, array: Any, expected: tuple[int | str, ...]) -> N
         raise ValueError(f"{op}: {name} has shape {shape}; expected ({wanted})")
 
 
+def expect_rows(op: str, name: str, array: Any) -> None:
+    """Raise ValueError unless `array` has a last axis with at least one number."""
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(f"{op}: {name} has shape {array.shape}; expected (..., C), with C at least 1")
+
+
 def expect_last(op: str, name: str, array: Any, size: int, of: str) -> None:
     """Raise ValueError unless the last axis of `array` has `size`, the size of `of`."""
     if array.ndim == 0 or array.shape[-1] != size:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from minivit.arrays import Array, namespace
 from minivit.ops.registry import op, op_backward
-from minivit.ops.shapes import expect_gradient, same_dtype
+from minivit.ops.shapes import expect_gradient, expect_rows, same_dtype
 
 
 class SoftmaxCache(NamedTuple):
@@ -28,8 +28,7 @@ def softmax(x: Array, *, keep: bool = True) -> tuple[Array, SoftmaxCache | None]
     """Return the softmax of `x` (..., C) over its last axis, and the cache that `softmax_backward` reads."""
     xp = namespace(x)
     same_dtype("softmax", x=x)
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"softmax: x has shape {x.shape}; expected (..., C), with C at least 1")
+    expect_rows("softmax", "x", x)
     y = x - x.real.max(axis=-1, keepdims=True)
     xp.exp(y, out=y)
     y /= y.sum(axis=-1, keepdims=True)
