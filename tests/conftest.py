@@ -83,9 +83,9 @@ def no_figures() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_syncing() -> Iterator[None]:
-    """Let files be written to the disk when the system likes.
+    """Do not wait until files are on the disk.
 
-    A killed process loses nothing by it, and a small run waits for the disk longer than it trains.
+    A killed process loses no data without this wait, which takes longer than a small run trains.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)

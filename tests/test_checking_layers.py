@@ -416,3 +416,42 @@ class WithPair(minivit.Layer):
 
 def test_an_inner_layer_may_return_two_arrays() -> None:
     assert gradcheck_layer(WithPair().initialize(seed=0, dtype="float64"), normal(5, 6))
+
+
+class ByDeviation(minivit.Layer):
+    """Scales by the square root of a parameter that begins at zero, and may not be negative."""
+
+    def __init__(self) -> None:
+        self.variance = minivit.Parameter((6,), lambda generator, shape: np.zeros(shape))
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        s = np.sqrt(self.variance.value + 1e-2)
+        return x * s, (x, s)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        x, s = cache
+        self.variance.add_grad((dy * x).sum((0,)) / (2 * s))
+        return dy * s
+
+
+class NeedsNegative(ByDeviation):
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        s = np.sqrt(1e-4 - self.variance.value)
+        return x * s, (x, s)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        x, s = cache
+        self.variance.add_grad(-(dy * x).sum((0,)) / (2 * s))
+        return dy * s
+
+
+def test_a_parameter_of_zeros_that_may_not_be_negative_gets_values_above_zero() -> None:
+    assert gradcheck_layer(ByDeviation().initialize(seed=0, dtype="float64"), normal(5, 6))
+
+
+def test_random_values_at_which_a_layer_is_not_finite_are_named() -> None:
+    layer = NeedsNegative().initialize(seed=0, dtype="float64")
+    words = r"NaN or infinity here.* with random values for the zeros of variance: keep_constants=True keeps them"
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=words):
+        gradcheck_layer(layer, normal(5, 6))
+    assert gradcheck_layer(layer, normal(5, 6), keep_constants=True)

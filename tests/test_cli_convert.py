@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ def test_files_that_belong_to_another_model_or_to_a_run_are_not_replaced(cli: Mi
     refused = "run is a run, whose files stay as they are; choose another OUT"
     for target in ("run", "run/last", "run/best", "run/nan", "run/steps/step-000100"):
         assert_refused(cli("convert", "a/vit.safetensors", target), 2, refused)
+    saved(tmp_path / "steps" / "run")
+    (tmp_path / "steps" / "run" / "recipe.json").write_text("{}")
+    assert_refused(cli("convert", "a/vit.safetensors", "steps/run/model.safetensors"), 2, f"steps/{refused}")
+    shutil.rmtree(tmp_path / "steps")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
 
 

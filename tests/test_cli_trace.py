@@ -90,11 +90,11 @@ def test_an_exploding_activation_and_a_gradient_of_zero_are_found(cli: Minivit) 
     assert [(f["layer"], f["kind"]) for f in found] == [("blocks.1", "is zero")]
     assert found[0]["words"] == (
         "The gradient is exactly 0 from blocks.1 on; the layer before it in this pass is blocks.2: its weights may be "
-        "zero, or its units dead."
+        "zero, or its units inactive."
     )
     found = cli(*MICRO, "--zero", "blocks.1", "--json").json()["findings"]
     assert found[0]["words"] == (
-        "Activations are exactly 0 from blocks.1 on: its weights may be zero, or its units dead."
+        "Activations are exactly 0 from blocks.1 on: its weights may be zero, or its units inactive."
     )
 
 

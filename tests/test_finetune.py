@@ -22,6 +22,7 @@ from minivit.train.recipe import Recipe, model_config
 from minivit.train.run_folder import RunFolder
 from minivit.train.trainer import Trainer
 from minivit.weights import fingerprint, model_metadata
+from minivit.weights.preprocessing import are_same_classes
 
 BODY: dict[str, Any] = {"patch_size": 2, "depth": 2, "embed_dim": 8, "num_heads": 2}
 IMAGES = {"mean": [0.4], "std": [0.3], "crop_pct": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
@@ -76,6 +77,11 @@ def test_a_head_of_as_many_classes_is_kept(tmp_path: Path) -> None:
     begun, start = begun_with(recipe(), tmp_path)
     model = Trainer(run_at(tmp_path / "run", begun), make_dataset(), 1, start=start).model
     assert_array_equal(model.state_dict()["head.weight"], load_model(tmp_path).state_dict()["head.weight"])
+
+
+def test_classes_of_other_wordnet_ids_are_other_classes() -> None:
+    assert are_same_classes(["tench", "goldfish"], ["n01440764", "n01443537"])
+    assert not are_same_classes(["n01440764", "n01443537"], ["n02086240", "n02087394"])
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_a_model_has_the_parameters_that_its_sizes_say(name: str) -> None:
         ({"mlp_ratio": math.inf}, "mlp_ratio is inf; expected a number"),
         ({"drop_rate": "0.1"}, "drop_rate is '0.1'; expected a number"),
         ({"norm_eps": math.nan}, "norm_eps is nan; expected a number above 0"),
-        ({"init_values": math.nan}, "init_values is nan; expected a number"),
+        ({"init_values": math.nan}, "init_values is nan; expected a finite number"),
         ({"resnet": False}, "resnet is False; expected a tuple of whole numbers above 0"),
         ({"global_pool": "max"}, "global_pool is 'max'; expected 'token' or 'avg'"),
         ({"act_layer": "swish"}, "act_layer is 'swish'; expected 'gelu' or 'gelu_tanh' or 'quick_gelu' or 'relu'"),

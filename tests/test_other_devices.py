@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from devices import SIXTEEN_BITS, needs_kernels
 
-from minivit import SGD, Adam, AdamW, Engine, Key, ViT, ViTConfig, ops
+from minivit import SGD, Adam, AdamW, Engine, Key, ViT, ViTConfig, layers, ops
 from minivit.arrays import Array, backend, on_device_of, to_backend, to_host
 from minivit.errors import UserError
+from minivit.ops.attention import ALL
+from minivit.ops.registry import find_kernel
 from minivit.train.evaluation import evaluate
 from minivit.train.optimizers import clip_gradients
 from minivit.train.step import GradScaler
@@ -92,3 +94,13 @@ def test_a_label_that_is_no_class_makes_the_loss_nan() -> None:
     for label in (7, -1, 10**12):
         labels = to_backend(np.array([0, label, 3]), "strict")
         assert np.isnan(to_host(engine.loss_and_gradients(images, labels)))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["layer_norm", "linear", "attention", "gelu"])
+def test_the_kernel_of_a_block_does_not_run_where_an_op_in_it_runs_as_a_reference(name: str) -> None:
+    block = layers.EncoderBlock(8, 2, 16).initialize(seed=0, backend="strict")
+    x = to_backend(np.ones((2, 5, 8), np.float32), "strict")
+    assert find_kernel("EncoderBlock", x, block, ALL) is not None
+    with ops.reference_only(name):
+        assert find_kernel("EncoderBlock", x, block, ALL) is None

@@ -29,6 +29,7 @@ from minivit import (
     save_model,
 )
 from minivit.arrays import Array
+from minivit.ops.attention import ALL
 from minivit.train.recipe import Recipe
 from minivit.train.step import TrainStep
 
@@ -91,6 +92,25 @@ class Doubled(layers.EncoderBlock):
         return super().backward(2.0 * dy, cache)
 
 
+def attention_with(forward: Any) -> Any:
+    """Return attention of a user's own whose forward pass has the arguments of `forward`."""
+    return ready(type("OfSignature", (layers.Attention,), {"forward": forward})(D, 2))
+
+
+def any_names(self: Any, x: Array, rng: Any = None, keep: bool = True, **others: Any) -> tuple[Array, Any]:
+    return layers.Attention.forward(self, x, rng, keep, **others)
+
+
+def queries_last(self: Any, x: Array, rng: Any = None, keep: bool = True, queries: slice = ALL) -> tuple[Array, Any]:
+    return layers.Attention.forward(self, x, rng, keep, queries)
+
+
+def queries_by_name(
+    self: Any, x: Array, rng: Any = None, keep: bool = True, *, queries: slice = ALL
+) -> tuple[Array, Any]:
+    return layers.Attention.forward(self, x, rng, keep, queries)
+
+
 class Slope(Layer):
     """An activation without parameters."""
 
@@ -112,6 +132,9 @@ CHANGES: dict[str, Callable[[ViT], object]] = {
     "an attribute": lambda vit: setattr(vit.blocks[1].norm2, "eps", 0.1),
     "attention in the last block": lambda vit: setattr(vit.blocks[-1], "attn", ready(Mix())),
     "attention of a subclass": lambda vit: setattr(vit.blocks[-1], "attn", ready(Louder(D, 2))),
+    "attention that takes any names": lambda vit: setattr(vit.blocks[-1], "attn", attention_with(any_names)),
+    "attention that takes queries alone": lambda vit: setattr(vit.blocks[-1], "attn", attention_with(queries_last)),
+    "attention that takes named queries": lambda vit: setattr(vit.blocks[-1], "attn", attention_with(queries_by_name)),
     "a block of a subclass": lambda vit: vit.blocks.__setitem__(2, ready(Doubled(D, 2, 24))),
     "a block": lambda vit: vit.blocks.__setitem__(0, ready(Mix())),
     "the last block": lambda vit: vit.blocks.__setitem__(2, ready(Mix())),

@@ -18,6 +18,11 @@ NOT_LINEAR = (
     "what does not depend on dy"
 )
 
+IGNORES_DY = (
+    "backward of -4 * dy is not -4 times that of dy, but the same: it does not multiply by dy, or its cache keeps a "
+    "gradient"
+)
+
 _LARGEST_ERROR = 1e5  # units in the last place of the norm of all gradients
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -160,7 +161,8 @@ def gradcheck_layer(
     checked = CheckedLayer(layer, inputs, names, forward, backward, key)
     wanted = known if parameters is None else parameters
     places = [p for p in checked.places if p.array < len(names) or known[p.array - len(names)] in wanted]
-    report = checked_report(title, checked, places, settings)
+    with _advice_on_constants(filled):
+        report = checked_report(title, checked, places, settings)
     if "keep" in inspect.signature(layer.forward).parameters and RANDOM not in report.findings:
         without = functools.partial(_without_cache, rng=key)
         if checked.evaluation_differs(without):
@@ -175,7 +177,14 @@ def _without_cache(copy: Any, *inputs: Any, rng: Any) -> Any:
 
 
 @np.errstate(under="ignore")
-def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, **options: Unpack[Options]) -> Report:
+def gradcheck_model(
+    model: Any,
+    images: Any,
+    labels: Any,
+    rng: RngLike = None,
+    keep_constants: bool = False,
+    **options: Unpack[Options],
+) -> Report:
     """Check a model with its cross-entropy loss: the gradients of the images and of every parameter.
 
     Parameters
@@ -188,7 +197,7 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
         (B, height, width, C), converted to the model's dtype.
     labels
         (B,) integers or (B, C) floats.
-    rng
+    rng, keep_constants
         As for `gradcheck_layer`.
     options
         As for `gradcheck`.
@@ -198,7 +207,7 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
     settings = settings_of(options, taken_by_layer(model, options))
     key = fixed_key(rng, (images,))
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
-    model, filled = without_constants(model)
+    model, filled = (model, "") if keep_constants else without_constants(model)
 
     def forward(copy: Any, images: Any, rng: Key | None = None) -> tuple[Any, Any]:
         logits, cache = result_of(copy.forward(images, rng=rng), f"forward of {type(copy).__name__}")
@@ -213,4 +222,16 @@ def gradcheck_model(model: Any, images: Any, labels: Any, rng: RngLike = None, *
     title = f"gradient check of {type(model).__name__} with cross-entropy, {count_of(len(images), 'image')}{filled}"
     with single_threaded_blas():  # the products are small, and the report is the same for any number of cores
         checked = CheckedLayer(model, (images,), ("images",), forward, backward, key)
-        return checked_report(title, checked, checked.places, settings)
+        with _advice_on_constants(filled):
+            return checked_report(title, checked, checked.places, settings)
+
+
+@contextmanager
+def _advice_on_constants(filled: str) -> Iterator[None]:
+    """Say in an error of the block that parameters have random values; `filled` says so in the title."""
+    try:
+        yield
+    except ValueError as error:
+        if not filled or "NaN or infinity" not in str(error):
+            raise
+        raise ValueError(f"{error}. The check ran{filled.removeprefix(',')}: keep_constants=True keeps them") from error

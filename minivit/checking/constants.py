@@ -19,7 +19,7 @@ _NOISE = 0.1  # relative to the value of all elements
 def without_constants(layer: Any) -> tuple[Any, str]:
     """Return a copy with random values in place of constant parameters, and words about them; or the layer.
 
-    The values are near the given ones, except those in place of a matrix of zeros.
+    The values are near the given ones and farther from zero, except those in place of a matrix of zeros.
     """
     return _with_noise(layer, [name for name, p in layer.parameters.items() if _constant(p.value) is not None])
 
@@ -42,8 +42,11 @@ def _with_noise(layer: Any, names: Sequence[str]) -> tuple[Any, str]:
     for k, name in enumerate(names):
         value = layer.parameters[name].value
         number = float(to_host(value).flat[0])
-        size = value.shape[0] ** -0.5 if value.ndim == 2 and number == 0 else _NOISE * (abs(number) or 1.0)
-        random = size * np.random.default_rng([k, *b"zeros"]).standard_normal(value.shape)
+        random = np.random.default_rng([k, *b"zeros"]).standard_normal(value.shape)
+        if value.ndim == 2 and number == 0:
+            random *= value.shape[0] ** -0.5
+        else:  # a variance of 0 must not become negative
+            random = _NOISE * (number or 1.0) * np.abs(random)
         value[...] += to_backend(random.astype(value.dtype), namespace(value))
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return layer, f", with random values for the {numbers.get(first, 'equal numbers')} of {names[0]}{more}"
@@ -62,9 +65,9 @@ def _hidden(name: str, number: float) -> str:
 
 
 def _constant(value: Any) -> float | None:
-    """Return the number that all elements of a float array are equal to; of one element only 0, 1 or -1; or None."""
+    """Return the number that all elements of a float array are equal to; of one element only 0 or 1; or None."""
     a = to_host(value)
     if a.dtype.kind != "f" or a.size == 0 or not np.all(np.isfinite(a)) or np.ptp(a) != 0:
         return None
     number = float(a.flat[0])
-    return number if a.size > 1 or abs(number) in (0, 1) else None
+    return number if a.size > 1 or number in (0, 1) else None

@@ -19,6 +19,7 @@ from minivit.arrays import Array, namespace, to_backend, to_host
 from minivit.checking.arguments import accepted
 from minivit.checking.backward_passes import (
     FACTOR,
+    IGNORES_DY,
     NOT_LINEAR,
     BackwardPasses,
     are_multiples,
@@ -225,8 +226,8 @@ class CheckedFunction:
                 lambda: backward(-1.0),
             ):
                 yield OVERWRITTEN
-            elif not are_multiples(gradients, backward(FACTOR), backward.dy.dtype):
-                yield NOT_LINEAR
+            elif not are_multiples(gradients, others := backward(FACTOR), backward.dy.dtype):
+                yield IGNORES_DY if all(map(same, gradients, others)) else NOT_LINEAR
             else:
                 yield from filter(None, [first_finding(self._other_calls(points), after_another)])
                 if not np.array_equal(self._call(points)[0], y):

@@ -13,7 +13,7 @@ from minivit.checking.nearby import Measured, Nearby
 from minivit.checking.report import Row
 from minivit.checking.verdict import ROUNDING, SATURATED, SCALE_FLOOR, vacuous, verify
 
-_PARTS = (2.0**-5, 2.0**-9, 2.0**-13)  # of the distance from a kink, for steps beside it
+_PARTS = tuple(2.0**-k for k in (5, 9, 13, 18, 23, 28))  # of the distance from a kink, for steps beside it
 _LARGEST_ROUNDING = 1e-8  # a larger error is not excused by the rounding of the arrays
 
 

@@ -98,10 +98,12 @@ def _expect_free(written: Path, before: Path) -> None:
         raise UserError(f"{written} is read and cannot be written too; choose another OUT")
     if written.suffix != ".safetensors":
         return  # the others have no files beside them
-    run = folder.parent if folder.name in ("best", "last", "nan") else folder
+    runs = [folder]
+    if folder.name in ("best", "last", "nan"):
+        runs.append(folder.parent)
     if folder.parent.name == "steps":
-        run = folder.parent.parent
-    if RunFolder.exists(run):
+        runs.append(folder.parent.parent)
+    if run := next(filter(RunFolder.exists, runs), None):
         raise UserError(f"{run} is a run, whose files stay as they are; choose another OUT")
     if written.name != FILE or written.exists() or not (folder / "config.json").exists():
         return  # `save_model` writes config.json for a file of this name

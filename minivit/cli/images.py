@@ -24,8 +24,6 @@ from minivit.nn.config import ViTConfig
 from minivit.train.run_folder import RunFolder
 from minivit.weights.preprocessing import Preprocessing, are_synsets
 
-# A class of ImageNet as its folder is called. Sorted, they are in the order of the heads of all models of ImageNet-1k.
-
 
 class LabelledImages(NamedTuple):
     """Images of a data set, of the size that a model takes, and their labels."""
@@ -181,7 +179,7 @@ def _class_order(run: str, opened: OpenedModel, dataset: Dataset) -> tuple[tuple
     """
     known = opened.class_names
     theirs = [unicodedata.normalize("NFC", name) for name in dataset.class_names]
-    if known is None or (len(known) == len(theirs) and are_synsets(theirs)):
+    if known is None or (len(known) == len(theirs) and are_synsets(theirs) and not are_synsets(known)):
         if len(theirs) != opened.model.config.num_classes:
             raise UserError(
                 f"{run} has {opened.model.config.num_classes} classes without names, "

@@ -67,9 +67,8 @@ class AttentionPool(Layer):
         dh = self.proj.backward(dh, cache4)
         dq, dkv = ops.cross_attention_backward(dh, cache3)
         dlatent = self.q.backward(dq, cache1)
-        self.latent.add_grad(
-            dlatent.astype(self.latent.grad.dtype, copy=False)
-        )  # the gradient is float32 where dlatent has 16 bits
+        # The gradient is float32 where dlatent has 16 bits.
+        self.latent.add_grad(dlatent.astype(self.latent.grad.dtype, copy=False))
         return self.kv.backward(dkv, cache2)
 
     def cost(self, shape: tuple[int, ...]) -> Cost:

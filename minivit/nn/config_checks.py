@@ -78,7 +78,7 @@ def check_values(values: Mapping[str, Any]) -> None:
         if not 0.0 < _number(name, values[name]) < math.inf:
             raise UserError(f"{name} is {values[name]!r}; expected a number above 0")
     if not math.isfinite(_number("init_values", values["init_values"])):
-        raise UserError(f"init_values is {values['init_values']!r}; expected a number")
+        raise UserError(f"init_values is {values['init_values']!r}; expected a finite number")
     for name in _FLAGS:
         if not isinstance(values[name], bool):
             raise UserError(f"{name} is {values[name]!r}; expected True or False")

@@ -19,7 +19,7 @@ from minivit.nn.attention import Attention
 from minivit.nn.cost import Cost
 from minivit.nn.dropout import Dropout, DropPath
 from minivit.nn.identity import Identity
-from minivit.nn.layer import Layer, takes
+from minivit.nn.layer import Layer, arguments_of
 from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.layer_scale import LayerScale
 from minivit.nn.mlp import MLP
@@ -105,8 +105,10 @@ class EncoderBlock(Layer):
             with np.errstate(under="ignore"):
                 return kernel.forward(x, self, queries, keep, *(() if gather is None else (gather,)))
         h, cache1 = self.norm1.forward(x, fold(rng, "norm1"), keep)
-        only = () if queries == ALL and gather is None else (queries, gather)
-        h, cache2 = self.attn.forward(h, fold(rng, "attn"), keep, *only)
+        only: dict[str, Any] = {} if queries == ALL else {"queries": queries}
+        if gather is not None:
+            only["gather"] = gather
+        h, cache2 = self.attn.forward(h, fold(rng, "attn"), keep, **only)
         h, scale1 = self.ls1.forward(h, fold(rng, "ls1"), keep)
         h, cache3 = self.drop_path1.forward(h, fold(rng, "drop_path1"), keep)
         x = x[:, queries] + h
@@ -139,7 +141,7 @@ class EncoderBlock(Layer):
     @property
     def takes_queries(self) -> bool:
         """Whether `forward` takes `queries`, and attention does too: those of a user's own may not."""
-        return all(takes(type(layer).forward, "queries") for layer in (self, self.attn))
+        return all("queries" in arguments_of(type(layer).forward) for layer in (self, self.attn))
 
     def is_standard(self) -> bool:
         """Return whether the block has the layers that `__init__` made, so that workers can share its tokens."""

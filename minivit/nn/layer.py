@@ -381,10 +381,15 @@ class Layer:
 
 
 @functools.lru_cache(maxsize=64)  # asking takes as long as a small op
+def arguments_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a function by name."""
+    return dict(inspect.signature(function).parameters)
+
+
 def takes(function: Callable[..., Any], name: str) -> bool:
-    """Return whether a function takes an argument of this name: that of a user's own layer may not."""
-    parameters = inspect.signature(function).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    """Return whether a function takes an argument of this name, also as one of any name."""
+    arguments = arguments_of(function)
+    return name in arguments or any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
 
 
 _MEMBERS = (Parameter, Layer)

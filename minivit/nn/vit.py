@@ -165,8 +165,8 @@ class ViT(Model):
         for i, block in enumerate(self.blocks):
             x, cache1 = self._with_positions(x, i, keep)
             queries = ALL if every else self.queries(i)
-            only = () if queries == ALL else (queries,)  # a layer of a user's own may not take them
-            x, cache2 = block.forward(x, fold(rng, f"blocks.{i}"), keep, *only)
+            only: dict[str, Any] = {} if queries == ALL else {"queries": queries}
+            x, cache2 = block.forward(x, fold(rng, f"blocks.{i}"), keep, **only)
             caches.append((cache1, cache2))
         return x, caches if keep else None
 

@@ -100,14 +100,14 @@ def _along(rows: Sequence[Row], deep: Sequence[Row], quantity: str) -> Iterator[
     sizes = [row.y.rms if quantity == "y" else row.dy.norm if row.dy is not None else 0.0 for row in deep]
     if 0.0 in sizes:
         k = sizes.index(0.0)
-        before, whose = "", "its weights"
+        before, whose, units = "", "its weights", "its units"
         if quantity == "dy" and k:  # a layer's own weights act on dx
             before = f"; the layer before it in this pass is {deep[k - 1].name}"
         elif quantity == "dy":
-            whose = "the weights of a layer between it and the loss"
+            whose, units = "the weights of a layer between it and the loss", "the units of that layer"
         text = (
-            f"{words.subject} {words.be} exactly 0 from {deep[k].name} on{before}: {whose} may be zero, or its units "
-            "dead."
+            f"{words.subject} {words.be} exactly 0 from {deep[k].name} on{before}: {whose} may be zero, or {units} "
+            "inactive."
         )
         yield Finding(deep[k].name, "is zero", quantity, text)
         return

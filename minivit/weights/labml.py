@@ -127,7 +127,7 @@ def _positions(config: ViTConfig, unused: Tensors) -> Entry:
         rest = np.zeros((max(0, _ROWS - N), 1, D), np.float32)  # as labml initialises them
 
     def split(value: Array) -> list[Array]:
-        rows = value.reshape(N, 1, D)  # of a hollow array, hollow too
+        rows = value.reshape(N, 1, D)  # a view: of a hollow array it is hollow too
         return [np.concatenate([rows, rest.astype(value.dtype)]) if len(rest) else rows]
 
     return Entry("pos_embed", (_POSITIONS,), lambda values: values[0][:N].reshape(1, N, D), split)

@@ -20,6 +20,7 @@ FITS = {"center": "crop", "squash": "squash"}  # timm's crop_mode
 _USUAL = {"mean": [0.5], "std": [0.5]}  # of Google's weights, and of most Vision Transformers of timm
 _CROP_PCT = 0.875  # timm's, where a configuration has none
 _STD = (1e-6, 1e6)
+# A class of ImageNet as its folder is called. Sorted, they are in the order of the heads of all models of ImageNet-1k.
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -114,11 +115,11 @@ def class_names_of(path: Path, about: Mapping[str, Any], config: ViTConfig) -> t
 def are_same_classes(known: Sequence[str], names: Sequence[str]) -> bool:
     """Return whether a model's classes, which are `known` by these names, are those of a data set, in the same order.
 
-    Names are compared in one Unicode form: file systems differ in the form of an accent. A data set that is named by
-    WordNet IDs, as ImageNet's folders are, has no names to compare.
+    Names are compared in one Unicode form: file systems differ in the form of an accent. WordNet IDs, which the folders
+    of ImageNet have, cannot be compared with names.
     """
     ours, theirs = ([unicodedata.normalize("NFC", name) for name in each] for each in (known, names))
-    return ours == theirs or (len(ours) == len(theirs) and are_synsets(theirs))
+    return ours == theirs or (len(ours) == len(theirs) and are_synsets(theirs) and not are_synsets(ours))
 
 
 def are_synsets(names: Sequence[str]) -> bool:

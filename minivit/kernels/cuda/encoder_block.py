@@ -32,7 +32,7 @@ class _Normed(NamedTuple):
     y: Array  # (rows, D)
 
 
-_REPLACES = frozenset({"layer_norm", "linear", "gelu"})
+_REPLACES = frozenset({"layer_norm", "linear", "attention", "gelu"})
 
 
 class CudaBlockCache(NamedTuple):
