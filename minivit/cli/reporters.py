@@ -36,7 +36,7 @@ class LineReporter:
         """Say what the lines hold, and at which step a resumed run continues."""
         self.epochs = run.recipe.epochs
         what = "loss" if model.gives_losses else "loss and accuracy"
-        self.say(f'each epoch: {what} of training (with "val": of validation images), images/s')
+        self.say(f'each epoch: {what} ("val": of validation images), images/s')
         if first_step:
             self.say(f"continuing after step {first_step:,} of {total_steps:,}")
 
