@@ -70,10 +70,10 @@ class Mix(Layer):
         return self.map.backward(dy, cache)
 
 
-class Louder(layers.Attention):
-    """Attention of a user's own that does not take queries."""
+class Doubling(Layer):
+    """Doubles the result of the class beside it; its forward pass takes no queries."""
 
-    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override]
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
         y, cache = super().forward(x, rng, keep)
         return 2.0 * y, cache
 
@@ -81,15 +81,9 @@ class Louder(layers.Attention):
         return super().backward(2.0 * dy, cache)
 
 
-class Doubled(layers.EncoderBlock):
-    """A block of a user's own that does not take queries."""
-
-    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:  # type: ignore[override]
-        y, cache = super().forward(x, rng, keep)
-        return 2.0 * y, cache
-
-    def backward(self, dy: Array, cache: Any) -> Array:
-        return super().backward(2.0 * dy, cache)
+def doubled(kind: type[Layer], *sizes: int) -> Any:
+    """Return a layer of a user's own subclass of `kind`."""
+    return ready(type("Doubled", (Doubling, kind), {})(*sizes))
 
 
 def attention_with(forward: Any) -> Any:
@@ -131,11 +125,11 @@ CHANGES: dict[str, Callable[[ViT], object]] = {
     "an activation": lambda vit: setattr(vit.blocks[1].mlp, "act", Slope()),
     "an attribute": lambda vit: setattr(vit.blocks[1].norm2, "eps", 0.1),
     "attention in the last block": lambda vit: setattr(vit.blocks[-1], "attn", ready(Mix())),
-    "attention of a subclass": lambda vit: setattr(vit.blocks[-1], "attn", ready(Louder(D, 2))),
+    "attention of a subclass": lambda vit: setattr(vit.blocks[-1], "attn", doubled(layers.Attention, D, 2)),
     "attention that takes any names": lambda vit: setattr(vit.blocks[-1], "attn", attention_with(any_names)),
     "attention that takes queries alone": lambda vit: setattr(vit.blocks[-1], "attn", attention_with(queries_last)),
     "attention that takes named queries": lambda vit: setattr(vit.blocks[-1], "attn", attention_with(queries_by_name)),
-    "a block of a subclass": lambda vit: vit.blocks.__setitem__(2, ready(Doubled(D, 2, 24))),
+    "a block of a subclass": lambda vit: vit.blocks.__setitem__(2, doubled(layers.EncoderBlock, D, 2, 24)),
     "a block": lambda vit: vit.blocks.__setitem__(0, ready(Mix())),
     "the last block": lambda vit: vit.blocks.__setitem__(2, ready(Mix())),
     "one block more": lambda vit: vit.blocks.append(ready(layers.EncoderBlock(D, 2, 24))),

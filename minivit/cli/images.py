@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from minivit.data.on_demand import Resized, as_on_demand
 from minivit.errors import UserError, counted
 from minivit.nn.config import ViTConfig
 from minivit.train.run_folder import RunFolder
-from minivit.weights.preprocessing import Preprocessing, are_synsets
+from minivit.weights.preprocessing import Preprocessing, in_one_form, names_differ_in_kind
 
 
 class LabelledImages(NamedTuple):
@@ -170,16 +169,14 @@ def _by(shape: tuple[int, ...]) -> str:
 def _class_order(run: str, opened: OpenedModel, dataset: Dataset) -> tuple[tuple[str, ...], Array]:
     """Return the model's names of the classes, and for each class of the data set its number in the model.
 
-    Names are compared in one Unicode form: file systems differ in the form of an accent.
-
     Raises
     ------
     UserError
         The model and the data set have different classes.
     """
     known = opened.class_names
-    theirs = [unicodedata.normalize("NFC", name) for name in dataset.class_names]
-    if known is None or (len(known) == len(theirs) and are_synsets(theirs) and not are_synsets(known)):
+    theirs = in_one_form(dataset.class_names)
+    if known is None or names_differ_in_kind(known, theirs):
         if len(theirs) != opened.model.config.num_classes:
             raise UserError(
                 f"{run} has {opened.model.config.num_classes} classes without names, "
@@ -189,7 +186,7 @@ def _class_order(run: str, opened: OpenedModel, dataset: Dataset) -> tuple[tuple
             words = f"its classes are taken to be those of {dataset.name} in their order"
             warnings.warn(f"{run} does not name its classes; {words}", stacklevel=2)
         return known or dataset.class_names, np.arange(len(theirs))
-    ours = [unicodedata.normalize("NFC", name) for name in known]
+    ours = in_one_form(known)
     if sorted(ours) != sorted(theirs) or len(set(ours)) != len(ours):
         differ = [f"{name} only {where}" for where, names, others in (("there", ours, theirs), ("here", theirs, ours))
                   for name in names if name not in others]  # fmt: skip

@@ -115,15 +115,22 @@ def class_names_of(path: Path, about: Mapping[str, Any], config: ViTConfig) -> t
 def are_same_classes(known: Sequence[str], names: Sequence[str]) -> bool:
     """Return whether a model's classes, which are `known` by these names, are those of a data set, in the same order.
 
-    Names are compared in one Unicode form: file systems differ in the form of an accent. WordNet IDs, which the folders
-    of ImageNet have, cannot be compared with names.
+    Where `names_differ_in_kind`, they are taken to be.
     """
-    ours, theirs = ([unicodedata.normalize("NFC", name) for name in each] for each in (known, names))
-    return ours == theirs or (len(ours) == len(theirs) and are_synsets(theirs) and not are_synsets(ours))
+    return in_one_form(known) == in_one_form(names) or names_differ_in_kind(known, names)
 
 
-def are_synsets(names: Sequence[str]) -> bool:
-    """Return whether classes are named by WordNet IDs."""
+def in_one_form(names: Sequence[str]) -> list[str]:
+    """Return names in one Unicode form, to compare them: file systems differ in the form of an accent."""
+    return [unicodedata.normalize("NFC", name) for name in names]
+
+
+def names_differ_in_kind(known: Sequence[str], names: Sequence[str]) -> bool:
+    """Return whether `names` are as many WordNet IDs, as of the folders of ImageNet, and those of the model are not."""
+    return len(known) == len(names) and _are_synsets(names) and not _are_synsets(known)
+
+
+def _are_synsets(names: Sequence[str]) -> bool:
     return all(map(_SYNSET.fullmatch, names))
 
 

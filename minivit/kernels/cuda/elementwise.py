@@ -5,12 +5,10 @@ For 16-bit arrays dpos_embed and dcls_token, which are sums over the batch, are 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 from minivit.arrays import Array, namespace
 from minivit.kernels.cuda.columns import column_sums
 from minivit.kernels.cuda.runtime import acc_dtype, aligned, blocks, covers_dtype, launch
-from minivit.ops.dropout import check_dropout
+from minivit.ops.dropout import DropoutCache, check_dropout
 from minivit.ops.patches import PatchesCache, check_patches
 from minivit.ops.registry import Kernel, register_kernel
 from minivit.ops.shapes import expect_gradient
@@ -38,12 +36,8 @@ def multiply(x: Array, mask: Array) -> Array:
     return y
 
 
-class CudaDropoutCache(NamedTuple):
-    """What the backward pass of dropout reads."""
-
-    mask: Array
-    shape: tuple[int, ...]
-    dtype: Any
+class CudaDropoutCache(DropoutCache):
+    """The fields of the op's cache."""
 
 
 def _covers_dropout(x: Array, mask: Array, *, keep: bool = True) -> bool:
