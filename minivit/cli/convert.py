@@ -21,8 +21,9 @@ HELP = "write a model file in the format of another program"
 DESCRIPTION = """\
 Read a run, or a model file or folder of any format, which is recognised, and
 write it in the format of another program, with the names of its classes and how
-it prepares images. Values are kept exactly. --set num_classes=10 gives the
-model a new head, and --set img_size=384 resamples its positions."""
+it prepares images. Values are written in float32; --dtype float64 keeps those
+of a float64 file exactly. --set num_classes=10 gives the model a new head, and
+--set img_size=384 resamples its positions."""
 EXAMPLES = """\
 examples:
   minivit convert ViT-B_16.npz vit_base/

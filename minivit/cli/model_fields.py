@@ -14,7 +14,10 @@ from minivit.nn.config import ViTConfig
 _DEFAULTS = {field.name: field.default for field in fields(ViTConfig)}
 _PIXELS = ("img_size", "patch_size", "patch_stride")
 _WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false"}
-FIELDS_OF_A_FILE = "a field of the model that its file does not define, such as num_heads=8; can be repeated"
+FIELDS_OF_A_FILE = (
+    "a field of the model: one that its file does not define, such as num_heads=8, or another value, such as "
+    "img_size=384; can be repeated"
+)
 
 
 _COUNTS = {"conv_stem": "channels, such as conv_stem=24,48", "resnet": "blocks, such as resnet=3,4,9"}

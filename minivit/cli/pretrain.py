@@ -20,9 +20,9 @@ learns to predict them. mpp is the masked patch prediction of the ViT paper,
 mae a masked autoencoder, whose encoder sees the other patches only, and simmim
 predicts the pixels of masked patches with a linear layer. DATA is as for
 `minivit train`, or any folder of images: labels are not read. The run goes on
-with --resume in the same bits. Its folder holds the encoder, which `minivit
-train --init` fine-tunes and `minivit probe` reads, the whole model, the loss
-by epoch, and a picture of reconstructions."""
+with --resume in the same bits. Its folder holds the encoder, which
+`minivit train --init` fine-tunes and `minivit probe` reads, the whole model,
+the loss by epoch, and a picture of reconstructions."""
 EXAMPLES = """\
 examples:
   minivit pretrain cifar10

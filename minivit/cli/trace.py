@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="write the table and all statistics as a page")
     parser.add_argument("--seed", type=int, default=0, help="seed of a named model and of random pixels (default: 0)")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="model of a run (default: best)")
-    parser.add_argument("--data", metavar="DIR", help="folder of CIFAR (default: $MINIVIT_DATA)")
+    parser.add_argument("--data", metavar="DIR", help="folder of CIFAR (default: $MINIVIT_DATA, else ./data)")
     add_set(parser)
     add_backend(parser)
 

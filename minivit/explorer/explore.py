@@ -58,7 +58,7 @@ def explore(
     images : Array
         (B, height, width, C), as the model takes them; at most 16.
     labels : Array or sequence of int, optional
-        (B,). Without labels there is no backward pass, but of a model of masked pre-training, which takes none.
+        (B,). Without labels there is no backward pass, except for a model of masked pre-training, which takes none.
     class_names : sequence of str
         The names of all classes.
     names : sequence of str

@@ -44,7 +44,8 @@ class ViTConfig:
         convolutions have a stride of 2.
     resnet : tuple of int
         Numbers of blocks of the stages of a ResNet whose features are cut into patches, at most four; () for none, (0,)
-        for the stem of the ResNet alone. `patch_size` is a multiple of 4 pixels, doubled by each stage but the first.
+        for the stem of the ResNet alone. `patch_size` is a multiple of 4 pixels with one stage or the stem alone, of 8
+        with two stages, of 16 with three, of 32 with four.
     embed_norm : str
         Layer norms of the patch embedding: "none", "after" the projection, or "both" before and after it.
     qkv_bias, proj_bias, mlp_bias : bool
@@ -94,7 +95,7 @@ class ViTConfig:
     init : str
         "timm" or "jax": the initialisation of the parameters.
     zero_head : bool
-        Whether the head starts at zero under both.
+        Whether the head starts at zero, with either `init`.
 
     Raises
     ------

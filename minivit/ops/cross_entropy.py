@@ -7,9 +7,10 @@
     p = exp(log_p)
     dlogits = dloss * (p * sum(targets) - targets) / B
 
-Soft targets take the place of one_hot(labels). sum(targets) runs over the classes: it is 1 for labels, and can have
-another value for soft targets. A term of target 0 counts as 0 even if log_p is -infinity, so a logit of -infinity
-masks a class. The steps are in docs/derivations/softmax_cross_entropy.md.
+Soft targets take the place of one_hot(labels). The sum of the loss runs over the images and the classes, the other sums
+over the classes. sum(targets) is 1 for labels, and can have another value for soft targets. A term of target 0 counts
+as 0 even if log_p is -infinity, so a logit of -infinity masks a class. The steps are in
+docs/derivations/softmax_cross_entropy.md.
 """
 
 from __future__ import annotations

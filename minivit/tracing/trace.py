@@ -202,8 +202,9 @@ def trace(
     labels : Array, sequence of int or callable, optional
         Of a ViT: the labels (B,), or soft targets (B, C), for the cross-entropy. Of another layer: the gradient of its
         result. Of both: a function that returns this gradient for the result, so that any loss can be traced. Without
-        labels there is no backward pass, but from the mean of the losses (B,) where the model gives these
-        (`Model.gives_losses`); its labels, if given, are the gradient of its result, or such a function.
+        labels there is no backward pass, unless the model returns the loss of each image (`Model.gives_losses`): then
+        it starts from their mean. For such a model `labels` may be the gradient of its result, or a function that
+        returns it.
     at : str or sequence of str
         Patterns of the names to record, such as "blocks.*.attn"; all by default.
     rng : Key, seed or generator, optional
@@ -211,7 +212,7 @@ def trace(
     statistics : bool
         Keep `Statistics` of each array in place of the array. That takes little memory.
     backward : bool
-        False leaves the backward pass out; there is a loss still.
+        False leaves the backward pass out; the loss is still computed.
     label_smoothing : float
         For the cross-entropy.
     zero, scale, replace
@@ -233,9 +234,9 @@ def trace(
     Notes
     -----
     The bits are those of `ops.reference_only`: no kernels run, and the last block computes all tokens. Hooks of the
-    model are called. The gradients of the pass are in the trace and not in the model. Arrays of 16 bits have no
-    references: the kernels of single ops run. That of attention on a device keeps no weights to record. Where the head
-    reads the class token, the last block computes that token alone.
+    model are called. The gradients of the pass are in the trace and not in the model. A model of
+    16 bits is an exception, because its ops have no references. The kernels of single ops run, that of attention on a
+    device keeps no weights to record, and the last block computes the class token alone if the head reads nothing else.
     """
     if not isinstance(model, Layer):
         raise UserError(f"trace was given a {type(model).__name__}; expected a model or a layer of minivit")

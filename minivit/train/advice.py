@@ -63,26 +63,26 @@ def unlikely_settings(recipe: Recipe, config: ViTConfig, total_steps: int) -> It
         unit = "steps" if recipe.warmup_steps else "epochs"
         yield (
             f"the warmup of {recipe.warmup_steps or recipe.warmup_epochs:g} {unit} is as long as the run: the learning "
-            f"rate only rises; a smaller --warmup-{unit}, or more --epochs"
+            f"rate only rises; use a smaller --warmup-{unit}, or more --epochs"
         )
     if (share := recipe.ema_decay**total_steps) > _SHARE_OF_THE_START:
         yield (
             f"the initial weights make up {share:.0%} of the Polyak average after the {total_steps:,} steps of the "
-            f"run; a smaller --ema-decay than {recipe.ema_decay:g}, or more --epochs"
+            f"run; use a smaller --ema-decay than {recipe.ema_decay:g}, or more --epochs"
         )
     if recipe.swa_start and recipe.epochs - recipe.swa_epochs_before == 1:
-        yield "stochastic weight averaging has one epoch, the last; a smaller --swa-start, or more --epochs"
+        yield "stochastic weight averaging has one epoch, the last; use a smaller --swa-start, or more --epochs"
     if recipe.augment_off_epochs >= recipe.epochs and has_strength(recipe):
         yield (
             f"augmentation is off in the last {recipe.augment_off_epochs} of {recipe.epochs} epochs, which are all; "
-            "a smaller --augment-off-epochs"
+            "use a smaller --augment-off-epochs"
         )
     patches = config.num_patches
     remedy = "a larger --set img_size=N" if recipe.init else "a --model with smaller patches, or --set patch_size=N"
     if patches < _FEW_PATCHES and patches < get_config(recipe.model).num_patches:
         yield (
             f"patches of {config.patch_height} x {config.patch_width} cut an image of {config.height} x "
-            f"{config.width} into {patches} patches, which is little to learn from; {remedy}"
+            f"{config.width} into {patches} patches, which is little to learn from; use {remedy}"
         )
 
 

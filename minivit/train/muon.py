@@ -27,7 +27,7 @@ MATRICES = (
 
 
 class Muon(AdamW):
-    """Muon for the matrices of the blocks of a ViT, with q, k and v apart, and AdamW for all other parameters.
+    """Muon for the matrices of the blocks of a ViT, with q, k and v as separate matrices, and AdamW for the rest.
 
     Muon also updates the convolutions of a stem: the matrix of one has a row for each pixel and channel of its window.
     Both have one learning rate and weight decay, for which those of AdamW are a good start; see `minivit.ops.muon`.

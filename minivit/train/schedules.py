@@ -1,4 +1,4 @@
-"""Learning rates over a run: a linear warmup, then a decay to zero at once, late or never; or one cycle.
+"""Learning rates over a run: a linear warmup and a decay to zero, of the whole run or its end, or none; or one cycle.
 
 warmup   lr * (step + 1) / warmup_steps                              step = 0, 1, ... warmup_steps - 1
 cosine   lr * (1 + cos(pi * progress)) / 2                           (Loshchilov and Hutter 2017)

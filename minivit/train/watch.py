@@ -1,4 +1,4 @@
-"""Training with eyes open: the weights of some steps, statistics by layer, and warnings in words.
+"""Recording a run: the weights of some steps, statistics by layer, and warnings in words.
 
     steps/          the weights of every N-th step (`WatchOptions.keep_every`)
     watch.jsonl     statistics of every N-th step (`WatchOptions.every`): see `minivit.train.layer_statistics`
