@@ -44,6 +44,8 @@ class Muon(AdamW):
     threads : int
         Number of threads, on the host, that share the matrices. The bits do not depend on it. At width 192 two threads
         take 0.6 of the time of one, at 96 the same time.
+    model, lr, weight_decay, groups, layer_decay
+        Those of `minivit.train.optimizers.Optimizer`.
     """
 
     elementwise = False

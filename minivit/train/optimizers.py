@@ -187,7 +187,17 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum."""
+    """Stochastic gradient descent with momentum.
+
+    The formula is in `minivit.ops.update_rules`.
+
+    Parameters
+    ----------
+    momentum : float
+        The factor of the previous update.
+    model, lr, weight_decay, groups, layer_decay
+        Those of `minivit.train.optimizers.Optimizer`.
+    """
 
     vectors = ("momentum",)
 
@@ -209,7 +219,19 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam; weight decay, if any, is added to the gradient."""
+    """Adam; weight decay, if any, is added to the gradient.
+
+    The formula is in `minivit.ops.update_rules`.
+
+    Parameters
+    ----------
+    betas : tuple of float
+        beta1 and beta2, the factors of the averages m and v.
+    eps : float
+        Added to the root of v.
+    model, lr, weight_decay, groups, layer_decay
+        Those of `minivit.train.optimizers.Optimizer`.
+    """
 
     vectors = ("m", "v")
     _decoupled = False
@@ -239,7 +261,19 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay."""
+    """Adam with decoupled weight decay.
+
+    The formula is in `minivit.ops.update_rules`.
+
+    Parameters
+    ----------
+    betas : tuple of float
+        beta1 and beta2, the factors of the averages m and v.
+    eps : float
+        Added to the root of v.
+    model, lr, weight_decay, groups, layer_decay
+        Those of `minivit.train.optimizers.Optimizer`.
+    """
 
     _decoupled = True
 
