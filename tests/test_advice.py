@@ -33,6 +33,11 @@ def test_a_smoothed_loss_of_a_rare_class_is_compared_with_that_of_guessing() -> 
     assert "the loss stays at that of guessing (0.31)" in str(words_of(RARE, train_loss=0.314, train_accuracy=0.95))
 
 
+def test_a_loss_above_that_of_guessing_is_said_to_be_above() -> None:
+    words = str(words_of(RARE, train_loss=18.273, train_accuracy=0.5))
+    assert "nothing has been learnt in 10 epochs: the loss is 18.27, above that of guessing (0.31)" in words
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_no_prediction_that_is_the_same_for_all_images_has_a_smaller_loss_than_that_of_guessing(
     smoothing: float,

@@ -11,6 +11,7 @@ from command_line import TINY, Minivit, assert_refused
 from PIL import Image
 
 GAP = 4
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def tiles_of(path: Path, rows: int, columns: int) -> np.ndarray:
@@ -54,6 +55,16 @@ def test_a_recipe_of_a_data_set_that_is_not_on_disk_is_shown_on_digits(
     assert said.status == 0
     assert "cifar10 is not on disk; the images are the digits" in said.out
     assert tiles_of(Path("augment.png"), 8, 11).shape[:2] == (8, 11)
+
+
+def test_damaged_images_of_the_recipes_data_set_are_left_out(cli: Minivit, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for number, name in enumerate(CIFAR10):
+            (folder := tmp_path / "cifar10" / part / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / "a.png")
+    (tmp_path / "cifar10" / "train" / "cat" / "b.png").write_bytes(b"not an image")
+    assert_refused(cli("augment", "cifar10", "--data", tmp_path), 2, "--skip-bad")
+    assert cli("augment", "cifar10", "--data", tmp_path, "--skip-bad", "--rows", 2).status == 0
 
 
 def test_a_folder_that_was_given_is_not_replaced_by_the_digits(cli: Minivit, tmp_path: Path) -> None:

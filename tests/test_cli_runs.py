@@ -115,6 +115,7 @@ def test_a_damaged_run_does_not_hide_the_others(cli: Minivit, folder: Path) -> N
     assert "all/squares-2 cannot be read: all/squares-2/recipe.json" in said.out
     assert "all/squares-10 cannot be read: all/squares-10/metrics.jsonl is damaged" in said.out
     assert sorted("error" in each for each in cli("runs", folder, "--json").json()["runs"]) == [False, True, True]
+    assert cli("runs", folder / "squares-2").status == 2
 
 
 @pytest.mark.parametrize(

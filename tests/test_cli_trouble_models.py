@@ -57,11 +57,24 @@ def test_the_other_images_are_classified_if_one_cannot_be_read(cli: Minivit, run
     assert_refused(cli("predict", run_folder, "nowhere.png"), 2, "no file nowhere.png")
 
 
-def test_eval_of_images_with_other_channels(cli: Minivit, run_folder: Path, tmp_path: Path) -> None:
-    folder = save_squares(tmp_path / "squares", 2)
-    for file in folder.rglob("0.png"):
+def test_eval_converts_the_images_of_a_folder_to_the_channels_of_the_model(
+    cli: Minivit, run_folder: Path, tmp_path: Path
+) -> None:
+    in_grey, in_colour = (save_squares(tmp_path / name / "squares", 2) for name in ("grey", "colour"))
+    for file in in_colour.rglob("0.png"):
         Image.open(file).convert("RGB").save(file)
-    assert_refused(cli("eval", run_folder, "--dataset", folder), 2, "images of 1 channels, but squares has 3")
+    said, of_grey = (cli("eval", run_folder, "--dataset", each, "--json").json() for each in (in_colour, in_grey))
+    assert said == of_grey | {"dataset": said["dataset"]}
+    begun = cli("train", in_colour, "--init", run_folder, "--epochs", 1, "--threads", 1, "--json")
+    assert begun.status == 0, begun
+    assert minivit.load_model(begun.json()["run"]).config.in_chans == 1
+
+
+def test_eval_of_a_data_set_with_other_channels(cli: Minivit, tmp_path: Path) -> None:
+    minivit.save_model(minivit.create_model("vit_micro_patch4_8", in_chans=3), tmp_path / "rgb")
+    said = cli("eval", tmp_path / "rgb", "--dataset", "digits")
+    assert said.status == 2
+    assert "expects images of 3 channels, but digits has 1" in said.err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")

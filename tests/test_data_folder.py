@@ -57,7 +57,7 @@ def test_val_is_the_test_set_if_there_is_no_test(folder: Path) -> None:
 def test_val_beside_test_is_the_validation_part(folder: Path) -> None:
     for name in ("a", "b"):
         save(folder / "val" / name / "1.png", seed=50)
-    with pytest.warns(UserWarning, match="val holds the 2 validation images; --validation is not used"):
+    with pytest.warns(UserWarning, match="val holds the 2 validation images$"):
         dataset = load_dataset(folder)
     train, validation = split_validation(dataset, 0.5, seed=0)
     assert (dataset.train_labels[train].tolist(), dataset.train_labels[validation].tolist()) == ([0, 1, 1], [0, 1])

@@ -22,7 +22,7 @@ from minivit.train.recipe import Recipe, model_config
 from minivit.train.run_folder import RunFolder
 from minivit.train.trainer import Trainer
 from minivit.weights import fingerprint, model_metadata
-from minivit.weights.preprocessing import are_same_classes
+from minivit.weights.preprocessing import order_of_classes
 
 BODY: dict[str, Any] = {"patch_size": 2, "depth": 2, "embed_dim": 8, "num_heads": 2}
 IMAGES = {"mean": [0.4], "std": [0.3], "crop_pct": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
@@ -79,16 +79,29 @@ def test_a_head_of_as_many_classes_is_kept(tmp_path: Path) -> None:
     assert_array_equal(model.state_dict()["head.weight"], load_model(tmp_path).state_dict()["head.weight"])
 
 
-def test_classes_of_other_wordnet_ids_are_other_classes() -> None:
-    assert are_same_classes(["tench", "goldfish"], ["n01440764", "n01443537"])
-    assert not are_same_classes(["n01440764", "n01443537"], ["n02086240", "n02087394"])
+IDS = [f"n{number:08}" for number in range(1000)]
+WORDS = [f"lemma {number}" for number in range(1000)]
+
+
+def test_only_a_thousand_wordnet_ids_are_not_compared_with_names() -> None:
+    assert order_of_classes(WORDS, IDS) == list(range(1000))
+    assert order_of_classes(IDS, WORDS) is None
+    assert order_of_classes([*IDS[1:], "n12345678"], IDS) is None
+    assert order_of_classes(WORDS[:2], IDS[:2]) is None
+
+
+def test_the_order_of_classes_is_that_of_their_names() -> None:
+    assert order_of_classes(["b", "c", "a"], ["a", "b", "c"]) == [2, 0, 1]
+    assert order_of_classes(["Ga\u0308rten", "b"], ["b", "G\u00e4rten"]) == [1, 0]  # an accent in two Unicode forms
+    assert order_of_classes(["a", "a"], ["a", "a"]) == [0, 1]
+    assert order_of_classes(["a", "a", "b"], ["b", "a", "a"]) is None
+    assert order_of_classes(["a", "b"], ["a"]) is None
 
 
 @pytest.mark.parametrize(
     ("names", "is_kept"),
     [
         (["left", "right"], True),
-        (["right", "left"], False),
         (["up", "down"], False),
     ],
 )
@@ -104,11 +117,21 @@ def test_a_head_of_as_many_other_classes_is_replaced(names: list[str], is_kept: 
         assert_array_equal(value, before if is_kept or not name.startswith("head.") else np.zeros_like(before))
 
 
-def test_classes_that_are_named_by_wordnet_ids_are_not_compared(tmp_path: Path) -> None:
+def test_a_head_of_the_same_classes_is_put_into_their_order(tmp_path: Path) -> None:
     model = create_model("vit_micro_patch4_8", img_size=4, num_classes=2, seed=3, **BODY)
-    save_model(model, tmp_path, extra={**IMAGES, "class_names": ["tench", "goldfish"]})
+    model.head.bias.value[...] = 1, 2
+    save_model(model, tmp_path, extra={**IMAGES, "class_names": ["right", "left"]})
     begun, start = begun_with(recipe(), tmp_path)
-    dataset = replace(make_dataset(), class_names=("n01440764", "n01443537"))
+    after = Trainer(run_at(tmp_path / "run", begun), make_dataset(), 1, start=start).model.state_dict()
+    assert_array_equal(after["head.bias"], [2, 1])
+    assert_array_equal(after["head.weight"], model.head.weight.value[:, ::-1])
+
+
+def test_the_head_of_imagenet_is_kept_for_folders_that_are_named_by_wordnet_ids(tmp_path: Path) -> None:
+    model = create_model("vit_micro_patch4_8", img_size=4, num_classes=1000, seed=3, **BODY)
+    save_model(model, tmp_path, extra={**IMAGES, "class_names": WORDS})
+    begun, start = begun_with(recipe(), tmp_path)
+    dataset = replace(make_dataset(), class_names=tuple(IDS))
     begun_model = Trainer(run_at(tmp_path / "run", begun), dataset, 1, start=start).model
     assert_array_equal(begun_model.state_dict()["head.weight"], load_model(tmp_path).state_dict()["head.weight"])
 

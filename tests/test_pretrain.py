@@ -113,6 +113,18 @@ def test_resume_continues_the_newest_run_of_pretraining(cli: Minivit, squares: P
     assert said.json()["epochs"] == 3
 
 
+@pytest.mark.parametrize(
+    ("task", "option"), [("mpp", ("--mask-ratio", 0.5)), ("mpp", ("--target", "mean")), ("mae", ("--decoder-depth", 2))]
+)
+def test_an_option_of_the_task_that_changes_nothing_on_resume(
+    cli: Minivit, squares: Path, task: str, option: tuple[Any, ...]
+) -> None:
+    assert cli("pretrain", squares, *SHORT, "--task", task, "--run", "run").status == 0
+    said = cli("pretrain", squares, "--run", "run", "--resume", *option)
+    assert said.status == 0, said
+    assert_refused(cli("pretrain", squares, "--run", "run", "--resume", "--mask-ratio", 0.25), 2, "task_options")
+
+
 def test_the_same_command_resumes_a_run_of_another_task_than_the_recipes(cli: Minivit, squares: Path) -> None:
     command = ("pretrain", squares, *SHORT, "--recipe", "pretrain", "--task", "simmim", "--run", "run")
     assert cli(*command).status == 0

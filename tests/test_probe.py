@@ -202,6 +202,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a std alone": ({"std": (0.5,)}, r"mean is \(\) and std \(0.5,\); expected"),
     "no shots at all": ({"shots": ()}, r"shots is \(\); expected numbers of images"),
     "one number": ({"shots": 1}, "shots is 1; expected numbers of images"),
+    "the name of one layer": (
+        {"layers": "head"},
+        r"layers is 'head'; expected names of layers, such as \('head', '0'\)",
+    ),
+    "no layers": ({"layers": []}, r"layers is \[\]; expected names"),
+    "the name of one kind": ({"kinds": "knn"}, "kinds is 'knn'; expected a sequence of some of least-squares, knn"),
+    "no kinds": ({"kinds": ()}, r"kinds is \(\); expected"),
     "another size": ({"images": np.zeros((60, 4, 8, 1), np.uint8)}, "img_size|size|shape"),
 }
 

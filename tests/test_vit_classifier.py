@@ -182,6 +182,14 @@ def test_it_works_in_the_tools_of_scikit_learn() -> None:
     assert np.array_equal(clone(fitted).fit(X, y).predict_proba(X), fitted.predict_proba(X))
 
 
+def test_an_image_shape_that_is_not_that_of_the_images_is_refused() -> None:
+    X, y = digits(16)
+    images = X.reshape(-1, 8, 8)
+    assert classifier(image_shape=(8, 8)).fit(images, y).image_shape_ == (8, 8, 1)
+    with pytest.raises(UserError, match=r"image_shape is \(4, 16\), but the images are \(8, 8, 1\)"):
+        classifier(image_shape=(4, 16)).fit(images, y)
+
+
 def test_a_seed_decides_the_result() -> None:
     X, y = digits(64)
     one, same, other = (classifier(random_state=seed).fit(X, y).predict_proba(X) for seed in (1, 1, 2))

@@ -355,7 +355,8 @@ def test_the_command_records_says_what_is_wrong_and_keeps_its_options_on_resume(
     (warning,) = [line for line in said.err.splitlines() if line.startswith("minivit: warning: step")]
     assert "is likely too large; a smaller --lr" in warning
     assert list(RunFolder.open(Path("here")).kept_steps()) == [0, 2, 4, 6]
-    cli("train", squares, "--run", "here", "--resume", "--epochs", 3, "--watch", 0)
+    said = cli("train", squares, "--run", "here", "--resume", "--epochs", 3, "--watch", 0)
+    assert "the weights of up to 6 steps are kept in steps/" in said.out
     run = RunFolder.open(Path("here"))
     assert run.watch_options == WatchOptions(keep_every=2)
     assert list(run.kept_steps()) == [0, 2, 4, 6, 8, 9]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from minivit.cli.common import CommandResult, add_data, dataset_name
 from minivit.cli.recipe_options import add_fields, given_options, warn_without_effect
 from minivit.cli.terminal import Terminal
-from minivit.cli.training import image_size, open_images
-from minivit.data import Dataset, load_dataset
+from minivit.cli.training import open_images
+from minivit.data import Dataset
 from minivit.data.dataset import split_validation
 from minivit.data.load import NAMES, NotOnDiskError
 from minivit.errors import UserError, count_of, expect_whole
@@ -118,8 +118,7 @@ def _opened(args: argparse.Namespace, recipe: Recipe, terminal: Terminal) -> tup
     """Return the data set and the recipe for it: the digits if that of the recipe's name is not on disk."""
     if args.dataset is None:
         try:
-            size = image_size(recipe)
-            return load_dataset(recipe.dataset, data_dir=args.data, download=False, image_size=size), recipe
+            return open_images(args, recipe, terminal, download=False), recipe
         except NotOnDiskError:
             if args.data is not None:
                 raise

@@ -125,11 +125,13 @@ def open_dataset(
     skip_bad: bool = False,
     stream: bool | None = None,
     labels: bool = True,
+    download: bool = True,
     **decoding: Any,
 ) -> Dataset:
     """Load a data set with a progress bar, with images of `image_size`, resized as `decoding` says; None: as stored.
 
-    Without `labels`, a folder of images needs no class folders (`load_dataset`).
+    Without `labels`, a folder of images needs no class folders; without `download`, CIFAR is not downloaded
+    (`load_dataset`).
     """
     with terminal.progress() as progress:
         return load_dataset(
@@ -140,6 +142,7 @@ def open_dataset(
             skip_bad=skip_bad,
             stream=stream,
             labels=labels,
+            download=download,
             **decoding,
         )
 

@@ -18,10 +18,10 @@ from minivit.data import Dataset, split_validation
 from minivit.data.images import Decoding, decode_file, quiet_pillow
 from minivit.data.load import NAMES
 from minivit.data.on_demand import Resized, as_on_demand
-from minivit.errors import UserError, counted
+from minivit.errors import UserError, count_of, counted
 from minivit.nn.config import ViTConfig
 from minivit.train.run_folder import RunFolder
-from minivit.weights.preprocessing import Preprocessing, in_one_form, names_differ_in_kind
+from minivit.weights.preprocessing import Preprocessing, in_one_form, order_of_classes
 
 
 class LabelledImages(NamedTuple):
@@ -115,12 +115,14 @@ def dataset_for(
 ) -> Dataset:
     """Return the data set `name` with images as the model of `run` takes them; UserError if it has other channels."""
     size = (config.height, config.width)
-    converted = {"channels": 3} if config.in_chans == 3 else {}  # greyscale files are shown as RGB
+    converted = {"channels": config.in_chans} if config.in_chans in (1, 3) else {}
     decoding = {**preprocessing.decoding, **converted}
     dataset = open_dataset(name, size, args.data, terminal, args.skip_bad, args.stream, **decoding)
     channels = dataset.test_images.shape[3]
     if channels != config.in_chans:
-        raise UserError(f"{run} expects images of {config.in_chans} channels, but {dataset.name} has {channels}")
+        raise UserError(
+            f"{run} expects images of {count_of(config.in_chans, 'channel')}, but {dataset.name} has {channels}"
+        )
     return dataset
 
 
@@ -174,27 +176,26 @@ def _class_order(run: str, opened: OpenedModel, dataset: Dataset) -> tuple[tuple
     UserError
         The model and the data set have different classes.
     """
-    known = opened.class_names
-    theirs = in_one_form(dataset.class_names)
-    if known is None or names_differ_in_kind(known, theirs):
-        if len(theirs) != opened.model.config.num_classes:
+    known, names = opened.class_names, dataset.class_names
+    if known is None:
+        if len(names) != opened.model.config.num_classes:
             raise UserError(
                 f"{run} has {opened.model.config.num_classes} classes without names, "
-                f"but {dataset.name} has {counted(theirs, 'class', 'classes')}"
+                f"but {dataset.name} has {counted(names, 'class', 'classes')}"
             )
-        if known is None:
-            words = f"its classes are taken to be those of {dataset.name} in their order"
-            warnings.warn(f"{run} does not name its classes; {words}", stacklevel=2)
-        return known or dataset.class_names, np.arange(len(theirs))
-    ours = in_one_form(known)
-    if sorted(ours) != sorted(theirs) or len(set(ours)) != len(ours):
+        words = f"its classes are taken to be those of {dataset.name} in their order"
+        warnings.warn(f"{run} does not name its classes; {words}", stacklevel=2)
+        return names, np.arange(len(names))
+    order = order_of_classes(known, names)
+    if order is None:
+        ours, theirs = in_one_form(known), in_one_form(names)
         differ = [f"{name} only {where}" for where, names, others in (("there", ours, theirs), ("here", theirs, ours))
                   for name in names if name not in others]  # fmt: skip
         raise UserError(
             f"{run} has {counted(known, 'class', 'classes')}, but {dataset.name} has "
-            f"{counted(dataset.class_names, 'class', 'classes')}: {counted(differ, 'differs', 'differ')}"
+            f"{counted(names, 'class', 'classes')}: {counted(differ, 'differs', 'differ')}"
         )
-    return known, np.array([ours.index(name) for name in theirs])
+    return known, np.array(order)
 
 
 def _part(dataset: Dataset, split: str, validation: tuple[float, int] | None) -> tuple[Array, Array]:

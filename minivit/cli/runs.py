@@ -70,7 +70,8 @@ def run(args: argparse.Namespace, terminal: Terminal) -> CommandResult:
         with_metrics = [each for each, values in zip(opened, described, strict=True) if values["epochs_done"]]
         save_figure(explorer.plot_curves(with_metrics), Path(args.out).expanduser())
         terminal.show(f"the curves are in {args.out}")
-    return CommandResult({"runs": [*described, *errors], "differences": differences, "figure": args.out})
+    values = {"runs": [*described, *errors], "differences": differences, "figure": args.out}
+    return CommandResult(values, 0 if opened else 2)
 
 
 def _runs_in(path: Path) -> list[Path]:

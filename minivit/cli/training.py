@@ -38,8 +38,9 @@ from minivit.data.scan import class_names
 from minivit.errors import RunError, UserError, count_of, install, program
 from minivit.nn.masked import MaskedModel
 from minivit.nn.presets import get_config
+from minivit.nn.pretraining import with_defaults
 from minivit.train.curves import draw_curves
-from minivit.train.initial import begun_again, has_other_classes
+from minivit.train.initial import begun_again, order_in_head
 from minivit.train.interrupt import Interrupted
 from minivit.train.memory import OutOfMemoryError
 from minivit.train.recipe import Recipe
@@ -199,10 +200,10 @@ def _about_run(args: argparse.Namespace, trainer: Trainer, start: OpenedFile | N
             head = "a head of zeros is added"
         elif classes != config.num_classes:
             head = f"a head of zeros replaces that of {classes:,} classes"
-        elif has_other_classes(start, dataset.class_names):
+        elif (order := order_in_head(start, dataset.class_names)) is None:
             head = "a head of zeros replaces that of other classes"
         else:
-            head = "their head"
+            head = "their head" + (", its classes put into another order" if order != sorted(order) else "")
         yield f"begins with the weights of {args.init}, for images of {config.height} x {config.width}; {head}"
     if recipe.freeze:
         yield f"frozen: {', '.join(recipe.freeze)}; {trainer.optimizer.count:,} parameters are trained"
@@ -213,7 +214,8 @@ def _about_run(args: argparse.Namespace, trainer: Trainer, start: OpenedFile | N
     if every := trainer.watch.options.keep_every:
         kept = -(-trainer.total_steps // every) + 1  # the first and the last too
         size = kept * trainer.model.parameters.store.values.nbytes / 1e6
-        yield f"the weights of {kept:,} steps are kept in steps/, some {size:,.0f} MB"
+        most = "up to " if args.resume else ""  # those before may not have been kept
+        yield f"the weights of {most}{kept:,} steps are kept in steps/, some {size:,.0f} MB"
     if recipe.batch_size >= 2 * images:
         yield f"a batch of {recipe.batch_size} holds all of them: one step an epoch; see --batch-size"
     if args.validation is not None and dataset.validation_index is not None:
@@ -222,12 +224,18 @@ def _about_run(args: argparse.Namespace, trainer: Trainer, start: OpenedFile | N
         yield "training images are mirrored at random: --no-flip where left and right differ"
 
 
-def open_images(args: argparse.Namespace, recipe: Recipe, terminal: Terminal) -> Dataset:
+def open_images(args: argparse.Namespace, recipe: Recipe, terminal: Terminal, download: bool = True) -> Dataset:
     """Load the data set of a recipe, with images of `image_size`."""
-    size = image_size(recipe)
-    labels = not recipe.task
     return open_dataset(
-        recipe.dataset, size, args.data, terminal, args.skip_bad, args.stream, labels=labels, **recipe.decoding
+        recipe.dataset,
+        image_size(recipe),
+        args.data,
+        terminal,
+        args.skip_bad,
+        args.stream,
+        labels=not recipe.task,
+        download=download,
+        **recipe.decoding,
     )
 
 
@@ -294,6 +302,9 @@ def _resumed(args: argparse.Namespace, command: str) -> RunFolder:
     options = given.get("model_options")
     if options and get_config(run.model, **options) == get_config(run.model, **run.model_options):
         del given["model_options"]  # what differs is what the preset has too
+    options = given.get("task_options")
+    if options and with_defaults(run.task, options) == with_defaults(run.task, run.task_options):
+        del given["task_options"]
     if given.get("micro_batch") == 0:
         del given["micro_batch"]  # 0 asks for the model's own, which the recipe of a run holds
     if args.init is not None:

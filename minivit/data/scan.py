@@ -129,7 +129,7 @@ def _scan_parts(path: Path, parts: dict[str, str], others: list[str]) -> Scan:
             notes += _check_same_classes(path / parts["train"], train, path / parts[part], found[part])
     if "test" in found and "val" in found:
         count = sum(map(len, found["val"].values()))
-        notes.append(f"{path / parts['val']} holds the {count:,} validation images; --validation is not used")
+        notes.append(f"{path / parts['val']} holds the {count:,} validation images")
     if "test" in found:
         return Scan(train, found["test"], found.get("val", {}), notes)
     if "val" in found:

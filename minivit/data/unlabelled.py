@@ -56,7 +56,7 @@ def scan_unlabelled(path: Path) -> Scan:
             "or give the folder whose images are to be trained on"
         )
     if test and val:
-        notes.append(f"{path} holds the {len(val):,} validation images; --validation is not used")
+        notes.append(f"{path} holds the {len(val):,} validation images")
     elif val:
         test, val = val, []
     elif not test:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +60,12 @@ def masked_model(
     except (TypeError, ValueError) as error:
         raise UserError(f"the task {task} cannot be used like this: {error}") from error
     return model.initialize(seed, dtype, backend)
+
+
+def with_defaults(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the model of a task, with the default of each that is left out."""
+    parameters = inspect.signature(TASKS[task]).parameters
+    return {name: parameters[name].default for name in options_of(task)} | dict(options)
 
 
 def options_of(task: str) -> list[str]:

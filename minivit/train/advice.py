@@ -121,8 +121,10 @@ def nothing_learnt(
         limit = _accuracy_above_guessing(own)
         if any(line.get(f"{part}_accuracy", 0.0) > limit for line in epochs):
             return True, None
+    last = lines[-1]["train_loss"]
+    state = f"is {last:.4g}, above" if last > 1.02 * loss else "stays at"
     return True, (
-        f"nothing has been learnt in {len(lines)} epochs: the loss stays at that of guessing ({loss:.2f}); "
+        f"nothing has been learnt in {len(lines)} epochs: the loss {state} that of guessing ({loss:.2f}); "
         f"a smaller --lr than {recipe.lr:g} may help, or more epochs"
     )
 

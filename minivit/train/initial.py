@@ -16,7 +16,7 @@ from minivit.weights import fingerprint, model_metadata
 from minivit.weights.adapt import adapted_config
 from minivit.weights.layout import TRAINING_FIELDS
 from minivit.weights.load import OpenedFile, open_model_file
-from minivit.weights.preprocessing import FITS, are_same_classes, class_names_of, preprocessing_of
+from minivit.weights.preprocessing import FITS, class_names_of, order_of_classes, preprocessing_of
 
 # What the data set and the run determine, whatever the weights are.
 _FREE = {"num_classes", "img_size", "in_chans", "representation_size", "representation_act"} | TRAINING_FIELDS
@@ -110,19 +110,20 @@ def options_with_head(recipe: Recipe, start: OpenedFile, classes: int) -> dict[s
     return dict(recipe.model_options) | ({"representation_size": 0} if replaced else {})
 
 
-def has_other_classes(start: OpenedFile, class_names: Sequence[str]) -> bool:
-    """Return whether the head of `start` is for classes of other names, or in another order, than `class_names`.
+def order_in_head(start: OpenedFile, class_names: Sequence[str]) -> list[int] | None:
+    """Return for each of `class_names` its number in the head of `start`, or None if the head is for other classes.
 
-    Weights whose classes have no names have none to compare.
+    Classes of the weights that have no names are taken to be as many classes in their order.
     """
     known = class_names_of(start.path, model_metadata(start.path), start.config)
-    return known is not None and not are_same_classes(known, class_names)
+    return list(range(start.config.num_classes)) if known is None else order_of_classes(known, class_names)
 
 
 def begun_model(start: OpenedFile, config: ViTConfig, class_names: Sequence[str], dtype: str, backend: str) -> ViT:
     """Return a model of `config` with the weights of `start`, and a head of zeros for other classes.
 
-    Of a head for as many classes with other names, a hidden layer is kept.
+    A head for the same classes in another order is put into the order of `class_names`. Of a head for as many classes
+    with other names, a hidden layer is kept.
 
     Raises
     ------
@@ -133,9 +134,10 @@ def begun_model(start: OpenedFile, config: ViTConfig, class_names: Sequence[str]
     if differ := _differences(config, fitting, TRAINING_FIELDS):
         raise UserError(f"the run's model differs from the weights in {start.path}: {', '.join(differ)}")
     model = start.load(config, dtype, backend)
-    if model.head is not None and has_other_classes(start, class_names):
+    if model.head is not None and start.config.num_classes == config.num_classes:
+        order = order_in_head(start, class_names)
         for parameter in model.head.parameters.values():
-            parameter.value[...] = 0
+            parameter.value[...] = 0 if order is None else parameter.value[..., order]
     return model
 
 

@@ -127,13 +127,18 @@ def linear_probe(
     if not isinstance(model, ViT):
         raise UserError(f"linear_probe was given a {type(model).__name__}; expected a ViT, such as model.encoder")
     expect_whole("draws", draws)
+    for name, values, expected in (
+        ("shots", shots, "numbers of images of each class, such as (1, 10, None)"),
+        ("kinds", kinds, f"a sequence of some of {', '.join(KINDS)}"),
+        ("layers", layers, f"names of layers, such as ({HEAD!r}, '0')"),
+    ):
+        if isinstance(values, str) or not np.iterable(values) or not len(values):
+            raise UserError(f"{name} is {values!r}; expected {expected}")
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"there is no probe {unknown[0]!r}; expected some of {', '.join(KINDS)}")
     if l2 is not None and not 0 < l2 < np.inf:
         raise UserError(f"l2 is {l2}; expected more than 0")
     labels, test_labels = _labels(labels, images, "labels"), _labels(test_labels, test_images, "test labels")
-    if not np.iterable(shots) or not len(shots):
-        raise UserError(f"shots is {shots}; expected numbers of images of each class, such as (1, 10, None)")
     mean, std = _statistics(mean, std, images)
     classes = int(max(labels.max(), test_labels.max())) + 1
     _expect_enough(labels, classes, shots, class_names)

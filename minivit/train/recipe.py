@@ -233,8 +233,8 @@ class Recipe:
         """How images are resized, as `load_dataset` takes it, with their channels if the weights determine them."""
         said = self.preprocessing
         resizing = {"crop_fraction": said["crop_pct"], "fit": FITS[said["crop_mode"]]}
-        # Greyscale files are read as RGB if the weights are for RGB.
-        channels = {"channels": 3} if self.init and self.model_options.get("in_chans") == 3 else {}
+        in_chans = self.model_options.get("in_chans")
+        channels = {"channels": in_chans} if self.init and in_chans in (1, 3) else {}  # files of others are converted
         return resizing | {"interpolation": said["interpolation"]} | channels
 
     @property

@@ -128,7 +128,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):
         shape = _shape_of(X)
         X, y = validate_data(self, _rows(X), y)
         check_classification_targets(y)
-        self.image_shape_ = shape or _image_shape(self.image_shape, X.shape[1])
+        self.image_shape_ = _image_shape(self.image_shape, X.shape[1], shape)
         self.classes_, labels = np.unique(y, return_inverse=True)
         self.pixel_range_ = (0.0, 255.0) if X.dtype == np.uint8 else (float(X.min()), float(X.max()))
         self._seen = float(X.min()), float(X.max())
@@ -226,16 +226,20 @@ def _model_size(shape: tuple[int, ...], model: str, options: dict[str, Any]) -> 
     return tuple(P + -(-max(0, side - P) // S) * S for side, P, S in zip(shape, patches, config.stride, strict=False))
 
 
-def _image_shape(given: tuple[int, ...] | None, features: int) -> tuple[int, ...]:
-    """Return (height, width, C) of the image in a row."""
+def _image_shape(given: tuple[int, ...] | None, features: int, images: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return (height, width, C) of the image in a row of `features`, or of `images`, which is None for rows."""
     if given is not None:
         shape = (*given, 1)[:3] if isinstance(given, Sequence) and len(given) in (2, 3) else ()
+        if images is not None and shape != images:
+            raise UserError(f"image_shape is {given}, but the images are {images}; leave image_shape out")
         if math.prod(shape) != features or not shape:
             raise UserError(
                 f"image_shape is {given}, but a row has {features} numbers; expected (height, width) or "
                 "(height, width, channels) with that product"
             )
         return shape
+    if images is not None:
+        return images
     for C in (1, 3):
         side = math.isqrt(features // C)
         if side * side * C == features:

@@ -22,6 +22,7 @@ _CROP_PCT = 0.875  # timm's, where a configuration has none
 _STD = (1e-6, 1e6)
 # A class of ImageNet as its folder is called. Sorted, they are in the order of the heads of all models of ImageNet-1k.
 _SYNSET = re.compile(r"n\d{8}")
+_IMAGENET_1K = 1000  # classes
 
 
 @dataclass(frozen=True)
@@ -112,22 +113,25 @@ def class_names_of(path: Path, about: Mapping[str, Any], config: ViTConfig) -> t
     return tuple(names)
 
 
-def are_same_classes(known: Sequence[str], names: Sequence[str]) -> bool:
-    """Return whether a model's classes, which are `known` by these names, are those of a data set, in the same order.
+def order_of_classes(known: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """Return for each of `names` its number in a model whose classes have the names `known`, or None if they differ.
 
-    Where `names_differ_in_kind`, they are taken to be.
+    1,000 WordNet IDs, as of the folders of ImageNet-1k, are not compared with names of another kind: the heads of all
+    its models are in the order of these IDs.
     """
-    return in_one_form(known) == in_one_form(names) or names_differ_in_kind(known, names)
+    ours, theirs = in_one_form(known), in_one_form(names)
+    of_imagenet = len(ours) == len(theirs) == _IMAGENET_1K and _are_synsets(theirs) and not _are_synsets(ours)
+    if ours == theirs or of_imagenet:
+        return list(range(len(ours)))
+    numbers = {name: number for number, name in enumerate(ours)}
+    if sorted(ours) != sorted(theirs) or len(numbers) != len(ours):
+        return None
+    return [numbers[name] for name in theirs]
 
 
 def in_one_form(names: Sequence[str]) -> list[str]:
     """Return names in one Unicode form, to compare them: file systems differ in the form of an accent."""
     return [unicodedata.normalize("NFC", name) for name in names]
-
-
-def names_differ_in_kind(known: Sequence[str], names: Sequence[str]) -> bool:
-    """Return whether `names` are as many WordNet IDs, as of the folders of ImageNet, and those of the model are not."""
-    return len(known) == len(names) and _are_synsets(names) and not _are_synsets(known)
 
 
 def _are_synsets(names: Sequence[str]) -> bool:
@@ -141,7 +145,7 @@ def timm_metadata(config_json: Mapping[str, Any], classes: int) -> dict[str, Any
     """
     pretrained = pretrained_part(config_json)
     names = config_json.get("label_names") or pretrained.get("label_names")
-    if names is None and classes == 1000:
+    if names is None and classes == _IMAGENET_1K:
         names = list(imagenet_names())
     found = {"class_names": names, "crop_pct": _CROP_PCT}
     found |= {key: pretrained[key] for key in IMAGE_KEYS if pretrained.get(key) is not None}
