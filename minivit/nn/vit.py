@@ -352,7 +352,7 @@ class ViT(Model):
             self.config = replace(config, num_classes=classes, depth=len(self.blocks))
 
     def is_standard(self) -> bool:
-        """Return whether the layers up to the last block are the original ones, so that workers may share its tokens."""
+        """Return whether all layers up to the last block are the original ones, so that workers may share tokens."""
         standard = all(isinstance(b, EncoderBlock) and b.is_standard() for b in self.blocks)
         standard = standard and self._classes_before_blocks() == self._made_of
         return type(self) is ViT and standard and self.config.pos_embed_layers == "first"

@@ -64,6 +64,11 @@ class Record:
     parameters : dict
         Of a layer: its own parameters by name, each with `value` and `grad`. They are attributes too: `weight` and
         `dweight`. A parameter with the name of a quantity of the pass, such as `q`, is called `q_parameter`.
+    has_parameters : bool
+        Of a layer: whether it, or a layer in it, has parameters.
+    gradient_norm : float or None
+        Of a layer: the norm of the gradients of all parameters in it, whether or not the layers in it are recorded; NaN
+        if one is not finite. None without parameters or a backward pass, and for a second call of a layer.
     arguments, gradients : dict
         Of an op: its arguments by name, and their gradients.
     statistics : mapping
@@ -87,6 +92,8 @@ class Record:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self.argument_names: list[str] = []  # of the parameters, for a layer
+        self.has_parameters = False
+        self.gradient_norm: float | None = None
         self.statistics: Mapping[str, Statistics] = _StatisticsOf(self.quantities)
 
     def __getattr__(self, name: str) -> Any:

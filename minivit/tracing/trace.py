@@ -12,6 +12,7 @@ The model, its gradients and the random stream stay as they are.
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -319,7 +320,11 @@ class _Run:
             if not any(matches(name, pattern) for name in (*tracer.names, *tracer.plain_names)):
                 raise unknown(pattern, tracer.names)
         called = set(tracer.names)
+        parameters = replica.parameters.values() if goes_back else ()
+        norms = {id(each): table.norm_of(Statistics.of(each.grad)) for each in parameters}
         for name, layer in tracer.layers:
+            if norms and name in tracer.records and (declared := layer.declared()):
+                tracer.records[name].gradient_norm = math.hypot(*(norms[id(each)] for each in declared.values()))
             owner, prefix = name, ""
             if name not in called and any(each.startswith(f"{name}.") for each in called):
                 # Its parts are called one by one, as those of an encoder.
