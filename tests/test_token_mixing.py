@@ -68,7 +68,8 @@ def is_the_same_in_every_pass(vit: ViT) -> None:
     """Assert that the logits are those of a trace, of a pass under a hook, and of `forward_head`; check gradients."""
     x = images()
     logits = vit(x)
-    assert_close([logits], [trace(vit, x).y], 1e-12)
+    traced: Any = trace(vit, x)
+    assert_close([logits], [traced.y], 1e-12)
     with vit.head.register_forward_hook(lambda layer, x, y: None):
         assert_close([logits], [vit(x)], 1e-12)
     assert_close([logits], [vit.forward_head(vit.forward_features(x))], 1e-12)

@@ -128,23 +128,35 @@ class Attention(Layer):
 
     def _normed(self, qkv: Array, rng: Key | None, keep: bool) -> tuple[Array, Any]:
         """Return `qkv` (B, N, 3 H K) with queries and keys normalised in each head, and the caches of the norms."""
-        if self.q_norm is None or self.k_norm is None:
+        if self.q_norm is None and self.k_norm is None:
             return qkv, None
-        parts = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, *self.q_norm.weight.shape)
+        parts = self._parts(qkv)
         normed = namespace(qkv).empty_like(parts)
-        normed[:, :, 0], cache1 = self.q_norm.forward(parts[:, :, 0], fold(rng, "q_norm"), keep)
-        normed[:, :, 1], cache2 = self.k_norm.forward(parts[:, :, 1], fold(rng, "k_norm"), keep)
-        normed[:, :, 2] = parts[:, :, 2]
-        return normed.reshape(qkv.shape), (cache1, cache2)
+        caches = {}
+        for i, (name, norm) in enumerate(self._norms().items()):
+            part = parts[:, :, i]
+            if norm is not None:
+                part, caches[name] = norm.forward(part, fold(rng, name), keep)
+            normed[:, :, i] = part
+        return normed.reshape(qkv.shape), caches
+
+    def _norms(self) -> dict[str, Layer | None]:
+        """Return the norms of queries, keys and values; those of values are None."""
+        return {"q_norm": self.q_norm, "k_norm": self.k_norm, "v": None}
+
+    def _parts(self, qkv: Array) -> Array:
+        """Return an array of queries, keys and values (B, N, 3 H K) as (B, N, 3, H, K)."""
+        B, N, width = qkv.shape
+        return qkv.reshape(B, N, 3, self.num_heads, width // (3 * self.num_heads))
 
     def _normed_backward(self, dqkv: Array, caches: Any) -> Array:
-        if self.q_norm is None or self.k_norm is None:
+        if self.q_norm is None and self.k_norm is None:
             return dqkv
-        parts = dqkv.reshape(*dqkv.shape[:2], 3, self.num_heads, *self.q_norm.weight.shape)
+        parts = self._parts(dqkv)
         d = namespace(dqkv).empty_like(parts)
-        d[:, :, 0] = self.q_norm.backward(parts[:, :, 0], caches[0])
-        d[:, :, 1] = self.k_norm.backward(parts[:, :, 1], caches[1])
-        d[:, :, 2] = parts[:, :, 2]
+        for i, (name, norm) in enumerate(self._norms().items()):
+            part = parts[:, :, i]
+            d[:, :, i] = part if norm is None else norm.backward(part, caches[name])
         return d.reshape(dqkv.shape)
 
     def cost(self, shape: tuple[int, ...], queries: slice = ALL) -> Cost:

@@ -32,7 +32,7 @@ class ViT(Model):
     """A Vision Transformer: (B, height, width, C) images to (B, num_classes) logits.
 
     Its layers may be replaced by others, also by those of a user; `config` follows the number of blocks and the width
-    of a linear head.
+    of a linear head from the next pass, or the next use of `parameters`, on.
 
     Parameters
     ----------

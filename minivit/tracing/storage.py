@@ -78,7 +78,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Arr
             record.dtypes = dict(given["dtypes"])
             record.has_parameters = bool(given["has_parameters"])
             norm = given["gradient_norm"]
-            record.gradient_norm = None if norm is None else float(norm)
+            record.set_gradient_norm(None if norm is None else float(norm))
             if statistics is None:
                 record.quantities.update({each: tensors[f"{record.name}/{each}"] for each in record.shapes})
             else:
