@@ -130,33 +130,29 @@ class Attention(Layer):
         """Return `qkv` (B, N, 3 H K) with queries and keys normalised in each head, and the caches of the norms."""
         if self.q_norm is None and self.k_norm is None:
             return qkv, None
-        parts = self._parts(qkv)
-        normed = namespace(qkv).empty_like(parts)
-        caches = {}
-        for i, (name, norm) in enumerate(self._norms().items()):
-            part = parts[:, :, i]
-            if norm is not None:
-                part, caches[name] = norm.forward(part, fold(rng, name), keep)
-            normed[:, :, i] = part
-        return normed.reshape(qkv.shape), caches
-
-    def _norms(self) -> dict[str, Layer | None]:
-        """Return the norms of queries, keys and values; those of values are None."""
-        return {"q_norm": self.q_norm, "k_norm": self.k_norm, "v": None}
-
-    def _parts(self, qkv: Array) -> Array:
-        """Return an array of queries, keys and values (B, N, 3 H K) as (B, N, 3, H, K)."""
         B, N, width = qkv.shape
-        return qkv.reshape(B, N, 3, self.num_heads, width // (3 * self.num_heads))
+        parts = qkv.reshape(B, N, 3, self.num_heads, width // (3 * self.num_heads))
+        q, k, v = (parts[:, :, i] for i in range(3))
+        normed = namespace(qkv).empty_like(parts)
+        normed[:, :, 0], cache1 = (
+            (q, None) if self.q_norm is None else self.q_norm.forward(q, fold(rng, "q_norm"), keep)
+        )
+        normed[:, :, 1], cache2 = (
+            (k, None) if self.k_norm is None else self.k_norm.forward(k, fold(rng, "k_norm"), keep)
+        )
+        normed[:, :, 2] = v
+        return normed.reshape(qkv.shape), (cache1, cache2)
 
     def _normed_backward(self, dqkv: Array, caches: Any) -> Array:
         if self.q_norm is None and self.k_norm is None:
             return dqkv
-        parts = self._parts(dqkv)
+        B, N, width = dqkv.shape
+        parts = dqkv.reshape(B, N, 3, self.num_heads, width // (3 * self.num_heads))
+        dq, dk, dv = (parts[:, :, i] for i in range(3))
         d = namespace(dqkv).empty_like(parts)
-        for i, (name, norm) in enumerate(self._norms().items()):
-            part = parts[:, :, i]
-            d[:, :, i] = part if norm is None else norm.backward(part, caches[name])
+        d[:, :, 0] = dq if self.q_norm is None else self.q_norm.backward(dq, caches[0])
+        d[:, :, 1] = dk if self.k_norm is None else self.k_norm.backward(dk, caches[1])
+        d[:, :, 2] = dv
         return d.reshape(dqkv.shape)
 
     def cost(self, shape: tuple[int, ...], queries: slice = ALL) -> Cost:
