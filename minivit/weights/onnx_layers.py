@@ -164,9 +164,8 @@ def _(layer: Attention, graph: Graph, x: str, name: str) -> str:
     qkv = graph.reshape(nodes_of_layer(layer.qkv, graph, x, f"{name}.qkv"), 0, 0, 3, H, width // H)
     parts = graph.nodes_of("Split", 3, qkv, axis=2, num_outputs=3)
     q, k, v = (graph.transpose(graph.reshape(part, 0, 0, H, width // H), 0, 2, 1, 3) for part in parts)
-    if layer.q_norm is not None:
+    if layer.q_norm is not None and layer.k_norm is not None:
         q = nodes_of_layer(layer.q_norm, graph, q, f"{name}.q_norm")
-    if layer.k_norm is not None:
         k = nodes_of_layer(layer.k_norm, graph, k, f"{name}.k_norm")
     relative = None
     if layer.rel_pos is not None:
