@@ -292,3 +292,9 @@ def test_values_are_checked_where_they_enter() -> None:
             engine.loss_and_gradients(images, labels)
         with pytest.raises(TypeError, match="expected an array of NumPy or CuPy, got list"):
             engine.predict([[1.0]])  # type: ignore[arg-type]
+
+
+def test_an_engine_runs_a_model_and_no_layer_of_one() -> None:
+    block: Any = model().blocks[0]
+    with pytest.raises(UserError, match="Engine was given a EncoderBlock; expected a ViT or a model of masked pre-tra"):
+        Engine(block)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bare_vit import model
 from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -189,3 +190,9 @@ def test_other_dtypes_are_an_error(f: Callable[[Any], Any], dtype: str) -> None:
 def test_an_argument_that_is_not_an_array_is_an_error(f: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError, match="got list"):
         f([1.0])
+
+
+def test_a_model_of_16_bits_on_the_host_is_told_to_be_converted() -> None:
+    x = np.ones((1, 4, 9, 3), np.float16)
+    with pytest.raises(TypeError, match=r"GELU on the host does not compute 16 bits: use model\.astype\('float32'\)"):
+        model("float16")(x)

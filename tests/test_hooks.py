@@ -369,3 +369,36 @@ def test_a_layer_without_an_input_is_observed() -> None:
         y, _ = layer.forward()
     assert y.shape == (3,)
     assert seen == []
+
+
+def test_a_hook_may_read_what_is_no_array_and_cannot_replace_it() -> None:
+    class Twice(Layer):
+        """Returns its input as a pair."""
+
+        def forward(self, x: Any, rng: Key | None = None, keep: bool = True) -> tuple[Any, Any]:
+            return (x, 2 * x), ()
+
+        def backward(self, dy: Any, cache: Any) -> Any:
+            return dy[0] + 2 * dy[1]
+
+    class Sum(Twice):
+        """Adds a pair."""
+
+        def forward(self, x: Any, rng: Key | None = None, keep: bool = True) -> tuple[Any, Any]:
+            return x[0] + x[1], ()
+
+        def backward(self, dy: Any, cache: Any) -> Any:
+            return dy, dy
+
+    seen: list[Any] = []
+    for layer, given in ((Twice(), X), (Sum(), (X, X))):
+        layer.register_forward_hook(lambda layer, x, y: seen.append(y))
+        layer.register_backward_hook(lambda layer, dx, dy: seen.append(dx))
+        y, cache = layer.forward(given)
+        assert_same_bits([y], [seen[-1]]) if hasattr(y, "dtype") else assert_same_bits(y, seen[-1])
+        layer.backward(y, cache)
+    assert [type(each) for each in seen] == [tuple, np.ndarray, np.ndarray, tuple]
+    layer = Twice()
+    layer.register_forward_hook(lambda layer, x, y: x)
+    with pytest.raises(TypeError, match=r"a hook of a Twice returned a ndarray; expected None, because .* is a tuple"):
+        layer.forward(X)

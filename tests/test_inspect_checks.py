@@ -170,6 +170,50 @@ def test_a_layer_that_cannot_be_checked_says_why() -> None:
     )
 
 
+class Pair(Layer):
+    """Returns two arrays."""
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Any, Any]:
+        return (x, 2 * x), ()
+
+    def backward(self, dy: Any, cache: Any) -> Array:
+        d: Array = dy[0] + 2 * dy[1]
+        return d
+
+
+class SumOfPair(Layer):
+    """Adds two arrays."""
+
+    def forward(self, x: Any, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
+        return x[0] + x[1], ()
+
+    def backward(self, dy: Array, cache: Any) -> Any:
+        return dy, dy
+
+
+class OfParts(Layer):
+    """Passes a pair of arrays from one layer to another."""
+
+    def __init__(self) -> None:
+        self.pair, self.sum = Pair(), SumOfPair()
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> tuple[Array, Any]:
+        pair, _ = self.pair.forward(x, rng, keep)
+        return self.sum.forward(pair, rng, keep)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return self.pair.backward(self.sum.backward(dy, ()), ())
+
+
+def test_layers_whose_input_or_result_is_no_array_are_not_checked() -> None:
+    vit = shaken(model())
+    vit.blocks[0].mlp = OfParts()  # type: ignore[assignment]
+    found = check_layers(vit, traced(vit))
+    for name in ("pair", "sum"):
+        assert notes(found[f"blocks.0.mlp.{name}"]) == "not checked: its input or result is not an array"
+    assert found["blocks.0.mlp"]["passed"]
+
+
 def test_of_a_trace_with_statistics_nothing_can_be_checked() -> None:
     vit = shaken(model())
     found = check_layers(vit, traced(vit, statistics=True))

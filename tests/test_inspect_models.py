@@ -17,7 +17,7 @@ import minivit
 from minivit.arrays import Array
 from minivit.errors import UserError
 from minivit.explorer import Limits, explore
-from minivit.layers import LayerNorm, Linear
+from minivit.layers import EncoderBlock, LayerNorm, Linear
 
 FORMS: dict[str, dict[str, Any]] = {
     "without a class token": {"class_token": False, "global_pool": "avg"},
@@ -359,3 +359,31 @@ def test_a_model_of_complex_numbers_is_refused() -> None:
 def test_another_object_than_a_model_is_refused() -> None:
     with pytest.raises(UserError, match="expected a ViT"):
         explore(Linear(3, 4), np.zeros((1, 3), np.float32))  # type: ignore[arg-type] # the test
+
+
+def test_the_page_has_every_call_of_a_block_that_stands_in_several_places() -> None:
+    model = small_vit.model(depth=1)
+    model.blocks = model.blocks * 2
+    data = small_page(model)
+    assert_valid(data)
+    depth = data["depth"]
+    assert depth["layers"] == ["patch_embed", "blocks.0", "blocks.0_2", "norm", "head"]
+    weights = depth["steps"][-1]["weights"]
+    assert weights[1] == weights[2] > 0
+    stages = [stage["name"] for stage in data["images"][0]["path"]]
+    assert stages[2:8] == [
+        "blocks.0.attn",
+        "blocks.0.mlp",
+        "blocks.0",
+        "blocks.0.attn_2",
+        "blocks.0.mlp_2",
+        "blocks.0_2",
+    ]
+
+
+def test_the_page_of_blocks_with_different_numbers_of_heads_has_no_distance() -> None:
+    model = small_vit.model(depth=2)
+    model.blocks[1] = EncoderBlock(12, 2, 24).initialize(1)
+    data = small_page(model)
+    assert_valid(data)
+    assert data["depth"]["steps"][-1]["distance"] is None

@@ -353,3 +353,11 @@ def test_a_model_on_a_device_is_measured_alike() -> None:
     flows = (gradient_flow(minivit.trace(vit, z, [0, 1])) for vit, z in ((device, there), (host, x)))
     for ours, theirs in zip(*(flow[1:] for flow in flows), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_the_distance_of_blocks_with_different_numbers_of_heads_is_refused_in_words() -> None:
+    vit = shaken(model())
+    vit.blocks[1] = layers.EncoderBlock(6, 3, 24).initialize(1, "float64")
+    with pytest.raises(UserError, match=r"differ in their numbers of heads \(blocks\.2 has 2, blocks\.1 has 3\)"):
+        attention_distance(vit, images())
+    assert attention_rollout(vit, images()).shape == (2, 2, 3)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from bare_vit import images, model, shaken
-from contract import assert_close, assert_same_bits
+from contract import assert_close, assert_same_bits, normal
 
 from minivit import (
     SGD,
@@ -21,6 +21,7 @@ from minivit import (
     UserError,
     ViT,
     ViTConfig,
+    gradcheck_layer,
     gradcheck_model,
     initializers,
     layers,
@@ -324,6 +325,22 @@ def test_a_generator_reaches_layers_of_a_user_in_every_place() -> None:
     vit.blocks[0].attn.k_norm = ready(NotingNorm(D // 2))
     vit.forward(X, rng=np.random.default_rng(0))
     assert seen == ["blocks.0.attn.k_norm", "blocks.0.mlp.fc1", "head"]
+
+
+@pytest.mark.parametrize("kind", [layers.LayerNorm, RMSNorm, Slope], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("names", [["q_norm"], ["k_norm"], ["q_norm", "k_norm"]], ids=str)
+def test_each_norm_of_queries_or_keys_is_applied_by_itself(names: list[str], kind: Any) -> None:
+    attention = shaken(layers.Attention(D, 2).initialize(1, "float64"))
+    norms = {name: ready(kind() if kind is Slope else kind(D // 2)) for name in names}
+    for name, norm in norms.items():
+        setattr(attention, name, norm)
+    x = normal(np.empty((2, 5, D)))
+    parts = attention.qkv(x).reshape(2, 5, 3, 2, D // 2)
+    for i, name in enumerate(("q_norm", "k_norm")):
+        parts[:, :, i] = norms[name](parts[:, :, i]) if name in norms else parts[:, :, i]
+    h, _ = ops.attention(parts.reshape(2, 5, 3 * D), 2, keep=False)
+    assert_close([attention(x)], [attention.proj(h)], 1e-12)
+    assert gradcheck_layer(attention, x)
 
 
 class Shift(Layer):

@@ -13,7 +13,7 @@ from small_vit import batch, model
 
 from minivit import Key, Layer, Parameter, UserError, initializers, layers, ops
 from minivit.arrays import Array
-from minivit.tracing import Statistics, load_trace, trace
+from minivit.tracing import Statistics, gradient_flow, load_trace, trace
 
 
 class Chosen(Layer):
@@ -192,3 +192,47 @@ def test_a_trace_of_complex_numbers_is_not_saved(statistics: bool, tmp_path: Pat
     vit, images = model("complex128"), images.astype("complex128")
     with pytest.raises(UserError, match=r"is complex128, .* save a trace of model.astype\('float64'\)"):
         trace(vit, images, labels, statistics=statistics).save(tmp_path / "trace.safetensors")
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_the_norm_of_all_gradients_in_a_layer_does_not_depend_on_what_is_recorded(
+    statistics: bool, tmp_path: Path
+) -> None:
+    images, labels, _ = batch(2, "float64")
+    vit = model("float64")
+    whole = {row.name: row.gradient for row in trace(vit, images, labels).rows("**")}
+    vit.zero_grad()
+    logits, cache = vit.forward(images)
+    vit.backward(ops.cross_entropy_backward(1.0, ops.cross_entropy(logits, labels)[1]), cache)
+    for name in ("model", "blocks.0", "blocks.0.attn"):
+        of = [p.grad for key, p in vit.parameters.items() if name == "model" or key.startswith(f"{name}.")]
+        assert whole[name] == pytest.approx(np.sqrt(sum(float((grad**2).sum()) for grad in of)))
+    found = trace(vit, images, labels, ["model", "blocks.*", "blocks.0.attn"], statistics=statistics)
+    found.save(tmp_path / "trace.safetensors")
+    for each in (found, load_trace(tmp_path / "trace.safetensors")):
+        for row in each.rows("**"):
+            assert row.gradient == pytest.approx(whole[row.name])
+        assert gradient_flow(each).parameters.tolist() == [row.gradient for row in each.rows("blocks.*")]
+    assert [row.gradient for row in trace(vit, images, at="blocks.*").rows()] == [None] * 3
+
+
+def test_a_gradient_that_is_not_finite_is_nan_in_a_saved_trace_too(tmp_path: Path) -> None:
+    layer = linears("fc", "fc")
+    found = trace(layer, X, np.full((2, 6), np.inf))
+    found.save(tmp_path / "trace.safetensors")
+    for each in (found, load_trace(tmp_path / "trace.safetensors")):
+        assert np.isnan(each.rows("fc")[0].gradient)  # type: ignore[arg-type] # not None
+
+
+def test_every_call_of_a_block_in_several_places_has_a_row(tmp_path: Path) -> None:
+    images, labels, _ = batch(2, "float64")
+    vit = model("float64")
+    vit.blocks = [vit.blocks[0]] * 3
+    names = ["patch_embed", "blocks.0", "blocks.0_2", "blocks.0_3", "norm", "head"]
+    found = trace(vit, images, labels)
+    found.save(tmp_path / "trace.safetensors")
+    for each in (found, load_trace(tmp_path / "trace.safetensors")):
+        rows = each.rows()
+        assert [row.name for row in rows] == gradient_flow(each).names == names
+        assert [row.gradient is None for row in rows] == [False, False, True, True, False, False]
+    assert [row.name for row in trace(vit, images).rows()] == names

@@ -102,6 +102,10 @@ class Engine:
         precision: str | None = None,
         reduction_groups: int | None = None,
     ) -> None:
+        if not isinstance(model, Model):
+            raise UserError(
+                f"Engine was given a {type(model).__name__}; expected a ViT or a model of masked pre-training"
+            )
         # As ints of Python: a number of NumPy would change the dtype of what it is multiplied with.
         threads = None if threads is None else expect_whole("threads", threads)
         micro_batch = None if micro_batch is None else expect_whole("micro_batch", micro_batch)

@@ -205,7 +205,7 @@ def work_of(subject: Subject, trace: Trace) -> float:
 def _flops(layer: Layer, name: str, trace: Trace) -> int:
     """Return the FLOPs of one forward pass, those of the parts where the layer itself does not know."""
     record = trace.records.get(name)
-    own = 0 if record is None else layer.cost(record.x.shape[1:]).flops * len(record.x)
+    own = 0 if record is None or record.x is None else layer.cost(record.x.shape[1:]).flops * len(record.x)
     prefix = "" if name == trace.root else f"{name}."
     parts = ((f"{prefix}{part}", member) for part, member in layer._members() if isinstance(member, Layer))
     return own or sum(_flops(member, part, trace) for part, member in parts)

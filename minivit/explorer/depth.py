@@ -13,6 +13,7 @@ import numpy as np
 from minivit.arrays import Array, library_name, namespace
 from minivit.errors import UserError
 from minivit.explorer.measures import update_ratios
+from minivit.explorer.subjects import layer_of, layers_by_name
 from minivit.nn.model import Model
 from minivit.nn.vit import ViT
 from minivit.tracing.attention import attention_distance
@@ -148,11 +149,10 @@ def _step(
 
 
 def _weights(model: Model, layers: list[str]) -> list[float]:
-    norms: dict[str, list[float]] = {layer: [] for layer in layers}
-    for name, parameter in model.parameters.items():
-        if (part := part_of(name)) in norms:
-            norms[part].append(float(np.linalg.norm(host(parameter.value))))
-    return [math.hypot(*norms[layer]) for layer in layers]
+    named = layers_by_name(model)
+    norms = {id(each): float(np.linalg.norm(host(each.value))) for each in model.parameters.values()}
+    found = [layer_of(name, named) for name in layers]
+    return [0.0 if each is None else math.hypot(*(norms[id(p)] for p in each.declared().values())) for each in found]
 
 
 def _distance(model: Model, image: Array) -> list[list[float]] | None:

@@ -177,6 +177,8 @@ def subject_of(record: Record, layers: Mapping[str, Layer]) -> Subject | str:
     """Return what is to be checked for a record, or why it cannot be; `layers` are those of the model by name."""
     if record.holds_statistics:
         return "not checked: the trace has statistics and no arrays"
+    if record.x is None or record.y is None:  # between layers of a user's own
+        return "not checked: its input or result is not an array"
     name = record.name
     if record.is_op:
         if record.kind not in OPS:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from typing import TypedDict
 
 import numpy as np
 
 from minivit.arrays import Array
 from minivit.explorer.layers import title
-from minivit.explorer.masks import Masks, encoder_of, places_of, seen_pixels
+from minivit.explorer.masks import Masks, places_of, seen_pixels
 from minivit.nn.mae import MAE
 from minivit.nn.masked import MaskedModel
 from minivit.nn.model import Model
@@ -50,29 +51,39 @@ class Stage(TypedDict):
 def stages(trace: Trace, model: Model) -> dict[str, str]:
     """Return the names of the layers and ops that are stages, in the order of the forward pass, with their kinds."""
     if isinstance(model, MaskedModel):
-        found = _masked_stages(model)
+        found = _masked_stages(trace, model)
     else:
-        found = {**_BEFORE, **_block_stages("blocks", len(encoder_of(model).blocks)), **_AFTER}
+        found = {**_BEFORE, **_block_stages(trace, "blocks"), **_AFTER}
     return {name: kind for name, kind in found.items() if name in trace and trace.records[name].kind != "Identity"}
 
 
-def _block_stages(blocks: str, count: int) -> dict[str, str]:
+def _block_stages(trace: Trace, blocks: str) -> dict[str, str]:
+    """Return the calls of all blocks in their order, each after its attention and its MLP.
+
+    A block that stands in several places is called "blocks.0", "blocks.0_2", and its MLP "blocks.0.mlp_2".
+    """
     found: dict[str, str] = {}
-    for name in (f"{blocks}.{i}" for i in range(count)):
-        found |= {f"{name}.attn": "attention", f"{name}.mlp": "mlp", name: "block"}
-    return found
+    block: dict[str, str] = {}  # the one that is called: the trace has it before its parts
+    for name in trace.names:
+        call = re.fullmatch(rf"{re.escape(blocks)}\.\d+(\.attn|\.mlp)?(_\d+)?", name)
+        if call and call[1]:
+            found[name] = "attention" if call[1] == ".attn" else "mlp"
+        elif call:
+            found |= block
+            block = {name: "block"}
+    return found | block
 
 
-def _masked_stages(model: MaskedModel) -> dict[str, str]:
+def _masked_stages(trace: Trace, model: MaskedModel) -> dict[str, str]:
     """Return the stages of a model of masked pre-training; it calls `embed` itself, the layers of its encoder too."""
     found = {"encoder.patch_embed": "patches"}
     if not isinstance(model, MAE):
         found["fill_tokens"] = "embed"
     found |= {"encoder.pos_embed": "embed", "embed": "embed", "encoder.norm_pre": "norm"}
-    found |= _block_stages("encoder.blocks", len(model.encoder.blocks))
+    found |= _block_stages(trace, "encoder.blocks")
     if isinstance(model, MAE):
         found |= {"encoder.norm": "norm", "decoder_embed": "embed", "fill_tokens": "embed"}
-        found |= _block_stages("decoder_blocks", len(model.decoder_blocks))
+        found |= _block_stages(trace, "decoder_blocks")
         return found | {"decoder_norm": "norm", "decoder_pred": "head", "pixel_error": "loss"}
     return found | {"encoder.norm": "norm", "head": "head", "pixel_error": "loss", "token_cross_entropy": "loss"}
 

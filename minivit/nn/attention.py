@@ -128,23 +128,31 @@ class Attention(Layer):
 
     def _normed(self, qkv: Array, rng: Key | None, keep: bool) -> tuple[Array, Any]:
         """Return `qkv` (B, N, 3 H K) with queries and keys normalised in each head, and the caches of the norms."""
-        if self.q_norm is None or self.k_norm is None:
+        if self.q_norm is None and self.k_norm is None:
             return qkv, None
-        parts = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, *self.q_norm.weight.shape)
+        B, N, width = qkv.shape
+        parts = qkv.reshape(B, N, 3, self.num_heads, width // (3 * self.num_heads))
+        q, k, v = (parts[:, :, i] for i in range(3))
         normed = namespace(qkv).empty_like(parts)
-        normed[:, :, 0], cache1 = self.q_norm.forward(parts[:, :, 0], fold(rng, "q_norm"), keep)
-        normed[:, :, 1], cache2 = self.k_norm.forward(parts[:, :, 1], fold(rng, "k_norm"), keep)
-        normed[:, :, 2] = parts[:, :, 2]
+        normed[:, :, 0], cache1 = (
+            (q, None) if self.q_norm is None else self.q_norm.forward(q, fold(rng, "q_norm"), keep)
+        )
+        normed[:, :, 1], cache2 = (
+            (k, None) if self.k_norm is None else self.k_norm.forward(k, fold(rng, "k_norm"), keep)
+        )
+        normed[:, :, 2] = v
         return normed.reshape(qkv.shape), (cache1, cache2)
 
     def _normed_backward(self, dqkv: Array, caches: Any) -> Array:
-        if self.q_norm is None or self.k_norm is None:
+        if self.q_norm is None and self.k_norm is None:
             return dqkv
-        parts = dqkv.reshape(*dqkv.shape[:2], 3, self.num_heads, *self.q_norm.weight.shape)
+        B, N, width = dqkv.shape
+        parts = dqkv.reshape(B, N, 3, self.num_heads, width // (3 * self.num_heads))
+        dq, dk, dv = (parts[:, :, i] for i in range(3))
         d = namespace(dqkv).empty_like(parts)
-        d[:, :, 0] = self.q_norm.backward(parts[:, :, 0], caches[0])
-        d[:, :, 1] = self.k_norm.backward(parts[:, :, 1], caches[1])
-        d[:, :, 2] = parts[:, :, 2]
+        d[:, :, 0] = dq if self.q_norm is None else self.q_norm.backward(dq, caches[0])
+        d[:, :, 1] = dk if self.k_norm is None else self.k_norm.backward(dk, caches[1])
+        d[:, :, 2] = dv
         return d.reshape(dqkv.shape)
 
     def cost(self, shape: tuple[int, ...], queries: slice = ALL) -> Cost:

@@ -53,7 +53,7 @@ class EncoderBlock(Layer):
         Further options of `Attention`.
     """
 
-    _derived = frozenset({"_made_of", "_standard", "_plain", "_random", "_version"})
+    _derived = frozenset({"_made_of", "_standard", "_plain", "_random", "_by_token", "_version"})
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class EncoderBlock(Layer):
         self.ls2 = LayerScale(dim, init_values) if init_values else Identity()
         self.drop_path2 = DropPath(drop_path_rate)
         self._made_of = [(name, type(layer)) for name, layer in self.named_layers()]
-        self._standard = self._plain = self._random = False
-        self._version = -1  # the `structure_version` for which these three were set
+        self._standard = self._plain = self._random = self._by_token = False
+        self._version = -1  # the `structure_version` for which these four were set
 
     def forward(
         self,
@@ -140,8 +140,12 @@ class EncoderBlock(Layer):
 
     @property
     def takes_queries(self) -> bool:
-        """Whether `forward` takes `queries`, and attention does too: those of a user's own may not."""
-        return all("queries" in arguments_of(type(layer).forward) for layer in (self, self.attn))
+        """Whether `forward` and attention take `queries`, and the other layers act on each token alone.
+
+        A layer of a user's own may read all tokens; attention of a user's own that takes `queries` does what it says.
+        """
+        self._refresh()
+        return self._by_token and all("queries" in arguments_of(type(layer).forward) for layer in (self, self.attn))
 
     def is_standard(self) -> bool:
         """Return whether the block has the layers that `__init__` made, so that workers can share its tokens."""
@@ -156,7 +160,7 @@ class EncoderBlock(Layer):
         return find_kernel("EncoderBlock", x, block, queries)
 
     def _refresh(self) -> None:
-        """Set `_standard`, `_plain` and `_random` from the layers in the block, once after each change of any layer."""
+        """Set what depends on the classes of the layers in the block, once after each change of any layer."""
         version = structure_version()
         if self._version == version:
             return
@@ -164,8 +168,15 @@ class EncoderBlock(Layer):
         made_of = [(name, type(layer)) for name, layer in layers]
         standard = type(self) is EncoderBlock and made_of == self._made_of
         random = any(isinstance(layer, Dropout) and layer.rate > 0 for _, layer in layers)
-        # The version is set last: a thread that sees it sees the other three.
-        vars(self).update(_standard=standard, _plain=standard and self._is_plain(), _random=random, _version=version)
+        # The version is set last: a thread that sees it sees the other four.
+        plain = standard and self._is_plain()
+        by_token = self._others(made_of) == self._others(self._made_of)
+        vars(self).update(_standard=standard, _plain=plain, _random=random, _by_token=by_token, _version=version)
+
+    def _others(self, classes: list[tuple[str, type]]) -> list[tuple[str, type]]:
+        """Return the classes without those of attention of a user's own."""
+        own = type(self.attn) is not Attention
+        return [(name, kind) for name, kind in classes if not (own and name.split(".")[0] == "attn")]
 
     def _is_plain(self) -> bool:
         """Return whether a kernel can compute the block: what is optional is absent, and every bias present."""

@@ -127,19 +127,25 @@ def _named(layer: Hookable, names: dict[int, str]) -> Iterator[None]:
 def _replaced(handles: list[HookHandle], layer: Hookable, first: Array, second: Array, which: int) -> Array:
     """Call the hooks with `layer` and two arrays; return array number `which`, which each hook may replace.
 
-    If there are hooks, a copy is returned: the caller may change it in place, and a hook may have kept the array.
+    If there are hooks, a copy is returned: the caller may change it in place, and a hook may have kept the array. What
+    is no array, as between layers of a user's own, is returned as it is, and cannot be replaced.
     """
     arrays = [first, second]
     for handle in list(handles):
         other: Any = handle.hook(layer, *arrays)
         if other is None:
             continue
+        if not hasattr(arrays[which], "dtype"):
+            raise TypeError(
+                f"a hook of a {type(layer).__name__} returned a {type(other).__name__}; expected None, because what "
+                f"it would replace is a {type(arrays[which]).__name__} and no array"
+            )
         shape, dtype = arrays[which].shape, arrays[which].dtype
         if getattr(other, "shape", None) != shape or getattr(other, "dtype", None) != dtype:
             what = f"{other.dtype} {other.shape}" if hasattr(other, "dtype") else type(other).__name__
             raise TypeError(f"a hook of a {type(layer).__name__} returned {what}; expected None or {dtype} {shape}")
         arrays[which] = other
-    return arrays[which].copy() if handles else arrays[which]
+    return arrays[which].copy() if handles and hasattr(arrays[which], "dtype") else arrays[which]
 
 
 _calls_hooks: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()

@@ -56,7 +56,8 @@ class Layer:
     A subclass sets its parameters and inner layers as attributes, alone or in lists, tuples and dicts.
 
     A layer or a parameter may be replaced at any time, and lists of layers changed in place: the next use of
-    `parameters` finds what is there. Copies and pickles have the same values, and no hooks.
+    `parameters` finds what is there. Copies and pickles have the same values, and no hooks; those of an inner layer
+    hold the values of the whole model, and the result of `astype` its own alone.
     """
 
     is_shown = True  # in the representation of the layer that holds it

@@ -15,7 +15,9 @@ from minivit.nn.config import ViTConfig
 from minivit.nn.conv_stem import ConvStem
 from minivit.nn.dropout import Dropout
 from minivit.nn.encoder_block import EncoderBlock
+from minivit.nn.identity import Identity
 from minivit.nn.layer import Layer
+from minivit.nn.layer_norm import LayerNorm
 from minivit.nn.linear import Linear
 from minivit.nn.model import Model
 from minivit.nn.parameters import Parameter
@@ -30,7 +32,7 @@ class ViT(Model):
     """A Vision Transformer: (B, height, width, C) images to (B, num_classes) logits.
 
     Its layers may be replaced by others, also by those of a user; `config` follows the number of blocks and the width
-    of a linear head.
+    of a linear head from the next pass, or the next use of `parameters`, on.
 
     Parameters
     ----------
@@ -43,6 +45,8 @@ class ViT(Model):
     backend : str
         "numpy", "cupy" or, for device 1, "cupy:1", which becomes the current device of this thread.
     """
+
+    _derived = frozenset({"_made_of"})
 
     def __init__(self, config: ViTConfig, seed: Any = 0, dtype: Any = "float32", backend: str = "numpy") -> None:
         self._build(config)
@@ -73,6 +77,7 @@ class ViT(Model):
         self.head_drop = Dropout(config.drop_rate)
         self.pre_logits = parts.hidden_head(config)
         self.head = parts.head(config)
+        self._made_of = self._classes_before_blocks()
 
     def forward(self, x: Array, rng: RngLike = None, keep: bool = True) -> tuple[Array, Any]:
         """Return logits (B, num_classes) for images `x` (B, height, width, C), and the cache for `backward`.
@@ -187,12 +192,12 @@ class ViT(Model):
 
     def classify(self, x: Array, rng: Key | None = None, keep: bool = True) -> tuple[Array, Any]:
         """Return the logits (B, num_classes) for the tokens `x` after the last block, and the cache (equation 4)."""
-        pools_class_token = self.config.global_pool == "token"  # layer norm acts on each token alone
+        pools_first = self._pools_before_norm()
         cache1 = cache2 = None
-        if not pools_class_token:
+        if not pools_first:
             x, cache1 = self.norm.forward(x, fold(rng, "norm"), keep)
         x, cache3 = self._pool(x, rng, keep)
-        if pools_class_token:
+        if pools_first:
             x, cache2 = self.norm.forward(x, fold(rng, "norm"), keep)
         x, cache4 = self.fc_norm.forward(x, fold(rng, "fc_norm"), keep)
         x, cache5 = self.head_drop.forward(x, fold(rng, "head_drop"), keep)
@@ -208,15 +213,15 @@ class ViT(Model):
     def classify_backward(self, dy: Array, cache: Any) -> Array:
         """Return the gradient of the tokens for the gradient `dy` (B, num_classes) of the logits."""
         cache1, cache2, cache3, cache4, cache5, cache6, cache7 = self.kept(cache)
-        pools_class_token = self.config.global_pool == "token"
+        pools_first = self._pools_before_norm()
         dx = self.head.backward(dy, cache7)
         dx = self.pre_logits.backward(dx, cache6)
         dx = self.head_drop.backward(dx, cache5)
         dx = self.fc_norm.backward(dx, cache4)
-        if pools_class_token:
+        if pools_first:
             dx = self.norm.backward(dx, cache2)
         dx = self._pool_backward(dx, cache3)
-        return dx if pools_class_token else self.norm.backward(dx, cache1)
+        return dx if pools_first else self.norm.backward(dx, cache1)
 
     def forward_features(self, x: Array) -> Array:
         """Return all tokens (B, N, D) of images `x` after the last block and `norm`, in evaluation, as timm does."""
@@ -304,6 +309,10 @@ class ViT(Model):
             return None
         return self.pos_embeds[i - 1] if self.pos_embeds else self._embed_parameters()[0]
 
+    def _pools_before_norm(self) -> bool:
+        """Return whether the norm of the class token is enough: `norm` acts on each token alone."""
+        return self.config.global_pool == "token" and type(self.norm) in (LayerNorm, Identity)
+
     def _pool(self, x: Array, rng: Key | None, keep: bool) -> tuple[Array, Any]:
         first = self.config.first_pooled
         if self.attn_pool is None:
@@ -324,9 +333,10 @@ class ViT(Model):
         """Return the tokens whose result block `i` computes.
 
         These are all tokens, except in the last block before a class-token head, which reads only the class token.
-        Under `ops.reference_only`, and where a block or its attention takes no queries, all tokens are computed.
+        Under `ops.reference_only`, and where the block or `norm` has layers of a user's own, which may read all tokens,
+        all are computed.
         """
-        if i != len(self.blocks) - 1 or self.config.global_pool != "token" or runs_references_only():
+        if i != len(self.blocks) - 1 or not self._pools_before_norm() or runs_references_only():
             return ALL
         block = self.blocks[i]
         return slice(0, 1) if isinstance(block, EncoderBlock) and block.takes_queries else ALL
@@ -342,9 +352,16 @@ class ViT(Model):
             self.config = replace(config, num_classes=classes, depth=len(self.blocks))
 
     def is_standard(self) -> bool:
-        """Return whether every block consists of its original layers, so that workers may share its tokens."""
+        """Return whether all layers up to the last block are the original ones, so that workers may share tokens."""
         standard = all(isinstance(b, EncoderBlock) and b.is_standard() for b in self.blocks)
+        standard = standard and self._classes_before_blocks() == self._made_of
         return type(self) is ViT and standard and self.config.pos_embed_layers == "first"
+
+    def _classes_before_blocks(self) -> list[tuple[int, str, type]]:
+        """Return the class of each layer before the blocks, and of each layer in it."""
+        before: list[Any] = [self.patch_embed, self.pos_embed, self.pos_drop, self.patch_drop, self.norm_pre]
+        named = [each.named_layers() if isinstance(each, Layer) else [("", each)] for each in before]
+        return [(i, name, type(layer)) for i, layers in enumerate(named) for name, layer in layers]
 
 
 def _value(parameter: Parameter | None) -> Array | None:

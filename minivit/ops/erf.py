@@ -126,7 +126,11 @@ def _prepare(x: Array) -> tuple[Any, _Fit, Array]:
     xp = namespace(x)
     fit = _FITS.get(x.dtype.name)
     if fit is None:
-        raise TypeError(f"erf and normal_cdf take float32, float64 or complex128, got {x.dtype}; convert with x.astype")
+        of_gelu = " (GELU on the host does not compute 16 bits: use model.astype('float32'))"
+        hint = of_gelu if x.dtype.itemsize == 2 else ""
+        raise TypeError(
+            f"erf and normal_cdf take float32, float64 or complex128, got {x.dtype}; convert with x.astype{hint}"
+        )
     # The in-place steps need an array, but operations on 0-d arrays return scalars.
     return xp, fit, x.reshape(x.shape or (1,))
 

@@ -44,13 +44,17 @@ def attention_distance(model: ViT, images: Array, normalize: bool = True) -> Flo
     Raises
     ------
     UserError
-        A block does not call an op of attention, or its weights are not finite.
+        A block does not call an op of attention, its weights are not finite, or the blocks differ in their numbers of
+        heads.
     """
     prefix = expect_vit(model).config.num_prefix_tokens
     between = patch_distances(model)
     total: Any = 0.0
     for weights in _attention(model, images):
         sums = []
+        heads = {each.shape[1]: f"blocks.{i} has {each.shape[1]}" for i, each in enumerate(weights.blocks)}
+        if len(heads) > 1:
+            raise UserError(f"the blocks differ in their numbers of heads ({', '.join(heads.values())}); expected one")
         for each in weights.blocks:
             among = each[:, :, prefix:, prefix:]  # (B, H, patches, patches)
             mean = (among * between).sum(axis=-1)

@@ -134,7 +134,8 @@ class GradientFlow(NamedTuple):
     activations, gradients : array
         The norms of the result of each part, and of the gradient of the loss with respect to it.
     parameters : array
-        The norms of the gradients of all parameters in each part; 0 for one without parameters.
+        The norms of the gradients of all parameters in each part; 0 for one without parameters, and for a second call
+        of a block, whose gradients count at the first.
     """
 
     names: list[str]
@@ -160,23 +161,19 @@ def gradient_flow(trace: Trace) -> GradientFlow:
         raise UserError(
             f"gradient_flow was given a {type(trace).__name__}; expected minivit.trace(model, images, labels)"
         )
-    norms: dict[str, tuple[float, float, list[float]]] = {}
+    norms: dict[str, tuple[float, float, float]] = {}
     for record in trace:
-        part = part_of(record.name)
-        if record.is_op or record.name == trace.root or record.kind == "Identity":
+        name = record.name
+        if record.is_op or name == trace.root or name != part_of(name) or record.kind == "Identity":
             continue
-        if part.removeprefix(_ENCODER) in _LEFT_OUT:
+        if name.removeprefix(_ENCODER) in _LEFT_OUT:
             continue
-        if record.name == part:
-            if "dy" not in record.quantities:
-                raise UserError("the trace has no gradients: give minivit.trace the labels of the images")
-            norms[part] = _norm(record, "y"), _norm(record, "dy"), []
-        if part in norms:
-            norms[part][2].extend(_norm(record, f"d{name}") for name in record.argument_names)
+        if "dy" not in record.quantities:
+            raise UserError("the trace has no gradients: give minivit.trace the labels of the images")
+        norms[name] = _norm(record, "y"), _norm(record, "dy"), record.gradient_norm or 0.0
     if not any(name.removeprefix(_ENCODER).startswith("blocks.") for name in norms):
         raise UserError("the trace has no blocks: trace a ViT, with at='**'")
-    values = [(activation, gradient, float(np.linalg.norm(of))) for activation, gradient, of in norms.values()]
-    return GradientFlow(list(norms), *np.array(values).T)
+    return GradientFlow(list(norms), *np.array(list(norms.values())).T)
 
 
 def part_of(name: str) -> str:

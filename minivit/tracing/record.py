@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from minivit.arrays import Array
@@ -16,7 +17,7 @@ _ONLY_STATISTICS = (
 _ALWAYS = ("x", "y", "dy", "dx")
 
 
-class _StatisticsOf(Mapping[str, Statistics]):
+class StatisticsOf(Mapping[str, Statistics]):
     """The statistics of quantities, each computed when it is first asked for."""
 
     def __init__(self, quantities: Mapping[str, Snapshot]) -> None:
@@ -64,6 +65,11 @@ class Record:
     parameters : dict
         Of a layer: its own parameters by name, each with `value` and `grad`. They are attributes too: `weight` and
         `dweight`. A parameter with the name of a quantity of the pass, such as `q`, is called `q_parameter`.
+    has_parameters : bool
+        Of a layer: whether it, or a layer in it, has parameters.
+    gradient_norm : float or None
+        Of a layer: the norm of the gradients of all parameters in it, whether or not the layers in it are recorded; NaN
+        if one is not finite. None without parameters or a backward pass, and for a second call of a layer.
     arguments, gradients : dict
         Of an op: its arguments by name, and their gradients.
     statistics : mapping
@@ -87,7 +93,10 @@ class Record:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self.argument_names: list[str] = []  # of the parameters, for a layer
-        self.statistics: Mapping[str, Statistics] = _StatisticsOf(self.quantities)
+        self.has_parameters = False
+        self._gradients: tuple[Mapping[str, Statistics], Collection[str]] = {}, ()
+        self._gradient_norm: float | None = None
+        self.statistics: Mapping[str, Statistics] = StatisticsOf(self.quantities)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -106,6 +115,23 @@ class Record:
         """Set a quantity to `value`, which is the `array` or its statistics."""
         self.quantities[name] = value
         self.shapes[name], self.dtypes[name] = tuple(array.shape), str(array.dtype)
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """The norm of the gradients of all parameters in the layer."""
+        statistics, names = self._gradients
+        if self._gradient_norm is None and names:  # it is not asked for while a device computes
+            found = [statistics[name] for name in names]
+            self._gradient_norm = math.hypot(*(each.norm if each.finite else math.nan for each in found))
+        return self._gradient_norm
+
+    def set_gradients(self, statistics: Mapping[str, Statistics], names: Collection[str]) -> None:
+        """Set the gradients of all parameters in the layer to those called `names` among those of the model."""
+        self._gradients = statistics, names
+
+    def set_gradient_norm(self, norm: float | None) -> None:
+        """Set the norm of the gradients of all parameters in the layer, as of a file."""
+        self._gradient_norm = norm
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.quantities]

@@ -35,7 +35,8 @@ def write(trace: TraceLike, path: str | os.PathLike[str]) -> None:
     about: list[dict[str, Any]] = []
     for record in trace.records.values():
         about.append({"name": record.name, "kind": record.kind, "is_op": record.is_op, "own": record.argument_names})
-        about[-1] |= {"shapes": record.shapes, "dtypes": record.dtypes}
+        about[-1] |= {"shapes": record.shapes, "dtypes": record.dtypes, "has_parameters": record.has_parameters}
+        about[-1] |= _texts({"gradient_norm": record.gradient_norm})
         statistics = {}
         for quantity, value in record.quantities.items():
             if isinstance(value, Statistics):
@@ -75,13 +76,16 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Arr
             record.argument_names = list(given["own"])
             record.shapes = {quantity: tuple(shape) for quantity, shape in given["shapes"].items()}
             record.dtypes = dict(given["dtypes"])
+            record.has_parameters = bool(given["has_parameters"])
+            norm = given["gradient_norm"]
+            record.set_gradient_norm(None if norm is None else float(norm))
             if statistics is None:
                 record.quantities.update({each: tensors[f"{record.name}/{each}"] for each in record.shapes})
             else:
                 record.quantities.update({k: Statistics.from_dict(_numbers(v)) for k, v in statistics.items()})
             records[record.name] = record
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{os.fspath(path)} is a damaged trace: {error!r}") from error
+        raise UserError(f"{os.fspath(path)} is a damaged trace, or one of another version of minivit: {error!r}") from error
     own = {name: tensors[f"/{name}"] for name in _NAMES if f"/{name}" in tensors}
     return records, own, about
 

@@ -14,7 +14,7 @@ from minivit.tracing.names import ROOT, as_names, matches, unknown
 from minivit.tracing.record import Record, TraceLike
 from minivit.tracing.statistics import Statistics
 
-_BY_DEPTH = re.compile(r"[^.]+(\.\d+)?")  # "patch_embed", "blocks.3"
+_BY_DEPTH = re.compile(r"[^.]+(\.\d+(_\d+)?)?")  # "patch_embed", "blocks.3", its second call "blocks.3_2"
 _ENCODER = "encoder."  # its parts are parts of a model that calls them itself
 
 
@@ -28,7 +28,8 @@ class Row(NamedTuple):
     y, dy : Statistics or None
         Of its result and of the gradient of the loss with respect to the result; None without a backward pass.
     gradient : float or None
-        The norm of the gradient of all parameters in it; None if it has none, NaN if it is not finite.
+        The norm of the gradient of all parameters in it; None if it has none, and for a second call of a layer, whose
+        gradient counts at the first. NaN if it is not finite.
     saturated : float or None
         The share of saturated units of the activation or of attention's weights, if it is such a layer.
     """
@@ -50,33 +51,20 @@ def rows(records: Mapping[str, Record], at: str | Sequence[str] | None = None, r
     if at is None:
         inside = "" if "encoder" in records else _ENCODER
         parts = [r for r in shown.values() if not r.is_op and _BY_DEPTH.fullmatch(r.name.removeprefix(inside))]
-        with_parameters = [each for each in parts if each.name != root and _parameters(records, each.name, root)]
-        return [_row(records, each, root) for each in with_parameters or shown.values()]
+        with_parameters = [each for each in parts if each.name != root and each.has_parameters]
+        return list(map(_row, with_parameters or shown.values()))
     patterns = as_names("at", at)
     for pattern in patterns:
         if not any(matches(name, pattern) for name in records):
             raise unknown(pattern, records)
-    return [_row(records, each, root) for name, each in shown.items() if any(matches(name, p) for p in patterns)]
+    return [_row(each) for name, each in shown.items() if any(matches(name, p) for p in patterns)]
 
 
-def _row(records: Mapping[str, Record], record: Record, root: str) -> Row:
+def _row(record: Record) -> Row:
     found = record.statistics
-    parameters = _parameters(records, record.name, root)
-    norms = [norm_of(each.statistics[f"d{name}"]) for each, name in parameters if f"d{name}" in each.quantities]
     inner = found.get("slope", found.get("weights"))
     saturated = None if inner is None else inner.saturated
-    gradient = math.hypot(*norms) if norms and not record.is_op else None
-    return Row(record.name, record.kind, found["y"], found.get("dy"), gradient, saturated)
-
-
-def _parameters(records: Mapping[str, Record], name: str, root: str) -> list[tuple[Record, str]]:
-    """Return the parameters of a layer and of those in it: the record that has each, and its name."""
-    inside = [
-        record
-        for record in records.values()
-        if not record.is_op and (name in (root, record.name) or record.name.startswith(f"{name}."))
-    ]
-    return [(each, name) for each in inside for name in each.argument_names]
+    return Row(record.name, record.kind, found["y"], found.get("dy"), record.gradient_norm, saturated)
 
 
 class Effect(NamedTuple):

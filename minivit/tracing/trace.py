@@ -32,7 +32,7 @@ from minivit.random import Key, RngLike, as_key
 from minivit.tracing import html, storage, table
 from minivit.tracing.interventions import Interventions
 from minivit.tracing.names import ROOT, as_names, matches, root_of, unknown
-from minivit.tracing.record import Record, Records
+from minivit.tracing.record import Record, Records, StatisticsOf
 from minivit.tracing.snapshots import Snapshots
 from minivit.tracing.statistics import Statistics
 from minivit.tracing.table import Effect
@@ -320,7 +320,12 @@ class _Run:
             if not any(matches(name, pattern) for name in (*tracer.names, *tracer.plain_names)):
                 raise unknown(pattern, tracer.names)
         called = set(tracer.names)
+        inside = {id(parameter): name for name, parameter in replica.parameters.items()}
+        grads = {name: parameter.grad for name, parameter in replica.parameters.items()} if goes_back else {}
+        gradients = StatisticsOf({k: Statistics.of(v) if self._statistics else v for k, v in grads.items()})
         for name, layer in tracer.layers:
+            if goes_back and name in tracer.records and tracer.records[name].has_parameters:
+                tracer.records[name].set_gradients(gradients, [inside[id(each)] for each in layer.declared().values()])
             owner, prefix = name, ""
             if name not in called and any(each.startswith(f"{name}.") for each in called):
                 # Its parts are called one by one, as those of an encoder.

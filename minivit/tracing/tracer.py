@@ -69,6 +69,7 @@ class Tracer(Interception):
         self.layers = [(name or self.root, each) for name, each in layer.named_layers()]
         self._layer_names = {id(each): name for name, each in reversed(self.layers)}
         self._owners = {name: id(each) for name, each in self.layers}
+        self._with_parameters = {id(each) for _, each in self.layers if each.declared()}
         self._taken: set[str] = set()
         self._counts: dict[str, int] = {}
         # Statistics of a parameter and its gradient are those of the layer alone; they are the largest arrays.
@@ -203,6 +204,7 @@ class Tracer(Interception):
         record = None
         if any(matches(plain, pattern) or matches(unique, pattern) for pattern in self._at):
             record = self.records[unique] = Record(unique, kind, is_op, self._snapshots.statistics)
+            record.has_parameters = owner in self._with_parameters
         call = _Call(unique, plain, kind, record, layer, parent)
         call.layer = layer if is_op else call
         if is_op:
