@@ -85,7 +85,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Record], dict[str, Arr
                 record.quantities.update({k: Statistics.from_dict(_numbers(v)) for k, v in statistics.items()})
             records[record.name] = record
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{os.fspath(path)} is a damaged trace, or one of another version of minivit: {error!r}") from error
+        raise UserError(
+            f"{os.fspath(path)} is a damaged trace: {error!r}; or another version of minivit wrote it"
+        ) from error
     own = {name: tensors[f"/{name}"] for name in _NAMES if f"/{name}" in tensors}
     return records, own, about
 
