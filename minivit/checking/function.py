@@ -89,6 +89,7 @@ class CheckedFunction:
         self._writes = False  # whether the functions write to their arguments
         self._shape: tuple[int, ...] = ()  # of the result
         self.num_inputs = len(arrays)  # the arrays after them are parameters
+        self.keeps_arrays = False  # whether a layer has arrays in its attributes
         self.order: dict[str, int] = {}  # places of the inner layers in the forward pass, if they are known
 
     @property

@@ -43,6 +43,11 @@ class Nearby:
             points[n] = points[n] + size * (float(np.sqrt(np.mean(np.square(points[n])))) or 1.0)
         return self._at(points) if others else None
 
+    def parameters_scaled(self, factor: float) -> Measured | None:
+        """Return what is measured where all parameters, the arrays after the inputs, are multiplied by `factor`."""
+        first = self.checked.num_inputs
+        return self._at([a * factor if n >= first else a for n, a in enumerate(self.checked.points)])
+
     def by_rounding(self, probe: Probe, rng: np.random.Generator) -> Probe:
         """Return `probe` with all float arrays changed by a unit in the last place."""
         points = [

@@ -17,7 +17,7 @@ from minivit.checking.nearby import Measured, Nearby
 from minivit.checking.recheck import recheck_at_kinks, recheck_rounding, recheck_saturated
 from minivit.checking.report import Report, Row
 from minivit.checking.settings import Settings
-from minivit.checking.state import CHANGED_BY_CALLS
+from minivit.checking.state import CHANGED, CHANGED_BY_CALLS, KEEPS_EARLIER_VALUES
 from minivit.checking.verdict import Place, compare_float32, explained, verify
 
 
@@ -46,6 +46,8 @@ def checked_report(title: str, checked: CheckedFunction, places: Sequence[Place]
         suspects = [n for n in wrong if rows[n].layer == begin and n in measured and "kink at" not in rows[n].note]
         for number, row in check.explained(rows, suspects, places, measured):
             rows[number] = row
+    if not (wrong or findings or checked.findings) and check.keeps_earlier_values(places, rows):
+        findings.append(KEEPS_EARLIER_VALUES)
     if low_places:
         points = [np.array(a) for a in checked.given]
         low = checked.run(points, settings.seed, settings.upstream)
@@ -119,6 +121,21 @@ class _Check:
         if (doubtful and row.verdict == "FAILED") or (row.verdict == "zero" and row.method == "central"):
             row, probe, gradient = recheck_at_kinks(row, probe, gradient, self.total, nearby)
         return row, (probe, gradient)
+
+    def keeps_earlier_values(self, places: Sequence[Place], rows: Sequence[Row]) -> bool:
+        """Return whether a right gradient is wrong after a change of the parameters, by an array that the layer keeps.
+
+        The layer may have computed the array before the check, and then all copies have it.
+        """
+        for place, row in zip(places, rows, strict=True) if self.checked.keeps_arrays else ():
+            moved = Nearby(self.checked, place, self.settings).parameters_scaled(CHANGED)
+            if moved is None or row.verdict != "ok" or row.note:
+                continue
+            least = self.settings.central_tolerance if row.method == "central" else self.settings.tolerance
+            later = verify(*moved, self.total, place, self.settings)
+            if later.verdict == "FAILED" and later.error > 100 * max(least, row.error):
+                return True
+        return False
 
     def explained(
         self, rows: Sequence[Row], suspects: Sequence[int], places: Sequence[Place], measured: Mapping[int, Measured]
