@@ -12,9 +12,10 @@ from minivit.checking.constants import constant_arguments
 from minivit.checking.evidence import Context, Other, named_arrays
 from minivit.checking.function import RANDOM, CheckedFunction, Passes
 from minivit.checking.gradients import NOTHING_RETURNED, flaw
+from minivit.checking.kinks import MANY_KINKS
 from minivit.checking.methods import Probe
 from minivit.checking.nearby import Measured, Nearby
-from minivit.checking.recheck import recheck_at_kinks, recheck_rounding, recheck_saturated
+from minivit.checking.recheck import recheck_at_kinks, recheck_float32, recheck_rounding, recheck_saturated
 from minivit.checking.report import Report, Row
 from minivit.checking.settings import Settings
 from minivit.checking.state import CHANGED, CHANGED_BY_CALLS, KEEPS_EARLIER_VALUES
@@ -52,8 +53,9 @@ def checked_report(title: str, checked: CheckedFunction, places: Sequence[Place]
         points = [np.array(a) for a in checked.given]
         low = checked.run(points, settings.seed, settings.upstream)
         findings += [f"in float32: {finding}" for finding in low.findings if finding not in findings]
-        for place in low_places:
-            add(check.compared(place, low))
+        for number, place in enumerate(places):
+            if place in low_places:
+                add(check.compared(place, low, rows[number].verdict == "ok"))
     findings += checked.findings
     if rows and all(row.verdict == "skipped" for row in rows) and NOTHING_RETURNED not in findings:
         findings.append("backward returns None for every array: nothing is verified")
@@ -158,14 +160,28 @@ class _Check:
             name = checked.names[place.array]
             yield number, explained(rows[number], name, probe, gradient, self.settings, context)
 
-    def compared(self, place: Place, low: Passes) -> Row:
-        """Return the row of the comparison with the gradient of a pass in float32."""
+    def compared(self, place: Place, low: Passes, is_right: bool) -> Row:
+        """Return the row of the comparison with the gradient of a pass in float32.
+
+        Parameters
+        ----------
+        is_right
+            Whether the gradient in float64 is right.
+        """
         k, point = place.array, self.checked.given[place.array]
         words = self.flaws[k] or flaw(low.gradients[k], point, low.y)
         if words or point.size == 0:
             return place.unmeasured(point[place.where].shape, words, low.gradients[k], "float32")
         pair = low.gradients[k][place.where], self.high.gradients[k][place.where]
-        return compare_float32(*pair, self.total, place, self.settings, self.high.upstream)
+        row = compare_float32(*pair, self.total, place, self.settings, self.high.upstream)
+        nearby = Nearby(self.checked, place, self.settings)
+        return recheck_float32(row, pair[1], self.total, nearby) if is_right and self.steady else row
+
+
+def _many_kinks(rows: Sequence[Row]) -> str:
+    """Return advice on arrays of which only a sample of the kinks was tested, or an empty string."""
+    names = [row.full_name for row in rows if MANY_KINKS in row.note]
+    return f"Check at random values: many elements of {', '.join(names)} are at kinks." if names else ""
 
 
 def _begin_with(rows: Sequence[Row], wrong: Sequence[int], order: Mapping[str, int]) -> tuple[str, str]:
