@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivit.checking.constants import constant_arguments
+from minivit.checking.constants import constant_arguments, one_sample
 from minivit.checking.evidence import Context, Other, named_arrays
 from minivit.checking.function import RANDOM, CheckedFunction, Passes
 from minivit.checking.gradients import NOTHING_RETURNED, flaw
@@ -41,8 +41,9 @@ def checked_report(title: str, checked: CheckedFunction, places: Sequence[Place]
             measured[number] = pair
         add(row)
     wrong = [number for number, row in enumerate(rows) if row.verdict == "FAILED"]
-    begin, advice = _begin_with(rows, wrong, checked.order)
+    begin, advice = "", ""
     if check.steady:
+        begin, advice = _begin_with(rows, wrong, checked.order)
         # A wrong gradient makes all earlier ones wrong, so only the failing layer nearest to the loss is explained.
         suspects = [n for n in wrong if rows[n].layer == begin and n in measured and "kink at" not in rows[n].note]
         for number, row in check.explained(rows, suspects, places, measured):
@@ -62,7 +63,8 @@ def checked_report(title: str, checked: CheckedFunction, places: Sequence[Place]
     if not wrong and check.total == 0:
         advice = "Every gradient is zero here, which verifies little: check at another point."
     elif not wrong:
-        advice = constant_arguments(checked.names[: checked.num_inputs], checked.given[: checked.num_inputs])
+        inputs = checked.names[: checked.num_inputs], checked.given[: checked.num_inputs]
+        advice = constant_arguments(*inputs) or _many_kinks(rows) or one_sample(checked.names, checked.given)
     return Report(title, tuple(rows), tuple(findings), settings.tolerance, advice)
 
 
