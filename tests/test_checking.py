@@ -525,7 +525,7 @@ def test_a_remainder_that_falls_fast_is_explained_by_the_second_derivative() -> 
         np.array([0.0, 0.5, -2.0]),
     )
     assert steep
-    assert steep.rows[0].note.endswith("the second derivative of forward along the direction is zero here")
+    assert steep.rows[0].note.endswith("along the direction is small beside the higher ones here")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -546,3 +546,80 @@ def test_an_error_larger_than_the_rounding_of_the_arrays_fails() -> None:
     for offset, factor in ((0, 1 + 3e-11), (1e6, 1 + 9e-9)):
         arrays = offset + normal(3, 5), normal(5)
         assert not gradcheck(norm, lambda dy, c, f=factor: tuple(f * d for d in norm_backward(dy, c)), *arrays)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: (x / np.std(x, -1, keepdims=True), x),
+        lambda x: (x / np.linalg.norm(x, axis=-1, keepdims=True), x),
+        lambda x: (np.abs(x), x),
+    ],
+)
+def test_functions_that_are_not_analytic_are_named(forward: Any) -> None:
+    note = gradcheck(forward, lambda dy, x: dy, X).rows[0].note
+    assert "np.abs, np.var, np.std and np.linalg.norm are not analytic" in note
+
+
+def branch(size: float, low: float) -> Any:
+    """Return ``x + size * tanh(w * x)`` with its backward pass, whose `w` has the factor `low` in float32."""
+
+    def forward(x: Array, w: Array) -> Any:
+        y = np.tanh(w * x)
+        return x + size * y, (x, w, y)
+
+    def backward(dy: Array, cache: Any) -> Any:
+        x, w, y = cache
+        d = size * dy * (1 - y * y)
+        return dy + d * w, (d * x).sum(0) * (dy.dtype.type(low) if dy.dtype == np.float32 else 1)
+
+    return forward, backward
+
+
+@pytest.mark.parametrize(("size", "low", "verdict"), [(1e-6, 0, "vacuous"), (1e-6, 1, "ok"), (1e-3, 0, "FAILED")])
+def test_a_gradient_that_is_zero_in_float32_only_is_not_called_zero(size: float, low: float, verdict: str) -> None:
+    row = gradcheck(*branch(size, low), normal(3, 5).astype("f4"), normal(5).astype("f4")).rows[-1]
+    assert (row.name, row.method, row.verdict) == ("w", "float32", verdict)
+    assert ("verifies nothing" in row.note) == (verdict == "vacuous")
+
+
+def layer_norm(x: Array) -> Any:
+    centred = x - x.mean(-1, keepdims=True)
+    inv = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + 1e-5)
+    return centred * inv, (centred * inv, inv)
+
+
+def layer_norm_backward(dy: Array, cache: Any) -> Array:
+    x_hat, inv = cache
+    d: Array = inv * (dy - dy.mean(-1, keepdims=True) - x_hat * (dy * x_hat).mean(-1, keepdims=True))
+    return d
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_in_float32_an_offset_far_larger_than_the_spread_is_no_error(seed: int) -> None:
+    x = (normal(3, 6, seed=seed) + 2e4).astype("f4")
+    report = gradcheck(layer_norm, layer_norm_backward, x)
+    assert report, str(report)
+    assert "one unit in the last place of float32" in report.rows[1].note
+
+    def wrong(dy: Array, cache: Any) -> Array:
+        return layer_norm_backward(dy, cache) * (dy.dtype.type(1.05) if dy.dtype == np.float32 else 1)
+
+    assert [row.verdict for row in gradcheck(layer_norm, wrong, x).rows] == ["ok", "FAILED"]
+
+
+def test_what_makes_float64_of_float32_is_named() -> None:
+    def scaled(x: Array, w: Array) -> Any:
+        return x @ w, x
+
+    def backward(dy: Array, x: Array) -> Array:
+        return (x.T @ dy).astype(np.float32)
+
+    wide = "in float32: forward returns float64 for float32 arguments: a NumPy scalar such as np.sqrt(d)"
+    w = W.astype("f4")
+    finding = gradcheck(scaled, backward, np.arange(2 * len(w)).reshape(2, -1), w).findings[-1]
+    assert finding.startswith(wide)
+    assert finding.endswith("; x is int64, which with float32 makes float64: use x.astype('float32')")
+    finding = gradcheck(lambda x: (x * np.float64(2), x), lambda dy, x: (dy * 2).astype("f4"), w).findings[-1]
+    assert finding.startswith(wide)
+    assert finding.endswith("use math.sqrt(d), or x.dtype.type(...)")

@@ -213,3 +213,23 @@ def test_a_gradient_at_kinks_of_all_units_is_not_excused_by_a_wrong_one_beside_t
         assert right, str(right)
         wrong = gradcheck(forward, lambda dy, c: backward(dy, c, two_near_0), *arrays, seed=seed)
         assert [row.verdict for row in wrong.rows] == ["FAILED", "ok", "FAILED", "ok"], str(wrong)
+
+
+def test_of_several_outputs_the_report_shows_the_interval_that_is_accepted() -> None:
+    def two_sides(x: Array) -> Any:
+        return np.stack([np.maximum(x, 0), np.maximum(-x, 0)]), x
+
+    upstream = np.array([[1.0] * 3, [-1.0] * 3])  # the sums of the derivatives on both sides are 1
+    report = gradcheck(two_sides, lambda dy, x: dy[0] * (x >= 0) - dy[1] * (x <= 0), np.zeros(3), upstream=upstream)
+    words = (
+        "the sums of the smaller and of the larger one-sided derivatives are 0 and 2, backward gives 2, which is acc"
+    )
+    assert report
+    assert words in report.rows[0].note
+
+
+def test_many_kinks_are_advised_against() -> None:
+    x = np.zeros((60, 50))
+    x[:, :20] = normal(60, 20)
+    assert gradcheck(*RIGHT["relu, 0 at 0"], x).advice == "Check at random values: many elements of x are at kinks."
+    assert not gradcheck(*RIGHT["relu, 0 at 0"], normal(60, 50)).advice

@@ -455,3 +455,48 @@ def test_random_values_at_which_a_layer_is_not_finite_are_named() -> None:
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=words):
         gradcheck_layer(layer, normal(5, 6))
     assert gradcheck_layer(layer, normal(5, 6), keep_constants=True)
+
+
+class WritesToDy(Scale):
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        y = np.tanh(x * self.weight.value)
+        return y, (x, y)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        x, y = cache
+        dy *= 1 - y * y
+        self.weight.add_grad((dy * x).sum(0))
+        return dy * self.weight.value
+
+
+def test_a_layer_that_writes_to_dy_has_no_other_finding() -> None:
+    report = gradcheck_layer(WritesToDy().initialize(seed=0, dtype="float64"), normal(5, 3))
+    assert report.findings == ("backward writes to dy",)
+    assert all(row.verdict == "ok" for row in report.rows)
+
+
+def test_a_batch_of_one_is_advised_against_where_other_arrays_have_gradients() -> None:
+    layer = OtherInEvaluation().initialize(seed=0, dtype="float64")
+    assert gradcheck_layer(layer, normal(1, 3)).advice == (
+        "x has one sample: a mean in place of a sum over the samples would pass; check with two or more"
+    )
+    assert not gradcheck_layer(layer, normal(2, 3)).advice
+
+
+class Random(minivit.Layer):
+    def __init__(self) -> None:
+        self.first, self.second = Scale(), Scale()
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        h, first = self.first.forward(x * np.random.default_rng().uniform(1, 2))
+        y, second = self.second.forward(h)
+        return y, (first, second)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return self.first.backward(self.second.backward(dy, cache[1]), cache[0])
+
+
+def test_where_no_derivative_can_be_measured_no_layer_is_named_to_begin_with() -> None:
+    report = gradcheck_layer(Random().initialize(seed=0, dtype="float64"), normal(5, 3))
+    assert "fix its randomness" in report.findings[0]
+    assert not report.advice

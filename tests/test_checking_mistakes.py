@@ -528,3 +528,80 @@ def test_an_explanation_fits_the_error_and_not_only_the_gradient(backward: Any, 
     report = gradcheck(lambda x: (np.tanh(x), np.tanh(x)), backward, x)
     assert not report
     assert words in report.rows[0].note
+
+
+def test_the_transpose_is_named_as_missing_of_a_linear_forward_pass_only() -> None:
+    def reversed_order(dy: Array, cache: Any) -> Array:
+        weight, x_hat, inv = cache
+        d: Array = inv * (dy - dy.mean(-1, keepdims=True) - x_hat * (dy * x_hat).mean(-1, keepdims=True))
+        return weight * d
+
+    def norm(x: Array) -> Any:
+        weight, centred = np.linspace(1, 2, 6), x - x.mean(-1, keepdims=True)
+        inv = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + 1e-6)
+        return centred * inv * weight, (weight, centred * inv, inv)
+
+    note = gradcheck(norm, reversed_order, normal(3, 6)).rows[0].note
+    assert note.endswith("backward takes the factors in the order of forward and needs the reverse order")
+    note = gradcheck(lambda x: (np.cumsum(x, 1) + 1, None), lambda dy, _: np.cumsum(dy, 1), normal(3, 6)).rows[0].note
+    assert "the transpose is needed, such as" in note
+
+
+def test_where_forward_at_y_gives_y_again_y_is_not_named_in_place_of_x() -> None:
+    note = gradcheck(lambda x: (np.abs(x), x), lambda dy, x: dy, normal(3, 5)).rows[0].note
+    assert "in place of x" not in note
+    assert note.endswith("backward returns dy, the derivative is dy * sign(x)")
+
+
+def mean_of(x: Array) -> Any:
+    return x.mean((1, 2)), x.shape
+
+
+def repeated(dy: Array, shape: Any) -> Array:
+    return np.broadcast_to(dy[:, None, None], shape) / shape[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((2, 4, 6, 3), "the length of axis 2 of the array or the size of the output)"),
+        ((2, 4, 5, 3), "the length of axis 2 of the array)"),
+        (
+            (7, 4, 3, 2),
+            "(the length of axis 2 of the array): a sum where forward takes a mean, or the reverse, or (a f",
+        ),
+    ],
+)
+def test_the_length_of_an_axis_comes_before_a_product_of_lengths(shape: Any, words: str) -> None:
+    assert words in gradcheck(mean_of, repeated, normal(*shape)).rows[0].note
+
+
+def test_a_product_of_lengths_that_is_the_length_of_an_axis_too_is_named() -> None:
+    def backward(dy: Array, shape: Any) -> Array:
+        return np.broadcast_to(dy[:, None, None], shape) * 1.0
+
+    words = "the length of axis 3 of the array or the lengths of axes 1 and 2 of the array multiplied"
+    note = gradcheck(lambda x: (x.mean((1, 2)), x.shape), backward, normal(5, 2, 3, 6)).rows[0].note
+    assert words.replace("axis 3 of the array", "axis 1 of the output") in note
+
+
+@pytest.mark.parametrize("offset", [0, 1e9])
+def test_the_digits_that_an_offset_costs_are_named(offset: float) -> None:
+    def norm(x: Array) -> Any:
+        centred = x - x.mean(-1, keepdims=True)
+        inv = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + 1e-5)
+        return centred * inv, (centred * inv, inv)
+
+    def backward(dy: Array, cache: Any) -> Array:
+        x_hat, inv = cache
+        d: Array = inv * (dy - dy.mean(-1, keepdims=True) - x_hat * (dy * x_hat).mean(-1, keepdims=True))
+        return d * (1 - 3e-8)
+
+    note = gradcheck(norm, backward, normal(3, 6) + offset).rows[0].note
+    assert "float32 rounding or a truncated constant" in note
+    assert ("rounding beside the offset of x" in note) == bool(offset)
+
+
+def test_a_factor_of_3_may_be_that_of_a_cube() -> None:
+    note = gradcheck(lambda x: (x**3, x), lambda dy, x: dy * x * x, normal(5, 7)).rows[0].note
+    assert note.endswith("(a factor 3 missing, as of a cube)")

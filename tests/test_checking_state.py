@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import minivit
 from minivit import layers
 from minivit.arrays import Array
 from minivit.checking import Report, gradcheck, gradcheck_layer
+from minivit.checking.state import KEEPS_EARLIER_VALUES
 
 HIDDEN = "reads state outside its cache"
 
@@ -426,3 +428,103 @@ def test_a_pass_that_changes_the_values_of_a_parameter_is_found(what: str, dtype
     words = f"{what} changes bias: only an optimiser changes the values of parameters"
     assert words in report.findings, str(report)
     assert gradcheck_layer(Changing("nothing").initialize(seed=0, dtype=dtype), normal(5, 3))
+
+
+class Product(minivit.Layer):
+    """A linear map that keeps an array: of its parameter, or another one."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.w = minivit.Parameter((3, 5), lambda generator, shape: generator.normal(size=shape))
+        self.kept: Any = None
+
+    @functools.cached_property
+    def w_t(self) -> Array:
+        return np.ascontiguousarray(self.w.value.T)
+
+    def transposed(self) -> Any:
+        if self.kind == "cached property":
+            return self.w_t
+        if self.kind not in ("attribute", "list"):
+            return self.w.value.T
+        if self.kept is None:
+            self.kept = self.w.value.T.copy() if self.kind == "attribute" else [self.w.value.T.copy()]
+        return self.kept if self.kind == "attribute" else self.kept[0]
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        if self.kind != "cached property":
+            self.transposed()
+        if self.kind == "random table" and self.kept is None:
+            self.kept = np.random.default_rng().uniform(1, 2, 3)
+        if self.kind == "table" and self.kept is None:
+            self.kept = np.arange(1.0, 4.0)
+        if "table" in self.kind:
+            x = x * self.kept
+        return x @ self.w.value, x
+
+    def backward(self, dy: Array, x: Array) -> Array:
+        self.w.add_grad(x.T @ dy)
+        dx: Array = dy @ self.transposed()
+        return dx * self.kept if "table" in self.kind else dx
+
+
+@pytest.mark.parametrize(("dtype", "called_before"), [("float64", False), ("float64", True), ("float32", False)])
+@pytest.mark.parametrize("kind", ["cached property", "attribute", "list"])
+def test_an_array_of_earlier_values_of_parameters_is_found(kind: str, dtype: str, called_before: bool) -> None:
+    layer, x = Product(kind).initialize(dtype=dtype), normal(4, 3).astype(dtype)
+    if called_before:
+        y, cache = layer.forward(x)
+        layer.backward(y, cache)
+    report = gradcheck_layer(layer, x)
+    assert [words for words in report.findings if "float32" not in words] == [KEEPS_EARLIER_VALUES], str(report)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "table", "random table"])
+def test_an_array_that_does_not_depend_on_parameters_may_be_kept(kind: str) -> None:
+    layer, x = Product(kind).initialize(dtype="float64"), normal(4, 3)
+    # The copies for real and for complex arguments have different random tables.
+    method: Any = "central" if kind == "random table" else "auto"
+    assert gradcheck_layer(layer, x, method=method).passed
+    y, cache = layer.forward(x)
+    layer.backward(y, cache)
+    assert gradcheck_layer(layer, x).passed
+
+
+class Averaged(minivit.Layer):
+    """Keeps the mean of its inputs in a cache of its own class, and in evaluation subtracts a fixed one."""
+
+    def __init__(self) -> None:
+        self.weight = minivit.Parameter((6,), lambda generator, shape: generator.normal(size=shape))
+        self.mean = np.linspace(-1, 1, 6)
+        self.seen: dict[str, int] = {"calls": 0}
+        self.dropout = layers.Dropout(0.5)
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        self.seen["calls"] += 1
+        h = np.maximum((x - self.mean) * self.weight.value, 0)
+        y, cache = self.dropout.forward(h, rng)
+        return y, (x - self.mean, h, cache)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        x, h, inner = cache
+        d = self.dropout.backward(dy, inner) * (h > 0)
+        self.weight.add_grad((d * x).sum(0))
+        return d * self.weight.value
+
+
+@pytest.mark.parametrize("rng", [None, 3])
+def test_buffers_counters_dropout_and_kinks_are_no_earlier_values(rng: Any) -> None:
+    layer, x = Averaged().initialize(dtype="float64"), normal(4, 6)
+    x[1] = layer.mean  # at the kink
+    report = gradcheck_layer(layer, x, rng=rng)
+    assert report.passed, str(report)
+
+
+def test_after_an_array_of_earlier_values_is_found_the_values_are_those_given() -> None:
+    class Wrong(Product):
+        def backward(self, dy: Array, x: Array) -> Array:
+            return 2 * super().backward(dy, x)
+
+    report = gradcheck_layer(Wrong("attribute").initialize(dtype="float64"), normal(4, 3))
+    assert report.findings == (KEEPS_EARLIER_VALUES,)
+    assert "everywhere 2 times the derivative" in report.rows[0].note

@@ -147,7 +147,8 @@ def test_value_and_grad_cannot_be_rebound() -> None:
     parameter = model().parameters["head.bias"]
     with pytest.raises(AttributeError, match=r"write into the value: head\.bias\.value\[\.\.\.\] = array"):
         parameter.value = np.zeros(7)
-    with pytest.raises(AttributeError, match="write into the gradient"):
+    advice = r"add to the gradient: head\.bias\.add_grad\(array\); to set it: head\.bias\.grad\[\.\.\.\] = array"
+    with pytest.raises(AttributeError, match=advice):
         parameter.grad = np.zeros(7)
     parameter.value += 2.0
     parameter.grad -= 1.0

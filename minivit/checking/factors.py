@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -52,14 +52,10 @@ def factor_meaning(e: Evidence, ratio: float) -> str:
                 return f" (1/{name}): the factor {name} is missing"
     meanings: dict[str, str] = {}
     sources = [(e.probe.y.shape, "the output"), (e.probe.x.shape, "the array")]
-    for shape, what in [*sources, *((a.shape, name) for name, a in e.arrays.items())]:
-        if meanings and (shape, what) not in sources:
+    for group in [sources, *([(a.shape, name)] for name, a in e.arrays.items())]:
+        if meanings:
             break
-        for axes in _subsets(len(shape)):
-            n = math.prod(shape[axis] for axis in axes)
-            if n < 2:
-                continue
-            of = _lengths(axes, len(shape), what)
+        for n, of, single in _lengths(group):
             if is_(n):
                 meanings.setdefault("n", f"{of}): a sum where forward takes a mean, or the reverse")
             elif is_(1 / n):
@@ -68,7 +64,7 @@ def factor_meaning(e: Evidence, ratio: float) -> str:
                 meanings.setdefault("sqrt", f"the square root of {of}): the scale 1/sqrt({n}) is missing")
             elif is_(1 / math.sqrt(n)):
                 meanings.setdefault("1/sqrt", f"one over the square root of {of}): the scale 1/sqrt({n}) is extra")
-            elif len(axes) == 1 and n > 2 and (is_(n / (n - 1)) or is_((n - 1) / n)):
+            elif single and n > 2 and (is_(n / (n - 1)) or is_((n - 1) / n)):
                 meanings.setdefault("ddof", f"n and n - 1 for {of}): a sum of n terms divided by n - 1, or the reverse")
     if not meanings:
         meanings |= _two_lengths(e, is_)
@@ -90,6 +86,8 @@ def factor_meaning(e: Evidence, ratio: float) -> str:
     found = list(meanings.values())
     if is_(2) or is_(0.5):
         found.insert(0, f"a factor {'2 too many' if ratio > 1 else '2 missing'}, as of a square)")
+    elif is_(3) or is_(1 / 3):
+        found.append(f"a factor {'3 too many' if ratio > 1 else '3 missing'}, as of a cube)")
     return f" ({', or ('.join(found)}" if found else ""
 
 
@@ -103,17 +101,24 @@ def _two_lengths(e: Evidence, is_: Callable[[float], bool]) -> dict[str, str]:
     return {}
 
 
-def _subsets(ndim: int) -> Iterator[tuple[int, ...]]:
-    for count in range(1, ndim + 1):
-        yield from itertools.combinations(range(ndim), count)
+def _lengths(shapes: Sequence[tuple[tuple[int, ...], str]]) -> Iterator[tuple[int, str, bool]]:
+    """Yield the lengths of axes, then their products, each with words and whether it is the length of an axis.
 
-
-def _lengths(axes: tuple[int, ...], ndim: int, what: str) -> str:
-    if len(axes) == 1:
-        return f"the length of axis {axes[0]} of {what}"
-    if len(axes) == ndim:
-        return f"the size of {what}"
-    return f"the lengths of axes {', '.join(map(str, axes[:-1]))} and {axes[-1]} of {what} multiplied"
+    The words name one axis and one product: nothing tells which of them is meant.
+    """
+    single: dict[int, str] = {}
+    products: dict[int, str] = {}
+    for shape, what in shapes:
+        axes = [axis for axis, n in enumerate(shape) if n > 1]
+        for axis in axes:
+            single.setdefault(shape[axis], f"the length of axis {axis} of {what}")
+        for count in range(2, len(axes) + 1):
+            for some in itertools.combinations(axes, count):
+                names = f"the lengths of axes {', '.join(map(str, some[:-1]))} and {some[-1]} of {what} multiplied"
+                n = math.prod(shape[axis] for axis in some)
+                products.setdefault(n, f"the size of {what}" if count == len(axes) else names)
+    for n in [*single, *(n for n in products if n not in single)]:
+        yield n, " or ".join(words[n] for words in (single, products) if n in words), n in single
 
 
 def _kept(e: Evidence) -> float | None:

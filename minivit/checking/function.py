@@ -29,7 +29,16 @@ from minivit.checking.backward_passes import (
     written,
 )
 from minivit.checking.evidence import arrays_in
-from minivit.checking.gradients import NOTHING_RETURNED, align, as_tuple, host_copy, miscounted, result_of, same
+from minivit.checking.gradients import (
+    NOTHING_RETURNED,
+    align,
+    as_tuple,
+    host_copy,
+    miscounted,
+    other_dtype,
+    result_of,
+    same,
+)
 from minivit.checking.state import (
     CHANGED_BY_CALLS,
     OVERWRITTEN,
@@ -89,6 +98,7 @@ class CheckedFunction:
         self._writes = False  # whether the functions write to their arguments
         self._shape: tuple[int, ...] = ()  # of the result
         self.num_inputs = len(arrays)  # the arrays after them are parameters
+        self.keeps_arrays = False  # whether a layer has arrays in its attributes
         self.order: dict[str, int] = {}  # places of the inner layers in the forward pass, if they are known
 
     @property
@@ -171,7 +181,7 @@ class CheckedFunction:
         if not np.all(np.isfinite(y)):
             raise ValueError("forward returns NaN or infinity here; gradients are checked where it is finite")
         if y.dtype != dtype:
-            findings.append(f"forward returns {y.dtype} for {dtype} arguments")
+            findings.append(other_dtype(y.dtype, dtype, dict(zip(self.names, (a.dtype for a in points), strict=True))))
         self._shape = y.shape
         writes = written("forward", self.names, before, points)
         upstream = random_upstream(seed, y.shape) if upstream is None else given_upstream(upstream, y)

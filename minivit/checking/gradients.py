@@ -5,7 +5,7 @@ The flaws are those that need no derivative.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,19 @@ def result_of(returned: Any, what: str = "forward") -> tuple[Any, Any]:
         advice = ": check one result at a time, or return np.concatenate of them" if _holds_arrays(y) else ""
         raise TypeError(f"{what} must return (y, cache) with an array y, got a {type(y).__name__} as y{advice}")
     return y, cache
+
+
+def other_dtype(returned: np.dtype[Any], dtype: np.dtype[Any], arguments: Mapping[str, np.dtype[Any]]) -> str:
+    """Return the finding that forward returns another dtype than `dtype`, that of the floats among its arguments."""
+    words = f"forward returns {returned} for {dtype} arguments"
+    if returned != np.dtype(np.float64) or dtype != np.dtype(np.float32):
+        return words
+    words += ": a NumPy scalar such as np.sqrt(d) or an array attribute is float64: use math.sqrt(d), or "
+    words += "x.dtype.type(...)"
+    for name, other in arguments.items():
+        if other.kind in "iu" and np.result_type(other, dtype) == returned:
+            words += f"; {name} is {other}, which with float32 makes float64: use {name}.astype('float32')"
+    return words
 
 
 def _holds_arrays(value: Any) -> bool:

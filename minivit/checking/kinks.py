@@ -23,6 +23,7 @@ _NODES = 1500  # largest number of parts of an array that are examined
 _TESTED = 512  # largest number of elements whose one-sided derivatives are compared with the gradient
 _TOLERANCE = 1e-5
 TINY = 2.0**-28
+MANY_KINKS = "kinks among"  # in the note on a sample of them
 
 
 def one_sided(probe: Probe, step: Array, size: float) -> tuple[Array, Array, float]:
@@ -135,6 +136,8 @@ def judge(
         bends += bent
         claim = float(gradient[index])
         sides = f"the one-sided derivatives are {left:.6g} and {right:.6g}"
+        if not np.allclose(sorted((left, right)), (least, largest), rtol=1e-6, atol=margin):
+            sides = f"the sums of the smaller and of the larger one-sided derivatives are {least:.6g} and {largest:.6g}"
         words = f"{_place(index)}: {sides}, backward gives {claim + 0.0:.6g}"
         shown = shown or (words if bent else "")
         if not least - margin <= claim <= largest + margin:
@@ -147,7 +150,7 @@ def judge(
     more = f"; {bends - 1} more like it" if bends > 1 else ""
     note = f"kink at {shown}, which is accepted{more}" if shown else ""
     if not each:
-        sample = f"kinks among {len(points)} elements: {len(tested)} of these were tested, the others were not"
+        sample = f"{MANY_KINKS} {len(points)} elements: {len(tested)} of these were tested, the others were not"
         note = f"{sample}; {note}" if note else sample
     return Judgement(True, each, note)
 

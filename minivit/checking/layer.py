@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,12 +13,16 @@ import numpy as np
 
 from minivit.arrays import Array, to_backend, to_host
 from minivit.checking.arguments import accepted, layer_dtype
+from minivit.checking.backward_passes import BackwardPasses
 from minivit.checking.function import CheckedFunction
 from minivit.checking.gradients import align, as_tuple, host_copy, miscounted, result_of, same
 from minivit.checking.state import (
+    CHANGED,
+    KEEPS_EARLIER_VALUES,
     OVERWRITTEN,
     attribute_arrays,
     changed_arrays,
+    differ,
     order_of_calls,
     other_arguments,
     overwrites_results,
@@ -70,16 +75,12 @@ class CheckedLayer(CheckedFunction):
         super().__init__(self._forward, self._backward, (*inputs, *values), (*names, *parameters))
         self.num_inputs = len(inputs)
         self._arrays = (np.ndarray, self.library.ndarray)
+        self.keeps_arrays = bool(attribute_arrays(layer, self._arrays))
 
     def _forward(self, *arrays: Any) -> tuple[Any, Any]:
         dtype = np.result_type(*(a.dtype for a in arrays if a.dtype.kind in "fc"))
         first = dtype not in self.by_dtype
-        if first:
-            converted = self.layer.astype(dtype)
-            # The parameters of a class of another kind may be views of its arrays.
-            own = isinstance(converted, Layer)
-            self.by_dtype[dtype] = with_own_arrays(converted, self._arrays) if own else converted
-        copy = self.by_dtype[dtype]
+        copy = self.by_dtype[dtype] = self._copy(dtype) if first else self.by_dtype[dtype]
         values = arrays[len(self.inputs) :]
         for parameter, value in zip(copy.parameters.values(), values, strict=True):
             parameter.value[...] = value
@@ -92,6 +93,12 @@ class CheckedLayer(CheckedFunction):
             if isinstance(copy, Layer):
                 self._note_state(copy, functools.partial(self.layer_forward, copy, *inputs, **options))
         return y, (copy, cache)
+
+    def _copy(self, dtype: np.dtype[Any]) -> Any:
+        """Return a new copy of the layer."""
+        converted = self.layer.astype(dtype)
+        # The parameters of a class of another kind may be views of its arrays.
+        return with_own_arrays(converted, self._arrays) if isinstance(converted, Layer) else converted
 
     def _note_changed_values(self, what: str, copy: Any, values: Sequence[Any]) -> None:
         """Note which parameters of the copy the pass `what` set to others than `values`."""
@@ -127,6 +134,40 @@ class CheckedLayer(CheckedFunction):
         if key is not None:
             yield functools.partial(call, replace(key, step=key.step + 1), points)
 
+    def _violations(
+        self, points: Sequence[Array], result: Any, y: Array, backward: BackwardPasses, gradients: tuple[Any, ...]
+    ) -> Iterator[str]:
+        found = list(super()._violations(points, result, y, backward, gradients))
+        yield from found
+        if not found and not self.findings and y.dtype == np.float64 and self._keeps_earlier_values(points, backward):
+            yield KEEPS_EARLIER_VALUES
+
+    def _keeps_earlier_values(self, points: Sequence[Array], backward: BackwardPasses) -> bool:
+        """Return whether the copy in use differs from a new one after the values of the parameters change.
+
+        It does not count if the two differ at the earlier values too, as layers with random tables do.
+        """
+        moved = [a if k < self.num_inputs else a * CHANGED for k, a in enumerate(points)]
+        dtype = np.dtype(np.float64)
+        used = self.by_dtype[dtype]
+
+        def results(copy: Any, points: Sequence[Array]) -> list[Any]:
+            self.by_dtype[dtype] = copy
+            y, cache = self._call([np.array(a) for a in points])
+            return [y, *BackwardPasses(self.backward, cache, backward.dy, self.library)()]
+
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return differ(results(used, moved), results(self._copy(dtype), moved)) and not differ(
+                    results(used, points), results(self._copy(dtype), points)
+                )
+        except Exception:  # these values are refused
+            return False
+        finally:
+            self.by_dtype[dtype] = used
+            self._call(points)
+
     def evaluation_differs(self, evaluate: Callable[..., Any]) -> bool:
         """Return whether ``evaluate(copy, *inputs)``, the layer without a cache, returns another result."""
         y, (copy, _) = self._forward(*(to_backend(np.array(a), self.library) for a in self.points))
@@ -142,6 +183,7 @@ class CheckedLayer(CheckedFunction):
         copy, cache = state
         copy.zero_grad()
         values = [np.array(to_host(parameter.value)) for parameter in copy.parameters.values()]
+        given = dy.copy()  # backward may write to dy
         first = self.layer_backward(copy, dy, cache)
         self._note_changed_values("backward", copy, values)
         copies = tuple(map(host_copy, as_tuple(first)))
@@ -150,7 +192,7 @@ class CheckedLayer(CheckedFunction):
         gradients = [host_copy(parameter.grad) for parameter in copy.parameters.values()]
         if dy.dtype not in self._findings:
             try:
-                self._findings[dy.dtype] = self._contracts(copy, dy, cache, first, copies, gradients)
+                self._findings[dy.dtype] = self._contracts(copy, given, cache, first, copies, gradients)
             except Exception as error:
                 words = f"a second backward pass on the same cache raises {type(error).__name__}: {error}"
                 self._findings[dy.dtype] = [words]
@@ -161,7 +203,7 @@ class CheckedLayer(CheckedFunction):
     ) -> list[str]:
         """Return the contracts of layers that `layer_backward` violates, after it returned `first`."""
         findings = [words] if (words := self._miscounted(first)) else []
-        second = self.layer_backward(copy, dy, cache)
+        second = self.layer_backward(copy, dy.copy(), cache)
         pairs = zip(copy.parameters.items(), gradients, strict=True)
         wrong = [name for (name, parameter), once in pairs if not same(to_host(parameter.grad), 2 * once)]
         if wrong:

@@ -32,6 +32,8 @@ _LARGEST_SPREAD = 1e-2  # of an array, relative to its root mean square: its off
 _LEAST_SPREAD = 2.0**10 * EPS
 _CENTRAL_STEPS = (2.0**-18, 2.0**-14, 2.0**-21, 2.0**-24)
 
+ANALYTIC_CODE = "np.abs, np.var, np.std and np.linalg.norm are not analytic: write sums, products and np.sqrt"
+
 
 class NotAnalyticError(Exception):
     """The complex step is impossible: forward refuses complex arguments or discards their imaginary part."""
@@ -119,7 +121,7 @@ class Probe:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise NotAnalyticError(f"forward refuses complex arguments ({reason})") from error
         if not np.iscomplexobj(y):
-            raise NotAnalyticError("forward returns real values for complex arguments")
+            raise NotAnalyticError(f"forward returns real values for complex arguments; {ANALYTIC_CODE}")
         rates: Array = y.imag / _STEP
         return rates
 

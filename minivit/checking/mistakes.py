@@ -78,7 +78,12 @@ def low_precision(e: Evidence) -> str:
     errors = np.abs(e.claimed - e.true)[present] / np.abs(e.true[present])
     if np.median(errors) > 1e-12 and np.quantile(errors, 0.75) < 1e-5:
         digits = int(-math.log10(e.error))
-        return f"right to about {digits} digits only: float32 rounding or a truncated constant in the float64 pass"
+        words = f"right to about {digits} digits only: float32 rounding or a truncated constant in the float64 pass"
+        if e.probe.unit is not None:
+            words += (
+                f", or rounding beside the offset of {e.name}, far larger than its spread: check without the offset"
+            )
+        return words
     return ""
 
 
@@ -168,14 +173,23 @@ def _moved_slice(e: Evidence, axis: int, index: int, other: int) -> bool:
 
 
 def forward_again(e: Evidence) -> str:
-    """A linear forward, applied to dy where its transpose is needed."""
+    """The derivative of forward, applied to dy where its transpose is needed."""
     x, y = e.probe.x, e.probe.y
     if x.shape != y.shape or e.gradient.shape != x.shape or y.size < 2:
         return ""
     along = rates_or_none(e.probe, e.dy, e.analytic)
     if along is None or not e.close(e.claimed, e.at(along)):
         return ""
-    return "forward, applied to dy: the transpose is needed, such as the inverse rotation or the sum in reverse order"
+    d, rate = e.directions[0], e.rates[0]
+    rise = e.probe.evaluate(e.probe.shifted(d)) - y
+    if np.allclose(rise, rate, rtol=1e-6, atol=1e-6 * float(np.max(np.abs(rate)))):
+        return (
+            "forward, applied to dy: the transpose is needed, such as the inverse rotation or the sum in reverse order"
+        )
+    return (
+        "J dy in place of J^T dy, where J is the derivative of forward: backward takes the factors in the order of "
+        "forward and needs the reverse order"
+    )
 
 
 def other_point(e: Evidence) -> str:
@@ -193,8 +207,10 @@ def other_point(e: Evidence) -> str:
             words = "the targets or indices are shifted"
             tries += [(f"for {name} {sign} 1: {words}", {name: a + step}) for sign, step in (("+", 1), ("-", -1))]
             tries += [(f"for {name} rolled by {step}: {words}", {name: np.roll(a, step, 0)}) for step in (1, -1)]
-    if e.probe.x.shape == e.probe.y.shape and e.name in arguments:
-        tries.append((f"at y in place of {e.name}: the output is used where the input is needed", {e.name: e.probe.y}))
+    # Where forward at y gives y again, as np.abs does, this says nothing.
+    y = e.probe.y
+    if e.probe.x.shape == y.shape and e.name in arguments and not np.array_equal(e.probe.evaluate(y), y):
+        tries.append((f"at y in place of {e.name}: the output is used where the input is needed", {e.name: y}))
     for words, changes in tries[: 2 * _LONGEST]:
         if e.from_rates(_rates_at(e, changes)):
             return f"right {words}"

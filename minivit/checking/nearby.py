@@ -43,13 +43,25 @@ class Nearby:
             points[n] = points[n] + size * (float(np.sqrt(np.mean(np.square(points[n])))) or 1.0)
         return self._at(points) if others else None
 
+    def parameters_scaled(self, factor: float) -> Measured | None:
+        """Return what is measured where all parameters, the arrays after the inputs, are multiplied by `factor`."""
+        first = self.checked.num_inputs
+        return self._at([a * factor if n >= first else a for n, a in enumerate(self.checked.points)])
+
     def by_rounding(self, probe: Probe, rng: np.random.Generator) -> Probe:
         """Return `probe` with all float arrays changed by a unit in the last place."""
-        points = [
-            a * (1 + EPS * rng.choice([-1.0, 1.0], a.shape)) if a.dtype.kind == "f" else a for a in self.checked.points
-        ]
+        points = self._rounded(EPS, rng)
         k = self.place.array
         return replace(probe, evaluate=functools.partial(self.checked.evaluate, k, points=points), x=points[k])
+
+    def at_rounding(self, eps: float, rng: np.random.Generator) -> Measured | None:
+        """Return what is measured with all float arrays changed by a unit in the last place of the precision `eps`."""
+        return self._at(self._rounded(eps, rng))
+
+    def _rounded(self, eps: float, rng: np.random.Generator) -> list[Array]:
+        return [
+            a * (1 + eps * rng.choice([-1.0, 1.0], a.shape)) if a.dtype.kind == "f" else a for a in self.checked.points
+        ]
 
     def _at(self, points: Sequence[Array]) -> Measured | None:
         k = self.place.array

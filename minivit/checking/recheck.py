@@ -144,6 +144,25 @@ def recheck_rounding(row: Row, probe: Probe, gradient: Array, total: float, near
     return replace(row, verdict="ok", note=f"right to {row.error:.1e} only: {words}"), probe
 
 
+def recheck_float32(row: Row, gradient: Array, total: float, nearby: Nearby) -> Row:
+    """Return a failed row of the comparison in float32, or one that passed where the error is rounding of the arrays.
+
+    The float64 gradient must be right. Up to a hundred times the tolerance, the error is accepted if this gradient
+    changes as much where all arrays change by one unit in the last place of float32.
+    """
+    place, settings = nearby.place, nearby.settings
+    if row.verdict != "FAILED" or not row.error <= 100 * settings.float32_tolerance:
+        return row
+    rng, eps = place.generator(settings), float(np.finfo(np.float32).eps)
+    moved = [near for near in (nearby.at_rounding(eps, rng) for _ in range(4)) if near]
+    changes = [float(np.linalg.norm(near[1] - gradient)) for near in moved]
+    scale = max(float(np.linalg.norm(gradient)), SCALE_FLOOR * total)
+    if not changes or row.error * scale > 4 * np.median(changes):
+        return row
+    words = "the gradient changes as much if the arrays change by one unit in the last place of float32"
+    return replace(row, verdict="ok", worst_index=None, note=f"right to {row.error:.1e} only: {words}")
+
+
 def _largest_derivative(probe: Probe, nearby: Nearby) -> float:
     """Return the largest derivative along the random directions, infinity where the complex step is impossible."""
     rng, shape = nearby.place.generator(nearby.settings), probe.x[probe.where].shape

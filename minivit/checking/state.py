@@ -1,8 +1,8 @@
 """Look for state outside the cache.
 
-State shows in three ways: a gradient changes after a forward pass at other arguments; a call overwrites an array that
-was returned before; a forward pass changes an array in an attribute. The order in which a forward pass calls its layers
-is found here too.
+State shows in four ways: a gradient changes after a forward pass at other arguments; a call overwrites an array that
+was returned before; a forward pass changes an array in an attribute; after a change of the parameters a layer differs
+from a new copy with the same values. The order in which a forward pass calls its layers is found here too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,14 @@ RESULT_OVERWRITTEN = "forward returns the same array in each call, so the next c
 READS_STATE = "backward differs after another forward pass: it reads state outside its cache"
 
 CHANGED_BY_CALLS = "forward returns another result after a call with other arguments: it keeps state"
+
+KEEPS_EARLIER_VALUES = (
+    "the layer keeps an array that was computed from earlier values of the parameters, so its gradients are wrong "
+    "after a step of an optimiser: compute the array in each pass, and store it in the cache, not in an attribute"
+)
+
+CHANGED = 1 + 2.0**-10  # a factor of inputs, and of parameters, for other values in the domain of most functions
+_ROUNDING = 1e5 * float(np.finfo(np.float64).eps)  # two runs of the same computation differ less
 
 
 def other_arguments(points: Sequence[Array], num_inputs: int) -> Iterator[list[Array]]:
@@ -50,7 +59,7 @@ def other_arguments(points: Sequence[Array], num_inputs: int) -> Iterator[list[A
         return with_inputs([change(a) if a.dtype.kind == "f" else a for a in inputs])
 
     if any(a.dtype.kind == "f" for a in inputs):
-        yield floats(lambda a: a * a.dtype.type(1 + 2.0**-10))  # in the domain of most functions
+        yield floats(lambda a: a * a.dtype.type(CHANGED))
         yield floats(lambda a: np.roll(a, 1))
         yield floats(np.negative)
     if any(a.dtype.kind != "f" for a in inputs):
@@ -122,6 +131,22 @@ def overwrites_results(first: Any, second: Any, gradients: Sequence[Any], again:
     except Exception:  # another upstream gradient is refused
         return False
     return not all(map(same, map(host_copy, kept), gradients))
+
+
+def differ(ours: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Return whether the results of two copies of a layer, y and then the gradients, differ by more than rounding.
+
+    Errors are relative to at least 1e-3 of the norm of all gradients: one of them may be rounding alone.
+    """
+    pairs = [
+        (a, b)
+        for a, b in zip(ours, others, strict=True)
+        if all(isinstance(c, np.ndarray) and c.dtype.kind == "f" and np.all(np.isfinite(c)) for c in (a, b))
+    ]
+    norms = [float(np.linalg.norm(a)) for a, _ in pairs]
+    floor = 1e-3 * math.hypot(*norms[1:])
+    errors = [float(np.linalg.norm(a - b)) if a.shape == b.shape else np.inf for a, b in pairs]
+    return any(e > _ROUNDING * max(n, floor) for e, n in zip(errors, norms, strict=True))
 
 
 def attribute_arrays(layer: Any, kinds: tuple[type, ...]) -> dict[str, Any]:

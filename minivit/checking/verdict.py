@@ -13,6 +13,7 @@ from minivit.arrays import Array
 from minivit.checking.evidence import Context
 from minivit.checking.explain import explain
 from minivit.checking.methods import (
+    ANALYTIC_CODE,
     EPS,
     SLOPE_MARGIN,
     NotAnalyticError,
@@ -32,6 +33,8 @@ SATURATED = 1e-3  # a function is saturated if the norm of the gradient is at mo
 _NOT_ANALYTIC = 1e-7  # a larger error by the complex step may mean that forward is not analytic
 # The largest error by central differences, as a fraction of that by the complex step, if forward is not analytic.
 _MUCH_NEARER = 0.1
+
+_DISAGREES = f"the complex step disagrees; {ANALYTIC_CODE}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def verify(
     verdict, notes = verdict_of(norm, max(map(abs, values)), total, agrees, detectable), [note]
     if agrees and test and settings.method == "auto" and test.slope != "linear" and abs(test.slope - 2) > SLOPE_MARGIN:
         if test.passed:
-            why = "the second derivative of forward along the direction is zero here"
+            why = "the second derivative of forward along the direction is small beside the higher ones here"
             notes.append(f"the remainder falls faster than h^2, which excludes an error: {why}")
         elif error_of(_central(probe, directions, claims)) <= settings.central_tolerance:
             notes.append("the remainder has no clear order here; central differences agree with the gradient")
@@ -158,11 +161,11 @@ def _measure(
     if settings.method == "auto" and not error <= _NOT_ANALYTIC:
         other = _central(probe, directions, claims)
         if error_of(other) <= min(settings.central_tolerance, _MUCH_NEARER * error):
-            return "central", other, "not analytic, verified by central differences: the complex step disagrees"
+            return "central", other, f"not analytic, verified by central differences: {_DISAGREES}"
         if any(
             map(functools.partial(differs_from_complex_step, probe, settings.central_tolerance), directions, values)
         ):
-            return "central", other, "not analytic, measured by central differences: the complex step disagrees"
+            return "central", other, f"not analytic, measured by central differences: {_DISAGREES}"
     return "complex", values, ""
 
 
@@ -188,7 +191,7 @@ def relative(difference: float, scale: float) -> float:
     return difference / scale if scale > 0 and np.isfinite(difference) else np.inf
 
 
-def verdict_of(norm: float, largest: float, total: float, agrees: bool, detectable: float, eps: float = EPS) -> Verdict:
+def verdict_of(norm: float, largest: float, total: float, agrees: bool, detectable: float) -> Verdict:
     """Return the verdict on a gradient.
 
     Parameters
@@ -201,12 +204,10 @@ def verdict_of(norm: float, largest: float, total: float, agrees: bool, detectab
         Whether the gradient agrees with the measured values.
     detectable
         The smallest error that would have been detected.
-    eps
-        Machine precision of the gradient's dtype.
     """
     if not agrees:
         return "FAILED"
-    if max(norm, largest) <= max(_ZERO_ULPS * eps * total, _NEGLIGIBLE):
+    if max(norm, largest) <= max(_ZERO_ULPS * EPS * total, _NEGLIGIBLE):
         return "zero"
     return "vacuous" if norm <= detectable else "ok"
 
@@ -223,11 +224,13 @@ def compare_float32(low: Array, high: Array, total: float, place: Place, setting
     scale = max(norms[1], SCALE_FLOOR * total)
     error = relative(float(np.linalg.norm(difference)), scale)
     eps, detectable = float(np.finfo(np.float32).eps), tolerance * scale
-    both_zero = max(norms) <= _ZERO_ULPS * eps * total
-    dy = float(np.linalg.norm(upstream))
-    agrees = both_zero or error <= tolerance
-    verdict = verdict_of(norms[1], norms[0], total, agrees, detectable, eps)
-    if not agrees and norms[1] <= SATURATED * dy and error * scale <= ROUNDING * eps * dy:
+    rounding, dy = _ZERO_ULPS * eps * total, float(np.linalg.norm(upstream))
+    both_rounding = max(norms) <= rounding
+    agrees = error <= tolerance or (both_rounding and norms[1] <= _ZERO_ULPS * EPS * total)
+    verdict = verdict_of(norms[1], norms[1], total, agrees, detectable)
+    if not agrees and both_rounding:
+        verdict, detectable = "vacuous", rounding
+    elif not agrees and norms[1] <= SATURATED * dy and error * scale <= ROUNDING * eps * dy:
         verdict, detectable = "vacuous", ROUNDING * eps * dy  # rounding in a saturated function
     note, index = vacuous(norms[1], detectable) if verdict == "vacuous" else "", None
     if verdict == "FAILED":

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivit.checking.constants import constant_arguments
+from minivit.checking.constants import constant_arguments, one_sample
 from minivit.checking.evidence import Context, Other, named_arrays
 from minivit.checking.function import RANDOM, CheckedFunction, Passes
 from minivit.checking.gradients import NOTHING_RETURNED, flaw
+from minivit.checking.kinks import MANY_KINKS
 from minivit.checking.methods import Probe
 from minivit.checking.nearby import Measured, Nearby
-from minivit.checking.recheck import recheck_at_kinks, recheck_rounding, recheck_saturated
+from minivit.checking.recheck import recheck_at_kinks, recheck_float32, recheck_rounding, recheck_saturated
 from minivit.checking.report import Report, Row
 from minivit.checking.settings import Settings
-from minivit.checking.state import CHANGED_BY_CALLS
+from minivit.checking.state import CHANGED, CHANGED_BY_CALLS, KEEPS_EARLIER_VALUES
 from minivit.checking.verdict import Place, compare_float32, explained, verify
 
 
@@ -40,25 +41,30 @@ def checked_report(title: str, checked: CheckedFunction, places: Sequence[Place]
             measured[number] = pair
         add(row)
     wrong = [number for number, row in enumerate(rows) if row.verdict == "FAILED"]
-    begin, advice = _begin_with(rows, wrong, checked.order)
+    begin, advice = "", ""
     if check.steady:
+        begin, advice = _begin_with(rows, wrong, checked.order)
         # A wrong gradient makes all earlier ones wrong, so only the failing layer nearest to the loss is explained.
         suspects = [n for n in wrong if rows[n].layer == begin and n in measured and "kink at" not in rows[n].note]
         for number, row in check.explained(rows, suspects, places, measured):
             rows[number] = row
+    if not (wrong or findings or checked.findings) and check.keeps_earlier_values(places, rows):
+        findings.append(KEEPS_EARLIER_VALUES)
     if low_places:
         points = [np.array(a) for a in checked.given]
         low = checked.run(points, settings.seed, settings.upstream)
         findings += [f"in float32: {finding}" for finding in low.findings if finding not in findings]
-        for place in low_places:
-            add(check.compared(place, low))
+        for number, place in enumerate(places):
+            if place in low_places:
+                add(check.compared(place, low, rows[number].verdict == "ok"))
     findings += checked.findings
     if rows and all(row.verdict == "skipped" for row in rows) and NOTHING_RETURNED not in findings:
         findings.append("backward returns None for every array: nothing is verified")
     if not wrong and check.total == 0:
         advice = "Every gradient is zero here, which verifies little: check at another point."
     elif not wrong:
-        advice = constant_arguments(checked.names[: checked.num_inputs], checked.given[: checked.num_inputs])
+        inputs = checked.names[: checked.num_inputs], checked.given[: checked.num_inputs]
+        advice = constant_arguments(*inputs) or _many_kinks(rows) or one_sample(checked.names, checked.given)
     return Report(title, tuple(rows), tuple(findings), settings.tolerance, advice)
 
 
@@ -120,6 +126,21 @@ class _Check:
             row, probe, gradient = recheck_at_kinks(row, probe, gradient, self.total, nearby)
         return row, (probe, gradient)
 
+    def keeps_earlier_values(self, places: Sequence[Place], rows: Sequence[Row]) -> bool:
+        """Return whether a right gradient is wrong after a change of the parameters, by an array that the layer keeps.
+
+        The layer may have computed the array before the check, and then all copies have it.
+        """
+        for place, row in zip(places, rows, strict=True) if self.checked.keeps_arrays else ():
+            moved = Nearby(self.checked, place, self.settings).parameters_scaled(CHANGED)
+            if moved is None or row.verdict != "ok" or row.note:
+                continue
+            least = self.settings.central_tolerance if row.method == "central" else self.settings.tolerance
+            later = verify(*moved, self.total, place, self.settings)
+            if later.verdict == "FAILED" and later.error > 100 * max(least, row.error):
+                return True
+        return False
+
     def explained(
         self, rows: Sequence[Row], suspects: Sequence[int], places: Sequence[Place], measured: Mapping[int, Measured]
     ) -> Iterator[tuple[int, Row]]:
@@ -141,14 +162,28 @@ class _Check:
             name = checked.names[place.array]
             yield number, explained(rows[number], name, probe, gradient, self.settings, context)
 
-    def compared(self, place: Place, low: Passes) -> Row:
-        """Return the row of the comparison with the gradient of a pass in float32."""
+    def compared(self, place: Place, low: Passes, is_right: bool) -> Row:
+        """Return the row of the comparison with the gradient of a pass in float32.
+
+        Parameters
+        ----------
+        is_right
+            Whether the gradient in float64 is right.
+        """
         k, point = place.array, self.checked.given[place.array]
         words = self.flaws[k] or flaw(low.gradients[k], point, low.y)
         if words or point.size == 0:
             return place.unmeasured(point[place.where].shape, words, low.gradients[k], "float32")
         pair = low.gradients[k][place.where], self.high.gradients[k][place.where]
-        return compare_float32(*pair, self.total, place, self.settings, self.high.upstream)
+        row = compare_float32(*pair, self.total, place, self.settings, self.high.upstream)
+        nearby = Nearby(self.checked, place, self.settings)
+        return recheck_float32(row, pair[1], self.total, nearby) if is_right and self.steady else row
+
+
+def _many_kinks(rows: Sequence[Row]) -> str:
+    """Return advice on arrays of which only a sample of the kinks was tested, or an empty string."""
+    names = [row.full_name for row in rows if MANY_KINKS in row.note]
+    return f"Check at random values: many elements of {', '.join(names)} are at kinks." if names else ""
 
 
 def _begin_with(rows: Sequence[Row], wrong: Sequence[int], order: Mapping[str, int]) -> tuple[str, str]:

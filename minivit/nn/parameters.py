@@ -137,7 +137,8 @@ class Parameter:
     @grad.setter
     def grad(self, new: Array) -> None:
         if new is not self._grad[1]:
-            raise AttributeError(f"write into the gradient: {self.name or 'parameter'}.grad[...] = array")
+            name = self.name or "parameter"
+            raise AttributeError(f"add to the gradient: {name}.add_grad(array); to set it: {name}.grad[...] = array")
 
     def _gradient(self) -> Array:
         gradients = self.store.gradients
