@@ -12,7 +12,7 @@ from small_passes import normal
 import minivit
 from minivit import layers, ops
 from minivit.arrays import Array
-from minivit.checking import gradcheck_layer, gradcheck_model
+from minivit.checking import gradcheck, gradcheck_layer, gradcheck_model
 
 
 def block(dtype: str = "float64") -> layers.EncoderBlock:
@@ -481,6 +481,8 @@ def test_a_batch_of_one_is_advised_against_where_other_arrays_have_gradients() -
         "x has one sample: a mean in place of a sum over the samples would pass; check with two or more"
     )
     assert not gradcheck_layer(layer, normal(2, 3)).advice
+    a = normal(1, 3)
+    assert not gradcheck(lambda a, b: (a + b, ()), lambda dy, cache: (dy, dy.copy()), a, a + 1).advice
 
 
 class Random(minivit.Layer):

@@ -490,8 +490,74 @@ def test_an_array_that_does_not_depend_on_parameters_may_be_kept(kind: str) -> N
     assert gradcheck_layer(layer, x).passed
 
 
-class Averaged(minivit.Layer):
-    """Keeps the mean of its inputs in a cache of its own class, and in evaluation subtracts a fixed one."""
+class LinearKept(minivit.Layer):
+    """A linear map whose backward pass reads an array that the first forward pass computed from the parameter."""
+
+    def __init__(self, kind: str, keeps: bool) -> None:
+        self.kind, self.keeps = kind, keeps
+        self.w = minivit.Parameter((3, 5), lambda generator, shape: generator.normal(size=shape))
+        self.kept: Any = None
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        u = self.w.value
+        if self.kind == "direction":  # does not change with the scale of the parameter
+            u = u / np.sqrt((u * u).sum())
+        if self.kind == "real" and (np.iscomplexobj(x) or np.iscomplexobj(u)):
+            raise TypeError("real numbers alone")
+        if self.kept is None:
+            self.kept = u.copy()
+        h = np.abs(x) if self.kind == "absolute" else x
+        y = h @ u
+        return np.maximum(y, 0) if self.kind == "kink" else y, (x, h, u, y)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        x, h, u, y = cache
+        if self.kind == "kink":
+            dy = dy * (y > 0)
+        dw = h.T @ dy
+        if self.kind == "direction":
+            dw = (dw - u * (u * dw).sum()) / np.sqrt((self.w.value**2).sum())
+        self.w.add_grad(dw)
+        dh: Array = dy @ (self.kept if self.keeps else u).T
+        return dh * np.sign(x) if self.kind == "absolute" else dh
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+@pytest.mark.parametrize("kind", ["direction", "absolute", "real", "kink"])
+def test_an_array_of_earlier_values_is_found_in_code_of_any_kind(kind: str, called_before: bool) -> None:
+    x = normal(4, 3)
+    if kind == "kink":
+        x[1] = 0
+    for keeps in (True, False):
+        layer = LinearKept(kind, keeps).initialize(dtype="float64")
+        if called_before:
+            layer.forward(x)
+        report = gradcheck_layer(layer, x)
+        assert report.findings == ((KEEPS_EARLIER_VALUES,) if keeps else ()), str(report)
+        assert report.passed is not keeps
+
+
+class WithTable(minivit.Layer):
+    """x arcsin(w), whose parameter is near the end of its domain; the table is not used."""
+
+    def __init__(self) -> None:
+        self.w = minivit.Parameter((3,), lambda generator, shape: 0.9999 * np.sign(generator.normal(size=shape)))
+        self.table = np.arange(3.0)
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        return x * np.arcsin(self.w.value), x
+
+    def backward(self, dy: Array, x: Array) -> Array:
+        self.w.add_grad((dy * x).sum(0) / np.sqrt(1 - self.w.value**2))
+        return dy * np.arcsin(self.w.value)
+
+
+def test_other_values_of_parameters_outside_their_domain_are_not_heard_of() -> None:
+    assert gradcheck_layer(WithTable().initialize(dtype="float64"), normal(4, 3))
+
+
+class Counted(minivit.Layer):
+    """Subtracts a fixed array, counts its calls, and applies ReLU and dropout."""
 
     def __init__(self) -> None:
         self.weight = minivit.Parameter((6,), lambda generator, shape: generator.normal(size=shape))
@@ -514,7 +580,7 @@ class Averaged(minivit.Layer):
 
 @pytest.mark.parametrize("rng", [None, 3])
 def test_buffers_counters_dropout_and_kinks_are_no_earlier_values(rng: Any) -> None:
-    layer, x = Averaged().initialize(dtype="float64"), normal(4, 6)
+    layer, x = Counted().initialize(dtype="float64"), normal(4, 6)
     x[1] = layer.mean  # at the kink
     report = gradcheck_layer(layer, x, rng=rng)
     assert report.passed, str(report)

@@ -59,12 +59,12 @@ def constant_arguments(names: Sequence[str], arrays: Sequence[Array]) -> str:
     return "; ".join([*found, "check at random values"]) if found else ""
 
 
-def one_sample(names: Sequence[str], arrays: Sequence[Array]) -> str:
-    """Return what a check with a batch of one cannot find, in words, or an empty string.
+def one_sample(names: Sequence[str], arrays: Sequence[Array], has_parameters: bool) -> str:
+    """Return what a check of a layer with a batch of one cannot find, in words, or an empty string.
 
-    The gradients of the other arrays, such as biases or parameters, are sums over the samples of the first one.
+    The gradients of the parameters are sums over the samples of the first input.
     """
-    if len(arrays) < 2 or arrays[0].ndim < 2 or len(arrays[0]) != 1:
+    if not has_parameters or not arrays or arrays[0].ndim < 2 or len(arrays[0]) != 1:
         return ""
     return f"{names[0]} has one sample: a mean in place of a sum over the samples would pass; check with two or more"
 

@@ -38,7 +38,7 @@ def other_dtype(returned: np.dtype[Any], dtype: np.dtype[Any], arguments: Mappin
     words += "x.dtype.type(...)"
     for name, other in arguments.items():
         if other.kind in "iu" and np.result_type(other, dtype) == returned:
-            words += f"; {name} is {other}, which with float32 makes float64: use {name}.astype('float32')"
+            words += f"; if forward computes with {name}, which is {other}, use {name}.astype('float32')"
     return words
 
 

@@ -23,6 +23,7 @@ _NODES = 1500  # largest number of parts of an array that are examined
 _TESTED = 512  # largest number of elements whose one-sided derivatives are compared with the gradient
 _TOLERANCE = 1e-5
 TINY = 2.0**-28
+KINK = "kink"  # in every note on kinks
 MANY_KINKS = "kinks among"  # in the note on a sample of them
 
 

@@ -17,7 +17,6 @@ from minivit.checking.backward_passes import BackwardPasses
 from minivit.checking.function import CheckedFunction
 from minivit.checking.gradients import align, as_tuple, host_copy, miscounted, result_of, same
 from minivit.checking.state import (
-    CHANGED,
     KEEPS_EARLIER_VALUES,
     OVERWRITTEN,
     attribute_arrays,
@@ -26,6 +25,7 @@ from minivit.checking.state import (
     order_of_calls,
     other_arguments,
     overwrites_results,
+    with_other_parameters,
     with_own_arrays,
 )
 from minivit.checking.verdict import Place
@@ -147,7 +147,7 @@ class CheckedLayer(CheckedFunction):
 
         It does not count if the two differ at the earlier values too, as layers with random tables do.
         """
-        moved = [a if k < self.num_inputs else a * CHANGED for k, a in enumerate(points)]
+        moved = with_other_parameters(points, self.num_inputs)
         dtype = np.dtype(np.float64)
         used = self.by_dtype[dtype]
 

@@ -14,6 +14,7 @@ from minivit.checking.function import CheckedFunction
 from minivit.checking.gradients import flaw
 from minivit.checking.methods import EPS, Probe
 from minivit.checking.settings import Settings
+from minivit.checking.state import with_other_parameters
 from minivit.checking.verdict import Place
 
 Measured: TypeAlias = tuple[Probe, Array]  # the function of an array, and the gradient that backward returned
@@ -43,10 +44,9 @@ class Nearby:
             points[n] = points[n] + size * (float(np.sqrt(np.mean(np.square(points[n])))) or 1.0)
         return self._at(points) if others else None
 
-    def parameters_scaled(self, factor: float) -> Measured | None:
-        """Return what is measured where all parameters, the arrays after the inputs, are multiplied by `factor`."""
-        first = self.checked.num_inputs
-        return self._at([a * factor if n >= first else a for n, a in enumerate(self.checked.points)])
+    def at_other_parameters(self) -> Measured | None:
+        """Return what is measured at other values of all parameters."""
+        return self._at(with_other_parameters(self.checked.points, self.checked.num_inputs))
 
     def by_rounding(self, probe: Probe, rng: np.random.Generator) -> Probe:
         """Return `probe` with all float arrays changed by a unit in the last place."""

@@ -14,6 +14,7 @@ from minivit.checking.report import Row
 from minivit.checking.verdict import ROUNDING, SATURATED, SCALE_FLOOR, vacuous, verify
 
 _PARTS = tuple(2.0**-k for k in (5, 9, 13, 18, 23, 28))  # of the distance from a kink, for steps beside it
+ROUNDING_ALONE = "the derivative changes as much if the arrays change"  # in the note on a row that is right up to it
 _LARGEST_ROUNDING = 1e-8  # a larger error is not excused by the rounding of the arrays
 
 
@@ -140,7 +141,7 @@ def recheck_rounding(row: Row, probe: Probe, gradient: Array, total: float, near
     passes = settings.method == "complex" or any(taylor(probe, gradient, d).passed for d in directions)
     if not (passes and max(errors) <= 4 * np.median(changes)):
         return row, probe
-    words = "the derivative changes as much if the arrays change by one unit in the last place"
+    words = f"{ROUNDING_ALONE} by one unit in the last place"
     return replace(row, verdict="ok", note=f"right to {row.error:.1e} only: {words}"), probe
 
 

@@ -31,11 +31,22 @@ CHANGED_BY_CALLS = "forward returns another result after a call with other argum
 
 KEEPS_EARLIER_VALUES = (
     "the layer keeps an array that was computed from earlier values of the parameters, so its gradients are wrong "
-    "after a step of an optimiser: compute the array in each pass, and store it in the cache, not in an attribute"
+    "after a step of an optimiser or in a copy of the layer: compute the array in each pass, and store it in the "
+    "cache, not in an attribute"
 )
 
 CHANGED = 1 + 2.0**-10  # a factor of inputs, and of parameters, for other values in the domain of most functions
 _ROUNDING = 1e5 * float(np.finfo(np.float64).eps)  # two runs of the same computation differ less
+
+
+def with_other_parameters(points: Sequence[Array], num_inputs: int) -> list[Array]:
+    """Return `points` with other values of the parameters, the arrays after the inputs.
+
+    Each element has a factor of its own: an array that was computed from a parameter may not depend on its scale.
+    """
+    rng = np.random.default_rng(0)
+    factors = [1 + (CHANGED - 1) * rng.uniform(0.5, 1.0, a.shape) for a in points[num_inputs:]]
+    return [*points[:num_inputs], *(a * factor for a, factor in zip(points[num_inputs:], factors, strict=True))]
 
 
 def other_arguments(points: Sequence[Array], num_inputs: int) -> Iterator[list[Array]]:
@@ -204,8 +215,7 @@ def changed_arrays(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 def order_of_calls(layer: Any, forward: Callable[[], Any]) -> dict[str, int]:
     """Call `forward`, which runs `layer`, and return the places of the inner layers in the order in which they end.
 
-    Of a layer that is called several times it is the last place. The dict is empty where hooks cannot run, as beside a
-    layer whose result is no array.
+    Of a layer that is called several times it is the last place.
     """
     names: list[str] = []
 
@@ -215,10 +225,5 @@ def order_of_calls(layer: Any, forward: Callable[[], Any]) -> dict[str, int]:
     with contextlib.ExitStack() as hooks:
         for name, part in layer.named_layers():
             hooks.enter_context(part.register_forward_hook(functools.partial(note, name)))
-        try:
-            forward()
-        except Exception:  # an inner layer returns no array
-            names.clear()
-    if not names:
         forward()
     return {name: place for place, name in enumerate(names) if name}
