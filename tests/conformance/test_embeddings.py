@@ -119,7 +119,7 @@ def test_patch_embed_is_that_of_timm(torch: Any, timm: Any, norm: str) -> None:
 def test_overlapping_patches_with_norms_are_layers_of_pytorch(torch: Any) -> None:
     layer = random(layers.PatchEmbed((5, 4), C, D, stride=(3, 2), norm="after", eps=1e-3))
 
-    class Tokens(torch.nn.Module):  # type: ignore[misc]
+    class Tokens(torch.nn.Module):
         def forward(self, x: Any) -> Any:
             return as_tokens(x)
 
@@ -149,7 +149,7 @@ def test_a_convolutional_stem_is_layers_of_pytorch(torch: Any, P: int, channels:
     """Images of odd sizes are rounded up, as PyTorch's convolutions with padding do."""
     layer = random(layers.ConvStem((P, P), channels, C, D, eps=1e-4))
 
-    class ChannelNorm(torch.nn.LayerNorm):  # type: ignore[misc]
+    class ChannelNorm(torch.nn.LayerNorm):
         def forward(self, x: Any) -> Any:
             return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 

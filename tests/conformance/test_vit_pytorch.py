@@ -152,7 +152,7 @@ def older(torch: Any, kind: str) -> Any:
     nn = torch.nn
     heads, K, D, F, C, P, Q = 3, 7, 36, 70, 2, 11, 3
 
-    class PreNorm(nn.Module):  # type: ignore[name-defined, misc, unused-ignore]
+    class PreNorm(torch.nn.Module):
         def __init__(self, fn: Any) -> None:
             super().__init__()
             self.norm, self.fn = nn.LayerNorm(D), fn
@@ -160,7 +160,7 @@ def older(torch: Any, kind: str) -> Any:
         def forward(self, x: Any) -> Any:
             return self.fn(self.norm(x))
 
-    class FeedForward(nn.Module):  # type: ignore[name-defined, misc, unused-ignore]
+    class FeedForward(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             if kind == "SimpleViT":
@@ -171,7 +171,7 @@ def older(torch: Any, kind: str) -> Any:
         def forward(self, x: Any) -> Any:
             return self.net(x)
 
-    class Attention(nn.Module):  # type: ignore[name-defined, misc, unused-ignore]
+    class Attention(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.to_qkv = nn.Linear(D, 3 * heads * K, bias=False)
@@ -187,7 +187,7 @@ def older(torch: Any, kind: str) -> Any:
             weights = (q @ k.transpose(-1, -2) * K**-0.5).softmax(-1)
             return self.to_out((weights @ v).transpose(1, 2).flatten(2))
 
-    class Transformer(nn.Module):  # type: ignore[name-defined, misc, unused-ignore]
+    class Transformer(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             wrap = (lambda fn: fn) if kind == "SimpleViT" else PreNorm
@@ -199,7 +199,7 @@ def older(torch: Any, kind: str) -> Any:
                 x = ff(x) + x
             return x
 
-    class Model(nn.Module):  # type: ignore[name-defined, misc, unused-ignore]
+    class Model(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.to_patch_embedding = nn.Sequential(nn.Identity(), nn.Linear(P * Q * C, D))
