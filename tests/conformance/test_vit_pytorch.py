@@ -33,15 +33,6 @@ VIT: dict[str, Any] = {
 GIVEN: dict[str, Any] = {"img_size": (22, 21), "patch_size": (11, 3), "num_heads": 3}
 
 
-@pytest.fixture
-def vit_pytorch(timm: Any) -> Any:
-    try:
-        import vit_pytorch
-    except ImportError as error:
-        pytest.fail(f"this test compares with vit_pytorch: pip install 'minivit[test,conformance]' ({error})")
-    return vit_pytorch
-
-
 def in_float64(torch: Any, theirs: Any) -> Any:
     """Return a SimpleViT whose positions, which it computes in float32, are computed in float64."""
     from vit_pytorch.simple_vit import posemb_sincos_2d
