@@ -238,7 +238,7 @@ def memory_traffic(step: Step, cupy: Any) -> dict[str, Any]:
     pool = cupy.get_default_memory_pool()
     before, used, counts = pool.total_bytes(), [pool.used_bytes()], Counter[str]()
 
-    class Hook(cupy.cuda.MemoryHook):  # type: ignore[misc]  # of a class that is not there until CuPy is
+    class Hook(cupy.cuda.MemoryHook):
         name = "memory_traffic"
 
         def alloc_preprocess(self, **_: Any) -> None:

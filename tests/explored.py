@@ -55,6 +55,12 @@ def small_page(model: ViT | None = None, count: int = 1, **options: Any) -> dict
     return data
 
 
+@functools.cache
+def checked_page() -> dict[str, Any]:
+    """Return the data of `small_page` with gradient checks, made once with the kernels; a test changes a copy."""
+    return small_page(checks=True)
+
+
 def quantities(data: dict[str, Any], image: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of each layer with each of its quantities."""
     for layer in data["images"][image]["layers"]:

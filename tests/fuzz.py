@@ -19,7 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from mutate_bytes import mutations
@@ -29,12 +29,15 @@ from minivit.data import load_dataset
 from minivit.data.images import decode
 from minivit.errors import UserError
 
+Compression = Literal["w:", "w:gz", "w:bz2", "w:xz"]
+
 
 class Loader(NamedTuple):
-    """The contents to damage, by name, and the function that loads a file with such a content."""
+    """The contents to damage, by name, the function that loads a file with such a content, and what a refusal names."""
 
     contents: dict[str, bytes]
     load: Callable[[Path], object]
+    named: str | None = None  # the file itself
 
 
 def _image(kind: str, size: tuple[int, int] = (24, 20), mode: str = "RGB", **options: object) -> bytes:
@@ -74,9 +77,9 @@ def _batch(protocol: int = 2) -> bytes:
     return pickle.dumps({b"data": pixels, b"labels": [4, 0, 9], b"filenames": [b"a.png"] * 3}, protocol=protocol)
 
 
-def _archive(mode: str) -> bytes:
+def _archive(mode: Compression) -> bytes:
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode, format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=file, mode=mode, format=tarfile.PAX_FORMAT) as archive:
         for name in [f"{'long-name/' * 12}data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
             content = _batch()
             info = tarfile.TarInfo(name)
@@ -96,8 +99,8 @@ def _load_batches(path: Path) -> object:
 
 LOADERS = {
     "images": Loader(_images(), lambda path: decode(path, (16, 16), 3)),
-    "pickles": Loader({f"protocol {i}": _batch(i) for i in range(6)}, _load_batches),
-    "archives": Loader({mode: _archive(mode) for mode in ("w:", "w:gz", "w:bz2", "w:xz")}, load_dataset),
+    "pickles": Loader({f"protocol {i}": _batch(i) for i in range(6)}, _load_batches, "data_batch_1"),
+    "archives": Loader({mode: _archive(mode) for mode in get_args(Compression)}, load_dataset),
 }
 
 
@@ -116,13 +119,16 @@ def cases(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
 
 def trouble(name: str, path: Path) -> str | None:
     """Load a file; return None if it is loaded or refused in one line that names it, else what happened."""
+    loader = LOADERS[name.partition("/")[0]]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            LOADERS[name.partition("/")[0]].load(path)
+            loader.load(path)
     except UserError as error:
         message = str(error)
-        return None if "\n" not in message and len(message) < 1000 else f"a message of several lines: {message!r:.200}"
+        if "\n" in message or len(message) >= 1000:
+            return f"a message of several lines: {message!r:.200}"
+        return None if (loader.named or path.name) in message else f"a message without the file: {message!r:.200}"
     except Warning as error:
         return f"warning {type(error).__name__}: {error}"
     except BaseException as error:

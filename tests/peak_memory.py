@@ -24,12 +24,12 @@ def work() -> None:
 
 if __name__ == "__main__":
     status = Path("/proc/self/status").read_text()
-    print(next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")))  # noqa: T201
-    print(peak_bytes())  # noqa: T201
+    print(next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")))
+    print(peak_bytes())
     process = fork.Process(target=work)
     process.start()
     barrier.wait()
-    print(peak_bytes())  # noqa: T201
+    print(peak_bytes())
     barrier.wait()
     process.join()
-    print(peak_bytes())  # noqa: T201
+    print(peak_bytes())

@@ -211,7 +211,7 @@ def test_a_large_array_is_copied_without_pinned_memory(cupy: Any, monkeypatch: p
     np.testing.assert_array_equal(moved.array, X)
     assert moved.device.id == 1
     assert to_backend(X[:1], "cupy") == ("by asarray", 24)
-    np.testing.assert_array_equal(to_backend(X.astype(">f8"), "cupy").array, X)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(to_backend(X.astype(">f8"), "cupy").array, X)  # type: ignore[attr-defined]  # of the fake
 
 
 def test_two_devices_do_not_mix(cupy: Any) -> None:

@@ -50,7 +50,10 @@ def test_systems_are_compared_as_long_as_there_is_time_and_one_that_fails_is_nam
     names = {"minivit": "minivit", "eager": "pytorch:plain", "compile": "pytorch:compile-plain", "jax": "jax"}
     fakes = [FakeWorker(10.0), FakeWorker(12.0), FakeWorker(8.5), FakeWorker("OutOfMemoryError: CUDA out of memory")]
     workers = dict(zip(names.values(), fakes, strict=True))
-    start: Any = lambda system, workload: workers[system]  # noqa: E731
+
+    def start(system: str, workload: Any) -> Any:
+        return workers[system]
+
     (found,) = gpu.compare_all([TRAINING], names, 0.1, gpu.Budget(1000), start)
     ours, eager, compiled = found.rows
     assert ours.images_per_second == pytest.approx(102_400)

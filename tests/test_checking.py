@@ -218,7 +218,7 @@ def unit_backward(dy: Array, cache: Any) -> Any:
 def test_a_wrong_gradient_of_code_that_is_not_analytic_is_explained_by_central_differences(factor: float) -> None:
     assert gradcheck(unit, unit_backward, X)
     for forward, backward in ((modulus, lambda dy, x: 2 * np.abs(x) * dy), (unit, unit_backward)):
-        report = gradcheck(forward, lambda dy, c, backward=backward: factor * backward(dy, c), X)  # type: ignore[misc]
+        report = gradcheck(forward, lambda dy, c, backward=backward: factor * backward(dy, c), X)  # type: ignore[misc]  # a default binds the loop variable
         assert report.rows[0].verdict == "FAILED"
         assert report.rows[0].method == "central"
         assert "not analytic" in report.rows[0].note
@@ -231,7 +231,7 @@ def test_a_wrong_gradient_of_analytic_code_is_measured_by_the_complex_step() -> 
         (lambda x: 100 + 1e-9 * np.tanh(x), lambda x: 1e-9 * (1 - np.tanh(x) ** 2)),
         (lambda x: np.sin(1e7 * x), lambda x: 1e7 * np.cos(1e7 * x)),
     ):
-        report = gradcheck(lambda x, f=forward: (f(x), x), lambda dy, x, slope=slope: 2 * dy * slope(x), X)  # type: ignore[misc]
+        report = gradcheck(lambda x, f=forward: (f(x), x), lambda dy, x, slope=slope: 2 * dy * slope(x), X)  # type: ignore[misc]  # a default binds the loop variable
         assert report.rows[0].method == "complex"
         assert "not analytic" not in report.rows[0].note
 
@@ -537,7 +537,7 @@ def test_an_offset_far_larger_than_the_spread_is_no_kink_and_no_error(offset: fl
     assert "kink" not in str(report)
     assert report.max_error < 1e-8
     for factor in (1.001, 1 + 2e-8):
-        wrong = gradcheck(norm, lambda dy, c, f=factor: tuple(f * d for d in norm_backward(dy, c)), *arrays, seed=seed)  # type: ignore[misc]
+        wrong = gradcheck(norm, lambda dy, c, f=factor: tuple(f * d for d in norm_backward(dy, c)), *arrays, seed=seed)  # type: ignore[misc]  # as above
         assert not wrong
         assert "kink" not in str(wrong)
 
@@ -545,7 +545,7 @@ def test_an_offset_far_larger_than_the_spread_is_no_kink_and_no_error(offset: fl
 def test_an_error_larger_than_the_rounding_of_the_arrays_fails() -> None:
     for offset, factor in ((0, 1 + 3e-11), (1e6, 1 + 9e-9)):
         arrays = offset + normal(3, 5), normal(5)
-        assert not gradcheck(norm, lambda dy, c, f=factor: tuple(f * d for d in norm_backward(dy, c)), *arrays)  # type: ignore[misc]
+        assert not gradcheck(norm, lambda dy, c, f=factor: tuple(f * d for d in norm_backward(dy, c)), *arrays)  # type: ignore[misc]  # as above
 
 
 @pytest.mark.parametrize(

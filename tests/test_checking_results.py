@@ -58,7 +58,7 @@ class Sum(minivit.Layer):
     def __init__(self, returned: Callable[[Array], Any]) -> None:
         self.returned = returned
 
-    def forward(self, a: Array, b: Array, ids: Array, rng: Any = None, keep: bool = True) -> Any:  # type: ignore[override]
+    def forward(self, a: Array, b: Array, ids: Array, rng: Any = None, keep: bool = True) -> Any:  # type: ignore[override]  # three inputs
         return a[ids] + b[ids], ids
 
     def backward(self, dy: Array, cache: Any) -> Any:
@@ -124,7 +124,7 @@ def test_a_dict_of_gradients_is_a_wrong_gradient() -> None:
 
 
 class NoKey(minivit.Layer):
-    def forward(self, x: Array) -> Any:  # type: ignore[override]
+    def forward(self, x: Array) -> Any:  # type: ignore[override]  # no rng
         return 2 * x, None
 
     def backward(self, dy: Array, cache: Any) -> Array:

@@ -1,38 +1,25 @@
-"""The commands: their output, the object of --json, their exit status, and the resuming of a stopped run."""
+"""The commands: their output, the object of --json and their exit status."""
 
 import argparse
-import errno
 import json
 import math
-import os
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_line import CONTROL, TINY, Minivit, Said, assert_refused, in_a_shell, weights
+from command_line import CONTROL, TINY, Minivit, assert_refused, in_a_shell
 from PIL import Image
 
 import minivit
-from minivit import ops
-from minivit.checking.cases import CASES
 from minivit.cli import COMMANDS, train
-from minivit.cli.gradcheck import affordable_depth
 from minivit.cli.recipe_options import asked_recipe
 from minivit.data import normalize
-from minivit.errors import RunError
-from minivit.train import trainer
 from minivit.train.recipes import load_recipe
-from minivit.train.run_folder import RunFolder
-
-# Commands that succeed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -305,80 +292,6 @@ def test_info_of_the_machine(cli: Minivit) -> None:
     assert all(name in said.out for name in minivit.PRESETS)
 
 
-@pytest.mark.parametrize("target", ["linear", "attention-mask", "Dropout", "vit_micro_patch4_8"])
-def test_gradcheck_passes(cli: Minivit, target: str) -> None:
-    said = cli("gradcheck", target, "--depth", 1, "--batch", 1, "--seed", 5, "--json")
-    assert said.status == 0
-    assert len(said.out.splitlines()) == 1
-    assert said.json()["passed"] is True
-    assert 0 <= said.json()["max_error"] <= 1e-11
-    verdicts = {row["verdict"] for check in said.json()["checks"] for row in check["rows"]}
-    assert verdicts <= {"ok", "zero"}
-    assert "ok" in verdicts
-
-
-def test_gradcheck_of_a_model_has_no_zero_gradients_except_that_of_the_key_bias(cli: Minivit) -> None:
-    (check,) = cli("gradcheck", "vit_micro_patch4_8", "--depth", 1, "--json").json()["checks"]
-    zero = [f"{row['layer']}.{row['name']}" for row in check["rows"] if row["verdict"] == "zero"]
-    assert zero == ["blocks.0.attn.qkv.bias[k]"]
-    assert "vit_micro_patch4_8 (1 of its 4 blocks)" in check["title"]
-
-
-def test_gradcheck_of_a_model_file_or_its_folder_uses_its_own_weights(cli: Minivit, tmp_path: Path) -> None:
-    model = minivit.create_model("vit_micro_patch4_8", seed=3)
-    model.parameters["head.weight"].value[...] = np.random.default_rng(0).standard_normal((model.config.embed_dim, 10))
-    bias = model.parameters["blocks.0.attn.qkv.bias"].value
-    bias[...] = np.random.default_rng(1).standard_normal(bias.shape)  # one of zeros would get random values
-    for name in ("weight", "bias"):  # without queries the scores are 0, and the keys have no gradient
-        model.parameters[f"blocks.0.attn.qkv.{name}"].value[..., : model.config.embed_dim] = 0
-    minivit.save_model(model, tmp_path / "model.safetensors")
-    for target in (tmp_path, tmp_path / "model.safetensors"):
-        said = cli("gradcheck", target, "--depth", 1, "--batch", 1, "--json")
-        assert said.status == 0
-        (check,) = said.json()["checks"]
-        assert f"{target} (1 of its {model.config.depth} blocks) with cross-entropy, 1 image" in check["title"]
-        zero = {row["name"] for row in check["rows"] if row["verdict"] == "zero"}
-        assert "weight[k]" in zero
-
-
-def test_gradcheck_limits_the_blocks_of_a_large_model_by_their_cost() -> None:
-    small, large = minivit.PRESETS["vit_micro_patch4_8"], minivit.PRESETS["vit_base_patch16_224"]
-    assert affordable_depth(small, 2) == small.depth
-    assert affordable_depth(large, 2) == 1
-    hybrid = minivit.get_config("vit_small_r26_s32_224", img_size=64)
-    assert affordable_depth(hybrid, 2) == 1  # its ResNet has most of the parameters
-
-
-def test_gradcheck_needs_a_head_and_says_how_long_a_hybrid_takes(
-    cli: Minivit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = minivit.create_model("vit_micro_patch4_8", num_classes=0)
-    minivit.save_model(model, tmp_path / "model.safetensors")
-    assert_refused(cli("gradcheck", tmp_path), 2, "has no head, and so no loss to check")
-    monkeypatch.setattr("minivit.cli.gradcheck._LONG", 0)
-    said = cli("gradcheck", "vit_micro_patch4_8", "--depth", 1)
-    assert "20 parameters are checked, which takes some 0 minutes" in said.err + said.out
-
-
-def test_gradcheck_of_all_ops_prints_a_table(cli: Minivit) -> None:
-    said = cli("gradcheck", "ops")
-    assert said.status == 0
-    assert all(case.name in said.out for case in CASES if case.op.islower())
-    assert re.search(r"^passed: \d+ gradients", said.out, re.MULTILINE)
-
-
-def test_gradcheck_detects_a_wrong_gradient(cli: Minivit, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = ops.softmax_backward
-    monkeypatch.setattr(ops, "softmax_backward", lambda dy, cache: 1.001 * right(dy, cache))
-    said = cli("gradcheck", "softmax", "--json")
-    assert said.status == 1
-    assert said.json()["passed"] is False
-    assert said.json()["max_error"] > 1e-4
-    shown = cli("gradcheck", "ops")
-    assert shown.status == 1
-    assert "FAILED" in shown.out
-
-
 def test_python_m_minivit(tmp_path: Path) -> None:
     process = in_a_shell("info", "vit_micro_patch4_8", "--json", cwd=tmp_path)
     out, err = process.communicate(timeout=60)
@@ -402,89 +315,6 @@ def test_commands_do_not_import_packages_that_they_do_not_use(argv: list[str], t
     code = f"import sys; from minivit.cli import main; main({argv}); print('heavy:', {heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "heavy: set()"
-
-
-# Stopping and resuming
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send Ctrl-C to a single process")
-@pytest.mark.parametrize("interrupt", [True, False], ids=["Ctrl-C", "kill -9"])
-def test_a_run_stopped_in_a_shell_is_resumed_with_the_same_bits(cli: Minivit, squares: Path, interrupt: bool) -> None:
-    options = (str(squares), *TINY, "--epochs", "15", "--batch-size", "4", "--set", "attn_drop_rate=0.1")
-    assert cli("train", *options, "--run", "whole").status == 0
-
-    process = in_a_shell("train", *options, "--run", "stopped", "--checkpoint-seconds", "0", cwd=Path.cwd())
-    deadline = time.monotonic() + 60
-    while not Path("stopped/metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(random.Random(2020).uniform(0, 0.1))
-    process.send_signal(signal.SIGINT) if interrupt else process.kill()
-    _, err = process.communicate(timeout=60)
-    assert not Path("stopped/result.json").exists(), "the run ended before it was stopped: nothing is tested"
-    if interrupt:
-        assert_refused(Said(process.returncode, "", err), 1, f"minivit train {squares} --run stopped --resume")
-
-    said = cli("train", *options, "--run", "stopped", "--resume")
-    assert said.status == 0
-    assert "continuing after step " in said.out
-    assert weights(Path("stopped")) == weights(Path("whole"))
-    epochs = [json.loads(line)["epoch"] for line in Path("stopped/metrics.jsonl").read_text().splitlines()]
-    assert epochs == list(range(1, 16))
-
-
-def test_a_run_stopped_by_a_full_disk_can_be_resumed(
-    cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = (squares, *TINY, "--epochs", 4)
-    assert cli("train", *options, "--run", "whole").status == 0
-    end_epoch = trainer.Trainer._end_epoch
-
-    def fill_the_disk(self: trainer.Trainer, epoch: int) -> dict[str, Any]:
-        def full(descriptor: int) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        if epoch == 3:
-            patch.setattr(os, "fsync", full)
-        return end_epoch(self, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_end_epoch", fill_the_disk)
-        assert_refused(cli("train", *options, "--run", "full"), 1, "No space left", "full")
-    assert cli("train", *options, "--run", "full", "--resume").status == 0
-    assert weights(Path("full")) == weights(Path("whole"))
-
-
-def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_no_run(
-    cli: Minivit, squares: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same command begins anew when the disk has space again."""
-    command = ("train", squares, *TINY, "--epochs", 1, "--run", "full")
-
-    def full(*_: Any) -> None:
-        raise RunError("cannot write the state: No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save_state", full)
-        assert_refused(cli(*command), 1, "No space left")
-    assert not Path("full").exists()
-    assert cli(*command).status == 0
-
-
-def test_resuming_a_finished_run_prints_its_result_again(
-    cli: Minivit, squares: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainer.Trainer, "fit", None)
-    said = cli("train", squares, "--run", run_folder, "--resume", "--json")
-    assert said.status == 0
-    result = json.loads((run_folder / "result.json").read_text())
-    assert {name: result[name] for name in said.json() if name != "curves"}.items() <= said.json().items()
-
-
-def test_resume_without_a_folder_continues_the_newest_run(cli: Minivit, squares: Path) -> None:
-    for _ in range(2):
-        assert cli("train", squares, *TINY, "--epochs", 1).status == 0
-    said = cli("train", squares, "--resume", "--json")
-    assert said.json()["run"] == "runs/squares-2"
 
 
 def test_a_closed_pipe_is_not_an_error_message(tmp_path: Path) -> None:

@@ -428,7 +428,7 @@ def test_an_image_size_may_be_a_list_or_a_number_of_numpy(folder: Path) -> None:
     sizes: list[Any] = [[6, 4], (np.int64(6), 4)]
     for size in sizes:
         assert load_dataset(folder, image_size=size).train_images.shape[1:] == (6, 4, 3)
-    assert load_dataset(folder, image_size=np.int64(8)).train_images.shape[1:] == (8, 8, 3)  # type: ignore[arg-type]
+    assert load_dataset(folder, image_size=np.int64(8)).train_images.shape[1:] == (8, 8, 3)  # type: ignore[arg-type]  # no int
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_the_check_of_values_takes_no_memory_that_grows_with_the_batch(monkeypat
 def test_numbers_of_numpy_are_those_of_python() -> None:
     """A loss of float64 would show otherwise that the share of a micro-batch is a number of NumPy."""
     images, labels, _ = batch()
-    with Engine(model(), np.int64(1), np.int64(3), reduction_groups=np.int64(2)) as engine:  # type: ignore[arg-type]
+    with Engine(model(), np.int64(1), np.int64(3), reduction_groups=np.int64(2)) as engine:  # type: ignore[arg-type]  # no int
         assert {type(n) for n in (engine.threads, engine.micro_batch, engine.reduction_groups)} == {int}
         assert engine.loss_and_gradients(images, labels).dtype == np.float32
 

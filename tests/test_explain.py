@@ -10,7 +10,7 @@ import pytest
 
 from minivit import ops
 from minivit.cli import main
-from minivit.explorer.explained import everything, find, page_path
+from minivit.explorer.explained import Explained, everything, find, page_path
 
 OPS = [item for item in everything() if item.kind == "op"]
 LEARNED_FROM = [item for item in OPS if hasattr(ops, f"{item.name}_backward") or "_step" in item.name]
@@ -22,8 +22,8 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("item", LEARNED_FROM, ids=lambda item: item.name)
-def test_every_op_with_a_gradient_names_a_page_that_derives_it(item: object) -> None:
-    assert [page for page in item.pages if page_path(page).is_file()]  # type: ignore[attr-defined]
+def test_every_op_with_a_gradient_names_a_page_that_derives_it(item: Explained) -> None:
+    assert [page for page in item.pages if page_path(page).is_file()]
 
 
 def test_every_op_is_found() -> None:

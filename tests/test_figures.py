@@ -128,7 +128,7 @@ def test_the_same_figure_is_the_same_svg_file(tmp_path: Path) -> None:
 
 
 def test_a_notebook_shows_a_figure() -> None:
-    assert tracing.plot_filter_components(model())._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    assert tracing.plot_filter_components(model())._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]  # not of every Figure
 
 
 def test_a_figure_of_another_format_or_without_a_place_is_refused(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_a_device_trains_on_images_that_the_host_resizes(weights: Path, tmp_path
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-def test_large_images_are_evaluated_in_smaller_batches() -> None:
+def test_large_images_are_evaluated_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("vit_micro_patch4_8", img_size=256, patch_size=128, depth=1, embed_dim=8, num_heads=1)
     counts: list[int] = []
     with Engine(model, 1) as engine:
@@ -247,8 +247,8 @@ def test_large_images_are_evaluated_in_smaller_batches() -> None:
             counts.append(len(images))
             return predict(images)
 
-        engine.predict = counted  # type: ignore[method-assign]
+        monkeypatch.setattr(engine, "predict", counted)
         images = OnDemandImages(Resized(np.zeros((300, 8, 8, 1), np.uint8), Decoding((256, 256))))
-        measured = evaluate(engine, images, np.zeros(300, np.int64), (0.5,), (0.5,))  # type: ignore[arg-type]
+        measured = evaluate(engine, images, np.zeros(300, np.int64), (0.5,), (0.5,))  # type: ignore[arg-type]  # read on demand
     assert measured.images == 300
     assert counts == [256, 44]

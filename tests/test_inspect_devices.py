@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_vit
 from devices import SIXTEEN_BITS
-from explored import assert_valid, quantities, small_page
+from explored import assert_valid, checked_page, quantities
 from strict import strict
 
 from minivit.arrays import dtype_named, to_backend, to_host
@@ -32,9 +32,15 @@ def page_on_the_device() -> dict[str, Any]:
     return data
 
 
+@pytest.fixture(scope="module")
+def on_the_host() -> dict[str, Any]:
+    """Return the page that is made before `computed` replaces the kernels."""
+    return checked_page()
+
+
 @pytest.mark.usefixtures("computed")
-def test_a_model_on_a_device_has_the_page_of_one_on_the_host() -> None:
-    data, expected = page_on_the_device(), small_page(checks=True)
+def test_a_model_on_a_device_has_the_page_of_one_on_the_host(on_the_host: dict[str, Any]) -> None:
+    data, expected = page_on_the_device(), on_the_host
     ours, theirs = ({(n, q["name"]): q for n, q in quantities(page)} for page in (data, expected))
     assert list(ours) == list(theirs)
     for key, quantity in ours.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -33,8 +33,8 @@ def traced(vit: ViT, **options: Any) -> Trace:
     return minivit.trace(vit, images(1, str(vit.parameters.store.values.dtype)), [3], **options)
 
 
-def found_in(vit: ViT, maps: HeatMaps | None = None) -> list[Mistake]:
-    found, note = typical_mistakes(vit, traced(vit), maps)
+def found_in(vit: ViT) -> list[Mistake]:
+    found, note = typical_mistakes(vit, traced(vit))
     assert note == ""
     return found
 
@@ -43,9 +43,26 @@ def name_of(edit: Edit) -> str:
     return f"{edit.kind}, {edit.title}"
 
 
+class Found(NamedTuple):
+    """The mistakes in a trace of a model, and their maps."""
+
+    trace: Trace
+    maps: HeatMaps
+    mistakes: list[Mistake]
+
+
 @pytest.fixture(scope="module")
-def paper() -> list[Mistake]:
-    return found_in(shaken(model()), HeatMaps())
+def of_paper() -> Found:
+    vit, maps = shaken(model()), HeatMaps()
+    trace = traced(vit)
+    found, note = typical_mistakes(vit, trace, maps)
+    assert note == ""
+    return Found(trace, maps, found)
+
+
+@pytest.fixture(scope="module")
+def paper(of_paper: Found) -> list[Mistake]:
+    return of_paper.mistakes
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=name_of)
@@ -107,10 +124,8 @@ def test_the_check_names_what_it_can_recognise(paper: list[Mistake]) -> None:
         assert words in sentences[kind, title]
 
 
-def test_what_is_shown_is_the_right_gradient_of_the_trace_beside_the_wrong_one() -> None:
-    vit, maps = shaken(model()), HeatMaps()
-    trace = traced(vit)
-    found, _ = typical_mistakes(vit, trace, maps)
+def test_what_is_shown_is_the_right_gradient_of_the_trace_beside_the_wrong_one(of_paper: Found) -> None:
+    trace, maps, found = of_paper
     by_title = {(mistake["kind"], mistake["title"]): mistake for mistake in found}
     attention = by_title["Attention", "the scale 1/sqrt(K) is missing"]
     record = trace["blocks.0.attn"]

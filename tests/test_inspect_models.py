@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import small_vit
 from bare_vit import shaken
-from explored import assert_valid, layer, quantities, small_page
+from explored import assert_valid, checked_page, layer, quantities, small_page
 from with_model import WithModel
 
 import minivit
@@ -173,22 +174,25 @@ def test_without_checks_there_are_none_and_no_mistakes() -> None:
     assert data["mistakes_note"] == "the page was made without gradient checks"
 
 
-def test_layers_that_are_not_finite_are_not_checked() -> None:
+@pytest.fixture(scope="module")
+def not_finite() -> dict[str, Any]:
+    """Return the page of a model with a weight that is NaN."""
     model = small_vit.model(depth=1)
     model.parameters["blocks.0.mlp.fc1.weight"].value[0, 0] = np.nan
-    data = small_page(model, checks=True)
-    (row,) = data["checks"]["blocks.0.mlp.fc1"]["rows"]
+    return small_page(model, checks=True)
+
+
+def test_layers_that_are_not_finite_are_not_checked(not_finite: dict[str, Any]) -> None:
+    (row,) = not_finite["checks"]["blocks.0.mlp.fc1"]["rows"]
     assert row["verdict"] == "skipped"
     assert "NaN" in row["note"]
-    assert data["checks"]["blocks.0.attn"]["passed"]
+    assert not_finite["checks"]["blocks.0.attn"]["passed"]
 
 
-def test_mistakes_of_layers_that_are_not_finite_are_left_out_and_that_is_said() -> None:
-    model = small_vit.model(depth=1)
-    model.parameters["blocks.0.mlp.fc1.weight"].value[0, 0] = np.nan
-    data = explore(model, small_vit.batch(1)[0], [3])
-    assert "where they meet NaN or infinity" in data["mistakes_note"]
-    assert "blocks.0.mlp" in data["mistakes_note"].partition("where they meet")[2]
+def test_mistakes_of_layers_that_are_not_finite_are_left_out_and_that_is_said(not_finite: dict[str, Any]) -> None:
+    note = not_finite["mistakes_note"]
+    assert "where they meet NaN or infinity" in note
+    assert "blocks.0.mlp" in note.partition("where they meet")[2]
 
 
 def test_attention_that_is_not_finite_is_left_out() -> None:
@@ -318,7 +322,7 @@ def test_the_model_stays_as_it_is() -> None:
 
 
 def test_the_same_arguments_give_the_same_page() -> None:
-    one, other = small_page(checks=True), small_page(checks=True)
+    one, other = copy.deepcopy(checked_page()), small_page(checks=True)
     for check in (*one["checks"].values(), *other["checks"].values()):
         check["seconds"] = 0
     assert one == other

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from explored import data_in, schema, small_page
+from explored import checked_page, data_in, schema
 from jsonschema import Draft202012Validator
 
 
@@ -23,7 +23,7 @@ def fields(part: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, Any]:
-    return small_page(checks=True)
+    return checked_page()
 
 
 def test_it_is_a_schema_of_the_draft_that_it_names() -> None:

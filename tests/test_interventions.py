@@ -63,7 +63,7 @@ def test_the_gradients_are_those_of_the_changed_function(name: str, kind: str, t
     for step in (1e-5, -1e-5):
         values[...] = before + step * direction
         changed = trace(vit, IMAGES + step * dimages, LABELS, at="head", **options).loss
-        losses.append(float(changed))  # type: ignore[arg-type]
+        losses.append(float(np.asarray(changed)))
     assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(slope, rel=1e-6, abs=1e-9)
     assert found.baseline is not None
     assert found.loss != found.baseline.loss
@@ -92,7 +92,7 @@ def test_zero_of_a_branch_leaves_the_residual_connection() -> None:
     assert not found["blocks.1.attn"].dx.any()
     assert not found["blocks.1.attn.qkv"].dweight.any()
     assert found.interventions == "blocks.1.attn = 0"
-    assert_same_bits([found.baseline["blocks.1.attn"].y], [traced()["blocks.1.attn"].y])  # type: ignore[index]
+    assert_same_bits([found.baseline["blocks.1.attn"].y], [traced()["blocks.1.attn"].y])  # type: ignore[index]  # there is a baseline
 
 
 def test_zero_of_a_head_is_zero_of_its_rows_of_proj() -> None:
@@ -143,11 +143,11 @@ def test_what_changed_is_compared_layer_by_layer(tmp_path: Path) -> None:
     effects = {effect.name: effect for effect in found.compare()}
     assert effects["blocks.0"].y == 0
     assert effects["blocks.1.mlp"].y == pytest.approx(0.5)
-    assert effects["blocks.2"].y > 0  # type: ignore[operator]
-    assert effects["blocks.0"].dy > 0  # type: ignore[operator]
+    assert effects["blocks.2"].y > 0  # type: ignore[operator]  # not None
+    assert effects["blocks.0"].dy > 0  # type: ignore[operator]  # not None
     first, second, *_ = repr(found).splitlines()
     assert second.startswith("with blocks.1.mlp * 0.5; without: ")
-    assert f"loss {float(found.loss):.4g}" in first  # type: ignore[arg-type]
+    assert f"loss {float(np.asarray(found.loss)):.4g}" in first
     with pytest.raises(UserError, match="no baseline: pass zero, scale or replace"):
         traced().compare()
     found.save(tmp_path / "trace.safetensors")

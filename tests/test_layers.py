@@ -27,7 +27,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 MODELS = ("ViT", "MAE", "SimMIM", "MaskedPatches", "ResNet", "ResNetFeatures")
 
 
-@pytest.mark.parametrize("case", [case for case in LAYERS if case.op not in MODELS], ids=str)  # type: ignore[no-redef]
+@pytest.mark.parametrize("case", [case for case in LAYERS if case.op not in MODELS], ids=str)  # type: ignore[no-redef]  # on purpose
 def test_the_taylor_remainder_has_slope_2_or_the_function_is_linear(case: Case) -> None:
     contract.test_the_taylor_remainder_has_slope_2_or_the_function_is_linear(case)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -38,16 +39,31 @@ def name_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-def imports_of(path: Path) -> set[str]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports_of(path: Path) -> frozenset[str]:
     """Return the modules of minivit that a file imports, anywhere in it."""
+    return imports_in(parsed(path))
+
+
+def imports_in(tree: ast.Module) -> frozenset[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minivit"):
-            base = node.module.removeprefix("minivit").strip(".")
-            inside = [f"{base}.{alias.name}".strip(".") for alias in node.names]
-            modules = [name for name in inside if is_module(name)]
-            found.update(modules or [base])
-    return found - {""}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".", 1) for alias in node.names]
+            found.update(name[1] for name in names if name[0] == "minivit" and len(name) == 2)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"a relative import: {ast.unparse(node)}"
+            package, _, base = (node.module or "").partition(".")
+            if package == "minivit":
+                inside = [f"{base}.{alias.name}".strip(".") for alias in node.names]
+                modules = [name for name in inside if is_module(name)]
+                found.update(modules or [base])
+    return frozenset(found - {""})
 
 
 def is_module(name: str) -> bool:
@@ -74,6 +90,15 @@ def test_no_import_runs_upward(path: Path) -> None:
     assert {name for name in imports_of(path) if name.partition(".")[0] not in allowed} == set()
 
 
+def test_every_form_of_an_import_is_found() -> None:
+    code = "import minivit.nn.vit as vit, minivit, minivitx.y\nfrom minivit import ops, UserError"
+    assert imports_in(ast.parse(code)) == {"nn.vit", "ops"}
+    assert imports_in(ast.parse("from minivit.nn import vit\nfrom minivitx.y import z")) == {"nn.vit"}
+    for relative in ("from . import errors", "from ..errors import UserError"):
+        with pytest.raises(AssertionError, match="a relative import: from"):
+            imports_in(ast.parse(relative))
+
+
 def test_no_two_modules_import_each_other() -> None:
     """Modules whose imports are all removed are removed, repeatedly; a circle would remain."""
     imports = {name_of(path): imports_of(path) - {name_of(path)} for path in FILES}
@@ -86,7 +111,7 @@ def test_only_one_file_of_arrays_and_the_kernels_import_cupy() -> None:
     """The name in a string, such as the choice of a backend, is not an import."""
     found = set()
     for path in FILES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = parsed(path)
         imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         imported += [
@@ -101,14 +126,20 @@ def test_only_one_file_of_arrays_and_the_kernels_import_cupy() -> None:
     assert {name for name in found if not name.startswith("kernels")} == {"arrays.cuda"}
 
 
+def powers_in(tree: ast.Module) -> list[str]:
+    """Return the exponents in a file."""
+    return [
+        ast.unparse(node.value if isinstance(node, ast.AugAssign) else node.right)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Pow)
+    ]
+
+
 def test_no_op_raises_an_array_to_a_whole_power() -> None:
     """x**3 takes a hundred times as long as x * x * x."""
+    assert sorted(powers_in(ast.parse("y = x**3\ny **= 2"))) == ["2", "3"]
     for path in (PACKAGE / "ops").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-                assert ast.unparse(node.right) in ("-0.5", "steps"), (
-                    f"{path.name}: {ast.unparse(node)}"
-                )  # powers of scalars
+        assert {*powers_in(parsed(path))} <= {"-0.5", "steps"}, path.name  # powers of scalars
 
 
 def test_importing_minivit_needs_numpy_and_threadpoolctl_alone() -> None:

@@ -130,8 +130,14 @@ def test_an_unsupported_dtype_is_refused(dtype: Any) -> None:
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match="no model called 'vit_tiny_patch4_23'; did you mean 'vit_tiny_patch4_32'"):
         create_model("vit_tiny_patch4_23")
+
+
+def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(UserError, match="unexpected keyword argument 'heads'"):
         get_config("vit_tiny_patch4_32", heads=3)
+
+
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(UserError, match="unknown backend 'torch'; expected 'numpy', 'cupy' or"):
         create_model("vit_micro_patch4_8", backend="torch")
 

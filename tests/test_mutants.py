@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mutants import cuda_trial
-from mutants.__main__ import EQUIVALENT, CannotJudgeError, read_equivalent, summary
+from mutants.__main__ import EQUIVALENT, CannotJudgeError, main, read_equivalent, summary
 from mutants.cuda_operators import mutants_of_source
 from mutants.cuda_text import kernels_with
 from mutants.cuda_trial import KillsOf, find_cuda_mutants, in_turn
@@ -360,12 +360,15 @@ def test_every_mutant_of_softmax_is_killed() -> None:
     assert result["mutants"] == result["killed"] > 10
 
 
-def test_mutants_are_chosen_by_their_folder_too() -> None:
+def test_mutants_are_chosen_by_their_folder_too(capsys: pytest.CaptureFixture[str]) -> None:
     count = len(find_cuda_mutants())
-    assert run("minivit/kernels/cuda", "--list").stdout.splitlines()[-1] == f"{count} mutants"
+    assert main(["minivit/kernels/cuda", "--list"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{count} mutants"
 
 
-def test_an_unknown_op_is_an_error_of_one_line_that_lists_the_ops() -> None:
-    done = run("softmin")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("mutants: unknown op softmin; the ops and layers are attention, cross_attention, ")
+def test_an_unknown_op_is_an_error_of_one_line_that_lists_the_ops(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["softmin"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("mutants: unknown op softmin; the ops and layers are attention, cross_attention, ")

@@ -450,7 +450,8 @@ def test_a_model_whose_backward_pass_takes_no_options_is_trained() -> None:
 
 def test_a_model_whose_backward_pass_takes_no_first_block_is_fine_tuned() -> None:
     for kind, first in ((ViT, 3), (Plain, 0)):
-        engine = Engine(kind(model().config, seed=3), threads=1)
+        vit = kind(model().config, seed=3)
+        engine = Engine(vit, threads=1)
         unread: Any = None
-        TrainStep(engine, AdamW([engine.model.head.weight]), unread, Recipe("arrays", "ViT"))  # type: ignore[attr-defined]
+        TrainStep(engine, AdamW([vit.head.weight]), unread, Recipe("arrays", "ViT"))
         assert engine.first_block == first

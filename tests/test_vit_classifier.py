@@ -40,7 +40,7 @@ def digits(count: int = 200) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.filterwarnings("ignore:rows of . numbers are not a square image:UserWarning")
 @pytest.mark.filterwarnings("ignore:rows of .. numbers are not a square image:UserWarning")
-@parametrize_with_checks(  # type: ignore[untyped-decorator]
+@parametrize_with_checks(  # type: ignore[untyped-decorator]  # scikit-learn has no types
     [minivit.ViTClassifier(model_options=SMALL, **TABLES)], expected_failed_checks=lambda _: FAILURES
 )
 def test_an_estimator_passes_the_checks_of_scikit_learn(estimator: Any, check: Any) -> None:

@@ -142,7 +142,7 @@ def test_a_dead_layer_is_named(tmp_path: Path) -> None:
     assert "the result of blocks.1.mlp.act is zero for every image" in said
 
 
-def test_a_weight_of_zeros_that_stops_the_gradient_is_named(tmp_path: Path) -> None:
+def test_a_weight_of_zeros_that_stops_the_gradient_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(trainer: Trainer) -> None:
         step = trainer.train_step.run
 
@@ -151,7 +151,7 @@ def test_a_weight_of_zeros_that_stops_the_gradient_is_named(tmp_path: Path) -> N
             step(*args)
             trainer.model.parameters["norm.weight"].value[...] = 0
 
-        trainer.train_step.run = run  # type: ignore[method-assign, assignment]
+        monkeypatch.setattr(trainer.train_step, "run", run)
 
     said = " ".join(words_of(tmp_path / "run", stop))
     assert "exactly zero" in said
@@ -216,7 +216,7 @@ def test_a_resumed_run_repeats_no_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["groups", "set back"])
-def test_a_frozen_parameter_is_named(how: str, tmp_path: Path) -> None:
+def test_a_frozen_parameter_is_named(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "blocks.2.attn.qkv.weight"
 
     def freeze(trainer: Trainer) -> None:
@@ -231,7 +231,7 @@ def test_a_frozen_parameter_is_named(how: str, tmp_path: Path) -> None:
             step(factor)
             value[...] = begun
 
-        trainer.optimizer.step = stepped  # type: ignore[method-assign]
+        monkeypatch.setattr(trainer.optimizer, "step", stepped)
 
     (said,) = words_of(tmp_path / "run", freeze)
     assert name in said
@@ -243,7 +243,7 @@ def test_a_parameter_that_is_frozen_on_purpose_is_not_warned_of(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("size", ["near", "growing"])
-def test_nan_to_come_is_named(size: str, tmp_path: Path) -> None:
+def test_nan_to_come_is_named(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def grow(trainer: Trainer) -> None:
         step, weight = trainer.train_step.run, trainer.model.parameters["blocks.2.mlp.fc2.weight"].value
         if size == "near":
@@ -254,7 +254,7 @@ def test_nan_to_come_is_named(size: str, tmp_path: Path) -> None:
             if size == "growing":
                 weight[...] *= 20
 
-        trainer.train_step.run = run  # type: ignore[method-assign, assignment]
+        monkeypatch.setattr(trainer.train_step, "run", run)
 
     said = " ".join(words_of(tmp_path / "run", grow, every=2))
     assert "the results of blocks.2.mlp" in said

@@ -307,7 +307,7 @@ def _resnet(C: int, **options: Any) -> Layer:
 
 OPS: tuple[Case, ...] = (
     _op("linear", "linear", lambda B=2, N=5, I=7, O=11: {"x": (B, N, I), "weight": (I, O), "bias": (O,)}),  # noqa: E741 - I and O of the op
-    _op("linear-plain", "linear", lambda B=2, N=5, I=7, O=11: {"x": (B, N, I), "weight": (I, O)}),  # noqa: E741
+    _op("linear-plain", "linear", lambda B=2, N=5, I=7, O=11: {"x": (B, N, I), "weight": (I, O)}),  # noqa: E741 - as above
     _op("layer_norm", "layer_norm", lambda B=2, N=5, D=7: {"x": (B, N, D), "weight": (D,), "bias": (D,)}),
     _op("gelu", "gelu", _tokens),
     _op("gelu-tanh", "gelu", _tokens, "tanh"),

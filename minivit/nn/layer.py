@@ -72,9 +72,9 @@ class Layer:
         super().__init_subclass__(**options)
         # These are the class's own functions, or those of a mixin.
         if not calls_hooks(cls.forward):
-            cls.forward = with_forward_hooks(cls.forward)  # type: ignore[method-assign]
+            cls.forward = with_forward_hooks(cls.forward)  # type: ignore[method-assign]  # it replaces a method
         if not calls_hooks(cls.backward):
-            cls.backward = with_backward_hooks(cls.backward)  # type: ignore[method-assign]
+            cls.backward = with_backward_hooks(cls.backward)  # type: ignore[method-assign]  # as above
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("forward", "backward"):

@@ -231,10 +231,12 @@ def trace(
         A name matches nothing, or an array has another shape or kind of numbers than what it replaces; the gradient
         that `labels` is or returns has another shape or dtype than the result.
 
-    Notes ----- The bits are those of `ops.reference_only`: no kernels run, and the last block computes all tokens.
-    Hooks of the model are called. The gradients of the pass are in the trace and not in the model. A model of 16 bits
-    is an exception, because its ops have no references. The kernels of single ops run, that of attention on a device
-    keeps no weights to record, and the last block computes the class token alone if the head reads nothing else.
+    Notes
+    -----
+    The bits are those of `ops.reference_only`: no kernels run, and the last block computes all tokens. Hooks of the
+    model are called. The gradients of the pass are in the trace and not in the model. A model of 16 bits is an
+    exception, because its ops have no references. The kernels of single ops run, that of attention on a device keeps no
+    weights to record, and the last block computes the class token alone if the head reads nothing else.
     """
     if not isinstance(model, Layer):
         raise UserError(f"trace was given a {type(model).__name__}; expected a model or a layer of minivit")

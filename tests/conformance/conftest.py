@@ -36,6 +36,15 @@ def timm(torch: Any) -> Any:
     return timm
 
 
+@pytest.fixture
+def vit_pytorch(timm: Any) -> Any:
+    try:
+        import vit_pytorch
+    except ImportError as error:
+        pytest.fail(f"this test compares with vit_pytorch: pip install 'minivit[test,conformance]' ({error})")
+    return vit_pytorch
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--errors", action="store_true", help="print the largest relative error of each compared model")
 

@@ -119,7 +119,7 @@ def test_patch_embed_is_that_of_timm(torch: Any, timm: Any, norm: str) -> None:
 def test_overlapping_patches_with_norms_are_layers_of_pytorch(torch: Any) -> None:
     layer = random(layers.PatchEmbed((5, 4), C, D, stride=(3, 2), norm="after", eps=1e-3))
 
-    class Tokens(torch.nn.Module):  # type: ignore[misc]
+    class Tokens(torch.nn.Module):
         def forward(self, x: Any) -> Any:
             return as_tokens(x)
 
@@ -132,9 +132,8 @@ def test_overlapping_patches_with_norms_are_layers_of_pytorch(torch: Any) -> Non
 
 
 @pytest.mark.parametrize("family", ["ViT", "SimpleViT"])
-def test_norms_before_and_after_are_those_of_vit_pytorch(torch: Any, timm: Any, family: str) -> None:
-    module = pytest.importorskip(f"vit_pytorch.{'vit' if family == 'ViT' else 'simple_vit'}")
-    theirs = getattr(module, family)(
+def test_norms_before_and_after_are_those_of_vit_pytorch(torch: Any, vit_pytorch: Any, family: str) -> None:
+    theirs = getattr(vit_pytorch, family)(
         image_size=(8, 12), patch_size=4, channels=C, num_classes=2, dim=D, depth=1, heads=1, mlp_dim=2
     )
     embedding = theirs.to_patch_embedding.double()
@@ -149,7 +148,7 @@ def test_a_convolutional_stem_is_layers_of_pytorch(torch: Any, P: int, channels:
     """Images of odd sizes are rounded up, as PyTorch's convolutions with padding do."""
     layer = random(layers.ConvStem((P, P), channels, C, D, eps=1e-4))
 
-    class ChannelNorm(torch.nn.LayerNorm):  # type: ignore[misc]
+    class ChannelNorm(torch.nn.LayerNorm):
         def forward(self, x: Any) -> Any:
             return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -197,8 +196,8 @@ def test_tokens_are_those_of_timm(
 
 
 @pytest.mark.parametrize("grid", [(7, 7), (3, 5), (1, 4)])
-def test_sincos_positions_are_those_of_simple_vit(torch: Any, timm: Any, grid: tuple[int, int]) -> None:
-    posemb = pytest.importorskip("vit_pytorch.simple_vit").posemb_sincos_2d
+def test_sincos_positions_are_those_of_simple_vit(torch: Any, vit_pytorch: Any, grid: tuple[int, int]) -> None:
+    posemb = vit_pytorch.simple_vit.posemb_sincos_2d
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # in which it computes the frequencies
     try:

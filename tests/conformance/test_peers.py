@@ -20,8 +20,11 @@ from benchmarks.baselines import BASELINES
 from benchmarks.workloads import REHEARSAL, WORKLOADS, Workload, make_task
 from minivit.arrays import Array
 
-# The warnings are those of the other systems.
-pytestmark = [pytest.mark.conformance, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.conformance,
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is:DeprecationWarning"),  # of torch.compile itself
+    pytest.mark.timeout(300),
+]
 
 SMALL = {"img_size": (8, 12), "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 5}
 SYSTEMS = [(system, baseline.trains) for baseline in BASELINES.values() for system in baseline.systems]

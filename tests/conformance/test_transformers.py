@@ -38,7 +38,6 @@ def transformers(timm: Any) -> Any:
     return transformers
 
 
-@pytest.mark.filterwarnings("ignore")  # of transformers
 @pytest.mark.parametrize("C", [1, 3])
 @pytest.mark.parametrize("rule", [{}, {"crop_pct": 0.9, "interpolation": "bilinear"}, {"crop_mode": "squash"}], ids=str)
 def test_transformers_opens_a_model_with_its_labels_and_preprocessing(
@@ -93,7 +92,6 @@ def their_vit(transformers: Any, torch: Any, kind: str, **options: Any) -> Any:
     return randomise(torch, getattr(transformers, kind)(config))
 
 
-@pytest.mark.filterwarnings("ignore")  # of transformers
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -134,7 +132,6 @@ def test_their_vit_is_computed_and_written_as_they_do(
     assert_float32_as_close(torch, theirs, forward, model)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_shards_in_half_precision_and_names_in_memory_are_read(transformers: Any, torch: Any, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -151,7 +148,6 @@ def test_shards_in_half_precision_and_names_in_memory_are_read(transformers: Any
         assert all(np.array_equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("C", [1, 3])
 @pytest.mark.parametrize(
     "rule",

@@ -33,15 +33,6 @@ VIT: dict[str, Any] = {
 GIVEN: dict[str, Any] = {"img_size": (22, 21), "patch_size": (11, 3), "num_heads": 3}
 
 
-@pytest.fixture
-def vit_pytorch(timm: Any) -> Any:
-    try:
-        import vit_pytorch
-    except ImportError as error:
-        pytest.fail(f"this test compares with vit_pytorch: pip install 'minivit[test,conformance]' ({error})")
-    return vit_pytorch
-
-
 def in_float64(torch: Any, theirs: Any) -> Any:
     """Return a SimpleViT whose positions, which it computes in float32, are computed in float64."""
     from vit_pytorch.simple_vit import posemb_sincos_2d
@@ -152,7 +143,7 @@ def older(torch: Any, kind: str) -> Any:
     nn = torch.nn
     heads, K, D, F, C, P, Q = 3, 7, 36, 70, 2, 11, 3
 
-    class PreNorm(nn.Module):  # type: ignore[name-defined, misc, unused-ignore]
+    class PreNorm(torch.nn.Module):
         def __init__(self, fn: Any) -> None:
             super().__init__()
             self.norm, self.fn = nn.LayerNorm(D), fn
@@ -160,7 +151,7 @@ def older(torch: Any, kind: str) -> Any:
         def forward(self, x: Any) -> Any:
             return self.fn(self.norm(x))
 
-    class FeedForward(nn.Module):  # type: ignore[name-defined, misc, unused-ignore]
+    class FeedForward(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             if kind == "SimpleViT":
@@ -171,7 +162,7 @@ def older(torch: Any, kind: str) -> Any:
         def forward(self, x: Any) -> Any:
             return self.net(x)
 
-    class Attention(nn.Module):  # type: ignore[name-defined, misc, unused-ignore]
+    class Attention(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.to_qkv = nn.Linear(D, 3 * heads * K, bias=False)
@@ -187,7 +178,7 @@ def older(torch: Any, kind: str) -> Any:
             weights = (q @ k.transpose(-1, -2) * K**-0.5).softmax(-1)
             return self.to_out((weights @ v).transpose(1, 2).flatten(2))
 
-    class Transformer(nn.Module):  # type: ignore[name-defined, misc, unused-ignore]
+    class Transformer(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             wrap = (lambda fn: fn) if kind == "SimpleViT" else PreNorm
@@ -199,7 +190,7 @@ def older(torch: Any, kind: str) -> Any:
                 x = ff(x) + x
             return x
 
-    class Model(nn.Module):  # type: ignore[name-defined, misc, unused-ignore]
+    class Model(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.to_patch_embedding = nn.Sequential(nn.Identity(), nn.Linear(P * Q * C, D))

@@ -42,9 +42,6 @@ class CannotJudgeError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    # Threads do not survive a fork, and two processes share the cores.
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
     try:
         everything = [*find_mutants(), *find_cuda_mutants()]
         proofs = read_equivalent(EQUIVALENT, everything)
@@ -53,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.list:
             _say(*map(str, chosen), f"{len(chosen)} mutants")
             return 0
+        # Threads do not survive a fork, and two processes share the cores.
+        for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(variable, "1")
         verdicts = judge(_possible(chosen), proofs, options.limit, options.workers)
     except (CannotJudgeError, RuntimeError) as error:
         sys.stderr.write(f"mutants: {error}\n")

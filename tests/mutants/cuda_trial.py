@@ -8,6 +8,7 @@ is left out, since bfloat16 runs the same code. A launch that fails, crashes or 
 from __future__ import annotations
 
 import faulthandler
+import functools
 import os
 import shutil
 import sys
@@ -35,6 +36,7 @@ CAN_RUN = sys.platform == "linux" and shutil.which("g++") is not None
 _SLOWER = 20  # a test that takes this many times as long as without a mutant is taken not to end
 
 
+@functools.cache
 def find_cuda_mutants() -> list[Mutant]:
     """Return the mutants of all CUDA sources, file by file."""
     return [mutant for path in sorted(FOLDER.glob("*.cu*")) for mutant in _mutants_in(path)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import faulthandler
+import functools
 import importlib
 import inspect
 import os
@@ -34,6 +35,7 @@ PARTS = {"winograd": "conv_stem"}  # files of a kernel that has its tests
 BASES = ("layer.py", "interception.py")  # base classes, which compute nothing
 
 
+@functools.cache
 def find_mutants() -> list[Mutant]:
     """Return the mutants of all backward passes and derivatives, file by file."""
     files = [path for folder in ("minivit/ops", KERNELS, LAYERS) for path in sorted((ROOT / folder).glob("*.py"))]
