@@ -623,3 +623,16 @@ def test_what_makes_float64_of_float32_is_named() -> None:
     finding = gradcheck(lambda x: (x * np.float64(2), x), lambda dy, x: (dy * 2).astype("f4"), w).findings[-1]
     assert finding.startswith(wide)
     assert finding.endswith("use math.sqrt(d), or x.dtype.type(...)")
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-9, 1e-8])
+def test_a_layer_norm_of_two_features_is_saturated_at_several_points(eps: float) -> None:
+    def forward(x: Array) -> Any:
+        centred = x - x.mean(-1, keepdims=True)
+        inv = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
+        return centred * inv, (centred * inv, inv)
+
+    assert gradcheck(forward, layer_norm_backward, normal(4, 2)), str(
+        gradcheck(forward, layer_norm_backward, normal(4, 2))
+    )
+    assert not gradcheck(forward, lambda dy, c: 1.5 * layer_norm_backward(dy, c), normal(4, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import minivit
 from minivit import layers
 from minivit.arrays import Array
 from minivit.checking import Report, gradcheck, gradcheck_layer
-from minivit.checking.state import KEEPS_EARLIER_VALUES
+from minivit.checking.state import HIDDEN_BY_VALUES, KEEPS_EARLIER_VALUES, STORES_VALUES
 
 HIDDEN = "reads state outside its cache"
 
@@ -476,7 +477,8 @@ def test_an_array_of_earlier_values_of_parameters_is_found(kind: str, dtype: str
         y, cache = layer.forward(x)
         layer.backward(y, cache)
     report = gradcheck_layer(layer, x)
-    assert [words for words in report.findings if "float32" not in words] == [KEEPS_EARLIER_VALUES], str(report)
+    expected = HIDDEN_BY_VALUES if called_before else KEEPS_EARLIER_VALUES  # all copies have an array of before
+    assert [words for words in report.findings if "float32" not in words] == [expected], str(report)
 
 
 @pytest.mark.parametrize("kind", ["nothing", "table", "random table"])
@@ -533,8 +535,101 @@ def test_an_array_of_earlier_values_is_found_in_code_of_any_kind(kind: str, call
         if called_before:
             layer.forward(x)
         report = gradcheck_layer(layer, x)
-        assert report.findings == ((KEEPS_EARLIER_VALUES,) if keeps else ()), str(report)
+        expected = HIDDEN_BY_VALUES if called_before else KEEPS_EARLIER_VALUES
+        assert report.findings == ((expected,) if keeps else ()), str(report)
         assert report.passed is not keeps
+
+
+class Powers(minivit.Layer):
+    """``x ** p @ w``, divided by the norm of `w` at the first pass, or with a mistake in the backward pass."""
+
+    def __init__(self, kind: str = "") -> None:
+        self.kind = kind
+        self.p = minivit.Parameter((), lambda generator, shape: np.full(shape, 2.0))
+        self.w = minivit.Parameter((3, 3), lambda generator, shape: np.eye(3) * generator.choice([-1, 1], 3))
+        self.n: Any = None
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        if self.kind == "first norm" and self.n is None:
+            self.n = float(np.sqrt((self.w.value.real**2).sum()))
+        return x**self.p.value @ self.w.value / (self.n or 1.0), x
+
+    def backward(self, dy: Array, x: Array) -> Array:
+        dy = dy / (self.n or 1.0)
+        power = x**self.p.value
+        self.w.add_grad(power.T @ dy)
+        d = dy @ (self.w.value if self.kind == "transpose" else self.w.value.T)
+        self.p.add_grad((d * power * np.log(x)).sum())
+        return d * (2.0 * x if self.kind == "exponent" else self.p.value * x ** (self.p.value - 1))
+
+
+@pytest.mark.parametrize("kind", ["exponent", "transpose"])
+def test_values_that_hide_a_mistake_are_changed(kind: str) -> None:
+    x = np.abs(normal(4, 3)) + 0.5
+    report = gradcheck_layer(Powers(kind).initialize(seed=1, dtype="float64"), x)
+    assert report.findings == (HIDDEN_BY_VALUES,), str(report)
+    assert {row.verdict for row in report.rows} == {"ok"}
+    assert gradcheck_layer(Powers().initialize(seed=1, dtype="float64"), x)
+
+
+def test_numbers_of_the_first_pass_are_not_called_arrays_of_earlier_values() -> None:
+    report = gradcheck_layer(Powers("first norm").initialize(seed=1, dtype="float64"), np.abs(normal(4, 3)) + 0.5)
+    assert report.findings == (STORES_VALUES,), str(report)
+    assert {row.verdict for row in report.rows} == {"ok"}
+
+
+class Evaluated(minivit.Layer):
+    """``x * w``, which keeps an array of the parameter in evaluation alone."""
+
+    def __init__(self) -> None:
+        self.w = minivit.Parameter((3,), lambda generator, shape: generator.normal(size=shape))
+        self.kept: Any = None
+
+    def forward(self, x: Array, rng: Any = None, keep: bool = True) -> Any:
+        if keep:
+            return x * self.w.value, x
+        if self.kept is None:
+            self.kept = self.w.value.copy()
+        return x * self.kept, None
+
+    def backward(self, dy: Array, x: Array) -> Array:
+        self.w.add_grad((dy * x).sum(0))
+        return dy * self.w.value
+
+
+def test_an_array_of_earlier_values_in_evaluation_is_found() -> None:
+    report = gradcheck_layer(Evaluated().initialize(dtype="float64"), normal(4, 3))
+    assert [words for words in report.findings if "keep=False" in words], str(report)
+
+
+class Shares:
+    """A class of its own whose `astype` returns the arrays of the layer."""
+
+    def __init__(self) -> None:
+        self.weight = np.array([1.0, 2.0, 3.0])
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"weight": SimpleNamespace(value=self.weight, grad=np.zeros(3))}
+
+    def astype(self, dtype: Any) -> Any:
+        return self
+
+    def zero_grad(self) -> None:
+        """Gradients are new each time."""
+
+    def forward(self, x: Array, rng: Any = None) -> Any:
+        return x * self.weight, x
+
+    def backward(self, dy: Array, x: Array) -> Array:
+        return dy * self.weight
+
+
+def test_a_copy_with_the_arrays_of_the_layer_is_refused() -> None:
+    layer = Shares()
+    with pytest.raises(TypeError, match=r"Shares\.astype returns the layer's own arrays; it must return a copy"):
+        gradcheck_layer(layer, normal(4, 3))
+    assert layer.weight.tolist() == [1.0, 2.0, 3.0]
 
 
 class WithTable(minivit.Layer):

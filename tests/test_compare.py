@@ -11,7 +11,7 @@ from strict import StrictArray, strict
 
 import minivit
 from minivit import layers, ops
-from minivit.arrays import to_backend, to_host
+from minivit.arrays import Array, to_backend, to_host
 from minivit.checking.backward_passes import random_upstream
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
@@ -290,3 +290,19 @@ def test_arrays_without_elements_are_refused() -> None:
     pair = ops.attention, ops.attention_backward
     with pytest.raises(ValueError, match="there is nothing to compare"):
         minivit.compare(pair, ops.attention, np.zeros((0, 5, 12)), num_heads=2)
+
+
+class LayerNormWithoutWeight(layers.LayerNorm):
+    """Its backward pass leaves out the weight in the gradient of x."""
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        super().backward(dy, cache)
+        dx, *_ = ops.layer_norm_backward(dy / self.weight.value, cache)
+        return dx
+
+
+def test_scales_of_1_hide_no_mistake_in_a_layer() -> None:
+    mine, ours = (kind(8).initialize(dtype="float64") for kind in (LayerNormWithoutWeight, layers.LayerNorm))
+    report = minivit.compare(mine, ours, np.random.default_rng(0).standard_normal((4, 8)))
+    assert "with random values for the ones of weight" in report.title
+    assert [quantity.name for quantity in report.quantities if quantity.verdict == "DIFFERS"] == ["dx"]

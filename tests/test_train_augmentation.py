@@ -123,7 +123,7 @@ def test_augmentation_that_is_off_in_all_epochs_is_said() -> None:
     config = get_config(RECIPE.model, **RECIPE.model_options)
     off = replace(MANY, augment_off_epochs=3)
     [words] = unlikely_settings(off, config, 120)
-    assert words == "augmentation is off in the last 3 of 3 epochs, which are all; a smaller --augment-off-epochs"
+    assert words == "augmentation is off in the last 3 of 3 epochs, which are all; use a smaller --augment-off-epochs"
     assert not list(unlikely_settings(MANY, config, 120))
     assert not list(unlikely_settings(replace(RECIPE, augment_off_epochs=3), config, 120))
 

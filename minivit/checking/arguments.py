@@ -109,6 +109,15 @@ def check_layer(layer: Any) -> None:
         )
 
 
+def copied(layer: Any, dtype: Any) -> Any:
+    """Return a copy of a layer in `dtype`, or raise TypeError if the copy has the arrays of the layer itself."""
+    copy = layer.astype(dtype)
+    pairs = zip(layer.parameters.values(), copy.parameters.values(), strict=False)
+    if any(isinstance(p.value, np.ndarray) and np.may_share_memory(p.value, q.value) for p, q in pairs):
+        raise TypeError(f"{type(layer).__name__}.astype returns the layer's own arrays; it must return a copy")
+    return copy
+
+
 def check_takes_key(layer: Any) -> None:
     """Raise TypeError unless the forward pass of a layer takes ``rng=``."""
     try:

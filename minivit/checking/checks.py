@@ -159,6 +159,7 @@ def gradcheck_layer(
         return copy.backward(dy, cache)
 
     checked = CheckedLayer(layer, inputs, names, forward, backward, key)
+    checked.moves_parameters = not keep_constants
     wanted = known if parameters is None else parameters
     places = [p for p in checked.places if p.array < len(names) or known[p.array - len(names)] in wanted]
     with _advice_on_constants(filled):
@@ -222,6 +223,7 @@ def gradcheck_model(
     title = f"gradient check of {type(model).__name__} with cross-entropy, {count_of(len(images), 'image')}{filled}"
     with single_threaded_blas():  # the products are small, and the report is the same for any number of cores
         checked = CheckedLayer(model, (images,), ("images",), forward, backward, key)
+        checked.moves_parameters = not keep_constants
         with _advice_on_constants(filled):
             return checked_report(title, checked, checked.places, settings)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minivit.arrays import Array, namespace, to_backend, to_host
-from minivit.checking.arguments import layer_dtype
+from minivit.checking.arguments import copied, layer_dtype
 
 _NOISE = 0.1  # relative to the value of all elements
 
@@ -36,7 +36,7 @@ def without_zeros(model: Any) -> tuple[Any, str]:
 def _with_noise(layer: Any, names: Sequence[str]) -> tuple[Any, str]:
     if not names:
         return layer, ""
-    layer = layer.astype(layer_dtype(layer))
+    layer = copied(layer, layer_dtype(layer))
     numbers: dict[float, str] = {0.0: "zeros", 1.0: "ones"}
     first = float(to_host(layer.parameters[names[0]].value).flat[0])
     for k, name in enumerate(names):

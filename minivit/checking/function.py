@@ -98,7 +98,8 @@ class CheckedFunction:
         self._writes = False  # whether the functions write to their arguments
         self._shape: tuple[int, ...] = ()  # of the result
         self.num_inputs = len(arrays)  # the arrays after them are parameters
-        self.keeps_arrays = False  # whether a layer has arrays in its attributes
+        self.moves_parameters = False  # whether the gradients of a layer are verified at other parameters too
+        self.copies_differ = False  # whether a used copy of a layer differs from a new one at other parameters
         self.order: dict[str, int] = {}  # places of the inner layers in the forward pass, if they are known
 
     @property

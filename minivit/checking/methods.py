@@ -32,7 +32,10 @@ _LARGEST_SPREAD = 1e-2  # of an array, relative to its root mean square: its off
 _LEAST_SPREAD = 2.0**10 * EPS
 _CENTRAL_STEPS = (2.0**-18, 2.0**-14, 2.0**-21, 2.0**-24)
 
-ANALYTIC_CODE = "np.abs, np.var, np.std and np.linalg.norm are not analytic: write sums, products and np.sqrt"
+ANALYTIC_CODE = (
+    "np.abs, np.var, np.std and np.linalg.norm are not analytic: write sums, products and np.sqrt; .real and an "
+    "overflow in complex arithmetic have the same effect"
+)
 
 
 class NotAnalyticError(Exception):

@@ -14,7 +14,6 @@ from minivit.checking.function import CheckedFunction
 from minivit.checking.gradients import flaw
 from minivit.checking.methods import EPS, Probe
 from minivit.checking.settings import Settings
-from minivit.checking.state import with_other_parameters
 from minivit.checking.verdict import Place
 
 Measured: TypeAlias = tuple[Probe, Array]  # the function of an array, and the gradient that backward returned
@@ -43,10 +42,6 @@ class Nearby:
         for n in others:
             points[n] = points[n] + size * (float(np.sqrt(np.mean(np.square(points[n])))) or 1.0)
         return self._at(points) if others else None
-
-    def at_other_parameters(self) -> Measured | None:
-        """Return what is measured at other values of all parameters."""
-        return self._at(with_other_parameters(self.checked.points, self.checked.num_inputs))
 
     def by_rounding(self, probe: Probe, rng: np.random.Generator) -> Probe:
         """Return `probe` with all float arrays changed by a unit in the last place."""

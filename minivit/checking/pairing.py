@@ -12,6 +12,7 @@ import numpy as np
 
 from minivit.arrays import to_backend, to_host
 from minivit.checking.arguments import argument_names, check_layer, fixed_key
+from minivit.checking.constants import without_constants
 from minivit.checking.function import CheckedFunction
 from minivit.checking.gradients import as_tuple
 from minivit.checking.heads import THIRDS
@@ -182,7 +183,8 @@ class _Call:
 def _beside_layer(mine: Any, ours: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Sides:
     """Return both sides for a layer: a function of its inputs and its parameters, whose values mine gets."""
     check_layer(ours)
-    title = type(ours).__name__
+    ours, filled = without_constants(ours) if is_layer(mine) else (ours, "")  # functions may read ours itself
+    title = f"{type(ours).__name__}{filled}"
     key = fixed_key(kwargs.pop("rng", None), inputs)
     names = argument_names(ours.forward, len(inputs))
 

@@ -102,7 +102,7 @@ def recheck_saturated(row: Row, probe: Probe, total: float, nearby: Nearby) -> R
             return row
         if norm >= 100 * row.norm and norm * moved[0].rms > rounding:
             if verify(*moved, norm, place, settings).verdict != "ok":
-                return row
+                continue  # it may be saturated there too
             note = f"{vacuous(row.norm, difference)}: forward is saturated here; right at another point"
             return replace(row, verdict="vacuous", note=note)
     return replace(row, verdict="zero", error=0.0) if max(row.norm, difference) * probe.rms <= rounding else row

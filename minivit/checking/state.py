@@ -29,6 +29,16 @@ READS_STATE = "backward differs after another forward pass: it reads state outsi
 
 CHANGED_BY_CALLS = "forward returns another result after a call with other arguments: it keeps state"
 
+HIDDEN_BY_VALUES = (
+    "gradients are right at these values of the parameters, and wrong after a small change of them: the layer keeps an "
+    "array of earlier values, or values such as 1, 2 or an identity hide a mistake"
+)
+
+STORES_VALUES = (
+    "the first forward pass stores numbers that it computed from the parameters, so a copy that is made later computes "
+    "another function: make them parameters, or arrays that are set when the layer is made"
+)
+
 KEEPS_EARLIER_VALUES = (
     "the layer keeps an array that was computed from earlier values of the parameters, so its gradients are wrong "
     "after a step of an optimiser or in a copy of the layer: compute the array in each pass, and store it in the "
@@ -45,8 +55,12 @@ def with_other_parameters(points: Sequence[Array], num_inputs: int) -> list[Arra
     Each element has a factor of its own: an array that was computed from a parameter may not depend on its scale.
     """
     rng = np.random.default_rng(0)
-    factors = [1 + (CHANGED - 1) * rng.uniform(0.5, 1.0, a.shape) for a in points[num_inputs:]]
-    return [*points[:num_inputs], *(a * factor for a, factor in zip(points[num_inputs:], factors, strict=True))]
+
+    def moved(a: Array) -> Array:
+        around = np.where(a == 0, np.sqrt(np.mean(np.square(a))), a) if a.size else a
+        return a + (CHANGED - 1) * rng.uniform(0.5, 1.0, a.shape) * around
+
+    return [*points[:num_inputs], *map(moved, points[num_inputs:])]
 
 
 def other_arguments(points: Sequence[Array], num_inputs: int) -> Iterator[list[Array]]:
