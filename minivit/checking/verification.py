@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,11 +12,11 @@ from minivit.checking.constants import constant_arguments, one_sample
 from minivit.checking.evidence import Context, Other, named_arrays
 from minivit.checking.function import RANDOM, CheckedFunction, Passes
 from minivit.checking.gradients import NOTHING_RETURNED, flaw
-from minivit.checking.kinks import KINK, MANY_KINKS, find_kinks
+from minivit.checking.kinks import KINK, MANY_KINKS
 from minivit.checking.methods import Probe
 from minivit.checking.nearby import Measured, Nearby
+from minivit.checking.other_parameters import of_other_parameters
 from minivit.checking.recheck import (
-    ROUNDING_ALONE,
     recheck_at_kinks,
     recheck_float32,
     recheck_rounding,
@@ -25,13 +24,7 @@ from minivit.checking.recheck import (
 )
 from minivit.checking.report import Report, Row
 from minivit.checking.settings import Settings
-from minivit.checking.state import (
-    CHANGED_BY_CALLS,
-    HIDDEN_BY_VALUES,
-    KEEPS_EARLIER_VALUES,
-    STORES_VALUES,
-    with_other_parameters,
-)
+from minivit.checking.state import CHANGED_BY_CALLS
 from minivit.checking.verdict import Place, compare_float32, explained, verify
 
 
@@ -62,7 +55,7 @@ def checked_report(title: str, checked: CheckedFunction, places: Sequence[Place]
         for number, row in check.explained(rows, suspects, places, measured):
             rows[number] = row
     if not findings and not checked.findings and checked.num_inputs < len(checked.names):
-        findings.extend(check.of_other_parameters(places, rows))
+        findings.extend(of_other_parameters(checked, places, rows, check.total, settings))
     if low_places:
         points = [np.array(a) for a in checked.given]
         low = checked.run(points, settings.seed, settings.upstream)
@@ -140,41 +133,6 @@ class _Check:
         if (doubtful and row.verdict == "FAILED") or (row.verdict == "zero" and row.method == "central"):
             row, probe, gradient = recheck_at_kinks(row, probe, gradient, self.total, nearby)
         return row, (probe, gradient)
-
-    def of_other_parameters(self, places: Sequence[Place], rows: Sequence[Row]) -> Iterator[str]:
-        """Yield what is found after a small change of the parameters, where no other contract is violated."""
-        is_wrong = any(row.verdict == "FAILED" for row in rows)
-        if self.checked.copies_differ:
-            yield KEEPS_EARLIER_VALUES if is_wrong or self._wrong_later(places, rows) else STORES_VALUES
-        elif self.checked.moves_parameters and not is_wrong and self._wrong_later(places, rows):
-            yield HIDDEN_BY_VALUES
-
-    def _wrong_later(self, places: Sequence[Place], rows: Sequence[Row]) -> bool:
-        """Return whether a gradient that is right is wrong after a small change of the parameters."""
-        checked, settings = self.checked, self.settings
-        points = with_other_parameters(checked.points, checked.num_inputs)
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                passes = checked.run(points, settings.seed, settings.upstream, contracts=False)
-            except Exception:  # these values are refused
-                return False
-            for place, row in zip(places, rows, strict=True):
-                k = place.array
-                right = row.verdict == "ok" and ROUNDING_ALONE not in row.note
-                if not right or flaw(passes.gradients[k], points[k], passes.y):
-                    continue
-                evaluate = functools.partial(checked.evaluate, k, points=points)
-                probe = Probe(evaluate, points[k], passes.y, passes.upstream, place.where)
-                gradient = passes.gradients[k][place.where]
-                kinks = find_kinks(probe, gradient.shape, place.generator(settings)) if KINK in row.note else None
-                is_exact = row.method == "complex"
-                some = replace(settings, directions=1) if is_exact else settings
-                later = verify(probe, gradient, self.total, place, some, kinks)
-                least = settings.tolerance if is_exact else settings.central_tolerance
-                if later.verdict == "FAILED" and later.error > max(10 * least, 100 * row.error):
-                    return True
-        return False
 
     def explained(
         self, rows: Sequence[Row], suspects: Sequence[int], places: Sequence[Place], measured: Mapping[int, Measured]
