@@ -96,16 +96,19 @@ def recheck_saturated(row: Row, probe: Probe, total: float, nearby: Nearby) -> R
     rounding = ROUNDING * EPS * float(np.sum(np.abs(probe.upstream * probe.y)))
     others = [probe.x / 8, probe.x / 64, probe.x / 512]
     others.append(probe.x + probe.rms * place.generator(settings).standard_normal(probe.x.shape))
+    wrong_elsewhere = False
     for moved in filter(None, map(nearby.at, others)):
         norm = float(np.linalg.norm(moved[1]))
         if norm == 0 and _largest_derivative(moved[0], nearby) * moved[0].rms > rounding:
             return row
         if norm >= 100 * row.norm and norm * moved[0].rms > rounding:
             if verify(*moved, norm, place, settings).verdict != "ok":
+                wrong_elsewhere = True
                 continue  # it may be saturated there too
             note = f"{vacuous(row.norm, difference)}: forward is saturated here; right at another point"
             return replace(row, verdict="vacuous", note=note)
-    return replace(row, verdict="zero", error=0.0) if max(row.norm, difference) * probe.rms <= rounding else row
+    is_rounding = not wrong_elsewhere and max(row.norm, difference) * probe.rms <= rounding
+    return replace(row, verdict="zero", error=0.0) if is_rounding else row
 
 
 def recheck_rounding(row: Row, probe: Probe, gradient: Array, total: float, nearby: Nearby) -> tuple[Row, Probe]:
