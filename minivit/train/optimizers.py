@@ -267,10 +267,8 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    betas : tuple of float
-        beta1 and beta2, the factors of the averages m and v.
-    eps : float
-        Added to the root of v.
+    betas, eps
+        Those of `Adam`.
     model, lr, weight_decay, groups, layer_decay
         Those of `minivit.train.optimizers.Optimizer`.
     """
