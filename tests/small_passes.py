@@ -39,17 +39,27 @@ def self_sum_backward(dy: Array, x: Array) -> Any:
     return dy * x.sum() + np.sum(dy * x)
 
 
-def norm(x: Array, weight: Array) -> Any:
+def layer_norm(x: Array, eps: float = 1e-5) -> Any:
+    """Layer norm without weight and bias."""
     centred = x - x.mean(-1, keepdims=True)
-    inv = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + 1e-6)
-    return centred * inv * weight, (centred * inv, inv, weight)
+    inv = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
+    return centred * inv, (centred * inv, inv)
+
+
+def layer_norm_backward(dy: Array, cache: Any) -> Array:
+    x_hat, inv = cache
+    d: Array = inv * (dy - dy.mean(-1, keepdims=True) - x_hat * (dy * x_hat).mean(-1, keepdims=True))
+    return d
+
+
+def norm(x: Array, weight: Array) -> Any:
+    x_hat, (_, inv) = layer_norm(x, eps=1e-6)
+    return x_hat * weight, (x_hat, inv, weight)
 
 
 def norm_backward(dy: Array, cache: Any) -> Any:
     x_hat, inv, weight = cache
-    d = dy * weight
-    dx = inv * (d - d.mean(-1, keepdims=True) - x_hat * (d * x_hat).mean(-1, keepdims=True))
-    return dx, (dy * x_hat).sum(0)
+    return layer_norm_backward(dy * weight, (x_hat, inv)), (dy * x_hat).sum(0)
 
 
 def square_matrix(a: Array) -> Any:
